@@ -1,0 +1,141 @@
+//! What can be wrong with a block, a container or the name of a codec.
+
+use crate::codec::CodecId;
+use crate::digest::Digest;
+
+/// A failure to encode or decode bytes. Messages name the value and the limit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CodecError {
+    /// A codec name that is not one of the known ones.
+    #[error("unknown codec {name:?}: expected none, lz4, zstd or zstd:LEVEL")]
+    UnknownCodecName {
+        /// The name as given, cut to 64 characters.
+        name: String,
+    },
+    /// A zstd level outside what the library supports.
+    #[error("zstd level {level} is outside {min}..={max}")]
+    LevelOutOfRange {
+        /// The level asked for.
+        level: i32,
+        /// The lowest level supported.
+        min: i32,
+        /// The highest level supported.
+        max: i32,
+    },
+    /// A codec id this version does not know.
+    #[error("unknown codec id {id}: the highest known is {max}")]
+    UnknownCodecId {
+        /// The id as read.
+        id: u8,
+        /// The highest known id.
+        max: u8,
+    },
+    /// A block kind this version does not know.
+    #[error("unknown block kind {kind}: the highest known is {max}")]
+    UnknownBlockKind {
+        /// The kind as read.
+        kind: u8,
+        /// The highest known kind.
+        max: u8,
+    },
+    /// A text that is not a digest.
+    #[error("a digest is 32 hexadecimal digits, got {length} characters that are not")]
+    InvalidDigest {
+        /// Length of the text in bytes.
+        length: usize,
+    },
+    /// The input is longer than the codec can take in one piece.
+    #[error("input of {length} bytes is over the {codec} limit of {limit} bytes")]
+    InputTooLarge {
+        /// The codec.
+        codec: CodecId,
+        /// Length of the input in bytes.
+        length: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The encoded data does not fit the output buffer.
+    #[error("output buffer of {capacity} bytes is too small for what has to be written")]
+    OutputTooSmall {
+        /// Size of the buffer in bytes.
+        capacity: usize,
+    },
+    /// Data decoded to another length than was promised.
+    #[error("data does not decode to the {expected} bytes promised")]
+    RawLength {
+        /// The promised length in bytes.
+        expected: usize,
+    },
+    /// The compressed data is damaged.
+    #[error("damaged {codec} data of {length} bytes: {reason}")]
+    Corrupt {
+        /// The codec.
+        codec: CodecId,
+        /// Length of the compressed data in bytes.
+        length: usize,
+        /// What the decoder said.
+        reason: &'static str,
+    },
+    /// Memory could not be had.
+    #[error("out of memory asking for {bytes} bytes")]
+    OutOfMemory {
+        /// How many bytes were asked for (0: a codec's own state).
+        bytes: usize,
+    },
+    /// A fill block is not one uncompressed byte.
+    #[error("fill block has {length} bytes of codec {codec}, it must have 1 of codec none")]
+    FillBlock {
+        /// Length of the wire bytes.
+        length: usize,
+        /// The codec named.
+        codec: CodecId,
+    },
+    /// A delta block came without the base it was made against.
+    #[error("delta block needs the base it was made against")]
+    MissingBase,
+    /// The container is shorter than its header.
+    #[error("container of {length} bytes is shorter than its header of {needed} bytes")]
+    Truncated {
+        /// Length of what is there in bytes.
+        length: usize,
+        /// Length needed in bytes.
+        needed: usize,
+    },
+    /// The container does not begin with its magic.
+    #[error("not a DWCB container: it begins with {found:02x?}")]
+    BadMagic {
+        /// The first four bytes.
+        found: [u8; 4],
+    },
+    /// The container is of another version.
+    #[error("container version {version} is not supported, the highest known is {max}")]
+    UnsupportedVersion {
+        /// The version as read.
+        version: u8,
+        /// The highest known version.
+        max: u8,
+    },
+    /// Bits or bytes that must be zero are not.
+    #[error("reserved header field is {value:#04x}, it must be zero")]
+    ReservedNotZero {
+        /// The value as read.
+        value: u8,
+    },
+    /// The container promises more than the caller allows.
+    #[error("container promises {length} bytes, over the limit of {limit} bytes")]
+    OverLimit {
+        /// The promised length in bytes.
+        length: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The decoded bytes are not those that were encoded.
+    #[error("digest of the decoded bytes is {actual}, expected {expected}")]
+    DigestMismatch {
+        /// The digest in the header.
+        expected: Digest,
+        /// The digest of what was decoded.
+        actual: Digest,
+    },
+}

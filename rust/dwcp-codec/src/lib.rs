@@ -1,0 +1,22 @@
+//! Bytes in, bytes out: digests, block codecs, deltas and the file formats built from them.
+//!
+//! Nothing here does I/O, reads a clock or knows about Python. Every decoder treats its input as hostile: lengths
+//! are bounded before memory is taken, and bad bytes end in a [`CodecError`] or a [`PatchError`], never a panic.
+#![deny(unsafe_code)]
+
+pub mod block;
+pub mod codec;
+pub mod container;
+pub mod digest;
+mod error;
+pub mod page;
+pub mod patch;
+pub mod probe;
+#[allow(unsafe_code)] // The bindings to the C libraries, and the few casts to and from uninitialised memory.
+mod raw;
+mod shuffle;
+
+pub use codec::{Codec, CodecId, Compressor, Decompressor};
+pub use digest::Digest;
+pub use error::CodecError;
+pub use patch::PatchError;

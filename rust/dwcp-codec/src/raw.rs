@@ -1,0 +1,222 @@
+//! The C compressors, writing into memory that nobody had to zero first.
+
+use std::ffi::c_int;
+use std::mem::MaybeUninit;
+
+use zstd_safe::zstd_sys::ZSTD_ErrorCode;
+use zstd_safe::{CCtx, DCtx, SafeResult, WriteBuf};
+
+use crate::codec::CodecId;
+use crate::error::CodecError;
+
+/// `LZ4_MAX_INPUT_SIZE`.
+pub(crate) const LZ4_MAX_INPUT_BYTES: usize = 0x7e00_0000;
+
+/// Output memory for zstd of which nothing is promised to be initialised.
+struct Uninit<'a> {
+    bytes: &'a mut [MaybeUninit<u8>],
+    filled: usize,
+}
+
+// SAFETY: pointer and capacity are those of the borrowed slice; as_slice covers only what filled_until vouched for.
+unsafe impl WriteBuf for Uninit<'_> {
+    fn as_slice(&self) -> &[u8] {
+        // SAFETY: the first `filled` bytes were written by zstd.
+        unsafe { std::slice::from_raw_parts(self.bytes.as_ptr().cast(), self.filled) }
+    }
+
+    fn capacity(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.bytes.as_mut_ptr().cast()
+    }
+
+    unsafe fn filled_until(&mut self, n: usize) {
+        self.filled = n;
+    }
+}
+
+/// How many bytes at the start of an output buffer have been written. Only this module can say so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Written(usize);
+
+impl Written {
+    /// The number of bytes.
+    pub(crate) fn count(self) -> usize {
+        self.0
+    }
+}
+
+/// Compresses `src` as one zstd frame at the start of `dst`.
+pub(crate) fn zstd_compress(
+    context: &mut CCtx<'static>,
+    level: i32,
+    src: &[u8],
+    dst: &mut [MaybeUninit<u8>],
+) -> Result<Written, CodecError> {
+    let capacity = dst.len();
+    let written: SafeResult = context.compress(&mut Uninit { bytes: dst, filled: 0 }, src, level);
+    written.map(Written).map_err(|code| {
+        if zstd_safe::is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_memory_allocation) {
+            return CodecError::OutOfMemory { bytes: 0 };
+        }
+        CodecError::OutputTooSmall { capacity }
+    })
+}
+
+/// Decompresses zstd frames into `dst`, which they must fill exactly.
+pub(crate) fn zstd_decompress<'d>(
+    context: &mut DCtx<'static>,
+    src: &[u8],
+    dst: &'d mut [MaybeUninit<u8>],
+) -> Result<&'d mut [u8], CodecError> {
+    let expected = dst.len();
+    match context.decompress(&mut Uninit { bytes: dst, filled: 0 }, src) {
+        // SAFETY: zstd has written as many bytes as there are.
+        Ok(written) if written == expected => Ok(unsafe { assume_written(dst) }),
+        Ok(_) => Err(CodecError::RawLength { expected }),
+        Err(code) if zstd_safe::is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_dstSize_tooSmall) => {
+            Err(CodecError::RawLength { expected })
+        }
+        Err(code) if zstd_safe::is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_memory_allocation) => {
+            Err(CodecError::OutOfMemory { bytes: 0 })
+        }
+        Err(code) => Err(CodecError::Corrupt {
+            codec: CodecId::Zstd,
+            length: src.len(),
+            reason: zstd_safe::get_error_name(code),
+        }),
+    }
+}
+
+/// Compresses `src` as one LZ4 block at the start of `dst`.
+pub(crate) fn lz4_compress(src: &[u8], dst: &mut [MaybeUninit<u8>]) -> Result<Written, CodecError> {
+    let length = match c_int::try_from(src.len()) {
+        Ok(length) if src.len() <= LZ4_MAX_INPUT_BYTES => length,
+        _ => {
+            return Err(CodecError::InputTooLarge {
+                codec: CodecId::Lz4,
+                length: src.len(),
+                limit: LZ4_MAX_INPUT_BYTES,
+            });
+        }
+    };
+    let capacity = c_int::try_from(dst.len()).unwrap_or(c_int::MAX);
+    // SAFETY: both pointers are valid for the lengths given with them; LZ4 only writes to dst.
+    let written = unsafe {
+        lz4_sys::LZ4_compress_default(src.as_ptr().cast(), dst.as_mut_ptr().cast(), length, capacity)
+    };
+    match usize::try_from(written) {
+        Ok(written) if written > 0 => Ok(Written(written)),
+        _ => Err(CodecError::OutputTooSmall { capacity: dst.len() }),
+    }
+}
+
+/// Decompresses one LZ4 block into `dst`, which it must fill exactly.
+pub(crate) fn lz4_decompress<'d>(
+    src: &[u8],
+    dst: &'d mut [MaybeUninit<u8>],
+) -> Result<&'d mut [u8], CodecError> {
+    let corrupt = |reason| CodecError::Corrupt { codec: CodecId::Lz4, length: src.len(), reason };
+    let (Ok(length), Ok(capacity)) = (c_int::try_from(src.len()), c_int::try_from(dst.len())) else {
+        return Err(corrupt("longer than an lz4 block can be"));
+    };
+    // SAFETY: both pointers are valid for the lengths given with them; LZ4_decompress_safe reads no byte past src,
+    // writes none past dst, and reads back only what it wrote there itself.
+    let written = unsafe {
+        lz4_sys::LZ4_decompress_safe(src.as_ptr().cast(), dst.as_mut_ptr().cast(), length, capacity)
+    };
+    match usize::try_from(written) {
+        // SAFETY: LZ4 has written as many bytes as there are.
+        Ok(written) if written == dst.len() => Ok(unsafe { assume_written(dst) }),
+        Ok(_) => Err(CodecError::RawLength { expected: dst.len() }),
+        // LZ4 has one answer for damage and for output that does not fit.
+        Err(_) => Err(corrupt("bad sequence or more bytes than promised")),
+    }
+}
+
+/// Copies `src` to the start of `dst`.
+pub(crate) fn copy(src: &[u8], dst: &mut [MaybeUninit<u8>]) -> Result<Written, CodecError> {
+    let capacity = dst.len();
+    let dst = dst.get_mut(..src.len()).ok_or(CodecError::OutputTooSmall { capacity })?;
+    // SAFETY: u8 and MaybeUninit<u8> have the same layout, and initialised bytes are valid as both.
+    let src: &[MaybeUninit<u8>] = unsafe { std::slice::from_raw_parts(src.as_ptr().cast(), src.len()) };
+    dst.copy_from_slice(src);
+    Ok(Written(src.len()))
+}
+
+/// Copies `src` into `dst`, which it must fill exactly.
+pub(crate) fn copy_exactly<'d>(
+    src: &[u8],
+    dst: &'d mut [MaybeUninit<u8>],
+) -> Result<&'d mut [u8], CodecError> {
+    if src.len() != dst.len() {
+        return Err(CodecError::RawLength { expected: dst.len() });
+    }
+    copy(src, dst)?;
+    // SAFETY: the copy covers all of it, the lengths being equal.
+    Ok(unsafe { assume_written(dst) })
+}
+
+/// Lets `body` write behind the first `head_length` bytes of `dst`, then copies the head it returns in front.
+pub(crate) fn write_framed(
+    dst: &mut [MaybeUninit<u8>],
+    head_length: usize,
+    body: impl FnOnce(&mut [MaybeUninit<u8>]) -> Result<(Vec<u8>, Written), CodecError>,
+) -> Result<Written, CodecError> {
+    let too_small = CodecError::OutputTooSmall { capacity: dst.len() };
+    let (head, rest) = dst.split_at_mut_checked(head_length).ok_or(too_small)?;
+    let (bytes, Written(body_length)) = body(rest)?;
+    copy_exactly(&bytes, head)?;
+    Ok(Written(head_length + body_length))
+}
+
+/// Views initialised memory as output memory.
+///
+/// Only functions of this module, which never store uninitialised bytes, may be given the view.
+pub(crate) fn as_output(dst: &mut [u8]) -> &mut [MaybeUninit<u8>] {
+    // SAFETY: the layouts are the same; every writer of this module stores initialised bytes only.
+    unsafe { std::slice::from_raw_parts_mut(dst.as_mut_ptr().cast(), dst.len()) }
+}
+
+/// Views output memory as bytes.
+///
+/// # Safety
+///
+/// Every byte of `dst` must have been written.
+unsafe fn assume_written(dst: &mut [MaybeUninit<u8>]) -> &mut [u8] {
+    // SAFETY: the layouts are the same, and the caller says that all of it is initialised.
+    unsafe { std::slice::from_raw_parts_mut(dst.as_mut_ptr().cast(), dst.len()) }
+}
+
+/// Lets `write` put up to `room` bytes behind what `out` holds.
+pub(crate) fn append_with(
+    out: &mut Vec<u8>,
+    room: usize,
+    write: impl FnOnce(&mut [MaybeUninit<u8>]) -> Result<Written, CodecError>,
+) -> Result<(), CodecError> {
+    out.try_reserve(room).map_err(|_| CodecError::OutOfMemory { bytes: room })?;
+    let spare = &mut out.spare_capacity_mut()[..room];
+    let written = write(spare)?.count().min(room);
+    // SAFETY: a Written is only made by this module, for bytes that were written at the start of the slice.
+    unsafe { out.set_len(out.len() + written) };
+    Ok(())
+}
+
+/// Lets `fill` write exactly `length` bytes behind what `out` holds; it hands back the slice it was given.
+pub(crate) fn append_exactly(
+    out: &mut Vec<u8>,
+    length: usize,
+    fill: impl FnOnce(&mut [MaybeUninit<u8>]) -> Result<&mut [u8], CodecError>,
+) -> Result<(), CodecError> {
+    append_with(out, length, |spare| {
+        let start = spare.as_ptr().addr();
+        let filled = fill(spare)?;
+        if filled.as_ptr().addr() != start || filled.len() != length {
+            return Err(CodecError::RawLength { expected: length });
+        }
+        Ok(Written(length))
+    })
+}
