@@ -1,0 +1,138 @@
+"""What every benchmark here shares: real data, interleaved repeats, medians, and result files.
+
+Machines are shared and noisy, so contenders are run in turn, round after round, and only
+ratios of medians within one run are claims. Every result file keeps the raw samples.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).with_name("results")
+Samples = dict[str, list[float]]
+
+
+def arguments(description: str, repeats: int) -> argparse.Namespace:
+    """Parse the options every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--repeats", type=int, default=repeats, help="interleaved rounds (default %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="smaller data, for a look; do not publish")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")
+    return parser.parse_args()
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def interleave(contenders: Mapping[str, Callable[[], object]], repeats: int) -> Samples:
+    """Time each contender once a round; the first round warms up and is dropped."""
+    samples: Samples = {name: [] for name in contenders}
+    for turn in range(repeats + 1):
+        order = list(contenders)
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            taken = seconds(contenders[name])
+            if turn:
+                samples[name].append(taken)
+    return samples
+
+
+def ratio(samples: Samples, name: str, against: str) -> float:
+    """How many times as fast as `against` the contender `name` is: a ratio of medians."""
+    return statistics.median(samples[against]) / statistics.median(samples[name])
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        cpu = names[0] if names else cpu
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=RESULTS.parent,
+        check=False,
+    )
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=no"],
+        capture_output=True,
+        text=True,
+        cwd=RESULTS.parent,
+        check=False,
+    )
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip() + ("+changes" if dirty.stdout.strip() else ""),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("dwcp-fast", "zstandard", "lz4", "xxhash", "numpy")},
+    }
+
+
+def publish(name: str, out: Path, *, claims: list[dict[str, Any]], raw: Any) -> Path:
+    """Write `<out>/<name>.json`: machine, claims with the missed ones first, raw samples."""
+    out.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(claims, key=lambda claim: (claim["met"], claim["case"]))
+    path = out / f"{name}.json"
+    body = {"benchmark": name, "command": " ".join(["python", *sys.argv]), "machine": machine()}
+    path.write_text(json.dumps(body | {"claims": ordered, "raw": raw}, indent=1) + "\n")
+    return path
+
+
+def claim(
+    case: str, measured: float, target: float, against: str, *, lower_is_better: bool = False
+) -> dict[str, Any]:
+    """One line of a result: what was aimed at and what came out."""
+    met = measured <= target if lower_is_better else measured >= target
+    return {"case": case, "measured": round(measured, 3), "target": target, "against": against, "met": met}
+
+
+def show(claims: list[dict[str, Any]]) -> None:
+    """Print the claims, the missed ones first."""
+    for item in sorted(claims, key=lambda entry: (entry["met"], entry["case"])):
+        mark = "met   " if item["met"] else "MISSED"
+        figures = f"{item['measured']:.3f} (target {item['target']})"
+        print(f"{mark} {item['case']}: {figures} against {item['against']}")
+
+
+def real_files(size: int) -> bytes:
+    """Real bytes of this machine: the interpreter's own libraries and sources, joined and cut to `size`."""
+    library = Path(os.__file__).parent
+    pieces, total = [], 0
+    for path in sorted(
+        [*library.glob("*.py"), *Path(sys.base_prefix, "lib").glob("*.so*"), *library.glob("*/*.py")]
+    ):
+        if path.is_file():
+            pieces.append(path.read_bytes())
+            total += len(pieces[-1])
+    joined = b"".join(pieces)
+    return (joined * (size // total + 1))[:size]
+
+
+def incompressible(size: int, seed: int = 1) -> bytes:
+    """Random bytes."""
+    return np.random.default_rng(seed).bytes(size)
