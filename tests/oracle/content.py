@@ -13,7 +13,7 @@ from oracle.wire import ENTRY_KINDS, FILL, LZ4, XOR, ZSTD, WireError, require
 
 def digest(data: bytes) -> bytes:
     """XXH3-128 in canonical byte order."""
-    return bytes(xxhash.xxh3_128_digest(data))
+    return xxhash.xxh3_128_digest(data)
 
 
 def tree_digest(data: bytes, block_bytes: int) -> bytes:
@@ -42,6 +42,7 @@ def check_offer(offer: dict[str, Any], entries: Sequence[dict[str, Any]], cores:
 def decode_block(fields: dict[str, Any], body: bytes, base: bytes = b"") -> bytes:
     """Decode a BLOCK body; `base` is the object that the receiver holds, at any length."""
     size = fields["raw_length"]
+    raw: bytes
     if fields["kind"] == FILL:
         require(len(body) == 1, "a fill body is one byte")
         raw = body * size
