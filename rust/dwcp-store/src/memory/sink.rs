@@ -1,0 +1,184 @@
+//! Buffers that grow block by block and are given out when the transfer is committed.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use dwcp_codec::digest::Digest;
+use dwcp_proto::frame::HaveSource;
+use dwcp_proto::manifest::{EntryKind, Manifest};
+
+use super::region::{OwnedBuffer, Region, TargetBuffer};
+use crate::error::refuse;
+use crate::sink::haves_of_blocks;
+use crate::{Prepared, Refusal, Sink, StoreError, Tick};
+
+/// Received buffers by name, in the order of the manifest.
+pub type NamedBuffers = Vec<(String, Box<dyn TargetBuffer>)>;
+
+/// Gives the memory that a named buffer is received into.
+pub trait BufferProvider: Send + Sync {
+    /// A buffer of exactly `size` bytes for `name`, or an error to refuse the transfer.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]; it ends the transfer.
+    fn provide(&self, name: &str, size: u64) -> Result<Box<dyn TargetBuffer>, StoreError>;
+}
+
+/// Allocates every buffer.
+struct Allocator;
+
+impl BufferProvider for Allocator {
+    fn provide(&self, _name: &str, size: u64) -> Result<Box<dyn TargetBuffer>, StoreError> {
+        Ok(Box::new(OwnedBuffer::zeroed(size)?))
+    }
+}
+
+/// Receives buffers into memory.
+pub struct MemorySink {
+    max_bytes: u64,
+    provider: Box<dyn BufferProvider>,
+    work: RwLock<Option<Arc<Work>>>,
+}
+
+struct Work {
+    manifest: Arc<Manifest>,
+    objects: Vec<Object>,
+    committed: Mutex<bool>,
+}
+
+struct Object {
+    name: String,
+    region: Region,
+    /// The digests of the blocks stored so far.
+    stored: Mutex<Vec<Option<Digest>>>,
+}
+
+impl MemorySink {
+    /// A sink that allocates its buffers, up to `max_bytes` for all of a transfer.
+    #[must_use]
+    pub fn new(max_bytes: u64) -> MemorySink {
+        MemorySink::with_provider(max_bytes, Box::new(Allocator))
+    }
+
+    /// A sink that writes into the buffers that `provider` gives, up to `max_bytes` for all of a transfer.
+    #[must_use]
+    pub fn with_provider(max_bytes: u64, provider: Box<dyn BufferProvider>) -> MemorySink {
+        MemorySink { max_bytes, provider, work: RwLock::new(None) }
+    }
+
+    /// The buffers, once they are committed. They can be taken once.
+    ///
+    /// # Errors
+    /// [`StoreError::NotPrepared`] when nothing is committed, or some thread still uses the sink.
+    pub fn take_buffers(&self) -> Result<NamedBuffers, StoreError> {
+        let mut slot = self.work.write().unwrap_or_else(PoisonError::into_inner);
+        let committed = slot.take_if(|work| *lock(&work.committed));
+        let work = committed.and_then(|work| Arc::try_unwrap(work).map_err(|used| *slot = Some(used)).ok());
+        let Some(work) = work else { return Err(StoreError::NotPrepared { action: "take buffers" }) };
+        Ok(work.objects.into_iter().map(|object| (object.name, object.region.into_buffer())).collect())
+    }
+
+    fn work(&self, action: &'static str) -> Result<Arc<Work>, StoreError> {
+        let slot = self.work.read().unwrap_or_else(PoisonError::into_inner);
+        slot.clone().ok_or(StoreError::NotPrepared { action })
+    }
+
+    fn make(&self, manifest: &Arc<Manifest>, tick: &mut Tick<'_>) -> Result<Work, StoreError> {
+        let total = manifest.total_bytes();
+        if total > self.max_bytes {
+            return Err(StoreError::Limit {
+                what: "size of all buffers",
+                value: total,
+                limit: self.max_bytes,
+            });
+        }
+        let mut objects = Vec::with_capacity(manifest.entries().len());
+        for (index, entry) in manifest.entries().iter().enumerate() {
+            tick()?;
+            let shown = || PathBuf::from(String::from_utf8_lossy(&entry.path).into_owned());
+            if entry.kind != EntryKind::Buffer {
+                return Err(refuse(shown(), Refusal::FileInMemory));
+            }
+            let Ok(name) = str::from_utf8(&entry.path) else { return Err(refuse(shown(), Refusal::Name)) };
+            let buffer = self.provider.provide(name, entry.size)?;
+            if buffer.length() as u64 != entry.size {
+                return Err(refuse(shown(), Refusal::BufferLength));
+            }
+            objects.push(Object {
+                name: name.to_owned(),
+                region: Region::new(buffer, manifest.block_bytes()),
+                stored: Mutex::new(vec![None; manifest.blocks_of(index as u32) as usize]),
+            });
+        }
+        Ok(Work { manifest: Arc::clone(manifest), objects, committed: Mutex::new(false) })
+    }
+}
+
+impl Sink for MemorySink {
+    fn prepare(
+        &self,
+        manifest: &Arc<Manifest>,
+        _base_allowed: bool,
+        tick: &mut Tick<'_>,
+    ) -> Result<Prepared, StoreError> {
+        let mut slot = self.work.write().unwrap_or_else(PoisonError::into_inner);
+        let id = manifest.transfer_id();
+        let same = slot.take().filter(|work| work.manifest.transfer_id() == id && !*lock(&work.committed));
+        let Some(work) = same else {
+            *slot = Some(Arc::new(self.make(manifest, tick)?));
+            return Ok(Prepared::default());
+        };
+        let work = slot.insert(work);
+        let mut prepared = Prepared::default();
+        for (index, object) in work.objects.iter().enumerate() {
+            let mut stored = lock(&object.stored);
+            for (block, digest) in stored.iter_mut().enumerate() {
+                tick()?;
+                let held =
+                    object.region.read_block(block as u32, |bytes| (Digest::of(bytes), bytes.len() as u64));
+                match held {
+                    Some((found, length)) if Some(found) == *digest => prepared.staged_bytes += length,
+                    _ => *digest = None,
+                }
+            }
+            prepared.haves.extend(haves_of_blocks(index as u32, HaveSource::Staged, &stored));
+        }
+        Ok(prepared)
+    }
+
+    fn store(&self, entry: u32, offset: u64, block: &[u8], digest: Digest) -> Result<(), StoreError> {
+        let work = self.work("store")?;
+        let index = work.manifest.block_at(entry, offset);
+        let (Some(index), Some(object)) = (index, work.objects.get(entry as usize)) else {
+            return Err(StoreError::OutOfRange { entry, offset, length: block.len() as u64 });
+        };
+        if !object.region.write_block(index, block) {
+            return Err(StoreError::OutOfRange { entry, offset, length: block.len() as u64 });
+        }
+        lock(&object.stored)[index as usize] = Some(digest);
+        Ok(())
+    }
+
+    fn base(&self, _entry: u32, _offset: u64, _dst: &mut [u8]) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
+    fn commit(&self, _tick: &mut Tick<'_>) -> Result<(), StoreError> {
+        *lock(&self.work("commit")?.committed) = true;
+        Ok(())
+    }
+
+    fn discard(&self, entries: &[u32]) -> Result<(), StoreError> {
+        let work = self.work("discard")?;
+        for object in entries.iter().filter_map(|entry| work.objects.get(*entry as usize)) {
+            lock(&object.stored).fill(None);
+        }
+        Ok(())
+    }
+
+    fn abort(&self) {}
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

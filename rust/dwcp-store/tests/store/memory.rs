@@ -1,0 +1,123 @@
+//! Buffers as the two ends of a transfer.
+
+use std::sync::Arc;
+
+use crate::support::*;
+use dwcp_codec::digest::Digest;
+use dwcp_proto::limits::Limits;
+use dwcp_proto::manifest::Manifest;
+use dwcp_store::{
+    BufferProvider, MemorySink, MemorySource, OwnedBuffer, Prepared, Refusal, SharedBytes, Sink, Source,
+    StoreError, TargetBuffer,
+};
+
+fn buffers(named: &[(&str, &[u8])]) -> (Arc<Manifest>, MemorySource) {
+    let shared = |bytes: &[u8]| -> SharedBytes { Arc::new(bytes.to_vec()) };
+    let named = named.iter().map(|(name, bytes)| (name.to_string(), shared(bytes))).collect();
+    let (manifest, source) = MemorySource::new(named, BLOCK as u32, &Limits::default()).unwrap();
+    (Arc::new(manifest), source)
+}
+
+#[test]
+fn buffers_arrive_by_name_and_only_when_committed() {
+    let large = noise(3 * BLOCK + 1, 1);
+    let (manifest, source) = buffers(&[("weights", &large), ("empty", b""), ("small", b"small")]);
+    let sink = MemorySink::new(1 << 20);
+    let prepared = prepare(&sink, &manifest).unwrap();
+    fill(&manifest, &source, &sink, &prepared, usize::MAX);
+    assert!(sink.take_buffers().is_err());
+    commit(&sink).unwrap();
+    let arrived: Vec<_> = sink
+        .take_buffers()
+        .unwrap()
+        .into_iter()
+        .map(|(name, buffer)| (name, buffer.into_vec().unwrap()))
+        .collect();
+    let expected = [("empty", vec![]), ("small", b"small".to_vec()), ("weights", large)];
+    assert_eq!(arrived, expected.map(|(name, bytes)| (name.to_owned(), bytes)));
+    assert!(sink.take_buffers().is_err());
+}
+
+#[test]
+fn block_that_comes_from_many_threads_at_once_is_stored_whole() {
+    let content = noise(4 * BLOCK, 1);
+    let (manifest, source) = buffers(&[("buffer", &content)]);
+    let sink = MemorySink::new(1 << 20);
+    prepare(&sink, &manifest).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| fill(&manifest, &source, &sink, &Prepared::default(), usize::MAX));
+        }
+    });
+    // The same session prepared again announces all of it.
+    assert_eq!(prepare(&sink, &manifest).unwrap().staged_bytes, content.len() as u64);
+    sink.discard(&[0]).unwrap();
+    assert_eq!(prepare(&sink, &manifest).unwrap(), Prepared::default());
+    fill(&manifest, &source, &sink, &Prepared::default(), usize::MAX);
+    commit(&sink).unwrap();
+    // Another transfer of the same shape begins with nothing, whatever became of the first.
+    assert_eq!(prepare(&sink, &manifest).unwrap(), Prepared::default());
+    assert!(sink.take_buffers().is_err());
+    fill(&manifest, &source, &sink, &Prepared::default(), usize::MAX);
+    commit(&sink).unwrap();
+    let (_, buffer) = sink.take_buffers().unwrap().remove(0);
+    assert_eq!(buffer.into_vec().unwrap(), content);
+}
+
+#[test]
+fn transfer_larger_than_the_limit_is_refused_before_memory_is_taken() {
+    struct Never;
+    impl BufferProvider for Never {
+        fn provide(&self, name: &str, size: u64) -> Result<Box<dyn TargetBuffer>, StoreError> {
+            panic!("{name} of {size} bytes was asked for")
+        }
+    }
+    let (manifest, _) = buffers(&[("a", &[0; 60]), ("b", &[0; 60])]);
+    let refused = prepare(&MemorySink::with_provider(119, Box::new(Never)), &manifest);
+    assert!(matches!(refused, Err(StoreError::Limit { value: 120, limit: 119, .. })));
+    assert!(OwnedBuffer::zeroed(u64::MAX).is_err());
+}
+
+#[test]
+fn provided_buffer_must_have_the_length_of_the_entry() {
+    struct Short;
+    impl BufferProvider for Short {
+        fn provide(&self, _: &str, size: u64) -> Result<Box<dyn TargetBuffer>, StoreError> {
+            Ok(Box::new(OwnedBuffer::zeroed(size - 1)?))
+        }
+    }
+    let (manifest, _) = buffers(&[("a", &[0; 60])]);
+    let refused = prepare(&MemorySink::with_provider(100, Box::new(Short)), &manifest);
+    assert!(matches!(refused, Err(StoreError::Refused { reason: Refusal::BufferLength, .. })));
+}
+
+#[test]
+fn files_are_not_received_into_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (manifest, _) = offer(&[dir.path()]);
+    let refused = prepare(&MemorySink::new(100), &manifest);
+    assert!(matches!(refused, Err(StoreError::Refused { reason: Refusal::FileInMemory, .. })));
+}
+
+#[test]
+fn blocks_that_are_none_are_refused_by_source_and_sink() {
+    let (manifest, source) = buffers(&[("a", &noise(BLOCK + 10, 1))]);
+    let sink = MemorySink::new(1 << 20);
+    let digest = Digest::of(b"");
+    assert!(matches!(sink.store(0, 0, &[0; BLOCK], digest), Err(StoreError::NotPrepared { .. })));
+    prepare(&sink, &manifest).unwrap();
+    let mut scratch = Vec::new();
+    let end = BLOCK as u64;
+    for (entry, offset, length) in
+        [(0, 1, BLOCK), (0, end, 11), (0, end, 9), (0, 2 * end, 1), (1, 0, 1), (0, u64::MAX, 1)]
+    {
+        let refused = sink.store(entry, offset, &vec![0; length], digest);
+        assert!(matches!(refused, Err(StoreError::OutOfRange { .. })), "{entry} {offset} {length}");
+    }
+    for (entry, offset, length) in [(0, end, 11), (1, 0, 1), (0, u64::MAX, 1)] {
+        assert!(matches!(
+            source.block(entry, offset, length, &mut scratch),
+            Err(StoreError::OutOfRange { .. })
+        ));
+    }
+}
