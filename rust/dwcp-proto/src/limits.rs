@@ -1,0 +1,55 @@
+//! The bounds of the format, and those a receiver sets below them.
+
+/// Length of a frame header.
+pub const HEADER_BYTES: usize = 24;
+/// Length of a preface.
+pub const PREFACE_BYTES: usize = 8;
+/// Longest head of a frame.
+pub const MAX_HEAD: usize = 1_048_576;
+/// Smallest block size that may be agreed.
+pub const MIN_BLOCK: u32 = 65_536;
+/// Largest block size that may be agreed.
+pub const MAX_BLOCK: u32 = 4_194_304;
+/// Most entries of a transfer.
+pub const MAX_ENTRIES: u32 = 1_048_576;
+/// Most bytes of all MANIFEST heads of a transfer.
+pub const MAX_MANIFEST_BYTES: u64 = 67_108_864;
+/// Most bytes of an object, and of a transfer.
+pub const MAX_OBJECT: u64 = 1 << 62;
+/// Most blocks of all objects of a transfer; both sides keep a digest of each.
+pub const MAX_BLOCKS: u64 = 67_108_864;
+/// Most lanes of a session at once.
+pub const MAX_LANES: u16 = 256;
+/// Most candidates of an entry.
+pub const MAX_CANDIDATES: usize = 8;
+/// Longest path of an entry.
+pub const MAX_PATH: usize = 4_096;
+/// Longest component of a path.
+pub const MAX_COMPONENT: usize = 255;
+/// Longest target of a symbolic link.
+pub const MAX_TARGET: usize = 4_095;
+/// Most digests in one HAVE, SAME or DIGESTS.
+pub const MAX_RUN: usize = 65_535;
+/// Longest text of an ERROR.
+pub const MAX_TEXT: usize = 1_024;
+/// Most BLOCK and SAME frames of a lane that are not acknowledged.
+pub const MAX_UNACKED: u32 = 4_096;
+
+/// What a receiver takes; it tells them in WELCOME. Never above the constants of this module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most lanes of a session at once.
+    pub max_lanes: u16,
+    /// Largest block size.
+    pub max_block: u32,
+    /// Most entries of a transfer.
+    pub max_entries: u32,
+    /// Most bytes of an object.
+    pub max_object: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { max_lanes: 64, max_block: MAX_BLOCK, max_entries: MAX_ENTRIES, max_object: MAX_OBJECT }
+    }
+}

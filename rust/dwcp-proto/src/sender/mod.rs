@@ -1,0 +1,533 @@
+//! The sending side of a session.
+//!
+//! A driver attaches lanes, asks [`SenderSession::next`] on each what to do and gives every frame that arrives to
+//! [`SenderSession::receive`]. Blocks are pulled: whichever lane asks gets the next one. Every SAME tells one block.
+
+mod step;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use dwcp_codec::block::BlockKind;
+use dwcp_codec::{CodecId, Digest};
+
+pub use crate::LaneId;
+pub use step::{BlockTask, Resolution, SenderOptions, SenderPhase, SenderProgress, Step};
+
+use crate::blocks::{
+    Announced, Base, BlockIndex, BlockTable, DONE, HELD, KNOWN, PLAIN, STAGED, out_of_range,
+};
+use crate::error::SessionError;
+use crate::frame::{BlockHead, Committed, Digests, ErrorFrame, Finish, Frame, Nack, Offer, Same};
+use crate::limits::{MAX_RUN, MAX_UNACKED};
+use crate::manifest::Manifest;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// One lane, once it asks, sends OFFER (`next_entry` none) and then the parts of the manifest.
+    Offering {
+        lane: Option<LaneId>,
+        next_entry: Option<u32>,
+    },
+    Preparing {
+        lane: LaneId,
+    },
+    Blocks,
+    /// One lane, once it asks, tells the digests.
+    Telling {
+        lane: Option<LaneId>,
+        next_entry: u32,
+    },
+    Committing {
+        lane: LaneId,
+    },
+    Done,
+}
+
+/// What a frame under way carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Carried {
+    Same,
+    Full,
+    Xor,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    block: BlockIndex,
+    raw_len: u32,
+    carried: Carried,
+    refused: bool,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    /// Blocks that the driver works on.
+    tasks: Vec<BlockIndex>,
+    in_flight: VecDeque<InFlight>,
+    /// Bytes of the blocks of both.
+    raw_bytes: u64,
+    /// BLOCK and SAME frames, since the lane was attached.
+    sent: u32,
+    acked: u32,
+}
+
+/// The state of a sender between frames.
+#[derive(Debug)]
+pub struct SenderSession {
+    options: SenderOptions,
+    base_allowed: bool,
+    table: BlockTable,
+    announced: Announced,
+    phase: Phase,
+    lanes: BTreeMap<LaneId, Lane>,
+    /// The first block that no lane was given yet.
+    cursor: BlockIndex,
+    /// Blocks before the cursor that have to be given out again.
+    again: VecDeque<BlockIndex>,
+    /// Blocks that are not done.
+    remaining: u64,
+    transfer_digest: Option<Digest>,
+    outcome: Option<Committed>,
+    progress: SenderProgress,
+    /// OFFER frames of this session so far.
+    offers: u32,
+    lost_frames: bool,
+}
+
+impl SenderSession {
+    /// A session for a first transfer, without lanes.
+    #[must_use]
+    pub fn new(manifest: Arc<Manifest>, base_allowed: bool, options: SenderOptions) -> SenderSession {
+        let options =
+            SenderOptions { max_unacked_frames: options.max_unacked_frames.clamp(1, MAX_UNACKED), ..options };
+        SenderSession {
+            options,
+            base_allowed,
+            announced: Announced::new(&manifest, base_allowed),
+            phase: Phase::Offering { lane: None, next_entry: None },
+            lanes: BTreeMap::new(),
+            cursor: 0,
+            again: VecDeque::new(),
+            remaining: manifest.total_blocks(),
+            transfer_digest: None,
+            outcome: None,
+            progress: SenderProgress::new(&manifest),
+            offers: 0,
+            lost_frames: false,
+            table: BlockTable::new(manifest),
+        }
+    }
+
+    /// Begins the next transfer on the same lanes.
+    ///
+    /// # Errors
+    /// [`SessionError::Unexpected`] before the last one is committed, and [`SessionError::NotReusable`] once a lane
+    /// was lost with frames under way: they could still arrive and would be taken for blocks of the new transfer.
+    pub fn begin(&mut self, manifest: Arc<Manifest>, base_allowed: bool) -> Result<(), SessionError> {
+        if self.phase != Phase::Done {
+            return Err(self.unexpected("OFFER"));
+        }
+        if self.lost_frames {
+            return Err(SessionError::NotReusable);
+        }
+        let (lanes, offers) = (std::mem::take(&mut self.lanes), self.offers);
+        *self = SenderSession { lanes, offers, ..SenderSession::new(manifest, base_allowed, self.options) };
+        Ok(())
+    }
+
+    /// Adds a lane after its WELCOME.
+    pub fn attach(&mut self, lane: LaneId) {
+        self.detach(lane);
+        self.lanes.insert(lane, Lane::default());
+    }
+
+    /// Takes a lane away: what was under way on it is done again by others.
+    pub fn detach(&mut self, lane: LaneId) {
+        let Some(lost) = self.lanes.remove(&lane) else { return };
+        self.lost_frames |= !lost.in_flight.is_empty();
+        self.again.extend(lost.tasks);
+        for frame in lost.in_flight {
+            // A refused block is in the queue since its NACK.
+            if !frame.refused && !self.table.has(frame.block, DONE) {
+                self.progress.resent_blocks += 1;
+                self.again.push_back(frame.block);
+            }
+        }
+        match self.phase {
+            Phase::Offering { lane: Some(used), .. } | Phase::Preparing { lane: used } if used == lane => {
+                self.lost_frames = true;
+                self.phase = Phase::Offering { lane: None, next_entry: None };
+                self.table.clear_all();
+                self.announced = Announced::new(self.table.manifest(), self.base_allowed);
+            }
+            Phase::Telling { lane: Some(used), .. } | Phase::Committing { lane: used } if used == lane => {
+                self.lost_frames = true;
+                self.phase = Phase::Telling { lane: None, next_entry: 0 };
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes a frame that arrived on a lane.
+    ///
+    /// # Errors
+    /// [`SessionError::Peer`] for an ERROR of the receiver; others when the frame must not come here and now. After
+    /// [`SessionError::Peer`] the session is over; after another error at least the lane is.
+    pub fn receive(&mut self, lane: LaneId, frame: Frame) -> Result<(), SessionError> {
+        if !self.lanes.contains_key(&lane) {
+            return Err(SessionError::UnknownLane { lane });
+        }
+        match frame {
+            Frame::KeepAlive | Frame::Close => Ok(()),
+            Frame::Error(error) => Err(peer_error(&error)),
+            Frame::Have(have) => {
+                self.expect_preparing(lane, "HAVE")?;
+                self.announced.take(&mut self.table, &have)
+            }
+            Frame::Accept(accept) => {
+                self.expect_preparing(lane, "ACCEPT")?;
+                let expected = self.table.manifest().transfer_id();
+                if accept.transfer_id != expected {
+                    return Err(SessionError::TransferMismatch { expected, actual: accept.transfer_id });
+                }
+                if accept.staged_bytes != self.announced.staged_bytes {
+                    return out_of_range("staged bytes", accept.staged_bytes, self.announced.staged_bytes);
+                }
+                self.phase = Phase::Blocks;
+                Ok(())
+            }
+            Frame::Ack(count) => self.acknowledged(lane, count),
+            Frame::Nack(nack) => self.refused(lane, &nack),
+            Frame::Committed(committed) => self.committed(lane, committed),
+            other => Err(self.unexpected(other.name())),
+        }
+    }
+
+    fn expect_preparing(&self, lane: LaneId, frame: &'static str) -> Result<(), SessionError> {
+        match self.phase {
+            Phase::Preparing { lane: used } if used == lane => Ok(()),
+            Phase::Preparing { .. } => Err(SessionError::WrongLane { frame, lane }),
+            _ => Err(self.unexpected(frame)),
+        }
+    }
+
+    fn acknowledged(&mut self, lane: LaneId, count: u32) -> Result<(), SessionError> {
+        let Some(state) = self.lanes.get_mut(&lane) else { return Err(SessionError::UnknownLane { lane }) };
+        if count < state.acked || count > state.sent {
+            return out_of_range("ACK", u64::from(count), u64::from(state.sent));
+        }
+        let newly = (count - state.acked) as usize;
+        state.acked = count;
+        let frames: Vec<InFlight> = state.in_flight.drain(..newly).collect();
+        for frame in frames {
+            state.raw_bytes -= u64::from(frame.raw_len);
+            if frame.refused || self.table.has(frame.block, DONE) {
+                continue;
+            }
+            self.table.set(frame.block, DONE);
+            self.remaining -= 1;
+            let raw = u64::from(frame.raw_len);
+            if frame.carried == Carried::Same {
+                self.progress.same_bytes += raw;
+                self.progress.blocks_same += 1;
+            } else {
+                self.progress.sent_raw_bytes += raw;
+                self.progress.blocks_sent += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, lane: LaneId, nack: &Nack) -> Result<(), SessionError> {
+        let Some(state) = self.lanes.get_mut(&lane) else { return Err(SessionError::UnknownLane { lane }) };
+        let block = self.table.at(nack.entry, nack.offset);
+        // A block in full needs no base, so refusing it makes no sense and could go on for ever.
+        let frame = state
+            .in_flight
+            .iter_mut()
+            .find(|frame| Some(frame.block) == block && !frame.refused && frame.carried != Carried::Full);
+        let Some(frame) = frame else {
+            let size = self.table.manifest().entry(nack.entry).map_or(0, |entry| entry.size);
+            return out_of_range("offset of a NACK", nack.offset, size);
+        };
+        frame.refused = true;
+        let block = frame.block;
+        self.progress.nacks += 1;
+        if !self.table.has(block, DONE) {
+            self.table.set(block, PLAIN);
+            self.table.clear(block, HELD | STAGED);
+            self.progress.resent_blocks += 1;
+            self.again.push_back(block);
+        }
+        Ok(())
+    }
+
+    fn committed(&mut self, lane: LaneId, committed: Committed) -> Result<(), SessionError> {
+        match self.phase {
+            Phase::Committing { lane: used } if used == lane => {}
+            Phase::Committing { .. } => return Err(SessionError::WrongLane { frame: "COMMITTED", lane }),
+            _ => return Err(self.unexpected("COMMITTED")),
+        }
+        let expected = self.table.manifest().transfer_id();
+        if committed.transfer_id != expected {
+            return Err(SessionError::TransferMismatch { expected, actual: committed.transfer_id });
+        }
+        if Some(committed.transfer_digest) != self.transfer_digest {
+            return Err(SessionError::TransferDigest);
+        }
+        self.outcome = Some(committed);
+        self.phase = Phase::Done;
+        Ok(())
+    }
+
+    /// What `lane` should do now. To be asked again after each [`Step::Send`] and each resolved block, and after
+    /// [`Step::Wait`] when a frame arrived on any lane or a lane was detached.
+    pub fn next(&mut self, lane: LaneId) -> Step {
+        if !self.lanes.contains_key(&lane) {
+            return Step::Wait;
+        }
+        match self.phase {
+            Phase::Offering { lane: used, next_entry } if used.is_none_or(|used| used == lane) => {
+                self.next_offer(lane, next_entry)
+            }
+            Phase::Blocks => self.next_block(lane),
+            Phase::Telling { lane: used, next_entry } if used.is_none_or(|used| used == lane) => {
+                self.next_telling(lane, next_entry)
+            }
+            Phase::Done => Step::Done,
+            Phase::Offering { .. }
+            | Phase::Preparing { .. }
+            | Phase::Telling { .. }
+            | Phase::Committing { .. } => Step::Wait,
+        }
+    }
+
+    fn next_offer(&mut self, lane: LaneId, next_entry: Option<u32>) -> Step {
+        let manifest = self.table.manifest();
+        let count = manifest.entries().len() as u32;
+        let Some(first) = next_entry else {
+            self.phase = Phase::Offering { lane: Some(lane), next_entry: Some(0) };
+            let number = self.offers;
+            self.offers = number.saturating_add(1);
+            return Step::Send(Frame::Offer(Offer {
+                transfer_id: manifest.transfer_id(),
+                block_bytes: manifest.block_bytes(),
+                entries: count,
+                total_bytes: manifest.total_bytes(),
+                base_allowed: self.base_allowed,
+                number,
+            }));
+        };
+        let Some(part) = manifest.part_at(first) else { return Step::Wait };
+        let next = first + part.entries.len() as u32;
+        self.phase = if next == count {
+            Phase::Preparing { lane }
+        } else {
+            Phase::Offering { lane: Some(lane), next_entry: Some(next) }
+        };
+        Step::Send(Frame::Manifest(part))
+    }
+
+    fn next_block(&mut self, lane: LaneId) -> Step {
+        if self.remaining == 0 {
+            // Frames of refused or doubled blocks may still be under way; every one has to be accounted for.
+            if self.lanes.values().all(|state| state.tasks.is_empty() && state.in_flight.is_empty()) {
+                self.phase = Phase::Telling { lane: None, next_entry: 0 };
+                return self.next(lane);
+            }
+            return Step::Wait;
+        }
+        let Some(state) = self.lanes.get_mut(&lane) else { return Step::Wait };
+        let under_way = state.tasks.len() + state.in_flight.len();
+        if under_way >= self.options.max_unacked_frames as usize {
+            return Step::Wait;
+        }
+        while self.again.front().is_some_and(|block| self.table.has(*block, DONE)) {
+            self.again.pop_front();
+        }
+        let queued = self.again.front().copied();
+        let block = queued.unwrap_or(self.cursor);
+        if block >= self.table.manifest().total_blocks() {
+            return Step::Wait;
+        }
+        let (entry, offset, raw_len) = self.table.place(block);
+        if under_way > 0 && state.raw_bytes + u64::from(raw_len) > self.options.max_unacked_bytes {
+            return Step::Wait;
+        }
+        match queued {
+            Some(_) => drop(self.again.pop_front()),
+            None => self.cursor += 1,
+        }
+        state.tasks.push(block);
+        state.raw_bytes += u64::from(raw_len);
+        let plain = self.table.has(block, PLAIN);
+        let candidate = match self.announced.bases[entry as usize] {
+            Base::Candidate(number) if !plain => Some(number),
+            _ => None,
+        };
+        Step::Block(BlockTask {
+            entry,
+            offset,
+            raw_len,
+            held: self.table.has(block, HELD).then(|| self.table.digest(block)),
+            held_is_staged: self.table.has(block, STAGED),
+            candidate,
+            plain,
+        })
+    }
+
+    fn next_telling(&mut self, lane: LaneId, first: u32) -> Step {
+        let count = self.table.manifest().entries().len() as u32;
+        if first < count {
+            let next = count.min(first + MAX_RUN as u32);
+            self.phase = Phase::Telling { lane: Some(lane), next_entry: next };
+            return Step::Send(Frame::Digests(Digests {
+                first_entry: first,
+                digests: self.table.trees(first..next),
+            }));
+        }
+        let transfer_digest = match self.transfer_digest {
+            Some(digest) => digest,
+            None => self.table.manifest().transfer_digest(&self.table.trees(0..count)),
+        };
+        self.transfer_digest = Some(transfer_digest);
+        self.phase = Phase::Committing { lane };
+        Step::Send(Frame::Finish(Finish {
+            transfer_id: self.table.manifest().transfer_id(),
+            transfer_digest,
+        }))
+    }
+
+    /// Takes what came of a block and gives the frame to send for it, if there is one; a BLOCK is followed by its
+    /// body.
+    ///
+    /// # Errors
+    /// [`SessionError::SourceChanged`] when the block is not what it was the last time,
+    /// [`SessionError::Resolution`] when the task does not allow this one, and [`SessionError::UnknownLane`] when the
+    /// lane was detached meanwhile.
+    pub fn resolve(
+        &mut self,
+        lane: LaneId,
+        task: &BlockTask,
+        outcome: Resolution,
+    ) -> Result<Option<Frame>, SessionError> {
+        let (entry, offset) = (task.entry, task.offset);
+        let wrong = SessionError::Resolution { entry, offset };
+        let Some(state) = self.lanes.get_mut(&lane) else { return Err(SessionError::UnknownLane { lane }) };
+        let Some(block) = self.table.at(entry, offset) else { return Err(wrong) };
+        let Some(place) = state.tasks.iter().position(|task| *task == block) else { return Err(wrong) };
+        let held = self.table.has(block, HELD).then(|| self.table.digest(block));
+        let staged = self.table.has(block, STAGED);
+        let (digest, allowed) = match &outcome {
+            Resolution::Held { digest } => (*digest, staged && held == Some(*digest)),
+            Resolution::Same { digest } => {
+                (*digest, task.candidate.is_some() || (!staged && held == Some(*digest)))
+            }
+            Resolution::Block { digest, base_digest, kind, codec, wire_len } => {
+                let is_xor = *kind == BlockKind::Xor;
+                let fill = *kind != BlockKind::Fill || (*codec == CodecId::None && *wire_len == 1);
+                let length = (1..=task.raw_len).contains(wire_len);
+                let base = is_xor == base_digest.is_some() && (!is_xor || task.candidate.is_some());
+                (*digest, fill && length && base)
+            }
+        };
+        if !allowed {
+            return Err(wrong);
+        }
+        if self.table.has(block, KNOWN) && self.table.digest(block) != digest {
+            return Err(SessionError::SourceChanged { entry, offset });
+        }
+        state.tasks.swap_remove(place);
+        self.table.set(block, KNOWN);
+        self.table.set_digest(block, digest);
+        let fly = |state: &mut Lane, carried| {
+            state.sent += 1;
+            state.in_flight.push_back(InFlight { block, raw_len: task.raw_len, carried, refused: false });
+        };
+        Ok(match outcome {
+            Resolution::Held { .. } => {
+                state.raw_bytes -= u64::from(task.raw_len);
+                self.table.set(block, DONE);
+                self.remaining -= 1;
+                self.progress.held_bytes += u64::from(task.raw_len);
+                self.progress.blocks_held += 1;
+                None
+            }
+            Resolution::Same { .. } => {
+                fly(state, Carried::Same);
+                let first_block = (offset / u64::from(self.table.manifest().block_bytes())) as u32;
+                Some(Frame::Same(Same { entry, first_block, digests: vec![digest] }))
+            }
+            Resolution::Block { base_digest, kind, codec, wire_len, .. } => {
+                fly(state, if kind == BlockKind::Xor { Carried::Xor } else { Carried::Full });
+                self.table.clear(block, HELD | STAGED);
+                self.progress.sent_wire_bytes += u64::from(wire_len);
+                Some(Frame::Block(BlockHead {
+                    entry,
+                    raw_len: task.raw_len,
+                    offset,
+                    kind,
+                    codec,
+                    digest,
+                    base_digest,
+                }))
+            }
+        })
+    }
+
+    /// Gives a task back that the driver could not do on this lane.
+    pub fn abandon(&mut self, lane: LaneId, task: BlockTask) {
+        let Some(block) = self.table.at(task.entry, task.offset) else { return };
+        let Some(state) = self.lanes.get_mut(&lane) else { return };
+        if let Some(place) = state.tasks.iter().position(|other| *other == block) {
+            state.tasks.swap_remove(place);
+            state.raw_bytes -= u64::from(task.raw_len);
+            self.again.push_back(block);
+        }
+    }
+
+    /// The answer of the receiver, once the transfer is committed.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Committed> {
+        self.outcome.clone()
+    }
+
+    /// The manifest of the transfer.
+    #[must_use]
+    pub fn manifest(&self) -> &Arc<Manifest> {
+        self.table.manifest()
+    }
+
+    /// The tree digest of an entry whose blocks were all looked at; none without an object.
+    #[must_use]
+    pub fn tree_digest(&self, entry: u32) -> Option<Digest> {
+        self.table.tree(entry)
+    }
+
+    /// Counts of the transfer.
+    #[must_use]
+    pub fn progress(&self) -> SenderProgress {
+        SenderProgress { phase: self.sender_phase(), ..self.progress }
+    }
+
+    fn sender_phase(&self) -> SenderPhase {
+        match self.phase {
+            Phase::Offering { .. } => SenderPhase::Offering,
+            Phase::Preparing { .. } => SenderPhase::Preparing,
+            Phase::Blocks => SenderPhase::Blocks,
+            Phase::Telling { .. } | Phase::Committing { .. } => SenderPhase::Finishing,
+            Phase::Done => SenderPhase::Done,
+        }
+    }
+
+    fn unexpected(&self, frame: &'static str) -> SessionError {
+        SessionError::Unexpected { frame, phase: self.sender_phase().name() }
+    }
+}
+
+/// What an ERROR of the peer is on this side.
+pub(crate) fn peer_error(error: &ErrorFrame) -> SessionError {
+    let message = error.message.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    SessionError::Peer { code: error.code, retryable: error.retryable, message }
+}

@@ -1,0 +1,536 @@
+//! The two drivers, their lanes and the trouble they meet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::AddAssign;
+use std::sync::Arc;
+
+use dwcp_codec::block::{BlockDecoder, BlockEncoder, BlockKind};
+use dwcp_codec::digest::{leaves_of, tree};
+use dwcp_codec::{Codec, Digest};
+use dwcp_proto::error::SessionError;
+use dwcp_proto::frame::{BlockHead, Frame, NackReason, Same, SessionId};
+use dwcp_proto::limits::Limits;
+use dwcp_proto::manifest::{Candidate, Entry, EntryKind, Manifest};
+use dwcp_proto::receiver::{Action, ReceiverSession};
+use dwcp_proto::sender::{BlockTask, Resolution, SenderOptions, SenderSession, Step};
+
+use crate::disk::{Disk, padded};
+use crate::link::{Pipe, Random};
+
+const BLOCK: u32 = 65_536;
+/// Far more than any run takes; one that gets here makes no progress any more.
+const MAX_STEPS: u64 = 60_000;
+
+#[derive(Clone, Copy)]
+pub struct Trouble {
+    pub lost_lanes: u64,
+    pub flipped_bits: u64,
+    pub restarts: u64,
+    pub stale_base: bool,
+}
+
+/// What happened in a run.
+#[derive(Debug, Default)]
+pub struct Met {
+    pub lanes_lost: u64,
+    pub resent: u64,
+    pub nacks: u64,
+    pub held: u64,
+    pub same: u64,
+    pub sent: u64,
+    pub xor: u64,
+    pub reoffered: u64,
+    pub recommitted: u64,
+    pub late: u64,
+    pub flips_in_frames: u64,
+    pub flips_in_bodies: u64,
+    pub torn_ledgers: u64,
+    pub spoiled: u64,
+    pub second_transfers: u64,
+}
+
+impl AddAssign for Met {
+    fn add_assign(&mut self, other: Met) {
+        self.lanes_lost += other.lanes_lost;
+        self.resent += other.resent;
+        self.nacks += other.nacks;
+        self.held += other.held;
+        self.same += other.same;
+        self.sent += other.sent;
+        self.xor += other.xor;
+        self.reoffered += other.reoffered;
+        self.recommitted += other.recommitted;
+        self.late += other.late;
+        self.flips_in_frames += other.flips_in_frames;
+        self.flips_in_bodies += other.flips_in_bodies;
+        self.torn_ledgers += other.torn_ledgers;
+        self.spoiled += other.spoiled;
+        self.second_transfers += other.second_transfers;
+    }
+}
+
+/// What a receiver's lane is busy with; it reads nothing meanwhile.
+enum Job {
+    Prepare(Arc<Manifest>, bool),
+    Store(BlockHead, Vec<u8>),
+    Copy(Same),
+    Commit,
+}
+
+struct Lane {
+    forth: Pipe,
+    back: Pipe,
+    sender_attached: bool,
+    receiver_attached: bool,
+    job: Option<(u64, Job)>,
+}
+
+/// The state that the sender holds.
+struct Source {
+    manifest: Arc<Manifest>,
+    objects: BTreeMap<u32, Vec<u8>>,
+    /// The sender's copies of the candidates.
+    candidates: BTreeMap<u32, Vec<u8>>,
+}
+
+pub struct World {
+    random: Random,
+    now: u64,
+    trouble: Trouble,
+    source: Source,
+    next_source: Option<Source>,
+    sender: SenderSession,
+    receiver: ReceiverSession,
+    session: SessionId,
+    disk: Disk,
+    lanes: BTreeMap<u32, Lane>,
+    next_lane: u32,
+    lane_count: u64,
+    /// Blocks that were announced as staged in this session.
+    announced: BTreeSet<(u32, u64)>,
+    encoder: BlockEncoder,
+    decoder: BlockDecoder,
+    met: Met,
+}
+
+/// `blocks` blocks and `more` bytes that compress well and differ by `salt` and place.
+fn content(salt: u64, blocks: u64, more: u64) -> Vec<u8> {
+    let size = blocks * u64::from(BLOCK) + more;
+    let word = |block: u64| Random(salt << 20 | block).draw().to_le_bytes();
+    (0..size).map(|at| word(at / u64::from(BLOCK))[(at % 7) as usize]).collect()
+}
+
+fn entry(kind: EntryKind, path: &[u8], object: &[u8]) -> Entry {
+    Entry {
+        kind,
+        path: path.to_vec(),
+        mode: 0,
+        mtime_ns: 0,
+        size: object.len() as u64,
+        target: vec![],
+        candidates: vec![],
+    }
+}
+
+fn options(random: &mut Random) -> SenderOptions {
+    let max_unacked_frames = 1 + random.below(6) as u32;
+    SenderOptions { max_unacked_frames, max_unacked_bytes: random.below(8) * u64::from(BLOCK) }
+}
+
+impl World {
+    pub fn new(seed: u64, trouble: Trouble) -> World {
+        let mut random = Random(seed);
+        let mut disk = Disk::default();
+        let salt = random.below(1 << 30) + 1;
+        let (f1, mut f2, mut f3) =
+            (content(salt, 5, 17), content(salt + 1, 4, 0), content(salt + 2, 6, 4_000));
+        // A base at the same path with some equal blocks, and one that both sides hold, longer than the object.
+        let block = BLOCK as usize;
+        let mut same_path = f2.clone();
+        same_path[block..2 * block].fill(3);
+        disk.bases.insert(b"d/f2".to_vec(), same_path);
+        let mut base = f3.clone();
+        base.extend([9; 100_000]);
+        for changed in [1, 3, 4] {
+            f3[changed * block + 5] ^= 0xFF;
+        }
+        f2[3 * block] ^= 1;
+        let digest = tree(base.len() as u64, BLOCK, &leaves_of(&base, BLOCK));
+        let candidate = Candidate { size: base.len() as u64, digest };
+        if trouble.stale_base {
+            // The receiver's index still names the base, but the file was changed below it.
+            for (number, kept) in [(0_usize, 4_u8), (3, 5)] {
+                let mut stale = base[number * block..(number + 1) * block].to_vec();
+                stale[77] = kept;
+                disk.stale.insert((b"d/f3".to_vec(), number as u32), stale);
+            }
+            disk.stale.insert((b"d/f2".to_vec(), 2), vec![1; block]);
+        }
+        disk.bases.insert(b"d/f3".to_vec(), base.clone());
+        let entries = vec![
+            entry(EntryKind::Directory, b"d", &[]),
+            entry(EntryKind::File, b"d/empty", &[]),
+            entry(EntryKind::File, b"d/f1", &f1),
+            entry(EntryKind::File, b"d/f2", &f2),
+            Entry { candidates: vec![candidate], ..entry(EntryKind::File, b"d/f3", &f3) },
+            Entry { target: b"f1".to_vec(), ..entry(EntryKind::Symlink, b"d/link", &[]) },
+        ];
+        let manifest = Arc::new(Manifest::new(BLOCK, entries, &Limits::default()).unwrap());
+        let source = Source {
+            manifest: Arc::clone(&manifest),
+            objects: BTreeMap::from([(2, f1), (3, f2), (4, f3)]),
+            candidates: BTreeMap::from([(4, base)]),
+        };
+        let buffers = [content(salt + 3, 2, 1), content(salt + 4, 0, 1)];
+        let entries =
+            vec![entry(EntryKind::Buffer, b"a", &buffers[0]), entry(EntryKind::Buffer, b"b", &buffers[1])];
+        let next_source = Source {
+            manifest: Arc::new(Manifest::new(BLOCK, entries, &Limits::default()).unwrap()),
+            objects: (0..).zip(buffers).collect(),
+            candidates: BTreeMap::new(),
+        };
+        let options = options(&mut random);
+        World {
+            now: 0,
+            trouble,
+            sender: SenderSession::new(manifest, true, options),
+            source,
+            next_source: Some(next_source),
+            receiver: ReceiverSession::new(Limits::default()),
+            session: SessionId(seed_id(seed, 0)),
+            disk,
+            lanes: BTreeMap::new(),
+            next_lane: 0,
+            lane_count: 1 + random.below(4),
+            announced: BTreeSet::new(),
+            encoder: BlockEncoder::new(),
+            decoder: BlockDecoder::new(),
+            met: Met::default(),
+            random,
+        }
+    }
+
+    /// Runs until both transfers are committed.
+    pub fn run(mut self) -> Met {
+        loop {
+            self.transfer();
+            self.check_committed();
+            let progress = self.sender.progress();
+            self.met.held += progress.blocks_held;
+            self.met.same += progress.blocks_same;
+            self.met.sent += progress.blocks_sent;
+            self.met.resent += progress.resent_blocks;
+            let all = progress.held_bytes + progress.same_bytes + progress.sent_raw_bytes;
+            assert_eq!(all, progress.total_bytes, "every byte is accounted for once: {progress:?}");
+            let Some(next) = self.next_source.take() else { return self.met };
+            self.source = next;
+            self.announced.clear();
+            match self.sender.begin(Arc::clone(&self.source.manifest), true) {
+                Ok(()) => self.met.second_transfers += 1,
+                Err(error) => {
+                    assert_eq!(error, SessionError::NotReusable);
+                    self.new_session();
+                }
+            }
+        }
+    }
+
+    fn transfer(&mut self) {
+        let start = self.now;
+        while self.sender.outcome().is_none() {
+            assert!(self.now - start < MAX_STEPS, "no end in sight: {:?}", self.sender.progress());
+            self.now += 1;
+            self.keep_lanes();
+            self.make_trouble();
+            self.keep_lanes();
+            let lanes: Vec<u32> = self.lanes.keys().copied().collect();
+            let lane = lanes[self.random.below(lanes.len() as u64) as usize];
+            if self.random.once_in(2) {
+                self.sender_turn(lane)
+            } else {
+                self.receiver_turn(lane)
+            }
+            self.lanes.retain(|_, lane| lane.sender_attached || lane.receiver_attached);
+        }
+    }
+
+    fn check_committed(&self) {
+        let id = self.source.manifest.transfer_id();
+        let committed = self.disk.committed.get(&id).expect("the sender saw COMMITTED, so it is");
+        for (entry, object) in &self.source.objects {
+            assert!(committed[entry] == *object, "entry {entry} differs");
+        }
+    }
+
+    /// Dials new lanes for those that were lost.
+    fn keep_lanes(&mut self) {
+        let attached = self.lanes.values().filter(|lane| lane.sender_attached).count() as u64;
+        if attached < self.lane_count && (attached == 0 || self.random.once_in(50)) {
+            let latency = 1 + self.random.below(40);
+            let lane = Lane {
+                forth: Pipe::new(latency, &self.session),
+                back: Pipe::new(1 + self.random.below(40), &self.session),
+                sender_attached: true,
+                receiver_attached: true,
+                job: None,
+            };
+            self.lanes.insert(self.next_lane, lane);
+            self.sender.attach(self.next_lane);
+            self.receiver.attach(self.next_lane);
+            self.next_lane += 1;
+        }
+    }
+
+    fn make_trouble(&mut self) {
+        if self.trouble.lost_lanes > 0 && self.random.once_in(150) {
+            self.trouble.lost_lanes -= 1;
+            let lanes: Vec<u32> = self.lanes.keys().copied().collect();
+            let lane = lanes[self.random.below(lanes.len() as u64) as usize];
+            // The sides notice at different times: what is under way may still arrive.
+            if self.random.once_in(3) {
+                self.drop_receiver_lane(lane);
+            } else {
+                self.drop_sender_lane(lane);
+            }
+        }
+        if self.trouble.flipped_bits > 0 && self.random.once_in(100) {
+            let lanes: Vec<u32> = self.lanes.keys().copied().collect();
+            let lane = lanes[self.random.below(lanes.len() as u64) as usize];
+            let back = self.random.once_in(4);
+            let Some(lane) = self.lanes.get_mut(&lane) else { return };
+            let pipe = if back { &mut lane.back } else { &mut lane.forth };
+            pipe.flip(&mut self.random);
+            self.trouble.flipped_bits -= u64::from(pipe.flipped_at.is_some());
+        }
+        if self.trouble.restarts > 0 && self.random.once_in(400) {
+            self.trouble.restarts -= 1;
+            self.met.spoiled += u64::from(self.disk.crash(&self.source.manifest, &mut self.random));
+            self.met.held += self.sender.progress().blocks_held;
+            self.new_session();
+        }
+    }
+
+    /// Both sides begin anew; only the disk stays.
+    fn new_session(&mut self) {
+        self.lanes.clear();
+        self.announced.clear();
+        self.session = SessionId(seed_id(self.random.draw(), 1));
+        self.receiver = ReceiverSession::new(Limits::default());
+        let options = options(&mut self.random);
+        self.sender = SenderSession::new(Arc::clone(&self.source.manifest), true, options);
+    }
+
+    fn drop_sender_lane(&mut self, number: u32) {
+        let Some(lane) = self.lanes.get_mut(&number) else { return };
+        if std::mem::take(&mut lane.sender_attached) {
+            self.met.lanes_lost += 1;
+            lane.forth.cut(&mut self.random);
+            lane.back.closed = true;
+            self.sender.detach(number);
+        }
+    }
+
+    fn drop_receiver_lane(&mut self, number: u32) {
+        let Some(lane) = self.lanes.get_mut(&number) else { return };
+        if std::mem::take(&mut lane.receiver_attached) {
+            lane.back.cut(&mut self.random);
+            lane.forth.closed = true;
+            self.receiver.detach(number);
+        }
+    }
+
+    fn sender_turn(&mut self, number: u32) {
+        let Some(lane) = self.lanes.get_mut(&number).filter(|lane| lane.sender_attached) else { return };
+        match lane.back.read(self.now) {
+            Err(_) => {
+                assert!(lane.back.flipped_at.is_some());
+                self.met.flips_in_frames += 1;
+                return self.drop_sender_lane(number);
+            }
+            Ok(Some(arrival)) => {
+                self.met.nacks += u64::from(matches!(arrival.frame, Frame::Nack(_)));
+                self.sender.receive(number, arrival.frame).unwrap();
+            }
+            Ok(None) if lane.back.is_drained() || lane.back.is_stalled(self.now) => {
+                return self.drop_sender_lane(number);
+            }
+            Ok(None) => {}
+        }
+        match self.sender.next(number) {
+            Step::Send(frame) => {
+                let Some(lane) = self.lanes.get_mut(&number) else { return };
+                if let Frame::Offer(offer) = &frame {
+                    self.met.reoffered += u64::from(offer.number > 0);
+                }
+                lane.forth.write(self.now, &frame, &[]);
+            }
+            Step::Block(task) if self.random.once_in(30) => self.sender.abandon(number, task),
+            Step::Block(task) => self.send_block(number, &task),
+            Step::Wait | Step::Done => {}
+        }
+    }
+
+    fn send_block(&mut self, number: u32, task: &BlockTask) {
+        let block = padded(&self.source.objects[&task.entry], task.offset, task.raw_len);
+        let digest = Digest::of(&block);
+        let base =
+            task.candidate.map(|_| padded(&self.source.candidates[&task.entry], task.offset, task.raw_len));
+        let (outcome, body) = if task.held == Some(digest) {
+            (
+                if task.held_is_staged { Resolution::Held { digest } } else { Resolution::Same { digest } },
+                vec![],
+            )
+        } else if base.as_ref() == Some(&block) {
+            (Resolution::Same { digest }, vec![])
+        } else {
+            let encoded = self.encoder.encode(Codec::Lz4, &block, base.as_deref()).unwrap();
+            let (kind, codec, body) = (encoded.kind, encoded.codec, encoded.wire.to_vec());
+            let base_digest = base.filter(|_| kind == BlockKind::Xor).map(|base| Digest::of(&base));
+            self.met.xor += u64::from(base_digest.is_some());
+            assert!(!self.announced.contains(&(task.entry, task.offset)), "a staged block is sent again");
+            (Resolution::Block { digest, base_digest, kind, codec, wire_len: body.len() as u32 }, body)
+        };
+        let frame = self.sender.resolve(number, task, outcome).unwrap();
+        if let (Some(frame), Some(lane)) = (frame, self.lanes.get_mut(&number)) {
+            lane.forth.write(self.now, &frame, &body);
+        }
+    }
+
+    fn receiver_turn(&mut self, number: u32) {
+        let Some(lane) = self.lanes.get_mut(&number) else { return };
+        if let Some((time, job)) = lane.job.take() {
+            if time > self.now {
+                lane.job = Some((time, job));
+            } else {
+                self.finish_job(number, job);
+            }
+            return;
+        }
+        if !lane.receiver_attached {
+            return;
+        }
+        let arrival = match lane.forth.read(self.now) {
+            Err(_) => {
+                assert!(lane.forth.flipped_at.is_some());
+                self.met.flips_in_frames += 1;
+                return self.drop_receiver_lane(number);
+            }
+            Ok(Some(arrival)) => arrival,
+            Ok(None) if lane.forth.is_drained() || lane.forth.is_stalled(self.now) => {
+                return self.drop_receiver_lane(number);
+            }
+            Ok(None) => {
+                if self.random.once_in(3) {
+                    self.acknowledge(number);
+                }
+                return;
+            }
+        };
+        let name = arrival.frame.name();
+        let action = self.receiver.receive(number, arrival.frame).unwrap();
+        let job = match action {
+            Action::None => {
+                self.met.late +=
+                    u64::from(matches!(name, "BLOCK" | "SAME" | "OFFER") && !lane.sender_attached);
+                return;
+            }
+            Action::Prepare(manifest, base_allowed) => Job::Prepare(manifest, base_allowed),
+            Action::Store(head) => {
+                let base = head.base_digest.and_then(|_| {
+                    self.disk.base(&self.source.manifest, head.entry, head.offset, head.raw_len)
+                });
+                if head.base_digest.is_some() && base.as_deref().map(Digest::of) != head.base_digest {
+                    return self.refuse(number, head.entry, head.offset);
+                }
+                let mut block = vec![0; head.raw_len as usize];
+                let decoded =
+                    self.decoder.decode(head.kind, head.codec, &arrival.body, base.as_deref(), &mut block);
+                if decoded.is_err() || Digest::of(&block) != head.digest {
+                    assert!(arrival.altered);
+                    self.met.flips_in_bodies += 1;
+                    return self.drop_receiver_lane(number);
+                }
+                Job::Store(head, block)
+            }
+            Action::Copy(same) => Job::Copy(same),
+            Action::Commit => Job::Commit,
+            Action::Recommitted(frame) => {
+                self.met.recommitted += 1;
+                lane.back.write(self.now, &frame, &[]);
+                return;
+            }
+            other => panic!("{other:?}"),
+        };
+        lane.job = Some((self.now + self.random.below(60), job));
+    }
+
+    fn finish_job(&mut self, number: u32, job: Job) {
+        match job {
+            Job::Prepare(manifest, base_allowed) => {
+                let found = self.disk.prepare(&manifest, base_allowed);
+                self.met.torn_ledgers += u64::from(found.torn);
+                let frames = self.receiver.prepared(number, found.haves, found.staged_bytes).unwrap();
+                for frame in frames {
+                    if let Frame::Have(have) = &frame
+                        && have.source == dwcp_proto::frame::HaveSource::Staged
+                    {
+                        let offset = u64::from(have.first_block) * u64::from(BLOCK);
+                        self.announced.insert((have.entry, offset));
+                    }
+                    self.answer(number, &frame);
+                }
+            }
+            Job::Store(head, block) => {
+                self.disk.store(&self.source.manifest, head.entry, head.offset, &block);
+                self.receiver.stored(number, head.entry, head.offset, head.digest, 1);
+                if self.random.once_in(3) {
+                    self.acknowledge(number);
+                }
+            }
+            Job::Copy(same) => {
+                for (block, digest) in (same.first_block..).zip(same.digests) {
+                    let offset = u64::from(block) * u64::from(BLOCK);
+                    let length = self.source.manifest.block_len(same.entry, block);
+                    let base = self.disk.base(&self.source.manifest, same.entry, offset, length);
+                    match base.filter(|base| Digest::of(base) == digest) {
+                        Some(base) => {
+                            self.disk.store(&self.source.manifest, same.entry, offset, &base);
+                            self.receiver.stored(number, same.entry, offset, digest, 0);
+                        }
+                        None => self.refuse(number, same.entry, offset),
+                    }
+                }
+            }
+            Job::Commit => {
+                self.disk.commit(&self.source.manifest);
+                let frame = self.receiver.committed().unwrap();
+                self.check_committed();
+                self.answer(number, &frame);
+            }
+        }
+    }
+
+    fn refuse(&mut self, number: u32, entry: u32, offset: u64) {
+        assert!(self.trouble.stale_base, "only a stale base is refused");
+        let frame = self.receiver.refused(number, entry, offset, NackReason::BaseDiffers);
+        self.answer(number, &frame);
+    }
+
+    fn acknowledge(&mut self, number: u32) {
+        if let Some(frame) = self.receiver.acknowledge(number) {
+            self.answer(number, &frame);
+        }
+    }
+
+    fn answer(&mut self, number: u32, frame: &Frame) {
+        if let Some(lane) = self.lanes.get_mut(&number).filter(|lane| lane.receiver_attached) {
+            lane.back.write(self.now, frame, &[]);
+        }
+    }
+}
+
+fn seed_id(seed: u64, salt: u64) -> [u8; 16] {
+    let mut id = [1; 16];
+    id[..8].copy_from_slice(&Random(seed ^ salt).draw().to_le_bytes());
+    id
+}
