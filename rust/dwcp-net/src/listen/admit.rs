@@ -1,0 +1,232 @@
+//! Finds out what a connection is, and lets it in or turns it away.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Instant;
+
+use dwcp_proto::SessionError;
+use dwcp_proto::frame::{ErrorCode, Frame, Hello, Secret, Security, Welcome};
+use dwcp_proto::limits::PREFACE_BYTES;
+use dwcp_proto::preface::{self, Opening};
+use subtle::ConstantTimeEq;
+
+use super::{Pending, Shared};
+use crate::cancel::lock;
+use crate::error::NetError;
+use crate::lane::Lane;
+use crate::receive::{self, Session};
+use crate::report::Event;
+use crate::security::ListenSecurity;
+use crate::transport::{Patience, SOCKET_SLICE, TcpTransport, TlsTransport, Transport, wake_pair};
+
+/// Serves a connection from its first byte to its end.
+pub(super) fn admit(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr, place: Pending) {
+    let patience = Patience::for_time(shared.options.handshake_timeout);
+    let opening = match first_byte(shared, &stream, patience) {
+        Ok(Some(first)) => preface::sniff(first),
+        Ok(None) => return,
+        Err(error) => return refuse(shared, peer, &error),
+    };
+    match opening {
+        Opening::Other => {
+            drop(place);
+            serve_v1(shared, stream, peer);
+        }
+        Opening::Tls | Opening::V3Plaintext => {
+            if let Err(error) = serve_v3(shared, stream, opening, patience, place) {
+                refuse(shared, peer, &error);
+            }
+        }
+    }
+}
+
+fn refuse(shared: &Shared, peer: SocketAddr, error: &NetError) {
+    match error {
+        // A sender that is done closes the lanes it was still making.
+        NetError::PeerClosed { .. } => log::debug!("{peer} left before it was let in"),
+        _ if shared.cancel.is_cancelled() => {}
+        error => {
+            log::warn!("{peer} is turned away: {error}");
+            shared.observer.event(Event::Refused { peer, reason: error.to_string() });
+        }
+    }
+}
+
+/// Looks at the first byte without taking it; none when the peer leaves again without a word.
+fn first_byte(shared: &Shared, stream: &TcpStream, patience: Patience) -> Result<Option<u8>, NetError> {
+    let failed =
+        |source: io::Error| NetError::Io { action: "read from", addr: "a new connection".to_owned(), source };
+    stream.set_nonblocking(false).map_err(failed)?;
+    stream.set_read_timeout(Some(SOCKET_SLICE)).map_err(failed)?;
+    let mut first = [0];
+    loop {
+        shared.cancel.check()?;
+        match stream.peek(&mut first) {
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some(first[0])),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                patience.check(Instant::now(), "the first byte of a connection")?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+/// Hands a v1 peer over as it came, or turns it away.
+fn serve_v1(shared: &Shared, stream: TcpStream, peer: SocketAddr) {
+    let gate =
+        shared.v1.as_ref().filter(|gate| gate.allowed.iter().any(|network| network.contains(peer.ip())));
+    let Some(gate) = gate else {
+        log::warn!("{peer} is turned away: it speaks neither v3 nor tls, and v1 is not allowed from there");
+        shared.observer.event(Event::V1Refused { peer });
+        return;
+    };
+    if let Err(source) = stream.set_read_timeout(None) {
+        return refuse(shared, peer, &NetError::Io { action: "set up", addr: peer.to_string(), source });
+    }
+    log::info!("{peer} speaks v1 and is handed over");
+    shared.observer.event(Event::V1HandedOver { peer });
+    (gate.serve)(stream, peer);
+}
+
+/// Makes a lane of a connection, and serves it to its end.
+fn serve_v3(
+    shared: &Arc<Shared>,
+    stream: TcpStream,
+    opening: Opening,
+    patience: Patience,
+    place: Pending,
+) -> Result<(), NetError> {
+    let tcp = TcpTransport::new(stream)?;
+    let registration = shared.cancel.register(tcp.closer());
+    let (transport, security): (Box<dyn Transport>, _) = match (opening, &shared.tls) {
+        (Opening::Tls, Some(config)) => {
+            (Box::new(TlsTransport::accept(tcp, Arc::clone(config), patience)?), Security::Tls)
+        }
+        (Opening::Tls, None) => {
+            let reason = "it wants tls, and this receiver was told to do without".to_owned();
+            return Err(NetError::Auth { reason });
+        }
+        (_, _) => (Box::new(tcp), Security::Plaintext),
+    };
+    let mut lane = Lane::new(transport, security == Security::Tls, patience, &shared.cancel);
+    drop(registration);
+
+    let mut theirs = [0; PREFACE_BYTES];
+    lane.recv_bytes(&mut theirs)?;
+    let theirs = preface::decode(&theirs)?;
+    let ours = preface::VERSIONS;
+    lane.send_bytes(&preface::encode(ours.0, ours.1))?;
+    let version = preface::agree(ours, theirs).map_err(|_| NetError::Version { ours, theirs })?;
+    if security == Security::Plaintext && shared.tls.is_some() {
+        let reason = "this receiver speaks tls only";
+        lane.fail(ErrorCode::Auth, false, reason);
+        return Err(NetError::Auth { reason: "it speaks plaintext, and this receiver tls only".to_owned() });
+    }
+    let greeted = match lane.recv()?.0 {
+        Frame::Hello(hello) => greet(shared, &lane, &hello, version, security),
+        other => Err(SessionError::Unexpected { frame: other.name(), phase: "handshake" }.into()),
+    };
+    let (session, opens) = match greeted {
+        Ok(Some(greeted)) => greeted,
+        Ok(None) => {
+            // Mostly a lane that comes after the end of its session; its sender opens a new one if it needs one.
+            log::debug!("a lane from {} finds no session to join", lane.transport().peer_addr());
+            lane.fail(ErrorCode::Auth, false, "no such session, or a wrong key");
+            return Ok(());
+        }
+        Err(error) => {
+            let (code, retryable) = match &error {
+                // Another sender may leave in a moment.
+                NetError::Peer { code, retryable, .. } => (*code, *retryable),
+                error => (error.code(), false),
+            };
+            lane.fail(code, retryable, &error.to_string());
+            return Err(error);
+        }
+    };
+    let (waker, wake) = wake_pair()?;
+    let limits = session.options.limits;
+    let attached = lock(&session.state).attach(waker, lane.closer(), limits.max_lanes);
+    let Some(id) = attached else {
+        lane.fail(ErrorCode::Limit, false, "the session has as many lanes as it may have");
+        return Ok(());
+    };
+    let welcome = Welcome {
+        version,
+        security,
+        max_lanes: limits.max_lanes,
+        features: 0,
+        session: session.id,
+        join_key: session.key,
+        max_block: limits.max_block,
+        max_entries: limits.max_entries,
+        max_object: limits.max_object,
+    };
+    if let Err(error) = lane.send(&Frame::Welcome(welcome)) {
+        lock(&session.state).withdraw(id);
+        if opens {
+            session.registry.remove(&session);
+        }
+        return Err(error);
+    }
+    lane.enter(&session.id, session.options.idle_timeout, &session.cancel);
+    drop(place);
+    if opens {
+        shared.observer.event(Event::SessionOpened { peer: session.peer });
+        session.registry.announce(&session);
+    }
+    receive::run(&session, lane, id, wake);
+    Ok(())
+}
+
+/// Checks who the sender is, and finds or makes the session it wants. Tells whether it was made; none when there is
+/// no such session or the key is wrong, which are told alike.
+fn greet(
+    shared: &Arc<Shared>,
+    lane: &Lane,
+    hello: &Hello,
+    version: u8,
+    security: Security,
+) -> Result<Option<(Arc<Session>, bool)>, NetError> {
+    let auth = |reason: &str| NetError::Auth { reason: reason.to_owned() };
+    if hello.version != version || hello.security != security {
+        return Err(auth("the greeting contradicts the connection"));
+    }
+    let owner = lane.transport().peer_fingerprint();
+    if let Some(id) = hello.session {
+        return Ok(shared
+            .registry
+            .find(&id)
+            .filter(|session| bool::from(session.key.0.ct_eq(&hello.secret.0)) && session.owner == owner)
+            .filter(|session| !lock(&session.state).is_over())
+            .map(|session| (session, false)));
+    }
+    match (&shared.security, &owner) {
+        (ListenSecurity::Paired { tokens, .. }, Some(client)) => {
+            tokens.admit(&hello.secret.0, client, &shared.cancel)?;
+        }
+        (ListenSecurity::Paired { .. }, None) => return Err(auth("the sender showed no certificate")),
+        (ListenSecurity::Mutual { .. } | ListenSecurity::Insecure, _) => {
+            if hello.secret != Secret::NONE {
+                return Err(auth("the sender was told to pair, and this receiver was not"));
+            }
+        }
+    }
+    let session = Arc::new(Session::new(
+        owner,
+        lane.transport().peer_addr(),
+        shared.options.clone(),
+        shared.cancel.child(),
+        Arc::clone(&shared.observer),
+        Arc::clone(&shared.registry),
+    )?);
+    if shared.registry.add(&session, shared.options.max_sessions) {
+        Ok(Some((session, true)))
+    } else {
+        let message = format!("there are {} sessions already, the most", shared.options.max_sessions);
+        Err(NetError::Peer { code: ErrorCode::Refused, retryable: true, message })
+    }
+}

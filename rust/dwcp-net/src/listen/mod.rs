@@ -1,0 +1,227 @@
+//! The listening side: accepts connections, finds out what they are, and lets in those that may.
+
+mod admit;
+mod network;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustls::ServerConfig;
+use socket2::{Domain, Protocol, Socket, Type};
+
+pub use network::Cidr;
+
+use crate::cancel::{Cancel, lock};
+use crate::error::NetError;
+use crate::receive::{ReceiveOptions, ReceiveSession, Registry};
+use crate::report::{Event, Observer};
+use crate::security::{ListenSecurity, server_config, split_address};
+
+/// Connections that have not yet shown who they are, from everywhere and from one address.
+const MAX_PENDING: usize = 64;
+const MAX_PENDING_OF_ONE: usize = 16;
+
+/// How often the thread that accepts looks around.
+const ACCEPT_SLICE: Duration = Duration::from_millis(100);
+
+/// Connections that the system may hold until they are accepted.
+const BACKLOG: i32 = 128;
+
+/// Takes over a v1 connection: a blocking stream from which nothing was read. It may take as long as it likes.
+pub type ServeV1 = Box<dyn Fn(TcpStream, SocketAddr) + Send + Sync>;
+
+/// Which v1 peers are served, and by whom.
+pub struct V1Gate {
+    /// Where they may come from; nowhere else.
+    pub allowed: Vec<Cidr>,
+    /// Serves one of them, on a thread of its own.
+    pub serve: ServeV1,
+}
+
+/// A port on which senders are let in. Dropping it stops that; sessions that were accepted go on.
+pub struct Listener {
+    shared: Arc<Shared>,
+    local: SocketAddr,
+    acceptor: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the threads of a listener share.
+struct Shared {
+    security: ListenSecurity,
+    tls: Option<Arc<ServerConfig>>,
+    options: ReceiveOptions,
+    cancel: Cancel,
+    observer: Arc<dyn Observer>,
+    registry: Arc<Registry>,
+    v1: Option<V1Gate>,
+    pending: Mutex<HashMap<IpAddr, usize>>,
+    stopped: AtomicBool,
+}
+
+impl Listener {
+    /// Listens at `address` (`HOST:PORT`; port 0 takes a free one).
+    ///
+    /// # Errors
+    /// [`NetError`] when the address is not one of this machine, is in use, or the identity cannot be used.
+    pub fn bind(
+        address: &str,
+        security: ListenSecurity,
+        options: ReceiveOptions,
+        cancel: &Cancel,
+        observer: Arc<dyn Observer>,
+        v1: Option<V1Gate>,
+    ) -> Result<Listener, NetError> {
+        let tls = server_config(&security)?;
+        let (host, port) = split_address(address)?;
+        let failed = |action| {
+            let addr = address.to_owned();
+            move |source| NetError::Io { action, addr, source }
+        };
+        let targets = (host.as_str(), port).to_socket_addrs().map_err(failed("look up"))?;
+        let mut bound = Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address"));
+        for target in targets {
+            bound = listen(target, options.socket_buffer_bytes);
+            if bound.is_ok() {
+                break;
+            }
+        }
+        let listener = bound.map_err(failed("listen at"))?;
+        let local = listener.local_addr().map_err(failed("listen at"))?;
+        let shared = Arc::new(Shared {
+            security,
+            tls,
+            options,
+            cancel: cancel.clone(),
+            observer,
+            registry: Arc::default(),
+            v1,
+            pending: Mutex::default(),
+            stopped: AtomicBool::new(false),
+        });
+        let acceptor = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name("dwcp-accept".to_owned())
+                .spawn(move || accept_all(&shared, &listener))
+                .map_err(failed("start a thread for"))?
+        };
+        Ok(Listener { shared, local, acceptor: Mutex::new(Some(acceptor)) })
+    }
+
+    /// The address that senders reach.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The next sender that was let in.
+    ///
+    /// # Errors
+    /// [`NetError::Deadline`] when none came within `timeout`, and [`NetError::Cancelled`].
+    pub fn accept(&self, timeout: Option<Duration>) -> Result<ReceiveSession, NetError> {
+        self.shared.registry.accept(timeout, &self.shared.cancel)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        if let Some(acceptor) = lock(&self.acceptor).take() {
+            // A thread that panicked has nothing more to say.
+            let _ = acceptor.join();
+        }
+        self.shared.registry.end_unaccepted();
+    }
+}
+
+fn listen(target: SocketAddr, buffer_bytes: Option<u32>) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+    if cfg!(unix) {
+        // A receiver that is started again takes its port back at once.
+        socket.set_reuse_address(true)?;
+    }
+    // Connections inherit the buffers, whose size the TCP handshake announces.
+    crate::transport::set_buffers(&socket, buffer_bytes)?;
+    socket.bind(&target.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Accepts connections until the listener is dropped or cancelled.
+fn accept_all(shared: &Arc<Shared>, listener: &TcpListener) {
+    let mut swept = Instant::now();
+    while !shared.stopped.load(Ordering::SeqCst) && !shared.cancel.is_cancelled() {
+        let spec = Timespec { tv_sec: 0, tv_nsec: i64::from(ACCEPT_SLICE.subsec_nanos()) };
+        let ready = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&spec));
+        if swept.elapsed() >= ACCEPT_SLICE {
+            shared.registry.sweep();
+            swept = Instant::now();
+        }
+        if !matches!(ready, Ok(1..)) {
+            continue;
+        }
+        match listener.accept() {
+            Ok((stream, peer)) => take(shared, stream, peer),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                // Out of descriptors, for example: it may be better in a while.
+                log::warn!("cannot accept a connection: {error}");
+                std::thread::sleep(ACCEPT_SLICE);
+            }
+        }
+    }
+}
+
+/// Gives a connection a thread of its own, if there is room for it.
+fn take(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
+    let Some(place) = Pending::enter(shared, peer.ip()) else {
+        let reason = "too many connections that have not shown who they are".to_owned();
+        log::warn!("{peer} is turned away: {reason}");
+        shared.observer.event(Event::Refused { peer, reason });
+        return;
+    };
+    let started = std::thread::Builder::new().name("dwcp-receive".to_owned()).spawn({
+        let shared = Arc::clone(shared);
+        move || admit::admit(&shared, stream, peer, place)
+    });
+    if let Err(error) = started {
+        log::warn!("cannot start a thread for {peer}: {error}");
+    }
+}
+
+/// A place among the connections that have not shown who they are.
+struct Pending {
+    shared: Arc<Shared>,
+    address: IpAddr,
+}
+
+impl Pending {
+    fn enter(shared: &Arc<Shared>, address: IpAddr) -> Option<Pending> {
+        let mut pending = lock(&shared.pending);
+        let total: usize = pending.values().sum();
+        let of_one = pending.get(&address).copied().unwrap_or(0);
+        if total >= MAX_PENDING || of_one >= MAX_PENDING_OF_ONE {
+            return None;
+        }
+        pending.insert(address, of_one + 1);
+        Some(Pending { shared: Arc::clone(shared), address })
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let mut pending = lock(&self.shared.pending);
+        if let Some(count) = pending.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                pending.remove(&self.address);
+            }
+        }
+    }
+}

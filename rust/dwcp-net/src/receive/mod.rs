@@ -1,0 +1,144 @@
+//! The receiving side of a session: takes blocks from lanes, proves them, and puts them where they belong.
+
+mod shared;
+mod worker;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dwcp_proto::Limits;
+use dwcp_store::Sink;
+
+pub(crate) use shared::{Registry, Session};
+pub(crate) use worker::run;
+
+use crate::cancel::{CANCEL_SLICE, lock, wait};
+use crate::error::NetError;
+use crate::report::{Progress, ReceiveReport};
+use crate::security::Fingerprint;
+
+/// How long the end of a session waits for its lanes.
+const PARTING: Duration = Duration::from_millis(1_500);
+
+/// How a receiver works.
+#[derive(Clone, Debug)]
+pub struct ReceiveOptions {
+    /// What a sender may ask for.
+    pub limits: Limits,
+    /// Sessions at once.
+    pub max_sessions: usize,
+    /// A lane on which the peer is silent for this long is lost, and so is a session that has no lane for this long.
+    pub idle_timeout: Duration,
+    /// How long a connection may take to show who it is.
+    pub handshake_timeout: Duration,
+    /// The size of the sockets' buffers; the system tunes them itself otherwise.
+    pub socket_buffer_bytes: Option<u32>,
+}
+
+impl Default for ReceiveOptions {
+    fn default() -> ReceiveOptions {
+        ReceiveOptions {
+            limits: Limits::default(),
+            max_sessions: 64,
+            idle_timeout: Duration::from_secs(30),
+            handshake_timeout: Duration::from_secs(10),
+            socket_buffer_bytes: None,
+        }
+    }
+}
+
+/// A sender that was let in, and what it sends.
+pub struct ReceiveSession {
+    session: Arc<Session>,
+}
+
+impl ReceiveSession {
+    pub(crate) fn new(session: Arc<Session>) -> ReceiveSession {
+        ReceiveSession { session }
+    }
+
+    /// Takes the next transfer into `sink`; `None` when the sender has closed the session in peace instead.
+    ///
+    /// `timeout` bounds the wait for the sender's offer; the session can still be used when it has passed.
+    ///
+    /// # Errors
+    /// [`NetError`]; what the sink has staged is kept for the next attempt wherever [`NetError::resumable`] holds.
+    pub fn receive(
+        &self,
+        sink: Arc<dyn Sink>,
+        timeout: Option<Duration>,
+    ) -> Result<Option<ReceiveReport>, NetError> {
+        let session = &*self.session;
+        let started = Instant::now();
+        let mut state = lock(&session.state);
+        if state.ended.is_none() {
+            state.sink = Some(Arc::clone(&sink));
+            session.changed.notify_all();
+        }
+        while state.ended.is_none() {
+            if let Some(report) = state.done.take() {
+                return Ok(Some(report));
+            }
+            if session.cancel.is_cancelled() {
+                state.end(Some(NetError::Cancelled), true);
+                break;
+            }
+            if let Some(after) =
+                timeout.filter(|limit| state.transfer.is_none() && started.elapsed() >= *limit)
+            {
+                state.sink = None;
+                return Err(NetError::Deadline { what: "an offer of the sender", after });
+            }
+            session.expire(&mut state);
+            state = wait(&session.changed, state, CANCEL_SLICE);
+        }
+        // A transfer may have been committed in the same moment in which the session ended.
+        let report = state.done.take();
+        let failure = state.take_failure();
+        drop(state);
+        session.await_lanes(PARTING);
+        sink.abort();
+        lock(&session.state).sink = None;
+        session.registry.remove(session);
+        session.changed.notify_all();
+        match (report, failure) {
+            (Some(report), _) => Ok(Some(report)),
+            (None, None) => Ok(None),
+            (None, Some(_)) if session.cancel.is_cancelled() => Err(NetError::Cancelled),
+            (None, Some(error)) => Err(error),
+        }
+    }
+
+    /// Where the transfer stands that is under way.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        lock(&self.session.state).progress()
+    }
+
+    /// The sender's address.
+    #[must_use]
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.session.peer
+    }
+
+    /// The SHA-256 of the sender's certificate; none without TLS.
+    #[must_use]
+    pub fn peer_fingerprint(&self) -> Option<Fingerprint> {
+        self.session.owner
+    }
+
+    /// Ends the session: lanes say goodbye. Dropping the session does the same.
+    pub fn close(&self) {
+        lock(&self.session.state).end(None, false);
+        self.session.changed.notify_all();
+        self.session.await_lanes(PARTING);
+        self.session.registry.remove(&self.session);
+    }
+}
+
+impl Drop for ReceiveSession {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

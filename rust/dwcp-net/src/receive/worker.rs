@@ -1,0 +1,416 @@
+//! The thread of one lane of a receiver.
+
+use std::sync::{Arc, RwLockWriteGuard, TryLockError};
+use std::time::{Duration, Instant};
+
+use dwcp_codec::block::{BlockDecoder, BlockKind};
+use dwcp_codec::{CodecId, Digest};
+use dwcp_proto::error::ProtoError;
+use dwcp_proto::frame::{BlockHead, ErrorCode, Frame, NackReason, Same};
+use dwcp_proto::receiver::{Action, LaneId};
+use dwcp_proto::{Manifest, SessionError};
+use dwcp_store::{Sink, StoreError};
+
+use super::shared::Session;
+use crate::cancel::{CANCEL_SLICE, lock, wait};
+use crate::error::NetError;
+use crate::lane::{Lane, guard};
+use crate::report::{Event, thread_cpu};
+use crate::transport::WakeReceiver;
+
+/// An ACK is sent after this many frames, or as soon as no more data is there.
+const ACK_EVERY: u32 = 16;
+
+/// This many times altered bytes are taken again; then the path is not fit for use.
+const MAX_INTEGRITY_FAILURES: u32 = 3;
+
+/// How long a session waits for an earlier one to let go of the staging.
+const TAKE_OVER: Duration = Duration::from_secs(10);
+
+/// How often a lane that waits for the sink looks again.
+const GATE_SLICE: Duration = Duration::from_millis(20);
+
+/// Serves a lane that has joined `session` until it ends, and takes it out of the session.
+pub(crate) fn run(session: &Session, mut lane: Lane, id: LaneId, wake: WakeReceiver) {
+    session.observer.event(Event::LaneUp { lane: id, peer: lane.transport().peer_addr() });
+    let cpu = thread_cpu();
+    let mut worker = Worker {
+        session,
+        id,
+        wake,
+        decoder: BlockDecoder::new(),
+        raw: Vec::new(),
+        wire: Vec::new(),
+        base: Vec::new(),
+        unacknowledged: 0,
+        cpu,
+    };
+    let end = guard(|| worker.serve(&mut lane));
+    let reason = end.as_ref().err().map(ToString::to_string);
+    worker.count_cpu();
+    worker.part(lane, end);
+    session.changed.notify_all();
+    session.observer.event(Event::LaneDown { lane: id, reason });
+}
+
+struct Worker<'a> {
+    session: &'a Session,
+    id: LaneId,
+    wake: WakeReceiver,
+    decoder: BlockDecoder,
+    raw: Vec<u8>,
+    wire: Vec<u8>,
+    base: Vec<u8>,
+    unacknowledged: u32,
+    cpu: Duration,
+}
+
+impl<'a> Worker<'a> {
+    /// Takes frames until the lane ends in peace or with an error.
+    fn serve(&mut self, lane: &mut Lane) -> Result<(), NetError> {
+        loop {
+            self.session.cancel.check()?;
+            if self.over() {
+                return Ok(());
+            }
+            if !lane.readable()? {
+                self.acknowledge(lane)?;
+                lane.wait(&self.wake)?;
+                continue;
+            }
+            let (frame, body_len) = lane.recv()?;
+            let action = lock(&self.session.state).session.receive(self.id, frame)?;
+            match action {
+                Action::None => self.drop_body(lane, body_len)?,
+                Action::Store(head) => self.store(lane, &head, body_len)?,
+                Action::Copy(same) => self.copy(lane, &same)?,
+                Action::Prepare(manifest, base_allowed) => self.prepare(lane, &manifest, base_allowed)?,
+                Action::Commit => self.commit(lane)?,
+                Action::Mismatch { entries } => return Err(self.discard(lane, &entries)),
+                Action::Recommitted(frame) => lane.send(&frame)?,
+                Action::Closed => {
+                    self.closed();
+                    return Ok(());
+                }
+            }
+            if self.unacknowledged >= ACK_EVERY {
+                self.acknowledge(lane)?;
+            }
+            lane.keep_alive()?;
+        }
+    }
+
+    fn over(&self) -> bool {
+        lock(&self.session.state).ended.is_some()
+    }
+
+    fn acknowledge(&mut self, lane: &mut Lane) -> Result<(), NetError> {
+        self.unacknowledged = 0;
+        let frame = lock(&self.session.state).session.acknowledge(self.id);
+        frame.map_or(Ok(()), |frame| lane.send(&frame))
+    }
+
+    fn sink(&self) -> Result<Arc<dyn Sink>, NetError> {
+        // It is only taken away when the transfer or the session has ended.
+        lock(&self.session.state).sink.clone().ok_or(NetError::Cancelled)
+    }
+
+    fn drop_body(&mut self, lane: &mut Lane, body_len: usize) -> Result<(), NetError> {
+        self.wire.resize(body_len, 0);
+        lane.recv_bytes(&mut self.wire)
+    }
+
+    /// Takes the body of a block, proves it, and stores it.
+    fn store(&mut self, lane: &mut Lane, head: &BlockHead, body_len: usize) -> Result<(), NetError> {
+        // Both lengths were checked: by the block size of the transfer, and by the frame's own limit.
+        self.raw.resize(head.raw_len as usize, 0);
+        let as_it_is = head.kind == BlockKind::Plain && head.codec == CodecId::None;
+        if as_it_is && body_len != self.raw.len() {
+            let (length, low, high) = (body_len as u32, head.raw_len, head.raw_len);
+            return Err(ProtoError::BodyLength { frame: "BLOCK", length, low, high }.into());
+        }
+        if as_it_is {
+            lane.recv_bytes(&mut self.raw)?;
+        } else {
+            self.wire.resize(body_len, 0);
+            lane.recv_bytes(&mut self.wire)?;
+        }
+        let sink = self.sink()?;
+        self.unacknowledged += 1;
+        if let Some(base_digest) = &head.base_digest {
+            self.base.resize(head.raw_len as usize, 0);
+            let refused = if !sink.base(head.entry, head.offset, &mut self.base)? {
+                Some(NackReason::NoBase)
+            } else if Digest::of(&self.base) != *base_digest {
+                Some(NackReason::BaseDiffers)
+            } else {
+                None
+            };
+            if let Some(reason) = refused {
+                return self.refuse(lane, head.entry, head.offset, reason);
+            }
+        }
+        if !as_it_is {
+            let base = head.base_digest.is_some().then_some(self.base.as_slice());
+            self.decoder
+                .decode(head.kind, head.codec, &self.wire, base, &mut self.raw)
+                .map_err(|error| altered(format!("a block cannot be decoded: {error}")))?;
+        }
+        if Digest::of(&self.raw) != head.digest {
+            let (entry, offset) = (head.entry, head.offset);
+            return Err(altered(format!("the block at offset {offset} of entry {entry} has another digest")));
+        }
+        self.put(&*sink, head.entry, head.offset, head.digest)?;
+        let mut state = lock(&self.session.state);
+        state.session.stored(self.id, head.entry, head.offset, head.digest, body_len as u32);
+        state.tally.block(head.kind, head.codec, u64::from(head.raw_len), body_len as u64);
+        Ok(())
+    }
+
+    /// Copies blocks from the announced base, after having proven each.
+    fn copy(&mut self, lane: &mut Lane, same: &Same) -> Result<(), NetError> {
+        let sink = self.sink()?;
+        let manifest = lock(&self.session.state).session.manifest().ok_or(NetError::Cancelled)?;
+        self.unacknowledged += 1;
+        for (index, digest) in same.digests.iter().enumerate() {
+            let block = same.first_block + index as u32;
+            let offset = u64::from(block) * u64::from(manifest.block_bytes());
+            self.raw.resize(manifest.block_len(same.entry, block) as usize, 0);
+            if !sink.base(same.entry, offset, &mut self.raw)? {
+                self.refuse(lane, same.entry, offset, NackReason::NoBase)?;
+            } else if Digest::of(&self.raw) != *digest {
+                self.refuse(lane, same.entry, offset, NackReason::BaseDiffers)?;
+            } else {
+                self.put(&*sink, same.entry, offset, *digest)?;
+                lock(&self.session.state).session.stored(self.id, same.entry, offset, *digest, 0);
+            }
+            lane.keep_alive()?;
+        }
+        Ok(())
+    }
+
+    fn put(&self, sink: &dyn Sink, entry: u32, offset: u64, digest: Digest) -> Result<(), NetError> {
+        let _share = self.session.gate.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(sink.store(entry, offset, &self.raw, digest)?)
+    }
+
+    fn refuse(&self, lane: &mut Lane, entry: u32, offset: u64, reason: NackReason) -> Result<(), NetError> {
+        let frame = lock(&self.session.state).session.refused(self.id, entry, offset, reason);
+        self.session.observer.event(Event::Nack { entry, offset });
+        lane.send(&frame)
+    }
+
+    /// Waits for a sink, has it look for what it holds, and tells the sender.
+    fn prepare(&self, lane: &mut Lane, manifest: &Arc<Manifest>, base_allowed: bool) -> Result<(), NetError> {
+        let transfer = manifest.transfer_id();
+        lock(&self.session.state).begin(transfer);
+        self.session.changed.notify_all();
+        let others = self.session.registry.take_over(transfer, self.session);
+        let patience = Instant::now() + TAKE_OVER;
+        while Instant::now() < patience
+            && others.iter().any(|other| {
+                let state = lock(&other.state);
+                state.sink.is_some() || state.has_lanes()
+            })
+        {
+            self.pause(lane, GATE_SLICE)?;
+        }
+        let sink = loop {
+            if let Ok(sink) = self.sink() {
+                break sink;
+            }
+            self.pause(lane, CANCEL_SLICE)?;
+        };
+        let gate = self.enter_alone(lane)?;
+        if std::mem::replace(&mut lock(&self.session.state).prepared, true) {
+            // The offer is repeated, since its lane was lost.
+            sink.abort();
+        }
+        let prepared = self.ticking(lane, |tick| sink.prepare(manifest, base_allowed, tick))?;
+        let staged_bytes = prepared.staged_bytes;
+        let frames = lock(&self.session.state).session.prepared(self.id, prepared.haves, staged_bytes)?;
+        drop(gate);
+        frames.iter().try_for_each(|frame| lane.send(frame))?;
+        let total_bytes = manifest.total_bytes();
+        self.session.observer.event(Event::Accepted { transfer, total_bytes, staged_bytes });
+        Ok(())
+    }
+
+    /// Has everything put in place, and tells the sender.
+    fn commit(&mut self, lane: &mut Lane) -> Result<(), NetError> {
+        let gate = self.enter_alone(lane)?;
+        // Another lane may have done it while this one waited; there is no sink then.
+        let sink = self.sink().ok();
+        if let Some(sink) = sink {
+            self.ticking(lane, |tick| sink.commit(tick))?;
+        }
+        self.count_cpu();
+        let (frame, report) = {
+            let mut state = lock(&self.session.state);
+            let frame = state.session.committed()?;
+            let report = match &frame {
+                Frame::Committed(committed) if state.sink.is_some() => {
+                    // From here on the next offer may come: it waits for a sink of its own.
+                    Some(state.finish(committed, self.session.peer))
+                }
+                _ => None,
+            };
+            (frame, report)
+        };
+        drop(gate);
+        // The sender hears of it first: the caller may end the process as soon as it knows.
+        let sent = lane.send(&frame);
+        if let Some(report) = report {
+            let transfer = report.transfer_id;
+            lock(&self.session.state).done = Some(report);
+            self.session.changed.notify_all();
+            self.session.observer.event(Event::Committed { transfer });
+        }
+        sent
+    }
+
+    /// Throws away what is not what the sender meant; gives the failure that ends the session.
+    fn discard(&self, lane: &mut Lane, entries: &[u32]) -> NetError {
+        let discarded = self.enter_alone(lane).and_then(|_gate| Ok(self.sink()?.discard(entries)?));
+        if let Err(error) = discarded {
+            log::warn!("cannot discard what was staged of {} entries: {error}", entries.len());
+        }
+        SessionError::TransferDigest.into()
+    }
+
+    /// Lets time pass with signs of life for the sender.
+    fn pause(&self, lane: &mut Lane, time: Duration) -> Result<(), NetError> {
+        self.session.cancel.check()?;
+        lane.keep_alive()?;
+        let state = lock(&self.session.state);
+        if state.ended.is_some() {
+            return Err(NetError::Cancelled);
+        }
+        drop(wait(&self.session.changed, state, time));
+        Ok(())
+    }
+
+    /// Waits until no other lane uses the sink.
+    fn enter_alone(&self, lane: &mut Lane) -> Result<RwLockWriteGuard<'a, ()>, NetError> {
+        let session = self.session;
+        loop {
+            match session.gate.try_write() {
+                Ok(gate) => return Ok(gate),
+                Err(TryLockError::Poisoned(gate)) => return Ok(gate.into_inner()),
+                Err(TryLockError::WouldBlock) => self.pause(lane, GATE_SLICE)?,
+            }
+        }
+    }
+
+    /// Does long work of the sink with signs of life for the sender.
+    fn ticking<T>(
+        &self,
+        lane: &mut Lane,
+        work: impl FnOnce(&mut dwcp_store::Tick<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, NetError> {
+        let mut lost = None;
+        let result = work(&mut || {
+            let alive = self.session.cancel.check().and_then(|()| lane.keep_alive());
+            if alive.is_err() || self.over() {
+                lost = alive.err();
+                return Err(StoreError::Cancelled);
+            }
+            Ok(())
+        });
+        match (result, lost) {
+            (Err(StoreError::Cancelled), Some(error)) => Err(error),
+            (Err(StoreError::Cancelled), None) => Err(NetError::Cancelled),
+            (result, _) => Ok(result?),
+        }
+    }
+
+    /// The sender has ended this lane in peace. The last one ends the session.
+    fn closed(&self) {
+        let mut state = lock(&self.session.state);
+        state.detach(self.id);
+        if !state.has_lanes() {
+            let early = NetError::PeerClosed { phase: "sending", hint: Some("it gave the transfer up") };
+            let failure = state.transfer.is_some().then_some(early);
+            state.end(failure, false);
+        }
+    }
+
+    fn count_cpu(&mut self) {
+        let now = thread_cpu();
+        lock(&self.session.state).tally.cpu += now.saturating_sub(self.cpu);
+        self.cpu = now;
+    }
+
+    /// Decides what the end of the lane means for the session.
+    fn part(&self, mut lane: Lane, end: Result<(), NetError>) {
+        let mut state = lock(&self.session.state);
+        if self.session.cancel.is_cancelled() {
+            state.end(Some(NetError::Cancelled), false);
+            state.detach(self.id);
+            return;
+        }
+        if let Some(parting) = state.ended.as_ref().map(|_| state.parting.clone()) {
+            drop(state);
+            match parting {
+                Some(error) => lane.fail(error.code, error.retryable, &error.message),
+                None => lane.close(),
+            }
+            lock(&self.session.state).detach(self.id);
+            return;
+        }
+        let Err(error) = end else {
+            state.detach(self.id);
+            return;
+        };
+        state.tally.lanes_lost += 1;
+        let altered = match &error {
+            NetError::Tls { .. } => true,
+            NetError::Proto(_) => !lane.encrypted(),
+            NetError::Integrity { .. } => true,
+            NetError::Peer { code: ErrorCode::Integrity | ErrorCode::Format, retryable, .. } => *retryable,
+            _ => false,
+        };
+        let told = matches!(error, NetError::Peer { .. } | NetError::Tls { .. });
+        let text = error.to_string();
+        if altered {
+            state.tally.integrity_failures += 1;
+            let times = state.tally.integrity_failures;
+            let tolerable = times < MAX_INTEGRITY_FAILURES;
+            let code = error.code();
+            if tolerable {
+                state.last_failure = Some(error);
+            } else {
+                state.end(Some(NetError::Integrity { times, reason: text.clone() }), true);
+            }
+            drop(state);
+            log::warn!("altered bytes on lane {}: {text}", self.id);
+            if !told {
+                lane.fail(code, tolerable, &text);
+            }
+            lock(&self.session.state).detach(self.id);
+            self.session.observer.event(Event::IntegrityFailure { reason: text });
+            return;
+        }
+        match error {
+            NetError::Io { .. } | NetError::PeerClosed { .. } | NetError::Deadline { .. } => {
+                log::debug!("lane {} was lost: {text}", self.id);
+                state.last_failure = Some(error);
+                state.detach(self.id);
+            }
+            error => {
+                let (code, retryable) = (error.code(), error.resumable());
+                state.end(Some(error), !told);
+                drop(state);
+                if !told {
+                    lane.fail(code, retryable, &text);
+                }
+                lock(&self.session.state).detach(self.id);
+            }
+        }
+    }
+}
+
+/// Bytes that are not what their digest says.
+fn altered(reason: String) -> NetError {
+    NetError::Integrity { times: 1, reason }
+}

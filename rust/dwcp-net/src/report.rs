@@ -1,0 +1,279 @@
+//! What happened: events as they come, progress while it goes on, reports at the end.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use dwcp_codec::block::BlockKind;
+use dwcp_codec::{CodecId, Digest};
+use dwcp_proto::frame::TransferId;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Something worth telling that happened on a session or a listener.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A lane has joined its session.
+    LaneUp {
+        /// This side's number for the lane.
+        lane: u32,
+        /// The peer.
+        peer: SocketAddr,
+    },
+    /// A lane has ended.
+    LaneDown {
+        /// This side's number for the lane.
+        lane: u32,
+        /// Why; nothing when it ended in peace.
+        reason: Option<String>,
+    },
+    /// A lane could not be made and is tried again.
+    Reconnecting {
+        /// How often it was tried.
+        attempt: u32,
+        /// When the next attempt is made.
+        after: Duration,
+        /// Why the last one failed.
+        reason: String,
+    },
+    /// A session was opened: at the start, and again when all lanes were lost and the receiver had forgotten it.
+    SessionOpened {
+        /// The peer.
+        peer: SocketAddr,
+    },
+    /// The receiver takes the transfer.
+    Accepted {
+        /// The transfer.
+        transfer: TransferId,
+        /// Bytes of the whole state.
+        total_bytes: u64,
+        /// Bytes that staging held already.
+        staged_bytes: u64,
+    },
+    /// A block was sent again because the receiver's base is not what the sender takes it for.
+    Nack {
+        /// The entry.
+        entry: u32,
+        /// Where the block lies.
+        offset: u64,
+    },
+    /// Bytes were altered on the way and refused.
+    IntegrityFailure {
+        /// What did not match.
+        reason: String,
+    },
+    /// Everything is in place.
+    Committed {
+        /// The transfer.
+        transfer: TransferId,
+    },
+    /// A connection was turned away.
+    Refused {
+        /// Who came.
+        peer: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+    /// A v1 peer, or something that speaks no known protocol, was turned away.
+    V1Refused {
+        /// Who came.
+        peer: SocketAddr,
+    },
+    /// A v1 peer was handed over to the v1 engine.
+    V1HandedOver {
+        /// Who came.
+        peer: SocketAddr,
+    },
+}
+
+/// Is told events, from any thread; should return soon.
+pub trait Observer: Send + Sync {
+    /// Something happened.
+    fn event(&self, event: Event);
+}
+
+/// An observer that does not care.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn event(&self, _event: Event) {}
+}
+
+/// Where a transfer stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the state that the receiver has.
+    pub state_bytes_done: u64,
+    /// Bytes of the whole state; 0 while no transfer is under way.
+    pub state_bytes_total: u64,
+    /// Bytes of BLOCK bodies so far.
+    pub wire_bytes: u64,
+    /// Lanes that are up.
+    pub lanes: u32,
+    /// Blocks sent again after their lane was lost or a base differed.
+    pub blocks_resent: u64,
+}
+
+/// The blocks that were represented and compressed in one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodecShare {
+    /// How the blocks were represented.
+    pub kind: BlockKind,
+    /// How they were compressed.
+    pub codec: CodecId,
+    /// How many.
+    pub blocks: u64,
+    /// Their length.
+    pub raw_bytes: u64,
+    /// Their length as BLOCK bodies.
+    pub wire_bytes: u64,
+}
+
+/// What a sender did for one transfer.
+#[derive(Clone, Debug)]
+pub struct SendReport {
+    /// The transfer.
+    pub transfer_id: TransferId,
+    /// The digest of the whole state, the same at both ends.
+    pub transfer_digest: Digest,
+    /// Entries of the manifest.
+    pub entries: u32,
+    /// Bytes of the whole state.
+    pub bytes_raw: u64,
+    /// Bytes that the receiver's staging held, as of the last session.
+    pub bytes_held: u64,
+    /// Bytes that the receiver's base held, as of the last session.
+    pub bytes_same: u64,
+    /// Bytes of the state that went as BLOCKs, repetitions included.
+    pub bytes_sent_raw: u64,
+    /// Bytes of BLOCK bodies, repetitions included.
+    pub bytes_wire: u64,
+    /// Blocks that were sent, repetitions included.
+    pub blocks_sent: u64,
+    /// Blocks that the receiver's base held, as of the last session.
+    pub blocks_same: u64,
+    /// Blocks that the receiver's staging held, as of the last session.
+    pub blocks_held: u64,
+    /// Blocks that were sent again.
+    pub blocks_resent: u64,
+    /// Blocks that the receiver asked for in full.
+    pub nacks: u64,
+    /// Lanes that carried frames.
+    pub lanes_used: u32,
+    /// Lanes that were lost.
+    pub lanes_lost: u32,
+    /// Sessions: 1, and one more for each time the receiver had to be met anew.
+    pub sessions: u32,
+    /// Times that altered bytes were found.
+    pub integrity_failures: u32,
+    /// From the call to COMMITTED.
+    pub seconds: f64,
+    /// How the blocks were represented and compressed.
+    pub codec_mix: Vec<CodecShare>,
+    /// The time of the fastest TCP handshake, about a round trip.
+    pub rtt_ms: Option<f64>,
+    /// Processor time of the lanes' threads.
+    pub cpu_seconds: f64,
+}
+
+/// What a receiver did for one transfer.
+#[derive(Clone, Debug)]
+pub struct ReceiveReport {
+    /// The transfer.
+    pub transfer_id: TransferId,
+    /// The digest of the whole state, the same at both ends.
+    pub transfer_digest: Digest,
+    /// Entries of the manifest.
+    pub entries: u32,
+    /// Bytes of the whole state.
+    pub bytes_raw: u64,
+    /// Bytes that staging held when the transfer was offered.
+    pub bytes_held: u64,
+    /// Bytes that were copied from a base.
+    pub bytes_same: u64,
+    /// Bytes of the state that came as BLOCKs, repetitions included.
+    pub bytes_received_raw: u64,
+    /// Bytes of BLOCK bodies, repetitions included.
+    pub bytes_wire: u64,
+    /// Blocks that came, repetitions included.
+    pub blocks_received: u64,
+    /// Blocks that were copied from a base.
+    pub blocks_same: u64,
+    /// Blocks that were refused because a base differed.
+    pub nacks: u64,
+    /// Lanes that carried frames.
+    pub lanes_used: u32,
+    /// Lanes that were lost.
+    pub lanes_lost: u32,
+    /// Times that altered bytes were found.
+    pub integrity_failures: u32,
+    /// From the offer to COMMITTED.
+    pub seconds: f64,
+    /// How the blocks were represented and compressed.
+    pub codec_mix: Vec<CodecShare>,
+    /// Processor time of the lanes' threads.
+    pub cpu_seconds: f64,
+    /// The sender's address.
+    pub peer: SocketAddr,
+}
+
+/// Counts of a transfer that this crate keeps itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tally {
+    shares: [[Share; 3]; 3],
+    pub(crate) cpu: Duration,
+    pub(crate) lanes_used: u32,
+    pub(crate) lanes_lost: u32,
+    pub(crate) integrity_failures: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    blocks: u64,
+    raw_bytes: u64,
+    wire_bytes: u64,
+}
+
+impl Tally {
+    /// The counts at the start of a transfer on lanes that are up already.
+    pub(crate) fn on_lanes(lanes: usize) -> Tally {
+        Tally { lanes_used: lanes as u32, ..Tally::default() }
+    }
+
+    /// Counts a block.
+    pub(crate) fn block(&mut self, kind: BlockKind, codec: CodecId, raw: u64, wire: u64) {
+        let share = &mut self.shares[kind as usize][codec as usize];
+        share.blocks += 1;
+        share.raw_bytes += raw;
+        share.wire_bytes += wire;
+    }
+
+    /// The counts that are not zero.
+    pub(crate) fn codec_mix(&self) -> Vec<CodecShare> {
+        let kinds = [BlockKind::Plain, BlockKind::Fill, BlockKind::Xor];
+        let codecs = [CodecId::None, CodecId::Lz4, CodecId::Zstd];
+        kinds
+            .into_iter()
+            .flat_map(|kind| codecs.map(|codec| (kind, codec)))
+            .map(|(kind, codec)| {
+                let Share { blocks, raw_bytes, wire_bytes } = self.shares[kind as usize][codec as usize];
+                CodecShare { kind, codec, blocks, raw_bytes, wire_bytes }
+            })
+            .filter(|share| share.blocks > 0)
+            .collect()
+    }
+
+    /// Blocks, their length, and their length as bodies.
+    pub(crate) fn sums(&self) -> (u64, u64, u64) {
+        let all = self.shares.iter().flatten();
+        all.fold((0, 0, 0), |sum, share| {
+            (sum.0 + share.blocks, sum.1 + share.raw_bytes, sum.2 + share.wire_bytes)
+        })
+    }
+}
+
+/// The processor time that this thread has used.
+pub(crate) fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}

@@ -1,0 +1,398 @@
+//! What the lanes of a sender share.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use dwcp_codec::Digest;
+use dwcp_proto::frame::{Committed, ErrorCode, ErrorFrame, Frame, Secret, SessionId, Welcome};
+use dwcp_proto::sender::{LaneId, SenderOptions, SenderProgress, SenderSession, Step};
+use dwcp_proto::{Limits, Manifest};
+use dwcp_store::Source;
+
+use super::SendOptions;
+use super::dial::Plan;
+use crate::cancel::Cancel;
+use crate::error::NetError;
+use crate::limiter::Limiter;
+use crate::report::{Observer, Progress, SendReport, Tally};
+use crate::transport::Waker;
+
+/// This many times altered bytes are sent again; then the path is not fit for use.
+pub(super) const MAX_INTEGRITY_FAILURES: u32 = 3;
+
+/// Bytes of blocks under way on one lane: enough for a fast and long path, and bounded for the sake of memory.
+const MAX_UNACKED_BYTES: u64 = 64 << 20;
+
+/// Everything that does not change, and the state that does.
+pub(super) struct Shared {
+    pub(super) plan: Plan,
+    pub(super) options: SendOptions,
+    /// Stops transfers and the making of lanes.
+    pub(super) cancel: Cancel,
+    /// Shuts the lanes, which may still have a last word to say when a transfer is stopped.
+    pub(super) halt: Cancel,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) limiter: Option<Limiter>,
+    pub(super) state: Mutex<State>,
+    /// Signals new work, the end of work, and changes of the session.
+    pub(super) changed: Condvar,
+}
+
+impl Shared {
+    pub(super) fn new(
+        plan: Plan,
+        options: SendOptions,
+        (cancel, halt): (Cancel, Cancel),
+        observer: Arc<dyn Observer>,
+        link: Link,
+    ) -> Shared {
+        Shared {
+            plan,
+            limiter: options.bandwidth_limit.map(Limiter::new),
+            options,
+            cancel,
+            halt,
+            observer,
+            state: Mutex::new(State {
+                epoch: 0,
+                link: Some(link),
+                opening: false,
+                session: None,
+                job: None,
+                lanes: HashMap::new(),
+                next_lane: 0,
+                lonely_since: Instant::now(),
+                closing: false,
+                parting: None,
+                last_failure: None,
+                round_trip: None,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+}
+
+/// A session that the receiver knows.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub(super) id: SessionId,
+    pub(super) key: Secret,
+    pub(super) max_lanes: u16,
+    pub(super) limits: Limits,
+}
+
+impl Link {
+    pub(super) fn new(welcome: &Welcome) -> Link {
+        Link {
+            id: welcome.session,
+            key: welcome.join_key,
+            max_lanes: welcome.max_lanes,
+            limits: Limits {
+                max_lanes: welcome.max_lanes,
+                max_block: welcome.max_block,
+                max_entries: welcome.max_entries,
+                max_object: welcome.max_object,
+            },
+        }
+    }
+}
+
+/// A transfer that is to be done.
+pub(super) struct Job {
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) source: Arc<dyn Source>,
+    base_allowed: bool,
+    started: Instant,
+    /// What sessions before the present one did.
+    resent_before: u64,
+    nacks_before: u64,
+    wire_before: u64,
+    pub(super) sessions: u32,
+    pub(super) tally: Tally,
+    pub(super) ended: Option<Result<Committed, NetError>>,
+    /// The counts of the session that ended it, and the tree digests.
+    result: Option<(SenderProgress, Vec<Digest>)>,
+}
+
+impl Job {
+    pub(super) fn new(
+        manifest: Arc<Manifest>,
+        source: Arc<dyn Source>,
+        base_allowed: bool,
+        started: Instant,
+    ) -> Job {
+        Job {
+            manifest,
+            source,
+            base_allowed,
+            started,
+            resent_before: 0,
+            nacks_before: 0,
+            wire_before: 0,
+            sessions: 1,
+            tally: Tally::default(),
+            ended: None,
+            result: None,
+        }
+    }
+
+    /// The tree digest of each entry, once the transfer is committed.
+    pub(super) fn tree_digests(&self) -> &[Digest] {
+        self.result.as_ref().map_or(&[], |(_, digests)| digests)
+    }
+
+    pub(super) fn report(&self, committed: &Committed, round_trip: Option<Duration>) -> SendReport {
+        let last = self.result.as_ref().map(|(progress, _)| *progress);
+        let count = |read: fn(&SenderProgress) -> u64| last.as_ref().map_or(0, read);
+        let (blocks_sent, bytes_sent_raw, bytes_wire) = self.tally.sums();
+        SendReport {
+            transfer_id: committed.transfer_id,
+            transfer_digest: committed.transfer_digest,
+            entries: self.manifest.entries().len() as u32,
+            bytes_raw: self.manifest.total_bytes(),
+            bytes_held: count(|progress| progress.held_bytes),
+            bytes_same: count(|progress| progress.same_bytes),
+            bytes_sent_raw,
+            bytes_wire,
+            blocks_sent,
+            blocks_same: count(|progress| progress.blocks_same),
+            blocks_held: count(|progress| progress.blocks_held),
+            blocks_resent: self.resent_before + count(|progress| progress.resent_blocks),
+            nacks: self.nacks_before + count(|progress| progress.nacks),
+            lanes_used: self.tally.lanes_used,
+            lanes_lost: self.tally.lanes_lost,
+            sessions: self.sessions,
+            integrity_failures: self.tally.integrity_failures,
+            seconds: self.started.elapsed().as_secs_f64(),
+            codec_mix: self.tally.codec_mix(),
+            rtt_ms: round_trip.map(|time| time.as_secs_f64() * 1e3),
+            cpu_seconds: self.tally.cpu.as_secs_f64(),
+        }
+    }
+}
+
+/// What changes.
+pub(super) struct State {
+    /// Counts sessions; a lane of an earlier one ends itself.
+    pub(super) epoch: u64,
+    /// The session of this epoch; none when the receiver has forgotten it.
+    pub(super) link: Option<Link>,
+    /// Somebody is opening a session.
+    pub(super) opening: bool,
+    pub(super) session: Option<SenderSession>,
+    pub(super) job: Option<Job>,
+    pub(super) lanes: HashMap<LaneId, Waker>,
+    next_lane: LaneId,
+    /// Since when there is no lane, where there is none.
+    pub(super) lonely_since: Instant,
+    pub(super) closing: bool,
+    /// What lanes of earlier epochs tell the receiver; they part in peace without it.
+    parting: Option<ErrorFrame>,
+    pub(super) last_failure: Option<NetError>,
+    pub(super) round_trip: Option<Duration>,
+}
+
+impl State {
+    /// Makes `job` the work of all lanes, on the present session where that can carry it.
+    pub(super) fn begin(&mut self, job: Job) {
+        let (manifest, base_allowed) = (Arc::clone(&job.manifest), job.base_allowed);
+        if let Some(session) = &mut self.session
+            && session.begin(manifest, base_allowed).is_err()
+        {
+            // Frames of the last transfer may still be under way somewhere.
+            self.renew(None);
+        }
+        self.job = Some(job);
+        self.last_failure = None;
+        self.lonely_since = Instant::now();
+        self.prepare_session();
+        if let Some(job) = &mut self.job {
+            job.tally = Tally::on_lanes(self.lanes.len());
+        }
+        self.wake_all();
+    }
+
+    /// Makes the state machine of the job where there is none.
+    fn prepare_session(&mut self) {
+        if let (None, Some(job)) = (&self.session, &self.job) {
+            let options = SenderOptions { max_unacked_bytes: MAX_UNACKED_BYTES, ..SenderOptions::default() };
+            let mut session = SenderSession::new(Arc::clone(&job.manifest), job.base_allowed, options);
+            self.lanes.keys().for_each(|lane| session.attach(*lane));
+            self.session = Some(session);
+        }
+    }
+
+    /// Forgets the session; its lanes end themselves, with `parting` as their last word.
+    pub(super) fn renew(&mut self, parting: Option<ErrorFrame>) {
+        if let (Some(session), Some(job)) = (self.session.take(), &mut self.job) {
+            let progress = session.progress();
+            job.resent_before += progress.resent_blocks;
+            job.nacks_before += progress.nacks;
+            job.wire_before += progress.sent_wire_bytes;
+        }
+        self.epoch += 1;
+        self.link = None;
+        self.parting = parting;
+        self.wake_all();
+        self.lanes.clear();
+        self.lonely_since = Instant::now();
+    }
+
+    /// Ends the job with `failure`, and the session with it, since the receiver is in the middle of the transfer.
+    pub(super) fn part(&mut self, failure: &NetError) {
+        let parting = match failure {
+            NetError::Peer { .. } => None,
+            error => {
+                let code = match error.code() {
+                    ErrorCode::Internal => ErrorCode::Cancelled,
+                    code => code,
+                };
+                Some(ErrorFrame::new(code, error.resumable(), &error.to_string()))
+            }
+        };
+        self.renew(parting);
+        self.job = None;
+    }
+
+    /// Ends the job with `failure` for the caller of `send` to find.
+    pub(super) fn fail(&mut self, failure: NetError) {
+        if let Some(job) = &mut self.job
+            && job.ended.is_none()
+        {
+            job.ended = Some(Err(failure));
+        }
+    }
+
+    /// Takes the job, once it has ended.
+    pub(super) fn take_ended(&mut self) -> Option<(Result<Committed, NetError>, Job)> {
+        let ended = self.job.as_mut()?.ended.take()?;
+        Some((ended, self.job.take()?))
+    }
+
+    /// Whether the lanes have something to do.
+    pub(super) fn busy(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| job.ended.is_none())
+    }
+
+    /// Takes up the session that `welcome` tells of.
+    pub(super) fn open(&mut self, welcome: &Welcome) {
+        self.renew(None);
+        self.link = Some(Link::new(welcome));
+        if let Some(job) = &mut self.job {
+            job.sessions += 1;
+        }
+        self.prepare_session();
+    }
+
+    /// Adds a lane of the present epoch.
+    pub(super) fn attach(&mut self, waker: Waker) -> LaneId {
+        let lane = self.next_lane;
+        self.next_lane += 1;
+        self.lanes.insert(lane, waker);
+        if let Some(session) = &mut self.session {
+            session.attach(lane);
+        }
+        if let Some(job) = &mut self.job {
+            job.tally.lanes_used += 1;
+        }
+        lane
+    }
+
+    /// Takes a lane away, if it is of the present epoch.
+    pub(super) fn detach(&mut self, lane: LaneId, epoch: u64) {
+        if self.epoch != epoch || self.lanes.remove(&lane).is_none() {
+            return;
+        }
+        if let Some(session) = &mut self.session {
+            session.detach(lane);
+        }
+        if self.lanes.is_empty() {
+            self.lonely_since = Instant::now();
+        }
+        self.wake_all();
+    }
+
+    /// What a lane is to do, which has used `spent` of processor time since it last asked.
+    pub(super) fn turn(&mut self, lane: LaneId, epoch: u64, spent: Duration) -> Turn {
+        if let Some(job) = &mut self.job {
+            job.tally.cpu += spent;
+        }
+        if self.epoch != epoch {
+            return Turn::Stale(self.parting.clone());
+        }
+        if self.closing {
+            return Turn::Stale(None);
+        }
+        match &mut self.session {
+            Some(session) if self.job.as_ref().is_some_and(|job| job.ended.is_none()) => {
+                Turn::Step(session.next(lane))
+            }
+            _ => Turn::Step(Step::Done),
+        }
+    }
+
+    /// Takes a frame of the receiver.
+    pub(super) fn receive(&mut self, lane: LaneId, epoch: u64, frame: Frame) -> Result<(), NetError> {
+        if self.epoch != epoch {
+            return Ok(());
+        }
+        let Some(session) = &mut self.session else {
+            return match frame {
+                Frame::KeepAlive | Frame::Close => Ok(()),
+                Frame::Error(error) => Err(dwcp_proto::SessionError::Peer {
+                    code: error.code,
+                    retryable: error.retryable,
+                    message: error.message,
+                }
+                .into()),
+                other => {
+                    let frame = other.name();
+                    Err(dwcp_proto::SessionError::Unexpected { frame, phase: "idle" }.into())
+                }
+            };
+        };
+        let wakes = matches!(frame, Frame::Accept(_) | Frame::Nack(_));
+        session.receive(lane, frame)?;
+        if let (Some(committed), Some(job)) = (session.outcome(), &mut self.job)
+            && job.ended.is_none()
+        {
+            let trees = (0..job.manifest.entries().len() as u32)
+                .map(|entry| session.tree_digest(entry).unwrap_or(Digest([0; 16])))
+                .collect();
+            job.result = Some((session.progress(), trees));
+            job.ended = Some(Ok(committed));
+        }
+        if wakes {
+            self.wake_all();
+        }
+        Ok(())
+    }
+
+    pub(super) fn wake_all(&self) {
+        self.lanes.values().for_each(Waker::wake);
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        let Some(job) = &self.job else { return Progress::default() };
+        let session = self.session.as_ref().map(SenderSession::progress);
+        let count = |read: fn(&SenderProgress) -> u64| session.as_ref().map_or(0, read);
+        Progress {
+            state_bytes_done: count(|progress| {
+                progress.held_bytes + progress.same_bytes + progress.sent_raw_bytes
+            }),
+            state_bytes_total: job.manifest.total_bytes(),
+            wire_bytes: job.wire_before + count(|progress| progress.sent_wire_bytes),
+            lanes: self.lanes.len() as u32,
+            blocks_resent: job.resent_before + count(|progress| progress.resent_blocks),
+        }
+    }
+}
+
+/// What a lane is to do.
+pub(super) enum Turn {
+    /// What the session says.
+    Step(Step),
+    /// Say this, or goodbye, and end: the session is over.
+    Stale(Option<ErrorFrame>),
+}

@@ -1,0 +1,376 @@
+//! The thread of one lane: makes it, works on it, and makes it again when it was lost.
+
+use std::time::Duration;
+
+use dwcp_codec::Digest;
+use dwcp_codec::block::{BlockEncoder, BlockKind};
+use dwcp_proto::frame::{ErrorCode, Frame};
+use dwcp_proto::sender::{BlockTask, LaneId, Resolution, Step};
+
+use super::dial::{Dialled, open_lane};
+use super::shared::{Link, MAX_INTEGRITY_FAILURES, Shared, Turn};
+use crate::cancel::{CANCEL_SLICE, lock, wait};
+use crate::error::{NetError, plain};
+use crate::lane::{Lane, guard};
+use crate::report::{Event, thread_cpu};
+use crate::security::random_bytes;
+use crate::transport::{WakeReceiver, wake_pair};
+
+/// The range of the delays between attempts to make a lane.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// Runs lane `number` until the session is closed.
+pub(super) fn run(shared: &Shared, number: u16, first: Option<Dialled>) {
+    let mut ready = first.map(|dialled| (dialled, 0));
+    let mut attempts = 0;
+    while let Some((dialled, epoch)) = ready.take().or_else(|| make_lane(shared, number, &mut attempts)) {
+        attempts = 0;
+        if let Err(error) = live(shared, dialled, epoch) {
+            log::debug!("lane {number} could not start: {error}");
+            return;
+        }
+    }
+}
+
+/// Makes a lane once there is work; none when the session is closed or the receiver wants no more lanes.
+fn make_lane(shared: &Shared, number: u16, attempts: &mut u32) -> Option<(Dialled, u64)> {
+    loop {
+        let (epoch, link) = await_need(shared, number)?;
+        let join = link.as_ref().map(|link| (link.id, link.key));
+        let made = open_lane(&shared.plan, &shared.options, number, join, (&shared.cancel, &shared.halt));
+        let mut state = lock(&shared.state);
+        if link.is_none() {
+            state.opening = false;
+            shared.changed.notify_all();
+        }
+        let error = match made {
+            Ok(dialled) if link.is_some() => return Some((dialled, epoch)),
+            Ok(dialled) => {
+                state.open(&dialled.welcome);
+                let epoch = state.epoch;
+                drop(state);
+                shared.observer.event(Event::SessionOpened { peer: dialled.lane.transport().peer_addr() });
+                return Some((dialled, epoch));
+            }
+            Err(error) => error,
+        };
+        let alone = state.epoch == epoch && state.lanes.is_empty();
+        let joining = link.is_some();
+        match &error {
+            // The receiver does not know the session any more: a new one is opened.
+            NetError::Peer { code: ErrorCode::Auth, .. } if joining && alone => {
+                state.renew(None);
+                continue;
+            }
+            NetError::Peer { code: ErrorCode::Limit, .. } if joining => return None,
+            NetError::Peer { code: ErrorCode::Auth, message, .. } if !joining => {
+                let reason = format!("the receiver reports: {}", plain(message));
+                state.fail(NetError::Auth { reason });
+            }
+            NetError::Auth { .. } | NetError::Version { .. } | NetError::Peer { retryable: false, .. }
+                if alone =>
+            {
+                state.fail(error);
+            }
+            _ => {
+                let reason = error.to_string();
+                state.last_failure = Some(error);
+                *attempts += 1;
+                let after = backoff(*attempts);
+                drop(state);
+                shared.observer.event(Event::Reconnecting { attempt: *attempts, after, reason });
+                if shared.cancel.sleep(after).is_err() {
+                    return None;
+                }
+                continue;
+            }
+        }
+        shared.changed.notify_all();
+    }
+}
+
+/// Waits until a lane is needed. Tells the epoch and the session to join, or that this lane is to open one.
+fn await_need(shared: &Shared, number: u16) -> Option<(u64, Option<Link>)> {
+    let mut state = lock(&shared.state);
+    loop {
+        if state.closing || shared.cancel.is_cancelled() {
+            return None;
+        }
+        if state.busy() {
+            match &state.link {
+                Some(link) if number < link.max_lanes => return Some((state.epoch, Some(link.clone()))),
+                Some(_) => {}
+                None if !state.opening => {
+                    state.opening = true;
+                    return Some((state.epoch, None));
+                }
+                None => {}
+            }
+        }
+        state = wait(&shared.changed, state, CANCEL_SLICE * 4);
+    }
+}
+
+/// A random delay that grows with the attempts, so that many lanes do not come back all at once.
+fn backoff(attempts: u32) -> Duration {
+    let most = BACKOFF.0.saturating_mul(1 << attempts.min(10)).min(BACKOFF.1);
+    let share = random_bytes::<2>().map_or(0.5, |bytes| f64::from(u16::from_le_bytes(bytes)) / 65_536.0);
+    most.mul_f64(share).max(Duration::from_millis(10))
+}
+
+/// Works on a lane until it ends, and takes it out of the session.
+fn live(shared: &Shared, dialled: Dialled, epoch: u64) -> Result<(), NetError> {
+    let Dialled { mut lane, round_trip, .. } = dialled;
+    let (waker, wake) = wake_pair()?;
+    let id = {
+        let mut state = lock(&shared.state);
+        if state.epoch != epoch {
+            drop(state);
+            lane.close();
+            return Ok(());
+        }
+        state.round_trip = Some(state.round_trip.map_or(round_trip, |known| known.min(round_trip)));
+        state.attach(waker)
+    };
+    shared.observer.event(Event::LaneUp { lane: id, peer: lane.transport().peer_addr() });
+    let mut worker =
+        Worker { shared, id, epoch, wake, encoder: BlockEncoder::new(), block: Vec::new(), base: Vec::new() };
+    let end = guard(|| worker.serve(&mut lane));
+    let reason = end.as_ref().err().map(ToString::to_string);
+    worker.part(&mut lane, end);
+    shared.changed.notify_all();
+    shared.observer.event(Event::LaneDown { lane: id, reason });
+    Ok(())
+}
+
+struct Worker<'a> {
+    shared: &'a Shared,
+    id: LaneId,
+    epoch: u64,
+    wake: WakeReceiver,
+    encoder: BlockEncoder,
+    block: Vec<u8>,
+    base: Vec<u8>,
+}
+
+impl Worker<'_> {
+    /// Does what there is to do until the lane ends.
+    fn serve(&mut self, lane: &mut Lane) -> Result<(), NetError> {
+        let mut cpu = thread_cpu();
+        loop {
+            self.shared.halt.check()?;
+            while lane.readable()? {
+                let (frame, _) = lane.recv()?;
+                if frame == Frame::Close {
+                    return Ok(());
+                }
+                self.take(frame)?;
+            }
+            lane.keep_alive()?;
+            let now = thread_cpu();
+            let spent = now.saturating_sub(std::mem::replace(&mut cpu, now));
+            let turn = lock(&self.shared.state).turn(self.id, self.epoch, spent);
+            match turn {
+                Turn::Stale(None) => {
+                    lane.close();
+                    return Ok(());
+                }
+                Turn::Stale(Some(error)) => {
+                    lane.fail(error.code, error.retryable, &error.message);
+                    return Ok(());
+                }
+                Turn::Step(Step::Send(frame)) => {
+                    if matches!(frame, Frame::Finish(_)) {
+                        self.confirm()?;
+                    }
+                    lane.send(&frame)?;
+                }
+                Turn::Step(Step::Block(task)) => self.send_block(lane, &task)?,
+                Turn::Step(Step::Wait | Step::Done) => lane.wait(&self.wake)?,
+            }
+        }
+    }
+
+    fn take(&self, frame: Frame) -> Result<(), NetError> {
+        let event = match &frame {
+            Frame::Accept(accept) => {
+                let progress = lock(&self.shared.state).progress();
+                Some(Event::Accepted {
+                    transfer: accept.transfer_id,
+                    total_bytes: progress.state_bytes_total,
+                    staged_bytes: accept.staged_bytes,
+                })
+            }
+            Frame::Nack(nack) => Some(Event::Nack { entry: nack.entry, offset: nack.offset }),
+            Frame::Committed(committed) => Some(Event::Committed { transfer: committed.transfer_id }),
+            _ => None,
+        };
+        let mut state = lock(&self.shared.state);
+        state.receive(self.id, self.epoch, frame)?;
+        let ended = !state.busy();
+        drop(state);
+        if ended {
+            self.shared.changed.notify_all();
+        }
+        if let Some(event) = event {
+            self.shared.observer.event(event);
+        }
+        Ok(())
+    }
+
+    /// The source has to be at the end what it was at the beginning.
+    fn confirm(&self) -> Result<(), NetError> {
+        let source = lock(&self.shared.state).job.as_ref().map(|job| std::sync::Arc::clone(&job.source));
+        source.map_or(Ok(()), |source| source.confirm().map_err(NetError::from))
+    }
+
+    /// Reads a block, finds out what the receiver has of it, and sends the rest.
+    fn send_block(&mut self, lane: &mut Lane, task: &BlockTask) -> Result<(), NetError> {
+        let source = {
+            let state = lock(&self.shared.state);
+            match &state.job {
+                Some(job) if state.epoch == self.epoch => std::sync::Arc::clone(&job.source),
+                _ => return Ok(()),
+            }
+        };
+        let raw = source.block(task.entry, task.offset, task.raw_len, &mut self.block)?;
+        let digest = Digest::of(raw);
+        let mut body: &[u8] = &[];
+        let outcome = if task.held == Some(digest) {
+            if task.held_is_staged { Resolution::Held { digest } } else { Resolution::Same { digest } }
+        } else {
+            let base = match task.candidate {
+                Some(candidate) if !task.plain => {
+                    match source.base(task.entry, candidate, task.offset, task.raw_len, &mut self.base) {
+                        Ok(base) => Some(base),
+                        Err(error) => {
+                            log::debug!("a base cannot be used and the block is sent in full: {error}");
+                            None
+                        }
+                    }
+                }
+                _ => None,
+            };
+            if base.is_some_and(|base| same_with_padding(raw, base)) {
+                Resolution::Same { digest }
+            } else {
+                let encoded = self.encoder.encode(self.shared.options.codec, raw, base)?;
+                let base_digest = match (encoded.kind, base) {
+                    (BlockKind::Xor, Some(base)) => Some(padded_digest(base, raw.len())),
+                    _ => None,
+                };
+                body = encoded.wire;
+                let wire_len = body.len() as u32;
+                Resolution::Block { digest, base_digest, kind: encoded.kind, codec: encoded.codec, wire_len }
+            }
+        };
+        let frame = {
+            let mut state = lock(&self.shared.state);
+            let state = &mut *state;
+            match (&mut state.session, &mut state.job) {
+                (Some(session), Some(job)) if state.epoch == self.epoch => {
+                    if let Resolution::Block { kind, codec, .. } = &outcome {
+                        job.tally.block(*kind, *codec, u64::from(task.raw_len), body.len() as u64);
+                    }
+                    session.resolve(self.id, task, outcome)?
+                }
+                _ => return Ok(()),
+            }
+        };
+        match frame {
+            Some(frame @ Frame::Block(_)) => {
+                lane.send_block(&frame, body, self.shared.limiter.as_ref(), &self.shared.halt)
+            }
+            Some(frame) => lane.send(&frame),
+            None => Ok(()),
+        }
+    }
+
+    /// Decides what the end of the lane means for the transfer.
+    fn part(&self, lane: &mut Lane, end: Result<(), NetError>) {
+        let mut state = lock(&self.shared.state);
+        if let Some(job) = &mut state.job {
+            job.tally.lanes_lost += u32::from(end.is_err());
+        }
+        if state.epoch != self.epoch || self.shared.halt.is_cancelled() {
+            return;
+        }
+        let Err(error) = end else {
+            state.detach(self.id, self.epoch);
+            return;
+        };
+        let altered = match &error {
+            NetError::Tls { .. } => true,
+            NetError::Proto(_) => !lane.encrypted(),
+            NetError::Peer { code: ErrorCode::Integrity | ErrorCode::Format, retryable, .. } => *retryable,
+            _ => false,
+        };
+        if altered {
+            self.count_altered(lane, state, error);
+            return;
+        }
+        match error {
+            NetError::Io { .. } | NetError::PeerClosed { .. } | NetError::Deadline { .. } => {
+                log::debug!("lane {} was lost: {error}", self.id);
+                state.detach(self.id, self.epoch);
+                if state.lanes.is_empty() {
+                    state.last_failure = Some(error);
+                }
+            }
+            error => {
+                let told = matches!(error, NetError::Peer { .. });
+                let (code, retryable, text) = (error.code(), error.resumable(), error.to_string());
+                state.detach(self.id, self.epoch);
+                if state.busy() {
+                    state.fail(error);
+                } else {
+                    state.renew(None);
+                }
+                drop(state);
+                if !told {
+                    lane.fail(code, retryable, &text);
+                }
+            }
+        }
+    }
+
+    /// Altered bytes cost the lane; too many of them cost the transfer.
+    fn count_altered(
+        &self,
+        lane: &mut Lane,
+        mut state: std::sync::MutexGuard<'_, super::shared::State>,
+        error: NetError,
+    ) {
+        let reason = error.to_string();
+        state.detach(self.id, self.epoch);
+        if let Some(job) = &mut state.job {
+            job.tally.integrity_failures += 1;
+            let times = job.tally.integrity_failures;
+            if times >= MAX_INTEGRITY_FAILURES {
+                state.fail(NetError::Integrity { times, reason: reason.clone() });
+            }
+        }
+        drop(state);
+        log::warn!("bytes were altered on the way, the lane is replaced: {reason}");
+        if matches!(error, NetError::Proto(_)) {
+            lane.fail(error.code(), true, &reason);
+        }
+        self.shared.observer.event(Event::IntegrityFailure { reason });
+    }
+}
+
+/// Whether `raw` is `base` with zero bytes behind its end.
+fn same_with_padding(raw: &[u8], base: &[u8]) -> bool {
+    let (same, rest) = raw.split_at(base.len().min(raw.len()));
+    same == &base[..same.len()] && rest.iter().all(|byte| *byte == 0)
+}
+
+/// The digest of the base block: as long as the block, with zero bytes where the base has none.
+fn padded_digest(base: &[u8], length: usize) -> Digest {
+    if base.len() >= length {
+        return Digest::of(&base[..length]);
+    }
+    let mut padded = base.to_vec();
+    padded.resize(length, 0);
+    Digest::of(&padded)
+}

@@ -1,0 +1,109 @@
+//! Makes a TCP connection within a deadline, and notices a cancellation on the way.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::cancel::{CANCEL_SLICE, Cancel};
+use crate::error::NetError;
+use crate::security::split_address;
+
+/// Connects to `address` (`HOST:PORT`), trying every address that the name has, within `limit` altogether.
+/// Also tells how long the successful attempt took, which is about one round trip.
+pub(crate) fn dial(
+    address: &str,
+    buffer_bytes: Option<u32>,
+    limit: Duration,
+    cancel: &Cancel,
+) -> Result<(TcpStream, Duration), NetError> {
+    let end = Instant::now() + limit;
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let addresses = resolve(address, end, limit, cancel)?;
+    for (index, target) in addresses.iter().enumerate() {
+        cancel.check()?;
+        // What is left is shared by the addresses that are left, so that one dead address does not use it all.
+        let left = end.saturating_duration_since(Instant::now()) / (addresses.len() - index) as u32;
+        let start = Instant::now();
+        match attempt(*target, buffer_bytes, start + left, cancel) {
+            Ok(stream) => return Ok((stream, start.elapsed())),
+            Err(error) => last = error,
+        }
+    }
+    cancel.check()?;
+    Err(NetError::Unreachable { addr: address.to_owned(), source: last })
+}
+
+/// Looks a name up, on a thread of its own because the lookup itself cannot be stopped.
+fn resolve(
+    address: &str,
+    end: Instant,
+    limit: Duration,
+    cancel: &Cancel,
+) -> Result<Vec<SocketAddr>, NetError> {
+    let (host, port) = split_address(address)?;
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let (answer, answered) = channel();
+    std::thread::Builder::new()
+        .name("dwcp-resolve".to_owned())
+        .spawn(move || answer.send((host.as_str(), port).to_socket_addrs().map(Iterator::collect)))
+        .map_err(|source| NetError::Io { action: "start a thread for", addr: address.to_owned(), source })?;
+    loop {
+        cancel.check()?;
+        match answered.recv_timeout(CANCEL_SLICE) {
+            Ok(found) => {
+                return found.map_err(|source| NetError::Unreachable { addr: address.to_owned(), source });
+            }
+            Err(RecvTimeoutError::Timeout) if Instant::now() < end => {}
+            Err(_) => return Err(NetError::Deadline { what: "looking the name up", after: limit }),
+        }
+    }
+}
+
+fn attempt(
+    target: SocketAddr,
+    buffer_bytes: Option<u32>,
+    end: Instant,
+    cancel: &Cancel,
+) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+    set_buffers(&socket, buffer_bytes)?;
+    socket.set_nonblocking(true)?;
+    match socket.connect(&target.into()) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || cancel.is_cancelled() {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "connecting took too long"));
+            }
+            let slice = left.min(CANCEL_SLICE);
+            let spec = Timespec { tv_sec: 0, tv_nsec: i64::from(slice.subsec_nanos()) };
+            let mut fds = [PollFd::new(&socket, PollFlags::OUT)];
+            match poll(&mut fds, Some(&spec)) {
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) => break,
+                Err(error) => return Err(error.into()),
+            }
+        },
+        Err(error) => return Err(error),
+    }
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    socket.set_nonblocking(false)?;
+    Ok(socket.into())
+}
+
+/// Asks for socket buffers of a size; without one the system tunes them itself.
+pub(crate) fn set_buffers(socket: &Socket, bytes: Option<u32>) -> io::Result<()> {
+    if let Some(bytes) = bytes {
+        socket.set_send_buffer_size(bytes as usize)?;
+        socket.set_recv_buffer_size(bytes as usize)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! A byte stream to a peer with deadlines: plain TCP or TLS over it, alike to everything above.
+
+mod connect;
+mod tcp;
+mod tls;
+mod wake;
+
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub(crate) use connect::{dial, set_buffers};
+pub use tcp::TcpTransport;
+pub use tls::TlsTransport;
+pub(crate) use wake::{WakeReceiver, Waker, wake_pair};
+
+use crate::error::NetError;
+use crate::security::Fingerprint;
+
+/// How long one socket call may block; deadlines are noticed this much late at most.
+pub(crate) const SOCKET_SLICE: Duration = Duration::from_millis(100);
+
+/// The most bytes that are written or read by one call.
+pub(crate) const IO_BYTES: usize = 256 * 1024;
+
+/// How long a call may take.
+#[derive(Clone, Copy, Debug)]
+pub enum Patience {
+    /// Until a moment, whatever happens; the duration is what a report says.
+    Until(Instant, Duration),
+    /// As long as bytes move at least this often.
+    Idle(Duration),
+}
+
+impl Patience {
+    /// Patience for `time` from now on.
+    #[must_use]
+    pub fn for_time(time: Duration) -> Patience {
+        Patience::Until(Instant::now() + time, time)
+    }
+
+    /// An error when nothing has moved since `last` for too long, or the moment has come.
+    pub(crate) fn check(&self, last: Instant, what: &'static str) -> Result<(), NetError> {
+        let (over, after) = match *self {
+            Patience::Until(end, total) => (Instant::now() >= end, total),
+            Patience::Idle(limit) => (last.elapsed() >= limit, limit),
+        };
+        if over { Err(NetError::Deadline { what, after }) } else { Ok(()) }
+    }
+}
+
+/// A byte stream to a peer.
+pub trait Transport: Send {
+    /// Sends all of `parts`, in order.
+    ///
+    /// # Errors
+    /// [`NetError`]; how much was sent is unknown then and the transport is of no more use.
+    fn send(&mut self, parts: &[&[u8]], patience: Patience) -> Result<(), NetError>;
+
+    /// Fills `buffer`.
+    ///
+    /// # Errors
+    /// [`NetError::PeerClosed`] when the stream ends first, or any other [`NetError`].
+    fn recv_exact(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError>;
+
+    /// Waits until [`Transport::recv_exact`] would get at least a byte or an error at once, for at most `timeout`;
+    /// also comes back, with `false`, when `wake` is rung.
+    ///
+    /// # Errors
+    /// [`NetError`] when the socket or the TLS layer fails.
+    fn poll_readable(&mut self, timeout: Duration, wake: Option<&WakeReceiver>) -> Result<bool, NetError>;
+
+    /// Tells the peer that nothing follows, and waits for at most `linger` for the peer to close.
+    fn finish(&mut self, linger: Duration);
+
+    /// A handle that shuts the socket down at once, from any thread.
+    fn closer(&self) -> Closer;
+
+    /// The SHA-256 of the peer's certificate, where it showed one.
+    fn peer_fingerprint(&self) -> Option<Fingerprint>;
+
+    /// The address of this side.
+    fn local_addr(&self) -> SocketAddr;
+
+    /// The address of the peer.
+    fn peer_addr(&self) -> SocketAddr;
+}
+
+/// Shuts a socket down from any thread.
+#[derive(Clone, Debug)]
+pub struct Closer(Arc<TcpStream>);
+
+impl Closer {
+    /// Shuts the socket down; calls that block on it return at once.
+    pub fn close(&self) {
+        // It fails only on a socket that is closed already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+/// What a failed socket call means.
+pub(crate) enum Failure {
+    /// Nothing moved within the slice.
+    Retry,
+    /// The peer is gone.
+    Closed,
+    /// Anything else.
+    Other(io::Error),
+}
+
+/// Sorts the error of a socket call.
+pub(crate) fn sort(error: io::Error) -> Failure {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => Failure::Retry,
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::NotConnected => Failure::Closed,
+        _ => Failure::Other(error),
+    }
+}

@@ -1,0 +1,181 @@
+//! Plain TCP.
+
+use std::io::{IoSlice, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{Closer, Failure, Patience, SOCKET_SLICE, Transport, WakeReceiver, sort};
+use crate::error::NetError;
+use crate::security::Fingerprint;
+
+/// A TCP connection whose calls block for at most a slice at a time.
+pub struct TcpTransport {
+    stream: Arc<TcpStream>,
+    local: SocketAddr,
+    peer: SocketAddr,
+}
+
+impl TcpTransport {
+    /// Takes over a connected socket.
+    ///
+    /// # Errors
+    /// [`NetError::Io`] when its options cannot be set.
+    pub fn new(stream: TcpStream) -> Result<TcpTransport, NetError> {
+        let set = || {
+            stream.set_nonblocking(false)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(SOCKET_SLICE))?;
+            stream.set_write_timeout(Some(SOCKET_SLICE))?;
+            Ok((stream.local_addr()?, stream.peer_addr()?))
+        };
+        let (local, peer) = set().map_err(|source| NetError::Io {
+            action: "set up",
+            addr: "a connection".to_owned(),
+            source,
+        })?;
+        Ok(TcpTransport { stream: Arc::new(stream), local, peer })
+    }
+
+    /// Reads what is there, at least a byte; 0 at the end of the stream.
+    pub(super) fn recv_some(&self, buffer: &mut [u8], patience: Patience) -> Result<usize, NetError> {
+        let start = Instant::now();
+        loop {
+            match (&*self.stream).read(buffer) {
+                Ok(count) => return Ok(count),
+                Err(error) => self.again("read from", error, patience, start)?,
+            }
+        }
+    }
+
+    /// Writes all of `bytes`.
+    pub(super) fn send_all(&self, bytes: &[u8], patience: Patience) -> Result<(), NetError> {
+        self.send_parts(&mut [IoSlice::new(bytes)], patience)
+    }
+
+    fn send_parts(&self, mut parts: &mut [IoSlice<'_>], patience: Patience) -> Result<(), NetError> {
+        let mut last = Instant::now();
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            match (&*self.stream).write_vectored(parts) {
+                Ok(0) => return Err(NetError::PeerClosed { phase: "sending", hint: None }),
+                Ok(count) => {
+                    IoSlice::advance_slices(&mut parts, count);
+                    last = Instant::now();
+                    if let Patience::Until(..) = patience {
+                        patience.check(last, "sending")?;
+                    }
+                }
+                Err(error) => self.again("write to", error, patience, last)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a failed call is to be tried again.
+    fn again(
+        &self,
+        action: &'static str,
+        error: std::io::Error,
+        patience: Patience,
+        last: Instant,
+    ) -> Result<(), NetError> {
+        match sort(error) {
+            Failure::Retry => patience.check(last, "waiting for the peer"),
+            Failure::Closed => Err(NetError::PeerClosed { phase: "exchanging data", hint: None }),
+            Failure::Other(source) => Err(NetError::Io { action, addr: self.peer.to_string(), source }),
+        }
+    }
+
+    /// Half-closes the socket and reads what still comes, so that the peer sees an end and not a reset.
+    pub(super) fn half_close(&self, linger: Duration) {
+        if self.stream.shutdown(Shutdown::Write).is_err() {
+            return;
+        }
+        let patience = Patience::for_time(linger);
+        let mut rest = [0; 4096];
+        while matches!(self.recv_some(&mut rest, patience), Ok(count) if count > 0)
+            && patience.check(Instant::now(), "closing").is_ok()
+        {}
+    }
+}
+
+impl Transport for TcpTransport {
+    fn send(&mut self, parts: &[&[u8]], patience: Patience) -> Result<(), NetError> {
+        match parts {
+            [one] => self.send_all(one, patience),
+            [one, two] => self.send_parts(&mut [IoSlice::new(one), IoSlice::new(two)], patience),
+            _ => parts.iter().try_for_each(|part| self.send_all(part, patience)),
+        }
+    }
+
+    fn recv_exact(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError> {
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            let count = self.recv_some(rest, patience)?;
+            if count == 0 {
+                return Err(NetError::PeerClosed { phase: "exchanging data", hint: None });
+            }
+            rest = &mut rest[count..];
+            if let Patience::Until(..) = patience {
+                patience.check(Instant::now(), "waiting for the peer")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_readable(&mut self, timeout: Duration, wake: Option<&WakeReceiver>) -> Result<bool, NetError> {
+        let end = Instant::now() + timeout;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            // A Duration of hours is far below what fits.
+            let spec = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+            let socket = PollFd::new(&*self.stream, PollFlags::IN);
+            let polled = match wake {
+                Some(wake) => {
+                    let mut fds = [socket, PollFd::from_borrowed_fd(wake.as_fd(), PollFlags::IN)];
+                    poll(&mut fds, Some(&spec)).map(|_| {
+                        if !fds[1].revents().is_empty() {
+                            wake.clear();
+                        }
+                        !fds[0].revents().is_empty()
+                    })
+                }
+                None => {
+                    let mut fds = [socket];
+                    poll(&mut fds, Some(&spec)).map(|_| !fds[0].revents().is_empty())
+                }
+            };
+            match polled {
+                Ok(readable) => return Ok(readable),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    let addr = self.peer.to_string();
+                    return Err(NetError::Io { action: "wait for", addr, source: error.into() });
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, linger: Duration) {
+        self.half_close(linger);
+    }
+
+    fn closer(&self) -> Closer {
+        Closer(Arc::clone(&self.stream))
+    }
+
+    fn peer_fingerprint(&self) -> Option<Fingerprint> {
+        None
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn peer_addr(&self) -> SocketAddr {
+        self.peer
+    }
+}

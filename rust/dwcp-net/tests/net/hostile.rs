@@ -1,0 +1,281 @@
+//! Peers that are let in and then do what they must not.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use dwcp_codec::block::BlockKind;
+use dwcp_codec::{CodecId, Digest};
+use dwcp_net::NetError;
+use dwcp_proto::frame::{
+    BlockHead, ErrorCode, ErrorFrame, Frame, Hello, Offer, Secret, Security, SessionId, Welcome,
+};
+use dwcp_proto::{FrameDecoder, FrameEncoder, preface};
+
+use super::support::*;
+
+/// A sender made by hand.
+struct Hand {
+    stream: TcpStream,
+    encoder: FrameEncoder,
+    decoder: FrameDecoder,
+    welcome: Option<Welcome>,
+}
+
+impl Hand {
+    fn connect(receiver: &Receiver) -> Hand {
+        let mut stream = TcpStream::connect(receiver.listener.local_addr()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&preface::encode(3, 3)).unwrap();
+        stream.read_exact(&mut [0; 8]).unwrap();
+        Hand { stream, encoder: FrameEncoder::new(), decoder: FrameDecoder::new(), welcome: None }
+    }
+
+    fn enter(receiver: &Receiver) -> Hand {
+        let mut hand = Hand::connect(receiver);
+        hand.send(&hello(None, Secret::NONE), &[]);
+        let Frame::Welcome(welcome) = hand.recv() else { panic!("no welcome") };
+        hand.encoder.set_session(&welcome.session);
+        hand.decoder.set_session(&welcome.session);
+        hand.welcome = Some(welcome);
+        hand
+    }
+
+    fn encode(&mut self, frame: &Frame, body: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.encoder.encode(frame, body.len() as u32, &mut bytes).unwrap();
+        bytes.extend(body);
+        bytes
+    }
+
+    fn send(&mut self, frame: &Frame, body: &[u8]) {
+        let bytes = self.encode(frame, body);
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    fn recv(&mut self) -> Frame {
+        let mut header = [0; 24];
+        self.stream.read_exact(&mut header).unwrap();
+        let pending = self.decoder.header(&header).unwrap();
+        let mut head = vec![0; pending.head_len];
+        self.stream.read_exact(&mut head).unwrap();
+        self.decoder.head(pending, &head).unwrap()
+    }
+
+    /// The ERROR that ends the lane, after any number of other frames.
+    fn error(&mut self) -> ErrorFrame {
+        loop {
+            if let Frame::Error(error) = self.recv() {
+                return error;
+            }
+        }
+    }
+
+    /// Offers one buffer of `bytes` and waits until blocks may flow.
+    fn offer(&mut self, bytes: &[u8]) {
+        let (manifest, _) = buffers(&[("a", bytes.to_vec())], 65_536);
+        self.send(
+            &Frame::Offer(Offer {
+                number: 0,
+                transfer_id: manifest.transfer_id(),
+                block_bytes: 65_536,
+                entries: 1,
+                total_bytes: bytes.len() as u64,
+                base_allowed: false,
+            }),
+            &[],
+        );
+        for part in manifest.parts() {
+            self.send(&Frame::Manifest(part), &[]);
+        }
+        while !matches!(self.recv(), Frame::Accept(_)) {}
+    }
+}
+
+fn hello(session: Option<SessionId>, secret: Secret) -> Frame {
+    let (version, security) = (3, Security::Plaintext);
+    Frame::Hello(Hello { version, security, lane: 0, features: 0, session, secret, max_block: 65_536 })
+}
+
+fn block(bytes: &[u8], offset: u64, digest: Digest) -> Frame {
+    Frame::Block(BlockHead {
+        entry: 0,
+        raw_len: bytes.len() as u32,
+        offset,
+        kind: BlockKind::Plain,
+        codec: CodecId::None,
+        digest,
+        base_digest: None,
+    })
+}
+
+#[test]
+fn frames_that_break_the_rules_end_the_session() {
+    let bytes = noise(1, 100_000);
+    type Case = (&'static str, ErrorCode, fn(&mut Hand, &[u8]));
+    let cases: [Case; 3] = [
+        ("an unexpected frame", ErrorCode::Format, |hand, _| hand.send(&Frame::Ack(1), &[])),
+        ("a block outside the object", ErrorCode::Format, |hand, bytes| {
+            let frame = block(&bytes[..65_536], 1 << 40, Digest::of(&bytes[..65_536]));
+            hand.send(&frame, &bytes[..65_536]);
+        }),
+        ("another transfer", ErrorCode::Format, |hand, _| {
+            let offer = Offer {
+                number: 1,
+                transfer_id: dwcp_proto::TransferId([9; 16]),
+                block_bytes: 65_536,
+                entries: 1,
+                total_bytes: 1,
+                base_allowed: false,
+            };
+            hand.send(&Frame::Offer(offer), &[]);
+        }),
+    ];
+    for (case, code, act) in cases {
+        let receiver = plain_receiver();
+        let received = receiver.receive_one(memory_sink());
+        let mut hand = Hand::enter(&receiver);
+        hand.offer(&bytes);
+        act(&mut hand, &bytes);
+        let error = hand.error();
+        assert_eq!((error.code, error.retryable), (code, false), "{case}: {error:?}");
+        let failure = join(received).unwrap_err();
+        assert!(matches!(failure, NetError::Session(_) | NetError::Proto(_)), "{case}: {failure:?}");
+    }
+}
+
+#[test]
+fn bytes_that_are_damaged_end_the_lane_and_are_not_kept() {
+    let bytes = noise(2, 100_000);
+    let good = Digest::of(&bytes[..65_536]);
+    type Case = (&'static str, ErrorCode, fn(&mut Hand, &[u8], Digest));
+    let cases: [Case; 6] = [
+        ("a second greeting", ErrorCode::Format, |hand, _, _| {
+            let mut frame = Vec::new();
+            FrameEncoder::new().encode(&hello(None, Secret::NONE), 0, &mut frame).unwrap();
+            hand.stream.write_all(&frame).unwrap();
+        }),
+        ("a frame sent twice", ErrorCode::Integrity, |hand, bytes, digest| {
+            let frame = hand.encode(&block(&bytes[..65_536], 0, digest), &bytes[..65_536]);
+            hand.stream.write_all(&frame).unwrap();
+            hand.stream.write_all(&frame).unwrap();
+        }),
+        ("a head longer than allowed", ErrorCode::Format, |hand, _, _| {
+            let mut header = [0_u8; 24];
+            header[0] = 7;
+            header[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+            header[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+            hand.stream.write_all(&header).unwrap();
+        }),
+        ("an altered head", ErrorCode::Integrity, |hand, bytes, digest| {
+            let mut frame = hand.encode(&block(&bytes[..65_536], 0, digest), &bytes[..65_536]);
+            frame[30] ^= 1;
+            hand.stream.write_all(&frame).unwrap();
+        }),
+        ("an altered body", ErrorCode::Integrity, |hand, bytes, digest| {
+            let mut body = bytes[..65_536].to_vec();
+            body[7] ^= 1;
+            hand.send(&block(&body, 0, digest), &body);
+        }),
+        ("a bomb", ErrorCode::Integrity, |hand, bytes, digest| {
+            let Frame::Block(head) = block(&bytes[..65_536], 0, digest) else { unreachable!() };
+            // 4 MiB of zeros as one zstd frame, for a block of 64 KiB.
+            let mut bomb = Vec::new();
+            let mut compressor = dwcp_codec::Compressor::new();
+            let level = dwcp_codec::Codec::Zstd { level: 1 };
+            compressor.compress(level, &vec![0; 4 << 20], &mut bomb).unwrap();
+            hand.send(&Frame::Block(BlockHead { codec: CodecId::Zstd, ..head }), &bomb);
+        }),
+    ];
+    let trying: Vec<_> = cases
+        .into_iter()
+        .map(|(case, code, act)| {
+            let bytes = bytes.clone();
+            std::thread::spawn(move || {
+                let mut options = quick_receive();
+                options.idle_timeout = std::time::Duration::from_millis(600);
+                let receiver = receiver(
+                    dwcp_net::security::ListenSecurity::Insecure,
+                    dwcp_net::security::DialSecurity::Insecure,
+                    options,
+                );
+                let received = receiver.receive_one(memory_sink());
+                let mut hand = Hand::enter(&receiver);
+                hand.offer(&bytes);
+                act(&mut hand, &bytes, good);
+                let error = hand.error();
+                assert_eq!((error.code, error.retryable), (code, true), "{case}: {error:?}");
+                // Nobody joins again, so the session ends with what ended its last lane.
+                let failure = join(received).unwrap_err();
+                assert!(
+                    matches!(failure, NetError::Proto(_) | NetError::Integrity { .. }),
+                    "{case}: {failure:?}"
+                );
+            })
+        })
+        .collect();
+    trying.into_iter().for_each(join);
+}
+
+#[test]
+fn a_stranger_cannot_join_a_session() {
+    let receiver = plain_receiver();
+    let hand = Hand::enter(&receiver);
+    let id = hand.welcome.as_ref().unwrap().session;
+    for (session, secret) in
+        [(id, Secret([7; 32])), (SessionId([1; 16]), hand.welcome.as_ref().unwrap().join_key)]
+    {
+        let mut stranger = Hand::connect(&receiver);
+        stranger.send(&hello(Some(session), secret), &[]);
+        assert_eq!(stranger.error().code, ErrorCode::Auth);
+    }
+}
+
+#[test]
+fn the_words_of_a_peer_cannot_steer_a_terminal() {
+    let receiver = plain_receiver();
+    let received = receiver.receive_one(memory_sink());
+    let mut hand = Hand::enter(&receiver);
+    hand.send(&Frame::Error(ErrorFrame::new(ErrorCode::Storage, false, "\u{1b}[2Jgone\n")), &[]);
+    let Err(NetError::Peer { code: ErrorCode::Storage, message, .. }) = join(received) else {
+        panic!("no report")
+    };
+    assert!(message.contains("gone") && !message.chars().any(char::is_control), "{message:?}");
+}
+
+#[test]
+fn more_lanes_than_allowed_are_refused() {
+    let mut options = quick_receive();
+    options.limits.max_lanes = 2;
+    let receiver = receiver(
+        dwcp_net::security::ListenSecurity::Insecure,
+        dwcp_net::security::DialSecurity::Insecure,
+        options,
+    );
+    let hand = Hand::enter(&receiver);
+    let welcome = hand.welcome.clone().unwrap();
+    assert_eq!(welcome.max_lanes, 2);
+    let join_one = || {
+        let mut lane = Hand::connect(&receiver);
+        lane.send(&hello(Some(welcome.session), welcome.join_key), &[]);
+        let answer = lane.recv();
+        (lane, answer)
+    };
+    let (_second, answer) = join_one();
+    assert!(matches!(answer, Frame::Welcome(_)));
+    let (_third, answer) = join_one();
+    assert!(matches!(answer, Frame::Error(ErrorFrame { code: ErrorCode::Limit, .. })), "{answer:?}");
+}
+
+#[test]
+fn a_sender_with_more_lanes_than_allowed_uses_fewer() {
+    let mut options = quick_receive();
+    options.limits.max_lanes = 1;
+    let (listen, dial) = pairing();
+    let receiver = receiver(listen, dial, options);
+    let sink = memory_sink();
+    let received = receiver.receive_one(sink.clone());
+    let state = buffers(&[("a", noise(3, 500_000))], 65_536);
+    let sent = send_once(&receiver.address(), &receiver.dial, quick_send(), &state).unwrap();
+    assert_eq!(join(received).unwrap().lanes_used, 1);
+    assert_eq!(sent.lanes_used, 1);
+}

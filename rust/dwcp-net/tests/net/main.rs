@@ -1,0 +1,9 @@
+//! Transfers between two ends in one process, over real sockets.
+#![allow(clippy::unwrap_used)] // A helper of a test may fail it.
+
+mod admission;
+mod faults;
+mod hostile;
+mod link;
+mod support;
+mod transfer;
