@@ -1,0 +1,56 @@
+//! The binding: take Python objects, leave the interpreter, call the core, give Python objects back.
+//!
+//! Every function that does native work releases the interpreter while it runs. Nothing here decides
+//! anything about the domain: options arrive as explicit values, chosen in Python.
+
+mod buffer;
+mod cancel;
+mod compress;
+mod contexts;
+mod decompress;
+mod delta;
+mod digest;
+mod error;
+mod logging;
+mod native;
+mod observer;
+mod owner;
+mod receive;
+mod report;
+mod security;
+mod send;
+mod settings;
+mod target;
+
+/// Native half of `dwcp_fast`.
+#[pyo3::pymodule]
+mod _core {
+    #[pymodule_export]
+    use super::cancel::Cancel;
+    #[pymodule_export]
+    use super::compress::{compress, compress_into, max_compressed_length};
+    #[pymodule_export]
+    use super::decompress::{decompress, decompress_into, raw_length};
+    #[pymodule_export]
+    use super::delta::{
+        patch_apply, patch_apply_files, patch_apply_in_place, patch_encode, patch_encode_files, patch_info,
+    };
+    #[pymodule_export]
+    use super::digest::digest;
+    #[pymodule_export]
+    use super::receive::{Listener, Receiver, staged_transfers};
+    #[pymodule_export]
+    use super::security::{DialSecurity, Identity, ListenSecurity, pairing_address, split_address};
+    #[pymodule_export]
+    use super::send::{Scan, Sender};
+    #[pymodule_export]
+    use super::target::ReceivedBuffer;
+
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::logging::install();
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! Native work away from the interpreter.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use pyo3::prelude::*;
+
+use crate::error::Failure;
+
+/// How often a long wait looks for signals: a KeyboardInterrupt is to be raised within 100 ms.
+const SIGNAL_SLICE: Duration = Duration::from_millis(50);
+
+/// Run `work` with the interpreter released. A panic, which is a bug of ours, becomes a `DwcpError`.
+pub fn run<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, Failure> + Send) -> PyResult<T> {
+    py.detach(|| guarded(work)).map_err(|failure| failure.raise(py))
+}
+
+/// Run `work`, which may take long, on a thread of its own, and look for signals meanwhile. If a handler raises,
+/// `stop` is called, the end of `work` is awaited, and what the handler raised is raised.
+pub fn run_interruptibly<T: Send>(
+    py: Python<'_>,
+    stop: impl Fn() + Send + Sync,
+    work: impl FnOnce() -> Result<T, Failure> + Send,
+) -> PyResult<T> {
+    let outcome = py.detach(|| {
+        thread::scope(|scope| {
+            let (done, finished) = sync_channel(1);
+            let worker = move || done.send(guarded(work));
+            thread::Builder::new().name("dwcp-call".to_owned()).spawn_scoped(scope, worker)?;
+            let mut interrupt = None;
+            loop {
+                match finished.recv_timeout(SIGNAL_SLICE) {
+                    Ok(outcome) => return Ok((outcome, interrupt)),
+                    Err(RecvTimeoutError::Disconnected) => return Err(Failure::Panic("lost a thread".to_owned())),
+                    Err(RecvTimeoutError::Timeout) if interrupt.is_some() => {}
+                    Err(RecvTimeoutError::Timeout) => {
+                        interrupt = Python::attach(|py| py.check_signals()).err();
+                        if interrupt.is_some() {
+                            stop();
+                        }
+                    }
+                }
+            }
+        })
+    });
+    match outcome {
+        Ok((_, Some(interrupt))) => Err(interrupt),
+        Ok((outcome, None)) => outcome.map_err(|failure| failure.raise(py)),
+        Err(failure) => Err(failure.raise(py)),
+    }
+}
+
+fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    // What `work` borrows is dropped or only read after a panic.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(Failure::Panic(told(&*panic))))
+}
+
+fn told(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}

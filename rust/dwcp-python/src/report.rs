@@ -1,0 +1,152 @@
+//! Reports of transfers as dictionaries.
+
+use dwcp_codec::CodecId;
+use dwcp_codec::block::BlockKind;
+use dwcp_net::{CodecShare, Progress as NetProgress, ReceiveReport as NetReceiveReport, SendReport as NetSendReport};
+use pyo3::prelude::*;
+
+/// The blocks that were represented and compressed in one way.
+#[derive(IntoPyObject)]
+struct Share {
+    kind: &'static str,
+    codec: &'static str,
+    blocks: u64,
+    raw_bytes: u64,
+    wire_bytes: u64,
+}
+
+impl From<&CodecShare> for Share {
+    fn from(share: &CodecShare) -> Share {
+        let kind = match share.kind {
+            BlockKind::Plain => "plain",
+            BlockKind::Fill => "fill",
+            BlockKind::Xor => "xor",
+        };
+        let codec = match share.codec {
+            CodecId::None => "none",
+            CodecId::Lz4 => "lz4",
+            CodecId::Zstd => "zstd",
+        };
+        let CodecShare { blocks, raw_bytes, wire_bytes, .. } = *share;
+        Share { kind, codec, blocks, raw_bytes, wire_bytes }
+    }
+}
+
+/// What a sender did for one transfer.
+#[derive(IntoPyObject)]
+pub struct SendReport {
+    transfer_id: String,
+    transfer_digest: String,
+    entries: u32,
+    bytes_raw: u64,
+    bytes_wire: u64,
+    bytes_sent_raw: u64,
+    bytes_held: u64,
+    bytes_same: u64,
+    blocks_sent: u64,
+    blocks_same: u64,
+    blocks_held: u64,
+    blocks_resent: u64,
+    nacks: u64,
+    lanes_used: u32,
+    lanes_lost: u32,
+    sessions: u32,
+    integrity_failures: u32,
+    seconds: f64,
+    cpu_seconds: f64,
+    rtt_ms: Option<f64>,
+    codec_mix: Vec<Share>,
+}
+
+impl From<NetSendReport> for SendReport {
+    fn from(report: NetSendReport) -> SendReport {
+        SendReport {
+            transfer_id: report.transfer_id.to_string(),
+            transfer_digest: report.transfer_digest.to_string(),
+            entries: report.entries,
+            bytes_raw: report.bytes_raw,
+            bytes_wire: report.bytes_wire,
+            bytes_sent_raw: report.bytes_sent_raw,
+            bytes_held: report.bytes_held,
+            bytes_same: report.bytes_same,
+            blocks_sent: report.blocks_sent,
+            blocks_same: report.blocks_same,
+            blocks_held: report.blocks_held,
+            blocks_resent: report.blocks_resent,
+            nacks: report.nacks,
+            lanes_used: report.lanes_used,
+            lanes_lost: report.lanes_lost,
+            sessions: report.sessions,
+            integrity_failures: report.integrity_failures,
+            seconds: report.seconds,
+            cpu_seconds: report.cpu_seconds,
+            rtt_ms: report.rtt_ms,
+            codec_mix: report.codec_mix.iter().map(Share::from).collect(),
+        }
+    }
+}
+
+/// What a receiver did for one transfer.
+#[derive(IntoPyObject)]
+pub struct ReceiveReport {
+    transfer_id: String,
+    transfer_digest: String,
+    entries: u32,
+    bytes_raw: u64,
+    bytes_wire: u64,
+    bytes_received_raw: u64,
+    bytes_held: u64,
+    bytes_same: u64,
+    blocks_received: u64,
+    blocks_same: u64,
+    nacks: u64,
+    lanes_used: u32,
+    lanes_lost: u32,
+    integrity_failures: u32,
+    seconds: f64,
+    cpu_seconds: f64,
+    codec_mix: Vec<Share>,
+    peer: String,
+}
+
+impl From<NetReceiveReport> for ReceiveReport {
+    fn from(report: NetReceiveReport) -> ReceiveReport {
+        ReceiveReport {
+            transfer_id: report.transfer_id.to_string(),
+            transfer_digest: report.transfer_digest.to_string(),
+            entries: report.entries,
+            bytes_raw: report.bytes_raw,
+            bytes_wire: report.bytes_wire,
+            bytes_received_raw: report.bytes_received_raw,
+            bytes_held: report.bytes_held,
+            bytes_same: report.bytes_same,
+            blocks_received: report.blocks_received,
+            blocks_same: report.blocks_same,
+            nacks: report.nacks,
+            lanes_used: report.lanes_used,
+            lanes_lost: report.lanes_lost,
+            integrity_failures: report.integrity_failures,
+            seconds: report.seconds,
+            cpu_seconds: report.cpu_seconds,
+            codec_mix: report.codec_mix.iter().map(Share::from).collect(),
+            peer: report.peer.to_string(),
+        }
+    }
+}
+
+/// Where a transfer stands.
+#[derive(IntoPyObject)]
+pub struct Progress {
+    state_bytes_done: u64,
+    state_bytes_total: u64,
+    wire_bytes: u64,
+    lanes: u32,
+    blocks_resent: u64,
+}
+
+impl From<NetProgress> for Progress {
+    fn from(progress: NetProgress) -> Progress {
+        let NetProgress { state_bytes_done, state_bytes_total, wire_bytes, lanes, blocks_resent } = progress;
+        Progress { state_bytes_done, state_bytes_total, wire_bytes, lanes, blocks_resent }
+    }
+}

@@ -1,0 +1,202 @@
+//! `Scan` and `Sender`.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dwcp_net::{Observer, SendOptions, SendSession, Unobserved};
+use dwcp_proto::Manifest;
+use dwcp_proto::limits::Limits;
+use dwcp_proto::manifest::EntryKind;
+use dwcp_store::{
+    BaseChoice, MemorySource, ScanOptions, SharedBytes, Source, StoreError, SymlinkPolicy, TreeSource, scan_with,
+};
+use pyo3::prelude::*;
+
+use crate::buffer::Input;
+use crate::cancel::Cancel;
+use crate::error::Failure;
+use crate::native;
+use crate::observer::Callback;
+use crate::owner::Owner;
+use crate::report::{Progress, SendReport};
+use crate::security::DialSecurity;
+use crate::settings::{SendSettings, seconds};
+
+/// What is to be sent of a file system, read once.
+#[pyclass(frozen, module = "dwcp_fast._core")]
+pub struct Scan {
+    manifest: Arc<Manifest>,
+    source: Arc<TreeSource>,
+}
+
+#[pymethods]
+impl Scan {
+    /// Walk `paths`.
+    #[new]
+    #[pyo3(signature = (paths, block_bytes, keep_symlinks, base_index, base_paths, cancel))]
+    fn new(
+        py: Python<'_>,
+        paths: Vec<PathBuf>,
+        block_bytes: u32,
+        keep_symlinks: bool,
+        base_index: Option<PathBuf>,
+        base_paths: Vec<PathBuf>,
+        cancel: &Cancel,
+    ) -> PyResult<Scan> {
+        let bases = match base_index {
+            _ if !base_paths.is_empty() => BaseChoice::Paths(base_paths),
+            Some(index) => BaseChoice::Auto { index: Some(index) },
+            None => BaseChoice::None,
+        };
+        let symlinks = if keep_symlinks { SymlinkPolicy::Keep } else { SymlinkPolicy::Refuse };
+        let options = ScanOptions { symlinks, block_bytes, bases };
+        let cancel = &cancel.0;
+        let mut tick = || if cancel.is_cancelled() { Err(StoreError::Cancelled) } else { Ok(()) };
+        let work = || Ok(scan_with(&paths, &options, &Limits::default(), &mut tick).map_err(Failure::Source)?);
+        let (manifest, source) = native::run_interruptibly(py, || cancel.cancel(), work)?;
+        Ok(Scan { manifest: Arc::new(manifest), source: Arc::new(source) })
+    }
+
+    /// How many files, directories and links there are.
+    #[getter]
+    fn entries(&self) -> usize {
+        self.manifest.entries().len()
+    }
+
+    /// How many of them are files.
+    #[getter]
+    fn files(&self) -> usize {
+        self.manifest.entries().iter().filter(|entry| entry.kind == EntryKind::File).count()
+    }
+
+    /// Bytes of all files.
+    #[getter]
+    fn total_bytes(&self) -> u64 {
+        self.manifest.total_bytes()
+    }
+
+    /// Whether there is a base to offer for any file.
+    #[getter]
+    fn has_base(&self) -> bool {
+        self.manifest.entries().iter().any(|entry| !entry.candidates.is_empty())
+    }
+}
+
+/// A session with a receiver.
+#[pyclass(frozen, module = "dwcp_fast._core")]
+pub struct Sender {
+    session: Mutex<Option<Arc<SendSession>>>,
+    cancel: dwcp_net::Cancel,
+    owner: Owner,
+}
+
+#[pymethods]
+impl Sender {
+    /// Connect to `address`.
+    #[new]
+    #[pyo3(signature = (address, security, settings, cancel, observer))]
+    fn new(
+        py: Python<'_>,
+        address: &str,
+        security: &DialSecurity,
+        settings: SendSettings,
+        cancel: &Cancel,
+        observer: Option<Py<PyAny>>,
+    ) -> PyResult<Sender> {
+        let options = options(py, settings)?;
+        let observer: Arc<dyn Observer> = match observer {
+            Some(callable) => Arc::new(Callback(callable)),
+            None => Arc::new(Unobserved),
+        };
+        let (security, cancel) = (security.0.clone(), cancel.0.clone());
+        let connect =
+            || SendSession::connect(address, security, options, &cancel, observer).map_err(Failure::Connect);
+        let session = native::run_interruptibly(py, || cancel.cancel(), connect)?;
+        let session = Mutex::new(Some(Arc::new(session)));
+        Ok(Sender { session, cancel, owner: Owner::new() })
+    }
+
+    /// Send named buffers.
+    #[pyo3(signature = (buffers, block_bytes))]
+    fn send_buffers(
+        &self,
+        py: Python<'_>,
+        buffers: Vec<(String, Input)>,
+        block_bytes: u32,
+    ) -> PyResult<SendReport> {
+        let buffers = buffers.into_iter().map(|(name, buffer)| (name, Arc::new(buffer) as SharedBytes)).collect();
+        let (manifest, source) = MemorySource::new(buffers, block_bytes, &Limits::default())
+            .map_err(|error| Failure::Source(error).raise(py))?;
+        self.send(py, Arc::new(manifest), Arc::new(source))
+    }
+
+    /// Send what was scanned.
+    fn send_scan(&self, py: Python<'_>, scan: &Scan) -> PyResult<SendReport> {
+        self.send(py, Arc::clone(&scan.manifest), Arc::clone(&scan.source) as Arc<dyn Source>)
+    }
+
+    /// Where the transfer stands.
+    fn progress(&self, py: Python<'_>) -> PyResult<Progress> {
+        let session = self.session(py)?;
+        Ok(py.detach(|| session.progress()).into())
+    }
+
+    /// Say goodbye; a second time does nothing.
+    fn close(&self, py: Python<'_>) {
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.part(py, session);
+    }
+}
+
+impl Sender {
+    fn session(&self, py: Python<'_>) -> PyResult<Arc<SendSession>> {
+        self.owner.check(py)?;
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        session.ok_or_else(|| Failure::Closed.raise(py))
+    }
+
+    fn send(&self, py: Python<'_>, manifest: Arc<Manifest>, source: Arc<dyn Source>) -> PyResult<SendReport> {
+        let session = self.session(py)?;
+        let report = native::run_interruptibly(
+            py,
+            || self.cancel.cancel(),
+            || Ok(session.send(manifest, source)?),
+        )?;
+        Ok(report.into())
+    }
+
+    fn part(&self, py: Python<'_>, session: Option<Arc<SendSession>>) {
+        if self.owner.is_here() {
+            py.detach(|| drop(session));
+        } else {
+            // The threads to join are the parent's.
+            std::mem::forget(session);
+        }
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        let session = self.session.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if session.is_some() {
+            // Lanes may be in a callback, so nobody may wait for them while attached.
+            Python::try_attach(|py| self.part(py, session));
+        }
+    }
+}
+
+fn options(py: Python<'_>, settings: SendSettings) -> PyResult<SendOptions> {
+    let codec = settings.codec.parse().map_err(|error| Failure::Codec(error).raise(py))?;
+    Ok(SendOptions {
+        lanes: settings.lanes,
+        block_bytes: settings.block_bytes,
+        codec,
+        idle_timeout: seconds(settings.idle_timeout_s)?,
+        connect_timeout: seconds(settings.connect_timeout_s)?,
+        reconnect_for: seconds(settings.reconnect_s)?,
+        total_timeout: settings.timeout_s.map(seconds).transpose()?,
+        base_allowed: settings.base_allowed,
+        bandwidth_limit: settings.bandwidth_bytes_per_s,
+        socket_buffer_bytes: settings.socket_buffer_bytes,
+    })
+}

@@ -1,0 +1,57 @@
+//! Options as Python hands them over: plain dictionaries, checked there.
+
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+/// How to send.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct SendSettings {
+    /// Connections to use.
+    pub lanes: u16,
+    /// Block length in bytes.
+    pub block_bytes: u32,
+    /// Codec by name, not `auto`.
+    pub codec: String,
+    /// Silence that a lane may last, in seconds.
+    pub idle_timeout_s: f64,
+    /// Time for a handshake, in seconds.
+    pub connect_timeout_s: f64,
+    /// Time to look for a lost receiver, in seconds.
+    pub reconnect_s: f64,
+    /// Time for a transfer, in seconds.
+    pub timeout_s: Option<f64>,
+    /// Whether the receiver may use what it has.
+    pub base_allowed: bool,
+    /// Most bytes per second.
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// Socket buffers in bytes.
+    pub socket_buffer_bytes: Option<u32>,
+}
+
+/// How to receive.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct ReceiveSettings {
+    /// Most lanes of a session.
+    pub max_lanes: u16,
+    /// Longest block in bytes.
+    pub max_block_bytes: u32,
+    /// Most entries of a transfer.
+    pub max_entries: u32,
+    /// Longest object in bytes.
+    pub max_object_bytes: u64,
+    /// Silence that a lane may last, in seconds.
+    pub idle_timeout_s: f64,
+    /// Time for a handshake, in seconds.
+    pub handshake_timeout_s: f64,
+    /// Networks whose peers may use v1.
+    pub v1_networks: Vec<String>,
+}
+
+/// A time span from seconds; what Python checked does not fail.
+pub fn seconds(value: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(value).map_err(|error| PyValueError::new_err(format!("{value} seconds: {error}")))
+}

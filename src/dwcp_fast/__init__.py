@@ -1,0 +1,82 @@
+"""Moves large changing state between machines: compressed per block, resumable, verified."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from dwcp_fast import delta
+from dwcp_fast.codec import (
+    compress,
+    compress_into,
+    decompress,
+    decompress_into,
+    digest,
+    max_compressed_length,
+)
+from dwcp_fast.engine import force_v1
+from dwcp_fast.errors import (
+    AuthError,
+    BaseMismatchError,
+    ConfigError,
+    DeadlineError,
+    DeltaError,
+    DwcpError,
+    FormatError,
+    IntegrityError,
+    LimitExceededError,
+    NegotiationError,
+    PeerClosedError,
+    PeerError,
+    TransportError,
+    UnsupportedFormatError,
+)
+from dwcp_fast.listener import IncomingSession, Listener, Received, listen, listen_async
+from dwcp_fast.options import ReceiveOptions, SendOptions
+from dwcp_fast.reports import Progress, ReceiveReport, SendReport
+from dwcp_fast.session import Session, connect, connect_async
+from dwcp_fast.trust import INSECURE, MutualTls
+
+__all__ = [
+    "INSECURE",
+    "AuthError",
+    "BaseMismatchError",
+    "ConfigError",
+    "DeadlineError",
+    "DeltaError",
+    "DwcpError",
+    "FormatError",
+    "IncomingSession",
+    "IntegrityError",
+    "LimitExceededError",
+    "Listener",
+    "MutualTls",
+    "NegotiationError",
+    "PeerClosedError",
+    "PeerError",
+    "Progress",
+    "ReceiveOptions",
+    "ReceiveReport",
+    "Received",
+    "SendOptions",
+    "SendReport",
+    "Session",
+    "TransportError",
+    "UnsupportedFormatError",
+    "__version__",
+    "compress",
+    "compress_into",
+    "connect",
+    "connect_async",
+    "decompress",
+    "decompress_into",
+    "delta",
+    "digest",
+    "force_v1",
+    "listen",
+    "listen_async",
+    "max_compressed_length",
+]
+
+try:
+    __version__ = version("dwcp-fast")
+except PackageNotFoundError:
+    # Run from a source tree that was never installed.
+    __version__ = "0+unknown"

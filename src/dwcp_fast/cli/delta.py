@@ -1,0 +1,96 @@
+"""``dwcp delta``."""
+
+from pathlib import Path
+
+import click
+
+from dwcp_fast.cli.output import format_bytes, make_output, output_options
+from dwcp_fast.cli.units import help_with_example
+from dwcp_fast.delta import PatchInfo, apply_files, diff_files
+
+__all__ = ["delta"]
+
+FILE = click.Path(path_type=Path)
+
+
+@click.group(
+    short_help="Make and apply patches between files.",
+    help=help_with_example(
+        "Make and apply patches. A patch names its base by digest, and is applied to nothing else.",
+        "dwcp delta diff model-1.bin model-2.bin -o step.dwcd --dtype bf16",
+        "dwcp delta apply step.dwcd --base model-1.bin -o model-2.bin",
+    ),
+)
+def delta() -> None:
+    """Make and apply patches between files."""
+
+
+@delta.command(
+    short_help="Write the patch between two files.",
+    help=help_with_example(
+        "Write the patch that turns OLD into NEW.",
+        "dwcp delta diff model-1.bin model-2.bin -o step.dwcd --dtype bf16",
+    ),
+)
+@click.argument("old", type=FILE)
+@click.argument("new", type=FILE)
+@click.option("-o", "--output", "patch", required=True, type=FILE, help="The patch to write.")
+@click.option("--dtype", help="Type of the elements, such as bf16 or fp32; bytes otherwise.")
+@click.option("--codec", default="zstd:1", show_default=True, help="none, lz4, zstd or zstd:LEVEL.")
+@output_options
+def diff(
+    old: Path,
+    new: Path,
+    patch: Path,
+    dtype: str | None,
+    codec: str,
+    json_final: bool,
+    json_lines: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Write the patch between two files."""
+    output = make_output(json_final=json_final, json_lines=json_lines, quiet=quiet, verbose=verbose)
+    told = diff_files(old, new, patch, dtype=dtype, codec=codec)
+    output.result({"type": "diff", **told.to_dict()}, f"wrote {patch}: {describe(told)}")
+
+
+@delta.command(
+    short_help="Apply a patch.",
+    help=help_with_example(
+        "Make the new file from PATCH and its base. It appears under its name only when it is verified.",
+        "dwcp delta apply step.dwcd --base model-1.bin -o model-2.bin",
+    ),
+)
+@click.argument("patch", type=FILE)
+@click.option("--base", required=True, type=FILE, help="The file that the patch was made from.")
+@click.option("-o", "--output", "target", type=FILE, help="The file to write.")
+@click.option("--in-place", is_flag=True, help="Replace the base itself.")
+@output_options
+def apply(
+    patch: Path,
+    base: Path,
+    target: Path | None,
+    in_place: bool,
+    json_final: bool,
+    json_lines: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Apply a patch."""
+    output = make_output(json_final=json_final, json_lines=json_lines, quiet=quiet, verbose=verbose)
+    if in_place == (target is not None):
+        raise click.UsageError("give either -o NEW or --in-place")
+    made = base if target is None else target
+    told = apply_files(patch, base, made)
+    text = f"wrote {made}: {format_bytes(told.target_bytes)}, verified"
+    output.result({"type": "applied", "verified": True, **told.to_dict()}, text)
+
+
+def describe(told: PatchInfo) -> str:
+    """Say in one line what a patch is."""
+    changed = told.blocks - told.blocks_same
+    return (
+        f"{format_bytes(told.patch_bytes)} for {format_bytes(told.target_bytes)}, "
+        f"{changed} of {told.blocks} blocks changed"
+    )

@@ -1,0 +1,222 @@
+"""What the commands print: results on stdout, progress and logs on stderr."""
+
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+
+from dwcp_fast.errors import DwcpError, exit_code_for
+from dwcp_fast.reports import Progress
+
+__all__ = ["Output", "format_bytes", "output_options", "report_failure"]
+
+PROGRESS_S: Final = 0.1
+PROGRESS_EVENT_S: Final = 1.0
+CONTEXT_KEY: Final = "dwcp_fast.output"
+
+
+@dataclass
+class Output:
+    """How a command prints.
+
+    Attributes:
+        json_lines: Whether events go to stdout, one JSON object a line.
+        json_final: Whether one JSON object goes to stdout at the end.
+        quiet: Whether stderr is kept for errors.
+    """
+
+    json_lines: bool
+    json_final: bool
+    quiet: bool
+    _sequence: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def machine(self) -> bool:
+        """Whether stdout is for a program."""
+        return self.json_lines or self.json_final
+
+    def event(self, told: dict[str, Any]) -> None:
+        """Print an event if events are wanted."""
+        if self.json_lines:
+            self._print_json(told)
+
+    def result(self, told: dict[str, Any], text: str) -> None:
+        """Print a result: an object for a program, a line for a person."""
+        if self.machine:
+            self._print_json(told)
+        else:
+            with self._lock:
+                print(text, flush=True)
+
+    def note(self, text: str) -> None:
+        """Tell a person something that is no result."""
+        if not self.quiet:
+            with self._lock:
+                print(text, file=sys.stderr, flush=True)
+
+    def _print_json(self, told: dict[str, Any]) -> None:
+        with self._lock:
+            stamp = {"ts": datetime.now(UTC).isoformat(), "seq": self._sequence}
+            self._sequence += 1
+            line = {"type": told.get("type", "result"), **stamp, **told} if self.json_lines else told
+            print(json.dumps(line), flush=True)
+
+    @contextmanager
+    def progress(self, label: str, read: Callable[[], Progress]) -> Iterator[None]:
+        """Show progress while the block runs: a bar on a terminal, an event a second for a program."""
+        bar = sys.stderr.isatty() and not self.quiet and not self.json_lines and not is_automatic()
+        if not bar and not self.json_lines:
+            yield
+            return
+        ended = threading.Event()
+        show = self._show_bar if bar else self._show_events
+        thread = threading.Thread(target=show, args=(label, read, ended), name="dwcp-progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(2)
+
+    def _show_events(self, label: str, read: Callable[[], Progress], ended: threading.Event) -> None:
+        while not ended.wait(PROGRESS_EVENT_S):
+            now = read()
+            self.event(
+                {
+                    "type": "progress",
+                    "what": label,
+                    "state_bytes_done": now.state_bytes_done,
+                    "state_bytes_total": now.state_bytes_total,
+                    "wire_bytes": now.wire_bytes,
+                    "lanes": now.lanes,
+                }
+            )
+
+    def _show_bar(self, label: str, read: Callable[[], Progress], ended: threading.Event) -> None:
+        # Imported late: rich takes a tenth of a second, which a program need not pay.
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[wire]}"),
+        )
+        console = Console(stderr=True)
+        with Bar(*columns, console=console, refresh_per_second=1 / PROGRESS_S, transient=True) as shown:
+            task = shown.add_task(label, total=None, wire="")
+            while not ended.wait(PROGRESS_S):
+                now = read()
+                ratio = f" ({now.state_bytes_done / now.wire_bytes:.2f}x)" if now.wire_bytes else ""
+                shown.update(
+                    task,
+                    completed=now.state_bytes_done,
+                    total=now.state_bytes_total or None,
+                    wire=f"wire {format_bytes(now.wire_bytes)}{ratio}, {now.lanes} lanes",
+                )
+
+
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how a command prints."""
+    for option in reversed(
+        (
+            click.option("--json", "json_final", is_flag=True, help="One JSON object on stdout at the end."),
+            click.option("--json-lines", is_flag=True, help="Events on stdout, one JSON object a line."),
+            click.option("--quiet", "-q", is_flag=True, help="Nothing on stderr but errors."),
+            click.option("--verbose", "-v", is_flag=True, help="Log what happens on stderr."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def make_output(*, json_final: bool, json_lines: bool, quiet: bool, verbose: bool) -> Output:
+    """Set up printing and logging for the command that runs now."""
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
+    output = Output(json_lines=json_lines, json_final=json_final, quiet=quiet)
+    click.get_current_context().find_root().meta[CONTEXT_KEY] = output
+    LAST.append(output)
+    return output
+
+
+LAST: Final[list[Output]] = []
+"""The output of the command that ran last, for its failure: by then click's context is gone."""
+
+
+def report_failure(error: BaseException) -> None:
+    """Tell what ended a command: a line on stderr, and an object on stdout where a program reads it."""
+    hint = error.hint if isinstance(error, DwcpError) else None
+    message = describe(error)
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    if isinstance(error, DwcpError) and error.resumable:
+        print("hint: verified blocks were kept; run the same command again to continue", file=sys.stderr)
+    if LAST and LAST[-1].machine:
+        told = failure_dict(error)
+        LAST[-1].result(told, message)
+
+
+def failure_dict(error: BaseException) -> dict[str, Any]:
+    """Describe a failure for a program."""
+    ours = isinstance(error, DwcpError)
+    return {
+        "type": "error",
+        "code": error.code if isinstance(error, DwcpError) else code_of(error),
+        "message": describe(error),
+        "hint": error.hint if isinstance(error, DwcpError) else None,
+        "resumable": ours and error.resumable if isinstance(error, DwcpError) else False,
+        "exit_code": exit_code_for(error),
+    }
+
+
+def describe(error: BaseException) -> str:
+    """Give the text of a failure in one line."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes | str) else str(error.filename)
+        return f"{printable(name)}: {error.strerror}"
+    return printable(str(error)) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Replace what no terminal or JSON reader takes: names on disk need not be text."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def code_of(error: BaseException) -> str:
+    """Give a stable name to an exception that is not ours."""
+    return "system" if isinstance(error, OSError) else "internal"
+
+
+def is_automatic() -> bool:
+    """Whether nobody watches: no animation in CI, nor where NO_COLOR asks for plain text."""
+    return bool(os.environ.get("NO_COLOR") or os.environ.get("CI"))
+
+
+def format_bytes(count: float) -> str:
+    """Write a length as a person reads it."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

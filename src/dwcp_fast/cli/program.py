@@ -1,0 +1,78 @@
+"""The program: its commands, and how each way of ending becomes an exit code."""
+
+import sys
+from typing import NoReturn
+
+import click
+
+from dwcp_fast import __version__
+from dwcp_fast.cli.delta import delta
+from dwcp_fast.cli.demo import demo
+from dwcp_fast.cli.output import report_failure
+from dwcp_fast.cli.recv import recv
+from dwcp_fast.cli.send import send
+from dwcp_fast.cli.units import help_with_example
+from dwcp_fast.errors import exit_code_for
+
+__all__ = ["main", "program"]
+
+EPILOG = """\b
+Exit codes:
+  0 ok                  1 other              2 usage
+  3 source not found    4 peer unreachable   5 authentication failed
+  6 integrity failure   7 deadline missed    8 limit reached
+  10 version or format not supported         12 partial, resumable
+  130 interrupted
+"""
+
+
+@click.group(
+    help=help_with_example(
+        "Move large changing state between machines: compressed, resumable, verified. Every option can also "
+        "be set in the environment: --bwlimit of `dwcp send` is DWCP_SEND_BWLIMIT.",
+        "dwcp recv --listen 0.0.0.0:7443 --into inbox      (prints a pairing string)",
+        "dwcp send model.bin --to 'dwcp://host:7443#...'   (on the other machine)",
+    ),
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DWCP"},
+)
+@click.version_option(__version__, prog_name="dwcp")
+def program() -> None:
+    """Move large changing state between machines: compressed, resumable, verified."""
+
+
+program.add_command(send)
+program.add_command(recv)
+program.add_command(delta)
+program.add_command(demo)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the program and exit.
+
+    Args:
+        arguments: The command line without the program's name; None takes that of the process.
+    """
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None) -> int:
+    """Run the program and give its exit code."""
+    try:
+        outcome = program.main(args=arguments, prog_name="dwcp", standalone_mode=False)
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return exit_code_for(KeyboardInterrupt())
+    except BrokenPipeError:
+        # Whoever read the output is gone, and so is the need for it.
+        sys.stderr.close()
+        return 1
+    except Exception as error:  # noqa: BLE001  # the last stop: anything else would be a traceback
+        report_failure(error)
+        return exit_code_for(error)
+    return outcome if isinstance(outcome, int) else 0

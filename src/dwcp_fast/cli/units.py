@@ -1,0 +1,43 @@
+"""Options with units, as a person writes them."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+from dwcp_fast.errors import ConfigError
+
+__all__ = ["help_with_example", "parse_streams", "reading"]
+
+T = TypeVar("T")
+
+
+def reading(parse: Callable[[str], T]) -> Callable[[click.Context, click.Parameter, str | None], T | None]:
+    """Make a callback for an option of what reads its text; an option that is not given stays None."""
+
+    def convert(ctx: click.Context, param: click.Parameter, text: str | None) -> T | None:
+        try:
+            return None if text is None else parse(text)
+        except ConfigError as error:
+            raise click.BadParameter(str(error), ctx, param) from error
+
+    return convert
+
+
+def parse_streams(text: str) -> int | None:
+    """Read ``auto``, which is None, or a number of lanes.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if text == "auto":
+        return None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 256:
+        raise ConfigError(f"{text!r} is no number of streams: write auto, or 1 to 256")
+    return int(text)
+
+
+def help_with_example(text: str, *commands: str) -> str:
+    """Make a help text that begins with an example."""
+    # A paragraph that begins with a backspace keeps its lines.
+    return "\n".join(["\b", "Example:", *(f"  {command}" for command in commands), "", text])

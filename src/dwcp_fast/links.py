@@ -1,0 +1,265 @@
+"""What carries transfers to a receiver: a v3 session, or v1 connections made for each transfer."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from dwcp_fast import _core
+from dwcp_fast.buffers import BufferLike
+from dwcp_fast.errors import ConfigError, NegotiationError
+from dwcp_fast.options import SendOptions
+from dwcp_fast.policy.choice import Choice
+from dwcp_fast.policy.codec import choose_codec
+from dwcp_fast.policy.lanes import choose_lanes
+from dwcp_fast.reports import CodecShare, Progress, SendReport
+from dwcp_fast.state import sent_index
+from dwcp_fast.told import SendSettings, SendTold
+from dwcp_fast.trust import Insecure, Trust, address_of, dial_security
+
+__all__ = ["Link", "ScannedPaths", "V1Link", "V3Link", "scan_paths"]
+
+V1_TIMEOUT_S: Final = 86_400.0
+LOG: Final = logging.getLogger(__name__)
+Events = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedPaths:
+    """What is to be sent of a file system.
+
+    Attributes:
+        paths: What was asked for.
+        entries: Files, directories and links found.
+        files: Files among them.
+        total_bytes: Bytes of all files.
+        has_base: Whether there is a base to offer for any file.
+        native: The scan itself.
+    """
+
+    paths: tuple[Path, ...]
+    entries: int
+    files: int
+    total_bytes: int
+    has_base: bool
+    native: _core.Scan
+
+
+class Link(Protocol):
+    """What a session needs of the engine below it."""
+
+    def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
+        """Send named buffers."""
+
+    def send_scan(self, scan: ScannedPaths) -> SendReport:
+        """Send files."""
+
+    def progress(self) -> Progress:
+        """Tell where the transfer stands."""
+
+    def choices(self) -> list[Choice[Any]]:
+        """Tell what was chosen and why."""
+
+    def cancel(self) -> None:
+        """Stop what is under way."""
+
+    def close(self) -> None:
+        """Part in peace."""
+
+
+def scan_paths(
+    paths: Sequence[str | os.PathLike[str]], options: SendOptions, cancel: _core.Cancel | None = None
+) -> ScannedPaths:
+    """Walk what is to be sent, before anything is connected.
+
+    Args:
+        paths: Files, directories and links; each is sent under its last component.
+        options: How to send; of these ``block_bytes``, ``symlinks`` and ``base`` matter here.
+        cancel: Stops the walk.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ConfigError: Nothing was named.
+        DwcpError: Something cannot be sent, such as a device; the message names it.
+        OSError: Something cannot be read.
+    """
+    named = tuple(Path(path) for path in paths)
+    if not named:
+        raise ConfigError("no path to send")
+    native = _core.Scan(
+        list(named),
+        options.block_bytes,
+        options.symlinks == "keep",
+        sent_index() if options.base == "auto" else None,
+        list(options.base) if not isinstance(options.base, str) else [],
+        cancel or _core.Cancel(),
+    )
+    return ScannedPaths(
+        paths=named,
+        entries=native.entries,
+        files=native.files,
+        total_bytes=native.total_bytes,
+        has_base=native.has_base,
+        native=native,
+    )
+
+
+class V3Link:
+    """A v3 session."""
+
+    def __init__(
+        self,
+        target: str,
+        trust: Trust | None,
+        options: SendOptions,
+        cancel: _core.Cancel,
+        events: Events | None,
+        engine: Choice[Any],
+    ) -> None:
+        """Connect."""
+        self._options = options
+        self._cancel = cancel
+        codec = choose_codec(options.codec)
+        lanes = choose_lanes(options.streams)
+        self._choices: list[Choice[Any]] = [engine, codec, lanes, base_choice(options)]
+        self._peer = address_of(target)
+        self._transport = "tcp" if isinstance(trust, Insecure) else "tls"
+        bandwidth = options.bandwidth_bits_per_s
+        settings: SendSettings = {
+            "lanes": lanes.value,
+            "block_bytes": options.block_bytes,
+            "codec": codec.value,
+            "idle_timeout_s": options.idle_timeout_s,
+            "connect_timeout_s": options.connect_timeout_s,
+            "reconnect_s": options.reconnect_s,
+            "timeout_s": options.timeout_s,
+            "base_allowed": options.base != "none",
+            "bandwidth_bytes_per_s": None if bandwidth is None else bandwidth // 8,
+            "socket_buffer_bytes": None,
+        }
+        self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
+
+    def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
+        """Send named buffers."""
+        return self._report(self._native.send_buffers(list(objects.items()), self._options.block_bytes))
+
+    def send_scan(self, scan: ScannedPaths) -> SendReport:
+        """Send files."""
+        return self._report(self._native.send_scan(scan.native))
+
+    def progress(self) -> Progress:
+        """Tell where the transfer stands."""
+        return Progress(**self._native.progress())
+
+    def choices(self) -> list[Choice[Any]]:
+        """Tell what was chosen and why."""
+        return self._choices
+
+    def cancel(self) -> None:
+        """Stop what is under way; the session is of no use afterwards."""
+        self._cancel.cancel()
+
+    def close(self) -> None:
+        """Part in peace."""
+        self._native.close()
+
+    def _report(self, told: SendTold) -> SendReport:
+        shares = tuple(CodecShare(**share) for share in told["codec_mix"])
+        plain: dict[str, Any] = {**told, "codec_mix": shares}
+        why = {choice.name: f"{choice.value}: {choice.why}" for choice in self._choices}
+        return SendReport(
+            protocol="v3", verified=True, peer=self._peer, transport=self._transport, why=why, **plain
+        )
+
+
+class V1Link:
+    """v1: connects anew for each transfer of one object, and neither authenticates nor verifies."""
+
+    def __init__(self, target: str, options: SendOptions, engine: Choice[Any]) -> None:
+        """Note where to send; nothing is connected yet."""
+        self._peer = address_of(target)
+        self._options = options
+        self._lanes = choose_lanes(options.streams)
+        payload = Choice("payload", options.v1_payload, f"asked for, generation {options.v1_generation}")
+        self._choices: list[Choice[Any]] = [engine, self._lanes, payload]
+        LOG.warning("v1 to %s: neither authenticated nor encrypted nor verified (%s)", self._peer, engine.why)
+
+    def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
+        """Send one buffer."""
+        if len(objects) != 1:
+            raise NegotiationError(f"v1 carries one object, not {len(objects)}", hint="send them one by one")
+        (payload,) = objects.values()
+        return self._send(payload)
+
+    def send_scan(self, scan: ScannedPaths) -> SendReport:
+        """Send one file."""
+        if scan.entries != 1 or scan.files != 1:
+            raise NegotiationError(
+                f"v1 carries one file, not {scan.entries} entries",
+                hint="send the files one by one, or use v3",
+            )
+        return self._send(scan.paths[0].read_bytes())
+
+    def progress(self) -> Progress:
+        """Tell nothing: v1 has no acknowledgement to tell it from."""
+        return Progress(0, 0, 0, 0, 0)
+
+    def choices(self) -> list[Choice[Any]]:
+        """Tell what was chosen and why."""
+        return self._choices
+
+    def cancel(self) -> None:
+        """Do nothing: a v1 transfer ends by itself or at its deadline."""
+
+    def close(self) -> None:
+        """Do nothing: v1 holds no connection between transfers."""
+
+    def _send(self, payload: BufferLike) -> SendReport:
+        # Imported late: the engine is not needed, nor its libraries, while v3 does the work.
+        from dwcp_fast.v1 import send_v1
+
+        host, port = _core.split_address(self._peer)
+        options = self._options
+        told = send_v1(
+            host,
+            port,
+            payload,
+            streams=self._lanes.value,
+            payload_format=options.v1_payload,
+            generation=options.v1_generation,
+            connect_timeout_s=options.connect_timeout_s,
+            timeout_s=V1_TIMEOUT_S if options.timeout_s is None else options.timeout_s,
+        )
+        return SendReport(
+            protocol="v1",
+            verified=False,
+            peer=self._peer,
+            transport="tcp",
+            why={choice.name: f"{choice.value}: {choice.why}" for choice in self._choices},
+            transfer_id=None,
+            transfer_digest=None,
+            entries=1,
+            bytes_raw=told.payload_bytes,
+            bytes_wire=told.wire_bytes,
+            bytes_sent_raw=told.payload_bytes,
+            seconds=told.duration_s,
+            blocks_sent=told.chunks,
+            lanes_used=told.streams,
+        )
+
+
+def base_choice(options: SendOptions) -> Choice[str]:
+    """Say which bases are used."""
+    match options.base:
+        case "auto":
+            return Choice(
+                "base", "auto", "what was sent before and is still there, if the receiver has it too"
+            )
+        case "none":
+            return Choice("base", "none", "asked for")
+        case _:
+            return Choice("base", ", ".join(map(str, options.base)), "asked for")

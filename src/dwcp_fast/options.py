@@ -1,0 +1,271 @@
+"""Options of transfers, checked when they are made, and the units a person writes them in."""
+
+import ipaddress
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from dwcp_fast.errors import ConfigError
+
+__all__ = [
+    "Generation",
+    "Payload",
+    "Protocol",
+    "ReceiveOptions",
+    "SendOptions",
+    "Symlinks",
+    "parse_bytes",
+    "parse_duration",
+    "parse_rate",
+]
+
+Protocol = Literal["auto", "v1", "v3"]
+Symlinks = Literal["keep", "refuse"]
+Generation = Literal["A", "B", "C"]
+Payload = Literal["hde", "raw"]
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+MIN_BLOCK_BYTES: Final = 64 * KIB
+MAX_BLOCK_BYTES: Final = 4 * MIB
+MAX_LANES: Final = 256
+MAX_ENTRIES: Final = 1 << 20
+MAX_OBJECT_BYTES: Final = 1 << 62
+MAX_SECONDS: Final = 30 * 86_400.0
+CODEC: Final = re.compile(r"auto|none|lz4|zstd(:-?\d{1,6})?")
+
+QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z/]*)\s*", re.ASCII)
+DECIMAL: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+BINARY: Final = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+SECONDS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendOptions:
+    """How to send.
+
+    Attributes:
+        protocol: ``"v3"``, ``"v1"`` (one object, neither authenticated nor verified), or ``"auto"``: v3
+            unless the rollout says otherwise for this node.
+        streams: Number of lanes, 1 to 256; None leaves it to the policy.
+        codec: ``"auto"``, ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
+        block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
+        bandwidth_bits_per_s: Most bits per second on the wire, all lanes together; None for no limit.
+        timeout_s: Seconds that one transfer may take; None for no limit.
+        connect_timeout_s: Seconds for connecting and the handshake of a lane.
+        idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
+        reconnect_s: Seconds for which a transfer that lost all its lanes tries to go on.
+        base: ``"auto"`` uses what the receiver was sent before, ``"none"`` nothing, and paths name files
+            or directories with the bytes that the receiver holds.
+        symlinks: Whether symbolic links are sent, or refused.
+        v1_generation: Generation of HDE packets sent to a v1 receiver.
+        v1_payload: What is sent to a v1 receiver: an HDE packet, or the bytes themselves.
+
+    Raises:
+        ConfigError: A value is out of range; the message names the field.
+    """
+
+    protocol: Protocol = "auto"
+    streams: int | None = None
+    codec: str = "auto"
+    block_bytes: int = MIB
+    bandwidth_bits_per_s: int | None = None
+    timeout_s: float | None = None
+    connect_timeout_s: float = 10.0
+    idle_timeout_s: float = 30.0
+    reconnect_s: float = 30.0
+    base: Literal["auto", "none"] | tuple[Path, ...] = "auto"
+    symlinks: Symlinks = "keep"
+    v1_generation: Generation = "A"
+    v1_payload: Payload = "hde"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_choice("protocol", self.protocol, get_args(Protocol))
+        if self.streams is not None:
+            check_int("streams", self.streams, 1, MAX_LANES)
+        check_codec(self.codec)
+        check_block_bytes(self.block_bytes)
+        if self.bandwidth_bits_per_s is not None:
+            check_int("bandwidth_bits_per_s", self.bandwidth_bits_per_s, 8_000, 1 << 50)
+        if self.timeout_s is not None:
+            check_seconds("timeout_s", self.timeout_s)
+        check_seconds("connect_timeout_s", self.connect_timeout_s)
+        check_seconds("idle_timeout_s", self.idle_timeout_s)
+        check_seconds("reconnect_s", self.reconnect_s, zero=True)
+        if isinstance(self.base, str):
+            check_choice("base", self.base, ("auto", "none"))
+        elif not self.base:
+            raise ConfigError("base is an empty tuple: name a path, or say 'auto' or 'none'")
+        check_choice("symlinks", self.symlinks, get_args(Symlinks))
+        check_choice("v1_generation", self.v1_generation, get_args(Generation))
+        check_choice("v1_payload", self.v1_payload, get_args(Payload))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiveOptions:
+    """How to receive, and the limits on what a peer may ask for.
+
+    Attributes:
+        overwrite: Whether files that exist may be replaced.
+        symlinks: Whether symbolic links are made, or refused.
+        sync: Whether files reach the disk before they are renamed into place.
+        max_object_bytes: Longest file or buffer taken.
+        max_total_bytes: Most bytes of buffers held in memory for one transfer.
+        max_entries: Most files, directories, links or buffers of one transfer.
+        max_block_bytes: Longest block taken: a power of two, 64 KiB to 4 MiB.
+        max_lanes: Most lanes of one session, 1 to 256.
+        idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
+        handshake_timeout_s: Seconds for the handshake of a lane.
+        allow_v1: Networks (``"10.0.0.0/8"``) whose peers may use v1, which has neither authentication nor
+            integrity; an empty tuple allows all, None refuses v1.
+        v1_generation: Generation of HDE packets expected from v1 senders.
+        v1_payload: What v1 senders send: HDE packets, or the bytes themselves.
+
+    Raises:
+        ConfigError: A value is out of range; the message names the field.
+    """
+
+    overwrite: bool = True
+    symlinks: Symlinks = "keep"
+    sync: bool = True
+    max_object_bytes: int = 1 << 46
+    max_total_bytes: int = 1 << 36
+    max_entries: int = MAX_ENTRIES
+    max_block_bytes: int = MAX_BLOCK_BYTES
+    max_lanes: int = 64
+    idle_timeout_s: float = 30.0
+    handshake_timeout_s: float = 10.0
+    allow_v1: tuple[str, ...] | None = None
+    v1_generation: Generation = "A"
+    v1_payload: Payload = "hde"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_choice("symlinks", self.symlinks, get_args(Symlinks))
+        check_int("max_object_bytes", self.max_object_bytes, 1, MAX_OBJECT_BYTES)
+        check_int("max_total_bytes", self.max_total_bytes, 1, MAX_OBJECT_BYTES)
+        check_int("max_entries", self.max_entries, 1, MAX_ENTRIES)
+        check_block_bytes(self.max_block_bytes, "max_block_bytes")
+        check_int("max_lanes", self.max_lanes, 1, MAX_LANES)
+        check_seconds("idle_timeout_s", self.idle_timeout_s)
+        check_seconds("handshake_timeout_s", self.handshake_timeout_s)
+        for network in self.allow_v1 or ():
+            try:
+                ipaddress.ip_network(network, strict=False)
+            except ValueError as exc:
+                raise ConfigError(f"allow_v1 {network!r} is no network: {exc}") from exc
+        check_choice("v1_generation", self.v1_generation, get_args(Generation))
+        check_choice("v1_payload", self.v1_payload, get_args(Payload))
+
+
+def parse_bytes(text: str) -> int:
+    """Read a length as a person writes it.
+
+    Args:
+        text: A number and a unit: ``B``, ``kB``, ``MB``, ``GB``, ``TB`` (powers of 1000), ``KiB``, ``MiB``,
+            ``GiB``, ``TiB`` (powers of 1024), or no unit for bytes.
+
+    Returns:
+        The length in bytes.
+
+    Raises:
+        ConfigError: `text` is no such length.
+
+    >>> parse_bytes("64MiB")
+    67108864
+    """
+    number, unit = split_quantity(text, "length", "64MiB")
+    scales = {prefix + suffix: scale for prefix, scale in (DECIMAL | BINARY).items() for suffix in ("b", "")}
+    return round(number * scale_of(unit, scales, text, "length", "64MiB"))
+
+
+def parse_rate(text: str) -> int:
+    """Read a rate as a person writes it.
+
+    Args:
+        text: A number and ``bps``, ``kbps``, ``Mbps``, ``Gbps`` (or ``bit/s`` and so on), or bytes per second
+            as ``MB/s``, ``MiB/s`` and so on.
+
+    Returns:
+        The rate in bits per second.
+
+    Raises:
+        ConfigError: `text` is no such rate.
+
+    >>> parse_rate("500Mbps"), parse_rate("1MiB/s")
+    (500000000, 8388608)
+    """
+    number, unit = split_quantity(text, "rate", "500Mbps")
+    scales = {prefix + suffix: scale for prefix, scale in DECIMAL.items() for suffix in ("bps", "bit/s")}
+    scales |= {prefix + "b/s": 8 * scale for prefix, scale in (DECIMAL | BINARY).items()}
+    return round(number * scale_of(unit, scales, text, "rate", "500Mbps"))
+
+
+def parse_duration(text: str) -> float:
+    """Read a time span as a person writes it.
+
+    Args:
+        text: A number and ``us``, ``ms``, ``s``, ``m`` or ``min``, ``h``; no unit means seconds.
+
+    Returns:
+        The span in seconds.
+
+    Raises:
+        ConfigError: `text` is no such time span.
+
+    >>> parse_duration("300ms")
+    0.3
+    """
+    number, unit = split_quantity(text, "time span", "300ms")
+    return number * scale_of(unit or "s", SECONDS, text, "time span", "300ms")
+
+
+def split_quantity(text: str, what: str, example: str) -> tuple[float, str]:
+    """Split ``"500Mbps"`` into the number and the unit in lower case."""
+    match = QUANTITY.fullmatch(text)
+    if match is None or len(match[1]) > 20:
+        raise ConfigError(f"{text!r} is no {what}: write a number and a unit, such as {example}")
+    return float(match[1]), match[2].lower()
+
+
+def scale_of(
+    unit: str, scales: dict[str, int] | dict[str, float], text: str, what: str, example: str
+) -> float:
+    """Give the factor of a unit."""
+    if unit not in scales:
+        raise ConfigError(f"{text!r} is no {what}: the unit is not known, write it as in {example}")
+    return scales[unit]
+
+
+def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is none of the choices."""
+    if value not in choices:
+        raise ConfigError(f"{field} is {value!r}: it must be one of {', '.join(choices)}")
+
+
+def check_int(field: str, value: int, low: int, high: int) -> None:
+    """Refuse a number outside its range."""
+    if type(value) is not int or not low <= value <= high:
+        raise ConfigError(f"{field} is {value!r}: it must be an integer from {low} to {high}")
+
+
+def check_seconds(field: str, value: float, *, zero: bool = False) -> None:
+    """Refuse a time span that is negative, endless or absurd."""
+    if not math.isfinite(value) or (value < 0 if zero else value <= 0) or value > MAX_SECONDS:
+        raise ConfigError(f"{field} is {value!r}: it must be seconds above 0, at most {MAX_SECONDS:.0f}")
+
+
+def check_block_bytes(value: int, field: str = "block_bytes") -> None:
+    """Refuse a block length that the wire has no room for."""
+    check_int(field, value, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)
+    if value & (value - 1):
+        raise ConfigError(f"{field} is {value}: it must be a power of two")
+
+
+def check_codec(value: str) -> None:
+    """Refuse a name that is no codec; the level's range is the library's to check."""
+    if not CODEC.fullmatch(value):
+        raise ConfigError(f"codec is {value!r}: it must be auto, none, lz4, zstd or zstd:LEVEL")

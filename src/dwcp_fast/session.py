@@ -1,0 +1,247 @@
+"""Sending: sessions with a receiver.
+
+Each session carries any number of transfers, one after the other. A transfer either ends with the
+receiver's word that it holds exactly the sender's state, or raises; where the exception says
+``resumable``, sending the same state again continues.
+
+>>> import threading
+>>> from dwcp_fast import connect, listen
+>>> with listen("127.0.0.1:0") as listener:
+...     def serve():
+...         with listener.accept(timeout_s=10) as incoming:
+...             received.update(incoming.receive(timeout_s=10))
+...     received = {}
+...     thread = threading.Thread(target=serve)
+...     thread.start()
+...     with connect(listener.pairing) as session:
+...         report = session.send({"weights": b"state" * 1000})
+...     thread.join()
+>>> report.verified, bytes(received["weights"]) == b"state" * 1000
+(True, True)
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from dwcp_fast import _core
+from dwcp_fast.buffers import BufferLike
+from dwcp_fast.engine import engine_for
+from dwcp_fast.links import Events, Link, ScannedPaths, V1Link, V3Link, scan_paths
+from dwcp_fast.options import SendOptions
+from dwcp_fast.policy.choice import Choice
+from dwcp_fast.reports import Progress, SendReport
+from dwcp_fast.trust import Trust
+from dwcp_fast.waiting import Worker
+
+__all__ = ["AsyncSession", "Session", "connect", "connect_async"]
+
+DEFAULTS = SendOptions()
+
+
+def connect(
+    target: str,
+    *,
+    trust: Trust | None = None,
+    options: SendOptions = DEFAULTS,
+    events: Events | None = None,
+) -> "Session":
+    """Open a session with a receiver.
+
+    Args:
+        target: ``HOST:PORT``, or the pairing string that the receiver prints.
+        trust: How to know the receiver: a pairing string, :class:`~dwcp_fast.MutualTls`, or
+            :data:`~dwcp_fast.INSECURE`; None if `target` is a pairing string.
+        options: How to send.
+        events: Called with a dictionary for each event, from threads of the library; should return soon.
+
+    Returns:
+        The session, a context manager that closes it.
+
+    Raises:
+        ConfigError: `target`, `trust` or `options` cannot be used.
+        AuthError: The two sides do not trust each other.
+        TransportError: The receiver cannot be reached, or is gone.
+        NegotiationError: The two sides have no protocol in common.
+        DeadlineError: The handshake took longer than ``options.connect_timeout_s``.
+    """
+    return Session(open_link(target, trust, options, _core.Cancel(), events), options)
+
+
+def connect_async(
+    target: str,
+    *,
+    trust: Trust | None = None,
+    options: SendOptions = DEFAULTS,
+    events: Events | None = None,
+) -> "AsyncSession":
+    """Open a session from a coroutine; the result is for ``async with``.
+
+    Args:
+        target: As for :func:`connect`.
+        trust: As for :func:`connect`.
+        options: As for :func:`connect`.
+        events: As for :func:`connect`.
+
+    Returns:
+        A session that connects when it is entered. Its entering raises what :func:`connect` raises.
+    """
+    return AsyncSession(target, trust, options, events)
+
+
+class Session:
+    """A session with a receiver; made by :func:`connect`. One transfer at a time."""
+
+    def __init__(self, link: Link, options: SendOptions) -> None:
+        """Take over a link."""
+        self._link = link
+        self._options = options
+
+    def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
+        """Send named buffers as one state.
+
+        They are read where they are, and must not be written to before this returns.
+
+        Args:
+            objects: C-contiguous buffers by name.
+
+        Returns:
+            What was done.
+
+        Raises:
+            BufferError: A buffer is not contiguous.
+            ConfigError: A name cannot be used.
+            LimitExceededError: The receiver does not take that much.
+            TransportError: The receiver is gone and did not come back, or reports a failure.
+            IntegrityError: Bytes were altered on the way, more than once.
+            DeadlineError: It took longer than ``options.timeout_s``.
+            NegotiationError: v1 is used, and there is not exactly one object.
+        """
+        return self._link.send(objects)
+
+    def send_paths(self, paths: Sequence[str | os.PathLike[str]]) -> SendReport:
+        """Send files and directories as one state.
+
+        Args:
+            paths: What to send; each arrives under its last component.
+
+        Returns:
+            What was done.
+
+        Raises:
+            OSError: Something cannot be read.
+            DwcpError: Something cannot be sent, or a file changed meanwhile; otherwise as for :meth:`send`.
+        """
+        return self.send_scan(scan_paths(paths, self._options))
+
+    def send_scan(self, scan: ScannedPaths) -> SendReport:
+        """Send what :func:`~dwcp_fast.links.scan_paths` found; raises what :meth:`send_paths` raises."""
+        return self._link.send_scan(scan)
+
+    def progress(self) -> Progress:
+        """Tell, from any thread, where the transfer stands."""
+        return self._link.progress()
+
+    def explain(self) -> list[Choice[Any]]:
+        """Tell what was chosen for this session, and why."""
+        return list(self._link.choices())
+
+    def cancel(self) -> None:
+        """Stop, from any thread, what is under way; it raises, and the session is of no use afterwards."""
+        self._link.cancel()
+
+    def close(self) -> None:
+        """End the session; a second time does nothing."""
+        self._link.close()
+
+    def __enter__(self) -> Self:
+        """Use the session in a ``with`` statement."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+
+class AsyncSession:
+    """The same from coroutines; made by :func:`connect_async`.
+
+    Every call runs in a thread. When the awaiting task is cancelled, the native work is cancelled, and its
+    end is awaited.
+    """
+
+    def __init__(self, target: str, trust: Trust | None, options: SendOptions, events: Events | None) -> None:
+        """Note what to connect to."""
+        self._open = (target, trust, options)
+        self._events = events
+        self._options = options
+        self._cancel = _core.Cancel()
+        self._worker = Worker("dwcp-session")
+        self._session: Session | None = None
+
+    async def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
+        """Send named buffers; see :meth:`Session.send`."""
+        session = self._entered()
+        return await self._worker.run(lambda: session.send(objects), session.cancel)
+
+    async def send_paths(self, paths: Sequence[str | os.PathLike[str]]) -> SendReport:
+        """Send files and directories; see :meth:`Session.send_paths`."""
+        session = self._entered()
+
+        def send() -> SendReport:
+            return session.send_scan(scan_paths(paths, self._options, self._cancel))
+
+        return await self._worker.run(send, session.cancel)
+
+    def progress(self) -> Progress:
+        """Tell where the transfer stands."""
+        return self._entered().progress()
+
+    def explain(self) -> list[Choice[Any]]:
+        """Tell what was chosen for this session, and why."""
+        return self._entered().explain()
+
+    async def close(self) -> None:
+        """End the session; a second time does nothing."""
+        session, self._session = self._session, None
+        if session is not None:
+            await self._worker.run(session.close, session.cancel)
+        self._worker.close()
+
+    async def __aenter__(self) -> Self:
+        """Connect."""
+        target, trust, options = self._open
+
+        def open_session() -> Session:
+            return Session(open_link(target, trust, options, self._cancel, self._events), options)
+
+        try:
+            self._session = await self._worker.run(open_session, self._cancel.cancel)
+        except BaseException:
+            self._worker.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        await self.close()
+
+    def _entered(self) -> Session:
+        if self._session is None:
+            raise RuntimeError("the session is not open: use it inside `async with`")
+        return self._session
+
+
+def open_link(
+    target: str, trust: Trust | None, options: SendOptions, cancel: _core.Cancel, events: Events | None
+) -> Link:
+    """Connect with the engine that is to be used now."""
+    engine = engine_for(options.protocol)
+    if engine.value == "v1":
+        return V1Link(target, options, engine)
+    return V3Link(target, trust, options, cancel, events, engine)

@@ -1,0 +1,179 @@
+"""What is kept on disk between runs: who this sender is, what it sent, and how a receiver is paired."""
+
+import base64
+import contextlib
+import json
+import os
+import secrets
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dwcp_fast import _core
+from dwcp_fast.errors import ConfigError
+
+__all__ = [
+    "KeptPairing",
+    "client_identity",
+    "forget_pairing",
+    "keep_pairing",
+    "kept_pairing",
+    "sent_index",
+    "state_dir",
+]
+
+STATE_VARIABLE: Final = "DWCP_STATE_DIR"
+PAIRING_NAME: Final = "pairing.json"
+
+
+def state_dir() -> Path:
+    """Give the directory for what this user's senders keep: ``DWCP_STATE_DIR``, or ``dwcp`` in the XDG state.
+
+    Returns:
+        A directory that exists, readable by its owner only if it was made here.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    named = os.environ.get(STATE_VARIABLE)
+    if named:
+        path = Path(named)
+    else:
+        base = os.environ.get("XDG_STATE_HOME")
+        path = (Path(base) if base else Path.home() / ".local" / "state") / "dwcp"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def sent_index() -> Path:
+    """Give the file that remembers what was sent, for ``--base auto``."""
+    return state_dir() / "sent.index"
+
+
+def client_identity() -> _core.Identity:
+    """Give this user's sender identity, made once: a token is bound to it by the first session.
+
+    Returns:
+        The identity.
+
+    Raises:
+        ConfigError: The kept identity is damaged, or others may read it.
+        OSError: It cannot be read or written.
+    """
+    path = state_dir() / "identity"
+    with contextlib.suppress(FileNotFoundError):
+        return _core.Identity.from_blob(read_secret(path))
+    identity = _core.Identity.generate()
+    try:
+        write_secret(path, identity.to_blob(), replace=False)
+    except FileExistsError:
+        # Another process was faster; both must use the same one.
+        return _core.Identity.from_blob(read_secret(path))
+    return identity
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPairing:
+    """How a receiver was paired when it ended, so that the same pairing string works again.
+
+    Attributes:
+        identity: The receiver's identity, as bytes with its private key.
+        tickets: Its tokens and whose they are.
+        port: The TCP port it listened on.
+    """
+
+    identity: bytes
+    tickets: bytes
+    port: int
+
+
+def kept_pairing(into: Path) -> KeptPairing | None:
+    """Read the pairing kept in a target directory while an unfinished transfer is staged there.
+
+    Args:
+        into: The target directory.
+
+    Returns:
+        The pairing; None if nothing is staged or none was kept.
+
+    Raises:
+        ConfigError: It is damaged, or others may read it.
+        OSError: It cannot be read.
+    """
+    if not _core.staged_transfers(into):
+        return None
+    try:
+        kept = json.loads(read_secret(into / ".dwcp" / PAIRING_NAME))
+        return KeptPairing(
+            identity=base64.b64decode(kept["identity"]),
+            tickets=base64.b64decode(kept["tickets"]),
+            port=int(kept["port"]),
+        )
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError, ValueError) as exc:
+        path = into / ".dwcp" / PAIRING_NAME
+        raise ConfigError(f"the pairing kept in {path} cannot be read", hint="remove the file") from exc
+
+
+def keep_pairing(into: Path, pairing: KeptPairing) -> None:
+    """Keep a pairing in a target directory.
+
+    Args:
+        into: The target directory.
+        pairing: What to keep.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    (into / ".dwcp").mkdir(mode=0o700, parents=True, exist_ok=True)
+    told = {
+        "identity": base64.b64encode(pairing.identity).decode(),
+        "tickets": base64.b64encode(pairing.tickets).decode(),
+        "port": pairing.port,
+    }
+    write_secret(into / ".dwcp" / PAIRING_NAME, json.dumps(told).encode(), replace=True)
+
+
+def forget_pairing(into: Path) -> None:
+    """Remove the kept pairing if no unfinished transfer needs it.
+
+    Args:
+        into: The target directory.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if not _core.staged_transfers(into):
+        (into / ".dwcp" / PAIRING_NAME).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            # Only if nothing else is in it.
+            (into / ".dwcp").rmdir()
+
+
+def read_secret(path: Path) -> bytes:
+    """Read a file that only its owner may read."""
+    with path.open("rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if stat.S_IMODE(mode) & 0o077:
+            raise ConfigError(f"{path} holds a secret and others may read it", hint=f"chmod 600 {path}")
+        return file.read(1 << 20)
+
+
+def write_secret(path: Path, data: bytes, *, replace: bool) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            staged.replace(path)
+        else:
+            # A link fails where a rename would replace.
+            os.link(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)

@@ -1,0 +1,126 @@
+"""What Python and the native side hand each other, field by field."""
+
+from typing import TypedDict
+
+__all__ = [
+    "PatchTold",
+    "ProgressTold",
+    "ReceiveSettings",
+    "ReceiveTold",
+    "SendSettings",
+    "SendTold",
+    "ShareTold",
+]
+
+
+class PatchTold(TypedDict):
+    """What a patch says of itself."""
+
+    base_bytes: int
+    base_digest: str
+    target_bytes: int
+    target_digest: str
+    block_bytes: int
+    element_bytes: int
+    blocks: int
+    blocks_same: int
+    blocks_fill: int
+    blocks_xor: int
+    blocks_plain: int
+    patch_bytes: int
+
+
+class ShareTold(TypedDict):
+    """The blocks that were represented and compressed in one way."""
+
+    kind: str
+    codec: str
+    blocks: int
+    raw_bytes: int
+    wire_bytes: int
+
+
+class SendTold(TypedDict):
+    """What a sender did for one transfer."""
+
+    transfer_id: str
+    transfer_digest: str
+    entries: int
+    bytes_raw: int
+    bytes_wire: int
+    bytes_sent_raw: int
+    bytes_held: int
+    bytes_same: int
+    blocks_sent: int
+    blocks_same: int
+    blocks_held: int
+    blocks_resent: int
+    nacks: int
+    lanes_used: int
+    lanes_lost: int
+    sessions: int
+    integrity_failures: int
+    seconds: float
+    cpu_seconds: float
+    rtt_ms: float | None
+    codec_mix: list[ShareTold]
+
+
+class ReceiveTold(TypedDict):
+    """What a receiver did for one transfer."""
+
+    transfer_id: str
+    transfer_digest: str
+    entries: int
+    bytes_raw: int
+    bytes_wire: int
+    bytes_received_raw: int
+    bytes_held: int
+    bytes_same: int
+    blocks_received: int
+    blocks_same: int
+    nacks: int
+    lanes_used: int
+    lanes_lost: int
+    integrity_failures: int
+    seconds: float
+    cpu_seconds: float
+    codec_mix: list[ShareTold]
+    peer: str
+
+
+class ProgressTold(TypedDict):
+    """Where a transfer stands."""
+
+    state_bytes_done: int
+    state_bytes_total: int
+    wire_bytes: int
+    lanes: int
+    blocks_resent: int
+
+
+class SendSettings(TypedDict):
+    """How to send."""
+
+    lanes: int
+    block_bytes: int
+    codec: str
+    idle_timeout_s: float
+    connect_timeout_s: float
+    reconnect_s: float
+    timeout_s: float | None
+    base_allowed: bool
+    bandwidth_bytes_per_s: int | None
+    socket_buffer_bytes: int | None
+
+
+class ReceiveSettings(TypedDict):
+    """How to receive."""
+
+    max_lanes: int
+    max_block_bytes: int
+    max_entries: int
+    max_object_bytes: int
+    idle_timeout_s: float
+    handshake_timeout_s: float
+    v1_networks: list[str]
