@@ -86,7 +86,9 @@ def transfer(kind: str, transport: str, size: int, rounds: int) -> dict[str, Any
                 (source / f"state-{turn}").write_bytes(harness.incompressible(size, seed=turn))
         command = [sys.executable, __file__, "--worker"]
         facts = [kind, transport, str(size)]
-        receiver = subprocess.Popen([*command, "receive", *facts, str(into)], stdout=subprocess.PIPE, text=True)
+        receiver = subprocess.Popen(
+            [*command, "receive", *facts, str(into)], stdout=subprocess.PIPE, text=True
+        )
         target = line(receiver.stdout)["target"]
         sender = subprocess.Popen(
             [*command, "send", *facts, str(source), target, str(rounds)], stdout=subprocess.PIPE, text=True
@@ -101,7 +103,18 @@ def iperf3(size: int) -> float:
     """Seconds that `iperf3 -P LANES` takes for `size` bytes."""
     with subprocess.Popen(["iperf3", "-s", "-1", "-p", "5399"], stdout=subprocess.DEVNULL) as server:
         time.sleep(0.3)
-        command = ["iperf3", "-c", "127.0.0.1", "-p", "5399", "-P", str(LANES), "-n", str(size // LANES), "-J"]
+        command = [
+            "iperf3",
+            "-c",
+            "127.0.0.1",
+            "-p",
+            "5399",
+            "-P",
+            str(LANES),
+            "-n",
+            str(size // LANES),
+            "-J",
+        ]
         out = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         server.wait(TIMEOUT_S)
     received = out["end"]["sum_received"]
