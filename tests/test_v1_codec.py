@@ -35,7 +35,7 @@ from dwcp_fast.v1 import (
     read_amst,
     read_mstcp,
 )
-from dwcp_fast.v1._v1engine import AmstAssembly
+from dwcp_fast.v1._v1engine import AmstAssembly, apply_rsync, encode_block_delta
 from dwcp_fast.v1.migration import (
     Envelope,
     MigrationKind,
@@ -428,3 +428,39 @@ def test_streams_of_the_peer_cut_anywhere_are_refused() -> None:
     for cut in range(len(stream)):
         with pytest.raises(FormatError):
             read_amst([stream[:cut]])
+
+
+def test_a_state_that_changes_while_it_is_encoded_leaves_both_sides_with_the_same_baseline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = bytearray(STATE)
+    decoder = HdeDecoder("A", baselines=BaselineStore())
+
+    def encode_then_change(*arguments: Any) -> bytes | None:
+        body = encode_block_delta(*arguments)
+        state[5] ^= 0xFF
+        return body
+
+    monkeypatch.setattr("dwcp_fast.v1.hde.encode_block_delta", encode_then_change)
+    encoder = HdeEncoder("A", deltas=True, baselines=BaselineStore())
+    flags = []
+    for change in (b"first", b"second", b"third"):
+        state[8192 : 8192 + len(change)] = change
+        meant = bytes(state)
+        decoded = decoder.decode(encoder.encode(state, key=KEY), key=KEY)
+        flags.append(decoded.is_delta)
+        assert decoded.payload == meant
+    assert flags == [False, True, True]
+
+
+def test_a_body_that_the_caller_may_change_is_copied_before_it_is_checked_and_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = bytearray(encode_delta(STATE, CHANGED, algorithm="rsync"))
+
+    def apply_after_a_change(copied: memoryview, *arguments: Any) -> bytes:
+        body[0] ^= 0x55
+        return apply_rsync(copied, *arguments)
+
+    monkeypatch.setattr("dwcp_fast.v1.delta.apply_rsync", apply_after_a_change)
+    assert decode_delta(body, STATE, algorithm="rsync", original_bytes=len(CHANGED)) == CHANGED

@@ -32,6 +32,7 @@ from dwcp_fast.policy.rollout import (
         ("{", "JSON"),
         (b"\xff", "JSON"),
         ("[" * 100_000, "JSON"),
+        ('{"v3RolloutPercentage": ' + "1" * 5_000 + "}", "JSON"),
     ],
 )
 def test_a_flag_file_that_is_not_exact_is_refused_by_name(text: str | bytes, named: str) -> None:

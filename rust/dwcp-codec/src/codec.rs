@@ -310,6 +310,25 @@ mod tests {
     }
 
     #[test]
+    fn lz4_match_at_distance_zero_does_not_show_what_was_in_the_output() {
+        let mut decoded = 0;
+        for (match_bytes, tail) in [(4, 12), (18, 12), (4, 200), (18, 200), (18, 5)] {
+            // A literal, a match that would begin where it is to be written, and the last literals.
+            let mut wire = vec![0x10 | (match_bytes - 4) as u8, b'a', 0, 0];
+            wire.extend(if tail < 15 { vec![(tail as u8) << 4] } else { vec![0xf0, (tail - 15) as u8] });
+            wire.resize(wire.len() + tail, b'z');
+            let decode = |fill| {
+                let mut dst = vec![fill; 1 + match_bytes + tail];
+                Decompressor::new().decompress_into_slice(CodecId::Lz4, &wire, &mut dst).map(|()| dst)
+            };
+            assert_eq!(decode(0x00), decode(0xff), "{match_bytes} {tail}");
+            decoded += usize::from(decode(0x00).is_ok());
+        }
+        // LZ4 takes such matches, and fills them with zeros.
+        assert!(decoded > 0);
+    }
+
+    #[test]
     fn level_out_of_range_is_refused_even_if_made_by_hand() {
         let refused = Compressor::new().compress(Codec::Zstd { level: 23 }, b"x", &mut Vec::new());
         assert!(matches!(refused, Err(CodecError::LevelOutOfRange { level: 23, max: 22, .. })));

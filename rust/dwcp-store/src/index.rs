@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use dwcp_codec::digest::{Digest, check64};
@@ -15,7 +15,7 @@ use crate::StoreError;
 use crate::error::IoContext;
 use crate::platform::{Kind, Stat};
 
-/// Bytes of an index that are read at most; what is behind them is forgotten when it is next rewritten.
+/// Bytes of an index that are read at most, from its end; what is before them is forgotten when it is next rewritten.
 const MAX_BYTES: u64 = 256 << 20;
 /// An index with fewer lines is never rewritten.
 const FEW_LINES: usize = 1_024;
@@ -116,9 +116,18 @@ impl BaseIndex {
     /// # Errors
     /// [`StoreError::Io`] when it cannot be read.
     pub fn load(path: &Path) -> Result<BaseIndex, StoreError> {
+        BaseIndex::load_end(path, MAX_BYTES)
+    }
+
+    /// Reads the last `most` bytes; a line that they cut is skipped like any damaged one.
+    fn load_end(path: &Path, most: u64) -> Result<BaseIndex, StoreError> {
         let mut bytes = Vec::new();
         match crate::platform::open_no_follow(path) {
-            Ok(file) => file.take(MAX_BYTES).read_to_end(&mut bytes).on("read", path).map(drop)?,
+            Ok(mut file) => {
+                let length = file.seek(SeekFrom::End(0)).on("read", path)?;
+                file.seek(SeekFrom::Start(length.saturating_sub(most))).on("read", path)?;
+                file.take(most).read_to_end(&mut bytes).on("read", path)?;
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).on("open", path),
         }
@@ -223,6 +232,20 @@ mod tests {
         let altered = fs::read_to_string(&path).unwrap().replace(" 65536 ", " 65537 ");
         fs::write(&path, altered).unwrap();
         assert!(BaseIndex::load(&path).unwrap().records().is_empty());
+    }
+
+    #[test]
+    fn newest_records_of_an_index_that_is_too_long_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("index");
+        let mut index = BaseIndex::load(&path).unwrap();
+        index.append(vec![record(b"old", 1)]).unwrap();
+        let old = fs::metadata(&path).unwrap().len();
+        index.append(vec![record(b"new", 2)]).unwrap();
+        let length = fs::metadata(&path).unwrap().len();
+        let read = BaseIndex::load_end(&path, length - old + 20).unwrap();
+        assert_eq!(read.records(), [record(b"new", 2)]);
+        assert_eq!(BaseIndex::load_end(&path, length).unwrap().records().len(), 2);
     }
 
     #[test]

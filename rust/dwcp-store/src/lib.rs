@@ -17,6 +17,7 @@ mod platform;
 mod scan;
 mod sink;
 mod source;
+mod stripes;
 mod tree;
 
 pub use error::{Refusal, StoreError};

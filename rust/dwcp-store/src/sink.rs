@@ -39,7 +39,8 @@ pub trait Sink: Send + Sync {
         tick: &mut Tick<'_>,
     ) -> Result<Prepared, StoreError>;
 
-    /// Stores a verified block and records its digest. A block may come more than once.
+    /// Stores a verified block and records its digest. A block may come more than once; one that comes after the
+    /// commit is dropped.
     ///
     /// # Errors
     /// [`StoreError::OutOfRange`] when it is no block of the entry, [`StoreError::NotPrepared`], [`StoreError::Io`].

@@ -162,7 +162,9 @@ def parse_flags(text: str | bytes) -> RolloutFlags:
     """
     try:
         parsed = json.loads(text, object_pairs_hook=_collect_once)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as exc:
         raise ConfigError(f"flag file is not JSON: {exc}") from exc
     if not isinstance(parsed, dict):
         raise ConfigError(f"flag file holds {type(parsed).__name__}, not an object")

@@ -126,7 +126,8 @@ def decode_delta(
     if original_bytes > max_bytes:
         raise LimitExceededError(f"state of {original_bytes} bytes is above the limit of {max_bytes}")
     held = view_bytes(base)
-    plain = view_bytes(body)
+    # The engine reads a body twice without the GIL: once to check it, once to run it.
+    plain = view_bytes(body if isinstance(body, bytes) else bytes(view_bytes(body)))
     if wrapped:
         # An instruction carries at least one byte, so a body is never larger than this.
         most = max(len(held), original_bytes * (INSTRUCTION_BYTES + 1))

@@ -202,20 +202,25 @@ class HdeEncoder:
             raise LimitExceededError(
                 f"state of {len(view)} bytes is above the packet limit of {self._max_content_bytes}"
             )
-        body = self._delta_body(view, key) if self._deltas else None
+        body = None
+        if self._deltas:
+            # What is sent and what is held must be the same bytes, even if the caller changes them meanwhile.
+            held = state if isinstance(state, bytes) else bytes(view)
+            body = self._delta_body(held, key)
+            view = memoryview(held)
         plain = view if body is None else body
         payload = bytes(plain) if tier == "none" else encode_zstd(plain, LEVELS[tier])
         number = TIERS[self._generation].index(tier)
         return HEADER.pack(body is not None, number, 0, len(payload)) + payload
 
-    def _delta_body(self, view: memoryview, key: str | None) -> bytes | None:
+    def _delta_body(self, state: bytes, key: str | None) -> bytes | None:
         """Make the delta body if one is worth it, and advance the baseline as the peer will."""
         if not key or "\0" in key:
             raise ConfigError(f"baseline key {key!r} is empty or holds a zero byte")
         base = self._baselines.find(key)
         # Upstream sends a delta only below one half of the state; at or above it peers expect a full packet.
-        body = None if base is None else encode_block_delta(key.encode(), base, view, (len(view) - 1) // 2)
-        self._baselines.put(key, view)
+        body = None if base is None else encode_block_delta(key.encode(), base, state, (len(state) - 1) // 2)
+        self._baselines.put(key, state)
         return body
 
 

@@ -4,9 +4,9 @@
 
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
-use std::sync::{Mutex, PoisonError};
 
 use crate::StoreError;
+use crate::stripes::Stripes;
 
 /// Memory that a received buffer is written into.
 ///
@@ -86,22 +86,21 @@ unsafe impl TargetBuffer for OwnedBuffer {
     }
 }
 
-const STRIPES: usize = 16;
-
 /// A target buffer and the locks that keep two threads from one block.
 pub(crate) struct Region {
     buffer: Box<dyn TargetBuffer>,
     block_bytes: usize,
-    stripes: [Mutex<()>; STRIPES],
+    stripes: Stripes,
 }
 
 impl Region {
     pub(crate) fn new(buffer: Box<dyn TargetBuffer>, block_bytes: u32) -> Region {
-        Region { buffer, block_bytes: block_bytes.max(1) as usize, stripes: Default::default() }
+        Region { buffer, block_bytes: block_bytes.max(1) as usize, stripes: Stripes::new() }
     }
 
-    /// Writes a whole block; false if the buffer has no such block.
-    pub(crate) fn write_block(&self, block: u32, bytes: &[u8]) -> bool {
+    /// Writes a whole block, then calls `written` before anybody else may touch it; false if the buffer has no such
+    /// block.
+    pub(crate) fn write_block(&self, block: u32, bytes: &[u8], written: impl FnOnce()) -> bool {
         self.with_block(block, |pointer, length| {
             if length != bytes.len() {
                 return false;
@@ -109,6 +108,7 @@ impl Region {
             // SAFETY: with_block gives a range of the buffer, valid for writes, that no other thread uses meanwhile;
             // `bytes` is a Rust slice and the buffer is nobody else's, so they do not overlap.
             unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), pointer, length) };
+            written();
             true
         })
         .unwrap_or(false)
@@ -131,8 +131,7 @@ impl Region {
         let start = (block as usize).checked_mul(self.block_bytes)?;
         let length = self.buffer.length().checked_sub(start).filter(|rest| *rest > 0)?.min(self.block_bytes);
         // Blocks are disjoint, so two threads meet only in the same block, and that has one stripe.
-        let stripe = &self.stripes[block as usize % STRIPES];
-        let _held = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        let _held = self.stripes.lock(block.into());
         // SAFETY: start + length is within the buffer.
         Some(work(unsafe { self.buffer.pointer().add(start) }, length))
     }

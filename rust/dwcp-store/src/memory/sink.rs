@@ -1,7 +1,7 @@
 //! Buffers that grow block by block and are given out when the transfer is committed.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dwcp_codec::digest::Digest;
 use dwcp_proto::frame::HaveSource;
@@ -37,13 +37,14 @@ impl BufferProvider for Allocator {
 pub struct MemorySink {
     max_bytes: u64,
     provider: Box<dyn BufferProvider>,
-    work: RwLock<Option<Arc<Work>>>,
+    /// Read while a block is stored, so that nothing is given out that somebody still writes to.
+    work: RwLock<Option<Work>>,
 }
 
 struct Work {
     manifest: Arc<Manifest>,
     objects: Vec<Object>,
-    committed: Mutex<bool>,
+    committed: bool,
 }
 
 struct Object {
@@ -69,18 +70,19 @@ impl MemorySink {
     /// The buffers, once they are committed. They can be taken once.
     ///
     /// # Errors
-    /// [`StoreError::NotPrepared`] when nothing is committed, or some thread still uses the sink.
+    /// [`StoreError::NotPrepared`] when nothing is committed.
     pub fn take_buffers(&self) -> Result<NamedBuffers, StoreError> {
-        let mut slot = self.work.write().unwrap_or_else(PoisonError::into_inner);
-        let committed = slot.take_if(|work| *lock(&work.committed));
-        let work = committed.and_then(|work| Arc::try_unwrap(work).map_err(|used| *slot = Some(used)).ok());
-        let Some(work) = work else { return Err(StoreError::NotPrepared { action: "take buffers" }) };
+        let committed = self.write().take_if(|work| work.committed);
+        let Some(work) = committed else { return Err(StoreError::NotPrepared { action: "take buffers" }) };
         Ok(work.objects.into_iter().map(|object| (object.name, object.region.into_buffer())).collect())
     }
 
-    fn work(&self, action: &'static str) -> Result<Arc<Work>, StoreError> {
-        let slot = self.work.read().unwrap_or_else(PoisonError::into_inner);
-        slot.clone().ok_or(StoreError::NotPrepared { action })
+    fn read(&self) -> RwLockReadGuard<'_, Option<Work>> {
+        self.work.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Option<Work>> {
+        self.work.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn make(&self, manifest: &Arc<Manifest>, tick: &mut Tick<'_>) -> Result<Work, StoreError> {
@@ -110,7 +112,7 @@ impl MemorySink {
                 stored: Mutex::new(vec![None; manifest.blocks_of(index as u32) as usize]),
             });
         }
-        Ok(Work { manifest: Arc::clone(manifest), objects, committed: Mutex::new(false) })
+        Ok(Work { manifest: Arc::clone(manifest), objects, committed: false })
     }
 }
 
@@ -121,11 +123,11 @@ impl Sink for MemorySink {
         _base_allowed: bool,
         tick: &mut Tick<'_>,
     ) -> Result<Prepared, StoreError> {
-        let mut slot = self.work.write().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.write();
         let id = manifest.transfer_id();
-        let same = slot.take().filter(|work| work.manifest.transfer_id() == id && !*lock(&work.committed));
+        let same = slot.take().filter(|work| work.manifest.transfer_id() == id && !work.committed);
         let Some(work) = same else {
-            *slot = Some(Arc::new(self.make(manifest, tick)?));
+            *slot = Some(self.make(manifest, tick)?);
             return Ok(Prepared::default());
         };
         let work = slot.insert(work);
@@ -147,15 +149,20 @@ impl Sink for MemorySink {
     }
 
     fn store(&self, entry: u32, offset: u64, block: &[u8], digest: Digest) -> Result<(), StoreError> {
-        let work = self.work("store")?;
+        let slot = self.read();
+        let Some(work) = slot.as_ref() else { return Err(StoreError::NotPrepared { action: "store" }) };
+        if work.committed {
+            // A dying lane brings it once more; the buffers are the caller's now.
+            return Ok(());
+        }
         let index = work.manifest.block_at(entry, offset);
         let (Some(index), Some(object)) = (index, work.objects.get(entry as usize)) else {
             return Err(StoreError::OutOfRange { entry, offset, length: block.len() as u64 });
         };
-        if !object.region.write_block(index, block) {
+        let written = || lock(&object.stored)[index as usize] = Some(digest);
+        if !object.region.write_block(index, block, written) {
             return Err(StoreError::OutOfRange { entry, offset, length: block.len() as u64 });
         }
-        lock(&object.stored)[index as usize] = Some(digest);
         Ok(())
     }
 
@@ -164,12 +171,15 @@ impl Sink for MemorySink {
     }
 
     fn commit(&self, _tick: &mut Tick<'_>) -> Result<(), StoreError> {
-        *lock(&self.work("commit")?.committed) = true;
+        let mut slot = self.write();
+        let Some(work) = slot.as_mut() else { return Err(StoreError::NotPrepared { action: "commit" }) };
+        work.committed = true;
         Ok(())
     }
 
     fn discard(&self, entries: &[u32]) -> Result<(), StoreError> {
-        let work = self.work("discard")?;
+        let slot = self.read();
+        let Some(work) = slot.as_ref() else { return Err(StoreError::NotPrepared { action: "discard" }) };
         for object in entries.iter().filter_map(|entry| work.objects.get(*entry as usize)) {
             lock(&object.stored).fill(None);
         }

@@ -24,6 +24,9 @@ const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 const PRIVATE_FILE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 impl Dir {
+    /// Whether [`Dir::sync_file_system`] works here.
+    pub(crate) const SYNCS_FILE_SYSTEM: bool = cfg!(target_os = "linux");
+
     /// Opens a directory that the user named: links are followed.
     pub(crate) fn open(path: &Path) -> io::Result<Dir> {
         Ok(Dir { fd: rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty())? })
@@ -101,6 +104,11 @@ impl Dir {
 
     pub(crate) fn make_symlink(&self, target: &[u8], name: &[u8]) -> io::Result<()> {
         Ok(rustix::fs::symlinkat(target, &self.fd, name)?)
+    }
+
+    /// Where the link `name` leads.
+    pub(crate) fn read_link(&self, name: &[u8]) -> io::Result<Vec<u8>> {
+        Ok(rustix::fs::readlinkat(&self.fd, name, Vec::new())?.into_bytes())
     }
 
     pub(crate) fn remove_file(&self, name: &[u8]) -> io::Result<()> {

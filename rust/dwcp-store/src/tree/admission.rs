@@ -6,7 +6,7 @@ use std::path::Path;
 use dwcp_proto::manifest::{Entry, EntryKind, Manifest};
 
 use super::walker::Walker;
-use super::{TreeSinkOptions, shown, split};
+use super::{TreeSinkOptions, present, shown, split};
 use crate::error::{IoContext, refuse};
 use crate::platform::{Dir, Kind, path_of};
 use crate::{Refusal, StoreError, SymlinkPolicy, Tick};
@@ -35,8 +35,8 @@ pub(super) fn check(
         let (parent, name) = split(&entry.path);
         // Nothing can be in the way below a directory that is still to be made.
         let Some(above) = walker.find(parent)? else { continue };
-        let existing = above.stat(name).on("inspect", &path)?.map(|stat| stat.kind);
-        match (entry.kind, existing) {
+        let existing = above.stat(name).on("inspect", &path)?;
+        match (entry.kind, existing.map(|stat| stat.kind)) {
             (EntryKind::Directory, Some(Kind::Directory)) => continue,
             (EntryKind::Directory, Some(Kind::Symlink)) => {
                 return Err(refuse(path, Refusal::SymlinkedParent));
@@ -44,8 +44,12 @@ pub(super) fn check(
             (EntryKind::Directory, Some(_)) => return Err(refuse(path, Refusal::NotADirectory)),
             (_, Some(Kind::Directory)) => return Err(refuse(path, Refusal::IsADirectory)),
             (_, Some(Kind::Special(what))) => return Err(refuse(path, Refusal::Special(what))),
-            (_, Some(_)) if !options.overwrite => return Err(StoreError::Exists { path }),
             _ => {}
+        }
+        if let Some(stat) = existing.filter(|_| !options.overwrite)
+            && !present::seems_placed(above, name, entry, &stat).on("inspect", &path)?
+        {
+            return Err(StoreError::Exists { path });
         }
         // A directory of ours that is in the manifest is opened for the time of the commit.
         let is_opened = || directories.contains(parent) && above.is_owned();

@@ -3,6 +3,7 @@
 mod admission;
 mod bases;
 mod placing;
+mod present;
 mod staged;
 mod staging;
 mod walker;
@@ -27,7 +28,9 @@ const HOME: &[u8] = b".dwcp";
 /// How a [`TreeSink`] treats what is in the target directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeSinkOptions {
-    /// Existing files and links are replaced; otherwise a transfer that would is refused.
+    /// Existing files and links are replaced; otherwise a transfer that would is refused. What is there already as the
+    /// manifest has it, content, mode and time, is left in place: so a transfer that is repeated, because its commit
+    /// was cut off or its answer was lost, ends as the first should have.
     pub overwrite: bool,
     /// What happens to symbolic links.
     pub symlinks: SymlinkPolicy,
@@ -83,9 +86,8 @@ impl Sink for TreeSink {
         fs::create_dir_all(&self.dir).on("create", &self.dir)?;
         let root = Dir::open(&self.dir).on("open", &self.dir)?;
         let needed = admission::check(&self.dir, &root, manifest, &self.options, tick)?;
-        let (mut staging, records) = Staging::open(&self.dir, root, manifest, tick)?;
-        let staged = staging.read_again(&records, tick)?;
-        drop(records);
+        let (mut staging, recorded) = Staging::open(&self.dir, root, manifest, tick)?;
+        let staged = staging.read_again(recorded, tick)?;
         let staged_bytes = staged.bytes();
         if self.options.check_space {
             staging.check_space(needed.saturating_sub(staged_bytes)).inspect_err(|_| {

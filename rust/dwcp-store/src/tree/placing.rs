@@ -7,7 +7,7 @@ use dwcp_proto::manifest::{Entry, EntryKind};
 
 use super::staging::{DATA, LEDGER, LOCK, Staging, data_name};
 use super::walker::Walker;
-use super::{TreeSinkOptions, shown, split};
+use super::{TreeSinkOptions, present, shown, split};
 use crate::error::IoContext;
 use crate::index::{BaseIndex, BaseRecord};
 use crate::platform::{Dir, Stat};
@@ -16,7 +16,7 @@ use crate::{StoreError, Tick};
 /// With more files than this, the whole file system is flushed once instead of each file.
 const MANY_FILES: usize = 64;
 /// The bits of a mode that are set: never set-user-id and set-group-id, which would lend the receiver's rights.
-const MODE_BITS: u32 = 0o1777;
+pub(super) const MODE_BITS: u32 = 0o1777;
 
 /// Puts all entries in place. What was placed by an earlier call that failed stays.
 pub(super) fn place(
@@ -29,10 +29,13 @@ pub(super) fn place(
         return Ok(());
     }
     staging.seal();
+    let mut moved = Vec::new();
+    if !options.overwrite {
+        moved = find_placed(staging, &mut placed.entries, tick)?;
+    }
     complete(staging, &placed.entries, options, tick)?;
     let mut walker = Walker::new(&staging.dir, &staging.root);
     let mut touched: BTreeSet<&[u8]> = BTreeSet::new();
-    let mut moved = Vec::new();
     for (number, entry) in numbered(staging) {
         tick()?;
         let (parent, _) = split(&entry.path);
@@ -47,7 +50,12 @@ pub(super) fn place(
             placed.entries[number as usize] = true;
             moved.push((number, stat));
         }
+        // All directories above, any of which may be new.
+        touched.insert(b"");
         touched.insert(parent);
+        touched.extend(
+            parent.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| &parent[..at]),
+        );
     }
     // Children before their parents: an entry made in a directory changes its time, a mode may close it.
     let directories = staging.manifest.entries().iter().filter(|entry| entry.kind == EntryKind::Directory);
@@ -78,7 +86,45 @@ fn numbered(staging: &Staging) -> impl Iterator<Item = (u32, &Entry)> {
     staging.manifest.entries().iter().enumerate().map(|(number, entry)| (number as u32, entry))
 }
 
-/// Makes the staged files and links whole and lasting.
+/// Finds the files and links that an earlier try has put in place, marks them and throws their staging away. Anything
+/// else that stands in the way of an entry is an error, before any entry is moved.
+fn find_placed(
+    staging: &Staging,
+    placed: &mut [bool],
+    tick: &mut Tick<'_>,
+) -> Result<Vec<(u32, Stat)>, StoreError> {
+    let block_bytes = staging.manifest.block_bytes();
+    let mut walker = Walker::new(&staging.dir, &staging.root);
+    let mut trees = None;
+    let mut found = Vec::new();
+    for (number, entry) in numbered(staging) {
+        tick()?;
+        if entry.kind == EntryKind::Directory || placed[number as usize] {
+            continue;
+        }
+        let path = shown(&staging.dir, &entry.path);
+        let (parent, name) = split(&entry.path);
+        let Some(above) = walker.find(parent)? else { continue };
+        let Some(stat) = above.stat(name).on("inspect", &path)? else { continue };
+        let trees = match &mut trees {
+            Some(trees) => trees,
+            none => none.insert(staging.trees()?),
+        };
+        let is_placed = present::seems_placed(above, name, entry, &stat).on("inspect", &path)?
+            && present::is_placed(above, name, entry, block_bytes, trees.get(&number), &path, tick)?;
+        if !is_placed {
+            return Err(StoreError::Exists { path });
+        }
+        found.push((number, stat));
+    }
+    for (number, _) in &found {
+        staging.discard(*number)?;
+        placed[*number as usize] = true;
+    }
+    Ok(found)
+}
+
+/// Makes the staged files and links whole and lasting, with their modes and times.
 fn complete(
     staging: &Staging,
     placed: &[bool],
@@ -86,43 +132,42 @@ fn complete(
     tick: &mut Tick<'_>,
 ) -> Result<(), StoreError> {
     let files = staging.manifest.entries().iter().filter(|entry| entry.kind == EntryKind::File).count();
-    let one_by_one = options.sync && files <= MANY_FILES;
+    let one_by_one = options.sync && (files <= MANY_FILES || !Dir::SYNCS_FILE_SYSTEM);
     for (number, entry) in numbered(staging).filter(|(number, _)| !placed[*number as usize]) {
         tick()?;
-        let path = staging.data_path(number);
+        let (path, name) = (staging.data_path(number), data_name(number));
+        let set_mtime = || staging.data.set_mtime_of(&name, entry.mtime_ns).on("set the time of", &path);
         match entry.kind {
             EntryKind::File => {
-                let size = staging.data.stat(&data_name(number)).on("inspect", &path)?.map(|stat| stat.size);
+                let size = staging.data.stat(&name).on("inspect", &path)?.map(|stat| stat.size);
                 // Every block was stored, so only an empty file may be missing.
                 if size.unwrap_or(0) != entry.size {
                     return Err(io::Error::from(io::ErrorKind::UnexpectedEof)).on("complete", &path);
                 }
-                if size.is_none() || one_by_one {
-                    let file = staging.open_data(number)?;
-                    if one_by_one {
-                        file.sync_all().on("flush", &path)?;
-                    }
+                let wanted = size.is_none() || one_by_one;
+                let file = if wanted { Some(staging.open_data(number)?) } else { None };
+                let mode = entry.mode & MODE_BITS;
+                staging.data.set_mode_of(&name, mode).on("set the mode of", &path)?;
+                set_mtime()?;
+                if let Some(file) = file.filter(|_| one_by_one) {
+                    file.sync_all().on("flush", &path)?;
                 }
             }
             EntryKind::Symlink => {
                 staging.discard(number)?;
-                staging.data.make_symlink(&entry.target, &data_name(number)).on("create the link", &path)?;
+                staging.data.make_symlink(&entry.target, &name).on("create the link", &path)?;
+                set_mtime()?;
             }
             EntryKind::Directory | EntryKind::Buffer => {}
         }
     }
-    if options.sync && !one_by_one && !staging.data.sync_file_system().on("flush", &staging.path)? {
-        for (number, _) in numbered(staging).filter(|(_, entry)| entry.kind == EntryKind::File) {
-            if !placed[number as usize] {
-                tick()?;
-                staging.open_data(number)?.sync_all().on("flush", &staging.data_path(number))?;
-            }
-        }
+    if options.sync && !one_by_one {
+        staging.data.sync_file_system().on("flush", &staging.path)?;
     }
     Ok(())
 }
 
-/// Gives a staged file or link its attributes and its place; what it is there.
+/// Gives a staged file or link its place; what it is there.
 fn move_into_place(
     staging: &Staging,
     number: u32,
@@ -130,15 +175,9 @@ fn move_into_place(
     parent: &Dir,
     options: &TreeSinkOptions,
 ) -> Result<Stat, StoreError> {
-    let staged = data_name(number);
-    let staged_path = staging.data_path(number);
     let path = shown(&staging.dir, &entry.path);
     let (_, name) = split(&entry.path);
-    if entry.kind == EntryKind::File {
-        staging.data.set_mode_of(&staged, entry.mode & MODE_BITS).on("set the mode of", &staged_path)?;
-    }
-    staging.data.set_mtime_of(&staged, entry.mtime_ns).on("set the time of", &staged_path)?;
-    match staging.data.rename(&staged, parent, name, options.overwrite) {
+    match staging.data.rename(&data_name(number), parent, name, options.overwrite) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             return Err(StoreError::Exists { path });
         }

@@ -61,9 +61,11 @@ pub fn remove_staging(dir: &Path, transfer_id: TransferId) -> Result<(), StoreEr
         }
         place.remove_dir(DATA).on("remove", &path)?;
     }
-    for name in place.names().on("read", &path)? {
+    // The lock goes last: who takes a new one must find nothing that is still to be removed.
+    for name in place.names().on("read", &path)?.into_iter().filter(|name| name != LOCK) {
         place.remove_file(&name).on("remove", &path)?;
     }
+    place.remove_file(LOCK).on("remove", &path)?;
     home.remove_dir(&name).on("remove", &path)
 }
 

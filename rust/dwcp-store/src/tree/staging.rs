@@ -1,8 +1,8 @@
 //! The place in `.dwcp` where the files of one transfer grow, and the ledger of the blocks they hold.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::error::{IoContext, refuse};
 use crate::open_files::OpenFiles;
 use crate::platform::{self, Dir};
 use crate::sink::haves_of_blocks;
+use crate::stripes::Stripes;
 use crate::{Refusal, StoreError, Tick};
 
 pub(super) const LOCK: &[u8] = b"lock";
@@ -29,6 +30,12 @@ pub(super) const DATA: &[u8] = b"data";
 /// be closing its files.
 const LOCK_TRIES: u32 = 10;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Records of a ledger that are read at once.
+const PIECE_RECORDS: usize = 4_096;
+
+/// The digests recorded last, by entry and block.
+type Recorded = BTreeMap<u32, Vec<Option<Digest>>>;
 
 /// The staging of one transfer, locked for this process.
 pub(super) struct Staging {
@@ -49,6 +56,10 @@ pub(super) struct Staging {
     /// before, and must not touch a file that is in place.
     sealed: RwLock<bool>,
     files: OpenFiles<u32>,
+    /// The entries whose file in `data` was opened, so that it is there unless somebody removed it.
+    begun: Mutex<HashSet<u32>>,
+    /// Held from the write of a block to its record: of two copies, disk and ledger tell of the same one.
+    writing: Stripes,
     ledger: Mutex<Ledger>,
     _lock: File,
 }
@@ -68,7 +79,7 @@ struct Ledger {
 
 /// The staged blocks whose content is still what was recorded.
 pub(super) struct Staged {
-    blocks: BTreeMap<u32, Vec<Option<Digest>>>,
+    blocks: Recorded,
     bytes: u64,
 }
 
@@ -92,20 +103,20 @@ impl Staged {
 }
 
 impl Staging {
-    /// Opens or makes the staging of a transfer; the records of its ledger.
+    /// Opens or makes the staging of a transfer; what its ledger says.
     pub(super) fn open(
         dir: &Path,
         root: Dir,
         manifest: &Arc<Manifest>,
         tick: &mut Tick<'_>,
-    ) -> Result<(Staging, Vec<Record>), StoreError> {
+    ) -> Result<(Staging, Recorded), StoreError> {
         let home_path = dir.join(".dwcp");
         let name = manifest.transfer_id().to_string();
         let path = home_path.join(&name);
         let home = make_private(&root, HOME, &home_path)?;
         let (place, lock) = lock(&home, name.as_bytes(), &path, tick)?;
         let data = make_private(&place, DATA, &path)?;
-        let (ledger, records) = open_ledger(&place, manifest, &path.join("ledger"))?;
+        let (ledger, recorded) = open_ledger(&place, manifest, &path.join("ledger"))?;
         let placed = Placed { entries: vec![false; manifest.entries().len()], done: false };
         let staging = Staging {
             manifest: Arc::clone(manifest),
@@ -120,17 +131,19 @@ impl Staging {
             placed: Mutex::new(placed),
             sealed: RwLock::new(false),
             files: OpenFiles::new(),
+            begun: Mutex::new(HashSet::new()),
+            writing: Stripes::new(),
             ledger: Mutex::new(ledger),
             _lock: lock,
         };
-        Ok((staging, records))
+        Ok((staging, recorded))
     }
 
     /// Reads again all blocks that the ledger names; those that still have the recorded digest.
-    pub(super) fn read_again(&self, records: &[Record], tick: &mut Tick<'_>) -> Result<Staged, StoreError> {
+    pub(super) fn read_again(&self, recorded: Recorded, tick: &mut Tick<'_>) -> Result<Staged, StoreError> {
         let mut staged = Staged { blocks: BTreeMap::new(), bytes: 0 };
         let mut block_bytes = Vec::new();
-        for (entry, mut blocks) in latest(&self.manifest, records) {
+        for (entry, mut blocks) in recorded {
             tick()?;
             // A file that is gone or cannot be read holds nothing.
             let Ok(file) = self.open_existing(entry) else { continue };
@@ -179,6 +192,7 @@ impl Staging {
         }
         let file = self.files.open(entry, || self.open_data(entry))?;
         let length = block.len() as u64;
+        let _writing = self.writing.lock(u64::from(entry) + u64::from(number));
         // Holes stay holes: a block of zeros is written only where there is something else.
         let is_hole =
             || platform::is_hole(&file, offset, length) || platform::punch_hole(&file, offset, length);
@@ -204,6 +218,7 @@ impl Staging {
     /// Throws away what is staged of an entry. Its records stay: no file has what they say any more.
     pub(super) fn discard(&self, entry: u32) -> Result<(), StoreError> {
         self.files.close(entry);
+        self.begun().remove(&entry);
         match self.data.remove_file(&data_name(entry)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).on("remove", &self.data_path(entry))
@@ -214,10 +229,10 @@ impl Staging {
 
     /// The tree digest of each entry whose every block is recorded.
     pub(super) fn trees(&self) -> Result<HashMap<u32, Digest>, StoreError> {
-        let bytes = read_ledger(&mut self.ledger().file).on("read", &self.path.join("ledger"))?;
-        let (_, records, _) = ledger::read(&bytes)?;
+        let recorded =
+            read_ledger(&self.ledger().file, &self.manifest).on("read", &self.path.join("ledger"))?;
         let mut trees = HashMap::new();
-        for (entry, blocks) in latest(&self.manifest, &records) {
+        for (entry, blocks) in recorded.map(|(recorded, _)| recorded).unwrap_or_default() {
             let leaves: Option<Vec<Digest>> = blocks.into_iter().collect();
             if let (Some(leaves), Some(told)) = (leaves, self.manifest.entry(entry)) {
                 trees
@@ -227,20 +242,28 @@ impl Staging {
         Ok(trees)
     }
 
-    /// Opens the staged file of an entry for writing, as long as the entry says.
+    /// Opens the staged file of an entry for writing, as long as the entry says. It is made only once: one that somebody
+    /// removed would come back without its blocks.
     pub(super) fn open_data(&self, entry: u32) -> Result<File, StoreError> {
         let path = self.data_path(entry);
         let size = self.manifest.entry(entry).map_or(0, |entry| entry.size);
         let name = data_name(entry);
-        let open = || self.data.open_write(&name, true);
-        let file = match open() {
+        let open = |make| match self.data.open_write(&name, make) {
             // A commit that was cut off had given it its final mode.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                self.data.set_mode_of(&name, 0o600).and_then(|()| open())
+                self.data.set_mode_of(&name, 0o600).and_then(|()| self.data.open_write(&name, make))
             }
             opened => opened,
         };
-        let file = file.on("open", &path)?;
+        let mut begun = self.begun();
+        let file = if begun.contains(&entry) {
+            drop(begun);
+            open(false).on("open", &path)?
+        } else {
+            let file = open(true).on("open", &path)?;
+            begun.insert(entry);
+            file
+        };
         file.set_len(size).on("resize", &path)?;
         Ok(file)
     }
@@ -268,6 +291,10 @@ impl Staging {
         self.placed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn begun(&self) -> MutexGuard<'_, HashSet<u32>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -276,18 +303,6 @@ impl Staging {
 /// The name of an entry's file in `data`.
 pub(super) fn data_name(entry: u32) -> Vec<u8> {
     entry.to_string().into_bytes()
-}
-
-/// The digests recorded last, by entry and block; records of other blocks than the manifest has are left out.
-fn latest(manifest: &Manifest, records: &[Record]) -> BTreeMap<u32, Vec<Option<Digest>>> {
-    let mut latest: BTreeMap<u32, Vec<Option<Digest>>> = BTreeMap::new();
-    for record in records.iter().filter(|record| record.block < manifest.blocks_of(record.entry)) {
-        let blocks = latest
-            .entry(record.entry)
-            .or_insert_with(|| vec![None; manifest.blocks_of(record.entry) as usize]);
-        blocks[record.block as usize] = Some(record.digest);
-    }
-    latest
 }
 
 /// Opens a directory that only this user may enter, making it if need be.
@@ -329,28 +344,49 @@ fn lock(home: &Dir, name: &[u8], path: &Path, tick: &mut Tick<'_>) -> Result<(Di
     Err(StoreError::Busy { path: path.to_path_buf() })
 }
 
-fn open_ledger(place: &Dir, manifest: &Manifest, path: &Path) -> Result<(Ledger, Vec<Record>), StoreError> {
-    let header = LedgerHeader { transfer_id: manifest.transfer_id(), block_bytes: manifest.block_bytes() };
+fn open_ledger(place: &Dir, manifest: &Manifest, path: &Path) -> Result<(Ledger, Recorded), StoreError> {
     let mut file = place.open_append(LEDGER).on("open", path)?;
-    let bytes = read_ledger(&mut file).on("read", path)?;
-    if let Ok((found, records, _)) = ledger::read(&bytes)
-        && found == header
-    {
-        let length = (RECORD_BYTES * (records.len() + 1)) as u64;
+    if let Some((recorded, length)) = read_ledger(&file, manifest).on("read", path)? {
         // What a crash tore would hide the records that are to follow.
         file.set_len(length).on("truncate", path)?;
-        return Ok((Ledger { file, length }, records));
+        return Ok((Ledger { file, length }, recorded));
     }
     // New, or not to be made sense of: nothing is known to be staged.
     file.set_len(0).on("truncate", path)?;
-    file.write_all(&ledger::encode_header(&header)).on("write", path)?;
-    Ok((Ledger { file, length: RECORD_BYTES as u64 }, Vec::new()))
+    file.write_all(&ledger::encode_header(&header_of(manifest))).on("write", path)?;
+    Ok((Ledger { file, length: RECORD_BYTES as u64 }, Recorded::new()))
 }
 
-fn read_ledger(file: &mut File) -> io::Result<Vec<u8>> {
-    use std::io::Seek;
-    file.rewind()?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
+fn header_of(manifest: &Manifest) -> LedgerHeader {
+    LedgerHeader { transfer_id: manifest.transfer_id(), block_bytes: manifest.block_bytes() }
+}
+
+/// What the ledger of a manifest records, and how long the part of it is that makes sense; none if it is not the
+/// ledger of this manifest. Records of other blocks than the manifest has are left out.
+///
+/// It is read in pieces: a sender that repeats blocks makes it as long as it likes.
+fn read_ledger(file: &File, manifest: &Manifest) -> io::Result<Option<(Recorded, u64)>> {
+    let header = header_of(manifest);
+    let mut recorded = Recorded::new();
+    // Each piece is read as a ledger of its own, behind the header.
+    let mut piece = vec![0; RECORD_BYTES * (1 + PIECE_RECORDS)];
+    let head = platform::read_up_to(file, &mut piece[..RECORD_BYTES], 0)?;
+    let mut length = RECORD_BYTES as u64;
+    loop {
+        let read = platform::read_up_to(file, &mut piece[RECORD_BYTES..], length)?;
+        let (records, torn) = match ledger::read(&piece[..head + read]) {
+            Ok((found, records, torn)) if found == header => (records, torn),
+            _ => return Ok(None),
+        };
+        length += (RECORD_BYTES * records.len()) as u64;
+        for record in records.iter().filter(|record| record.block < manifest.blocks_of(record.entry)) {
+            let blocks = recorded
+                .entry(record.entry)
+                .or_insert_with(|| vec![None; manifest.blocks_of(record.entry) as usize]);
+            blocks[record.block as usize] = Some(record.digest);
+        }
+        if torn || read < RECORD_BYTES * PIECE_RECORDS {
+            return Ok(Some((recorded, length)));
+        }
+    }
 }

@@ -65,6 +65,38 @@ fn block_that_comes_from_many_threads_at_once_is_stored_whole() {
 }
 
 #[test]
+fn copy_that_comes_after_the_commit_does_not_touch_the_buffers() {
+    let content = noise(BLOCK, 1);
+    let (manifest, source) = buffers(&[("buffer", &content)]);
+    let sink = MemorySink::new(1 << 20);
+    fill(&manifest, &source, &sink, &prepare(&sink, &manifest).unwrap(), usize::MAX);
+    commit(&sink).unwrap();
+    sink.store(0, 0, &noise(BLOCK, 2), Digest::of(b"")).unwrap();
+    let (_, buffer) = sink.take_buffers().unwrap().remove(0);
+    assert_eq!(buffer.into_vec().unwrap(), content);
+}
+
+#[test]
+fn of_two_copies_that_differ_buffer_and_record_tell_of_the_same_one() {
+    let (manifest, _) = buffers(&[("buffer", &noise(BLOCK, 1))]);
+    let copies = [1, 2, 3, 4].map(|seed| noise(BLOCK, seed));
+    let sink = MemorySink::new(1 << 20);
+    prepare(&sink, &manifest).unwrap();
+    for round in 0..300 {
+        let start = std::sync::Barrier::new(copies.len());
+        std::thread::scope(|scope| {
+            for copy in &copies {
+                scope.spawn(|| {
+                    start.wait();
+                    sink.store(0, 0, copy, Digest::of(copy)).unwrap();
+                });
+            }
+        });
+        assert_eq!(prepare(&sink, &manifest).unwrap().staged_bytes, BLOCK as u64, "round {round}");
+    }
+}
+
+#[test]
 fn transfer_larger_than_the_limit_is_refused_before_memory_is_taken() {
     struct Never;
     impl BufferProvider for Never {

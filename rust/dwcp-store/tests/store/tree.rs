@@ -410,54 +410,6 @@ fn transfer_larger_than_the_disk_is_refused_early_unless_told_otherwise() {
 }
 
 #[test]
-fn directory_that_may_not_be_written_is_refused_before_anything_is_staged() {
-    let (_temporary, from, to) = places();
-    fs::write(from.join("file"), b"content").unwrap();
-    let (manifest, _) = offer(&[&from.join("file")]);
-    let closed = fs::Permissions::from_mode(0o555);
-    fs::set_permissions(&to, closed).unwrap();
-    if File::create(to.join("probe")).is_ok() {
-        println!("skipped: this user may write anywhere");
-        return;
-    }
-    let refused = prepare(&sink(&to), &manifest).unwrap_err();
-    assert_eq!(refused.io().unwrap().kind(), std::io::ErrorKind::PermissionDenied);
-    fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
-}
-
-#[test]
-fn full_disk_is_told_with_its_error_number_and_leaves_a_usable_ledger() {
-    // A file system of 8 MiB that this test may fill, if there is one.
-    let Some(small) = std::env::var_os("DWCP_TEST_SMALL_DIR") else {
-        println!("skipped: DWCP_TEST_SMALL_DIR names no small file system");
-        return;
-    };
-    let to = PathBuf::from(small).join("to");
-    let content = noise(32 << 20, 5);
-    let (_temporary, from, _) = places();
-    fs::write(from.join("file"), &content).unwrap();
-    let (manifest, source) = offer(&[&from.join("file")]);
-    let options = TreeSinkOptions { check_space: false, ..TreeSinkOptions::default() };
-    let sink = TreeSink::new(to.clone(), options);
-    prepare(&sink, &manifest).unwrap();
-    let mut scratch = Vec::new();
-    let mut stored = 0_u32;
-    let failed = loop {
-        let offset = u64::from(stored) * BLOCK as u64;
-        let block = source.block(0, offset, BLOCK as u32, &mut scratch).unwrap();
-        match sink.store(0, offset, block, Digest::of(block)) {
-            Ok(()) => stored += 1,
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(failed.io().unwrap().kind(), std::io::ErrorKind::StorageFull);
-    let prepared = prepare(&sink, &manifest).unwrap();
-    assert_eq!(prepared.staged_bytes, u64::from(stored) * BLOCK as u64);
-    sink.abort();
-    remove_staging(&to, manifest.transfer_id()).unwrap();
-}
-
-#[test]
 fn cancelled_prepare_ends_with_what_the_tick_returned() {
     let (_temporary, from, to) = places();
     fs::write(to.join("file"), noise(4 * BLOCK, 1)).unwrap();
