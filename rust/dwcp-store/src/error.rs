@@ -24,6 +24,9 @@ pub enum Refusal {
     /// A directory stands where a file or link must go.
     #[error("a directory stands where a file or link must go")]
     IsADirectory,
+    /// A directory of the target is another mounted file system, into which staging cannot be renamed.
+    #[error("another file system is mounted there, so nothing can be renamed into it")]
+    OtherFileSystem,
     /// The link is absolute or leads out of the tree.
     #[error("the link leads out of the target directory")]
     EscapingLink,

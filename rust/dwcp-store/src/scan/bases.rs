@@ -112,7 +112,11 @@ impl Finder {
         if stat.kind != Kind::File {
             return Ok(None);
         }
-        let leaves = leaves_of_file(&file, &path, stat.size, self.block_bytes, tick)?;
+        let leaves = match leaves_of_file(&file, &path, stat.size, self.block_bytes, tick) {
+            // It shrinks while it is read, so it is nothing that a receiver could hold too.
+            Err(StoreError::SourceChanged { .. }) => return Ok(None),
+            leaves => leaves?,
+        };
         let digest = tree(stat.size, self.block_bytes, &leaves);
         Ok(Some((Candidate { size: stat.size, digest }, Base { path, stat })))
     }

@@ -22,6 +22,7 @@ pub(super) fn check(
     let directories = manifest.entries().iter().filter(|entry| entry.kind == EntryKind::Directory);
     let directories: HashSet<&[u8]> = directories.map(|entry| entry.path.as_slice()).collect();
     let mut walker = Walker::new(dir, root);
+    let device = device_of(root, dir)?;
     let mut writable: HashSet<&[u8]> = HashSet::new();
     let mut bytes = 0_u64;
     for entry in manifest.entries() {
@@ -53,11 +54,23 @@ pub(super) fn check(
         }
         // A directory of ours that is in the manifest is opened for the time of the commit.
         let is_opened = || directories.contains(parent) && above.is_owned();
-        if writable.insert(parent) && !is_opened() {
-            above.check_writable().on("write to", &shown(dir, parent))?;
+        if writable.insert(parent) {
+            let shown = shown(dir, parent);
+            // Told now and not by the rename, when everything has been sent.
+            if device_of(above, &shown)? != device {
+                return Err(refuse(shown, Refusal::OtherFileSystem));
+            }
+            if !is_opened() {
+                above.check_writable().on("write to", &shown)?;
+            }
         }
     }
     Ok(bytes)
+}
+
+/// The file system that an open directory is on.
+fn device_of(directory: &Dir, path: &Path) -> Result<Option<u64>, StoreError> {
+    Ok(directory.stat(b".").on("inspect", path)?.map(|stat| stat.device))
 }
 
 /// What is wrong with an entry whatever the target directory holds.
