@@ -5,8 +5,11 @@ import doctest
 import mmap
 import pickle
 import struct
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,6 +82,45 @@ def test_every_contiguous_buffer_is_taken_as_raw_bytes(tmp_path: Path) -> None:
 def test_a_buffer_with_gaps_is_refused(buffer: BufferLike) -> None:
     with pytest.raises(BufferError, match="contiguous"):
         dwcp.compress(buffer)
+
+
+class Tensor:
+    """What this package uses of a tensor of torch, which is too large to install for a test."""
+
+    def __init__(self, array: npt.NDArray[Any], device: str = "cpu") -> None:
+        self.array = array
+        self.device = SimpleNamespace(type=device)
+
+    def detach(self) -> "Tensor":
+        return self
+
+    def is_contiguous(self) -> bool:
+        return bool(self.array.flags.c_contiguous)
+
+    def reshape(self, length: int) -> "Tensor":
+        return Tensor(self.array.reshape(length))
+
+    def view(self, dtype: type[np.uint8]) -> "Tensor":
+        return Tensor(self.array.view(dtype))
+
+    def numpy(self) -> npt.NDArray[Any]:
+        return self.array
+
+
+def test_a_tensor_is_read_and_written_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(Tensor=Tensor, uint8=np.uint8))
+    tensor: Any = Tensor(np.arange(12, dtype=np.float32).reshape(3, 4))
+    packed = dwcp.compress(tensor)
+    assert dwcp.decompress(packed) == tensor.array.tobytes()
+    target: Any = Tensor(np.zeros((3, 4), dtype=np.float32))
+    dwcp.decompress_into(packed, target)
+    assert np.array_equal(target.array, tensor.array)
+    elsewhere: Any = Tensor(np.zeros(3), device="cuda")
+    with pytest.raises(BufferError, match="move it to the CPU"):
+        dwcp.compress(elsewhere)
+    gaps: Any = Tensor(np.zeros((4, 4))[:, ::2])
+    with pytest.raises(BufferError, match="not contiguous"):
+        dwcp.compress(gaps)
 
 
 def test_text_is_no_buffer() -> None:

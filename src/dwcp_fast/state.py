@@ -103,17 +103,19 @@ def kept_pairing(into: Path) -> KeptPairing | None:
     """
     if not _core.staged_transfers(into):
         return None
+    path = into / ".dwcp" / PAIRING_NAME
     try:
-        kept = json.loads(read_secret(into / ".dwcp" / PAIRING_NAME))
+        text = read_secret(path)
+    except FileNotFoundError:
+        return None
+    try:
+        kept = json.loads(text)
         return KeptPairing(
             identity=base64.b64decode(kept["identity"]),
             tickets=base64.b64decode(kept["tickets"]),
             port=int(kept["port"]),
         )
-    except FileNotFoundError:
-        return None
     except (KeyError, TypeError, ValueError) as exc:
-        path = into / ".dwcp" / PAIRING_NAME
         raise ConfigError(f"the pairing kept in {path} cannot be read", hint="remove the file") from exc
 
 

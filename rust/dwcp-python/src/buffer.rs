@@ -16,7 +16,7 @@ use std::ffi::c_int;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
-use pyo3::exceptions::{PyBufferError, PyValueError};
+use pyo3::exceptions::{PyBufferError, PyTypeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -36,6 +36,18 @@ impl Export {
         // SAFETY: `view` is valid for writes and `object` is alive; on success the view is released in `drop`.
         let status = unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), &mut *view, flags) };
         if status == 0 { Ok(Export(view)) } else { Err(PyErr::fetch(object.py())) }
+    }
+
+    /// As `new`, and for a tensor, which exports no buffer, through a view of its memory that does.
+    fn of(object: &Bound<'_, PyAny>, flags: c_int) -> PyResult<Export> {
+        Export::new(object, flags).or_else(|error| {
+            let py = object.py();
+            if !error.is_instance_of::<PyTypeError>(py) {
+                return Err(error);
+            }
+            let view = py.import("dwcp_fast.buffers")?.call_method1("view_tensor", (object,))?;
+            if view.is_none() { Err(error) } else { Export::new(&view, flags) }
+        })
     }
 
     fn len(&self) -> usize {
@@ -80,7 +92,7 @@ impl<'py> FromPyObject<'_, 'py> for Input {
     type Error = PyErr;
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Input> {
-        Export::new(&object, ffi::PyBUF_SIMPLE).map(Input).map_err(|error| explain(&object, error))
+        Export::of(&object, ffi::PyBUF_SIMPLE).map(Input).map_err(|error| explain(&object, error))
     }
 }
 
@@ -119,7 +131,7 @@ impl<'py> FromPyObject<'_, 'py> for Output {
     type Error = PyErr;
 
     fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Output> {
-        Export::new(&object, ffi::PyBUF_WRITABLE).map(Output).map_err(|error| {
+        Export::of(&object, ffi::PyBUF_WRITABLE).map(Output).map_err(|error| {
             if Export::new(&object, ffi::PyBUF_SIMPLE).is_ok() {
                 return PyBufferError::new_err(format!("{} is read-only", type_name(&object)));
             }
@@ -184,13 +196,6 @@ impl<'py> NewBytes<'py> {
 pub fn uninit(dst: &mut [u8]) -> &mut [MaybeUninit<u8>] {
     // SAFETY: same layout, and no caller passes it to code that would write uninitialised bytes.
     unsafe { std::slice::from_raw_parts_mut(dst.as_mut_ptr().cast(), dst.len()) }
-}
-
-/// Fill `dst` with `src`, which has the same length.
-pub fn fill(dst: &mut [MaybeUninit<u8>], src: &[u8]) {
-    // SAFETY: a `u8` is a valid `MaybeUninit<u8>`.
-    let src = unsafe { std::slice::from_raw_parts(src.as_ptr().cast::<MaybeUninit<u8>>(), src.len()) };
-    dst.copy_from_slice(src);
 }
 
 /// Zero the memory, for work that wants bytes it may read.

@@ -1,12 +1,23 @@
 //! `compress` and `compress_into`.
 
+use dwcp_codec::codec::Codec;
 use dwcp_codec::container::{self, CodecChoice};
+use dwcp_codec::probe;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::buffer::{Input, NewBytes, Output, fill, uninit};
+use crate::buffer::{Input, NewBytes, Output, uninit};
 use crate::error::Failure;
 use crate::{contexts, native};
+
+/// Length of a container's header without and with a digest: what a stored container is longer than its content.
+const HEADERS: [usize; 2] = [16, 32];
+
+/// A copy this short takes less time than to give the interpreter away and take it back.
+const COPIED_AT_ONCE: usize = 64 << 10;
+
+/// From this length on a look at the data costs next to nothing beside compressing it.
+const WORTH_A_LOOK: usize = 256 << 10;
 
 /// Compress a buffer into a self-describing container.
 #[pyfunction]
@@ -18,33 +29,31 @@ pub fn compress<'py>(
     checksum: bool,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let src = buf.bytes();
-    let choice: CodecChoice = codec.parse().map_err(|error| Failure::from(error).raise(py))?;
-    // The stable ABI cannot shrink a `bytes`, so the container is made in kept scratch memory and copied:
-    // cheaper than the page faults of a fresh worst-case buffer that would be cut down afterwards.
-    let made = native::run(py, || {
+    let choice = parse(py, codec)?;
+    // As long as a stored container, which is the longest there is and is then not copied again. The stable ABI
+    // cannot shrink a `bytes`, so a shorter one is copied: cheaper than the compression was, as it is short.
+    let mut whole = NewBytes::new(py, src.len().saturating_add(HEADERS[usize::from(checksum)]))?;
+    let memory = whole.memory();
+    let capacity = memory.len();
+    let length = native::run(py, || {
         contexts::with(|contexts| {
-            let most = container::max_compressed_length(src.len());
-            let mut scratch = contexts::take_scratch(contexts, most)?;
-            let length = container::compress_into(
-                &mut contexts.compressor,
-                choice,
-                checksum,
-                src,
-                scratch.spare_capacity_mut(),
-            )?;
-            // SAFETY: compress_into wrote that many bytes at the start of the spare capacity.
-            unsafe { scratch.set_len(length) };
-            Ok(scratch)
+            let choice = worthwhile(choice, src);
+            Ok(container::compress_into(&mut contexts.compressor, choice, checksum, src, memory)?)
         })
     })?;
-    let mut out = NewBytes::new(py, made.len())?;
-    let memory = out.memory();
-    py.detach(|| {
-        fill(memory, &made);
-        contexts::keep_scratch(made);
-    });
-    // SAFETY: `fill` wrote all of it.
-    Ok(unsafe { out.finish() })
+    if length == capacity {
+        // SAFETY: compress_into wrote `length` bytes.
+        return Ok(unsafe { whole.finish() });
+    }
+    let mut short = NewBytes::new(py, length)?;
+    let (target, made) = (short.memory(), &whole.memory()[..length]);
+    if length < COPIED_AT_ONCE {
+        target.copy_from_slice(made);
+    } else {
+        py.detach(|| target.copy_from_slice(made));
+    }
+    // SAFETY: all of it was copied from what compress_into wrote.
+    Ok(unsafe { short.finish() })
 }
 
 /// Compress a buffer into one of the caller's; the number of bytes written.
@@ -58,12 +67,12 @@ pub fn compress_into(
     checksum: bool,
 ) -> PyResult<usize> {
     out.refuse_overlap(&buf)?;
-    let choice: CodecChoice = codec.parse().map_err(|error| Failure::from(error).raise(py))?;
+    let choice = parse(py, codec)?;
     let (src, dst) = (buf.bytes(), out.bytes_mut());
     native::run(py, || {
         contexts::with(|contexts| {
-            let dst = uninit(dst);
-            Ok(container::compress_into(&mut contexts.compressor, choice, checksum, src, dst)?)
+            let choice = worthwhile(choice, src);
+            Ok(container::compress_into(&mut contexts.compressor, choice, checksum, src, uninit(dst))?)
         })
     })
 }
@@ -72,4 +81,18 @@ pub fn compress_into(
 #[pyfunction]
 pub fn max_compressed_length(length: usize) -> usize {
     container::max_compressed_length(length)
+}
+
+fn parse(py: Python<'_>, codec: &str) -> PyResult<CodecChoice> {
+    codec.parse().map_err(|error| Failure::Codec(error).raise(py))
+}
+
+/// Do not compress what a cheap look finds incompressible, whichever codec was asked for.
+fn worthwhile(choice: CodecChoice, src: &[u8]) -> CodecChoice {
+    match choice {
+        CodecChoice::Fixed(_) if src.len() >= WORTH_A_LOOK && !probe::compressible(src) => {
+            CodecChoice::Fixed(Codec::None)
+        }
+        choice => choice,
+    }
 }

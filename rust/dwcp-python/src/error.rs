@@ -79,9 +79,6 @@ pub enum Failure {
     /// A mutable buffer was written to by somebody else during the call.
     #[error("the buffer was changed while it was being read")]
     Changed,
-    /// Memory could not be had.
-    #[error("out of memory: {0}")]
-    Memory(#[from] std::collections::TryReserveError),
     /// A bug of ours.
     #[error("internal error, please report it: {0}")]
     Panic(String),
@@ -135,11 +132,15 @@ impl Failure {
         match self {
             Failure::Io { path, source } => Some(os_error(py, source, Some(path))),
             Failure::Thread(source) => Some(os_error(py, source, None)),
-            Failure::Memory(_) | Failure::Codec(CodecError::OutOfMemory { .. }) => memory(),
+            Failure::Codec(CodecError::OutOfMemory { .. }) => memory(),
             Failure::Patch(PatchError::OutOfMemory { .. }) => memory(),
             Failure::Source(error) | Failure::Net(NetError::Store(error)) => store_error(py, error),
             Failure::Net(NetError::Io { source, .. }) | Failure::Connect(NetError::Io { source, .. }) => {
-                if is_lost(source) { None } else { Some(os_error(py, source, None)) }
+                if is_lost(source) {
+                    None
+                } else {
+                    Some(os_error(py, source, None))
+                }
             }
             _ => None,
         }
@@ -159,7 +160,7 @@ impl Failure {
             Failure::Closed => named("closed"),
             Failure::Forked { .. } => named("forked").hint("connect or listen again in the child"),
             Failure::Panic(_) => named("internal"),
-            Failure::Io { .. } | Failure::Thread(_) | Failure::Memory(_) => named("system"),
+            Failure::Io { .. } | Failure::Thread(_) => named("system"),
         }
     }
 }
@@ -174,7 +175,7 @@ fn codec_class(error: &CodecError) -> &'static str {
         | CodecError::UnsupportedVersion { .. } => "UnsupportedFormatError",
         CodecError::InputTooLarge { .. } | CodecError::OverLimit { .. } => "LimitExceededError",
         CodecError::DigestMismatch { .. } => "IntegrityError",
-                _ => "FormatError",
+        _ => "FormatError",
     }
 }
 

@@ -34,7 +34,9 @@ pub fn run_interruptibly<T: Send>(
             loop {
                 match finished.recv_timeout(SIGNAL_SLICE) {
                     Ok(outcome) => return Ok((outcome, interrupt)),
-                    Err(RecvTimeoutError::Disconnected) => return Err(Failure::Panic("lost a thread".to_owned())),
+                    Err(RecvTimeoutError::Disconnected) => {
+                        return Err(Failure::Panic("lost a thread".to_owned()));
+                    }
                     Err(RecvTimeoutError::Timeout) if interrupt.is_some() => {}
                     Err(RecvTimeoutError::Timeout) => {
                         interrupt = Python::attach(|py| py.check_signals()).err();

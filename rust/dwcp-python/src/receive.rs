@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dwcp_net::{
-    Cidr, Listener as NetListener, NetError, Observer, ReceiveOptions, ReceiveSession, ServeV1, Unobserved, V1Gate,
+    Cidr, Listener as NetListener, NetError, Observer, ReceiveOptions, ReceiveSession, ServeV1, Unobserved,
+    V1Gate,
 };
 use dwcp_proto::Limits;
 use dwcp_store::{MemorySink, Sink, SymlinkPolicy, TreeSink, TreeSinkOptions, staged_transfers as staged};
@@ -52,11 +53,13 @@ impl Listener {
             Some(callable) => Arc::new(Callback(callable)),
             None => Arc::new(Unobserved),
         };
-        let networks = parse_networks(&settings.v1_networks).map_err(|error| Failure::Connect(error).raise(py))?;
+        let networks =
+            parse_networks(&settings.v1_networks).map_err(|error| Failure::Connect(error).raise(py))?;
         let v1 = v1.map(|callable| V1Gate { allowed: networks, serve: hand_over(callable) });
         let options = options(settings)?;
         let (security, cancel) = (security.0.clone(), cancel.0.clone());
-        let bind = || NetListener::bind(address, security, options, &cancel, observer, v1).map_err(Failure::Connect);
+        let bind =
+            || NetListener::bind(address, security, options, &cancel, observer, v1).map_err(Failure::Connect);
         let listener = native::run(py, bind)?;
         let address = listener.local_addr();
         let listener = Mutex::new(Some(Arc::new(listener)));
@@ -132,9 +135,9 @@ impl Receiver {
             return Ok(None);
         };
         let buffers = native::run(py, || Ok(sink.take_buffers().map_err(NetError::from)?))?;
-        let buffers = buffers.into_iter().filter_map(|(name, buffer)| {
-            Some((name, ReceivedBuffer::new(buffer.into_vec()?)))
-        });
+        let buffers = buffers
+            .into_iter()
+            .filter_map(|(name, buffer)| Some((name, ReceivedBuffer::new(buffer.into_vec()?))));
         Ok(Some((buffers.collect(), report)))
     }
 
@@ -198,7 +201,8 @@ impl Receiver {
     ) -> PyResult<Option<ReceiveReport>> {
         let session = self.session(py)?;
         let timeout: Option<Duration> = timeout_s.map(seconds).transpose()?;
-        let report = native::run_interruptibly(py, || session.close(), || Ok(session.receive(sink, timeout)?))?;
+        let report =
+            native::run_interruptibly(py, || session.close(), || Ok(session.receive(sink, timeout)?))?;
         Ok(report.map(ReceiveReport::from))
     }
 }

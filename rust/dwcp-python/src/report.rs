@@ -2,7 +2,9 @@
 
 use dwcp_codec::CodecId;
 use dwcp_codec::block::BlockKind;
-use dwcp_net::{CodecShare, Progress as NetProgress, ReceiveReport as NetReceiveReport, SendReport as NetSendReport};
+use dwcp_net::{
+    CodecShare, Progress as NetProgress, ReceiveReport as NetReceiveReport, SendReport as NetSendReport,
+};
 use pyo3::prelude::*;
 
 /// The blocks that were represented and compressed in one way.

@@ -64,7 +64,12 @@ impl DialSecurity {
 
     /// By certificates of the authorities in the PEM file `ca`.
     #[staticmethod]
-    fn mutual(py: Python<'_>, identity: &Identity, ca: PathBuf, server_name: String) -> PyResult<DialSecurity> {
+    fn mutual(
+        py: Python<'_>,
+        identity: &Identity,
+        ca: PathBuf,
+        server_name: String,
+    ) -> PyResult<DialSecurity> {
         let roots = native::run(py, || Ok(net::read_certificates(&ca)?))?;
         Ok(DialSecurity(net::DialSecurity::Mutual { identity: identity.0.clone(), roots, server_name }))
     }
@@ -87,7 +92,9 @@ impl ListenSecurity {
     #[pyo3(signature = (identity, tickets=None))]
     fn paired(py: Python<'_>, identity: &Identity, tickets: Option<Vec<u8>>) -> PyResult<ListenSecurity> {
         let tickets = match tickets {
-            Some(blob) => read_tickets(&blob).ok_or_else(|| Failure::Tickets { length: blob.len() }.raise(py))?,
+            Some(blob) => {
+                read_tickets(&blob).ok_or_else(|| Failure::Tickets { length: blob.len() }.raise(py))?
+            }
             None => {
                 let token = Token::generate().map_err(|error| Failure::from(error).raise(py))?;
                 vec![Ticket { token, client: None }]

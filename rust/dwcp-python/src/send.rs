@@ -8,7 +8,8 @@ use dwcp_proto::Manifest;
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::EntryKind;
 use dwcp_store::{
-    BaseChoice, MemorySource, ScanOptions, SharedBytes, Source, StoreError, SymlinkPolicy, TreeSource, scan_with,
+    BaseChoice, MemorySource, ScanOptions, SharedBytes, Source, StoreError, SymlinkPolicy, TreeSource,
+    scan_with,
 };
 use pyo3::prelude::*;
 
@@ -52,7 +53,7 @@ impl Scan {
         let options = ScanOptions { symlinks, block_bytes, bases };
         let cancel = &cancel.0;
         let mut tick = || if cancel.is_cancelled() { Err(StoreError::Cancelled) } else { Ok(()) };
-        let work = || Ok(scan_with(&paths, &options, &Limits::default(), &mut tick).map_err(Failure::Source)?);
+        let work = || scan_with(&paths, &options, &Limits::default(), &mut tick).map_err(Failure::Source);
         let (manifest, source) = native::run_interruptibly(py, || cancel.cancel(), work)?;
         Ok(Scan { manifest: Arc::new(manifest), source: Arc::new(source) })
     }
@@ -124,7 +125,8 @@ impl Sender {
         buffers: Vec<(String, Input)>,
         block_bytes: u32,
     ) -> PyResult<SendReport> {
-        let buffers = buffers.into_iter().map(|(name, buffer)| (name, Arc::new(buffer) as SharedBytes)).collect();
+        let buffers =
+            buffers.into_iter().map(|(name, buffer)| (name, Arc::new(buffer) as SharedBytes)).collect();
         let (manifest, source) = MemorySource::new(buffers, block_bytes, &Limits::default())
             .map_err(|error| Failure::Source(error).raise(py))?;
         self.send(py, Arc::new(manifest), Arc::new(source))
@@ -157,11 +159,8 @@ impl Sender {
 
     fn send(&self, py: Python<'_>, manifest: Arc<Manifest>, source: Arc<dyn Source>) -> PyResult<SendReport> {
         let session = self.session(py)?;
-        let report = native::run_interruptibly(
-            py,
-            || self.cancel.cancel(),
-            || Ok(session.send(manifest, source)?),
-        )?;
+        let report =
+            native::run_interruptibly(py, || self.cancel.cancel(), || Ok(session.send(manifest, source)?))?;
         Ok(report.into())
     }
 

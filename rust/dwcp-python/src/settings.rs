@@ -53,5 +53,6 @@ pub struct ReceiveSettings {
 
 /// A time span from seconds; what Python checked does not fail.
 pub fn seconds(value: f64) -> PyResult<Duration> {
-    Duration::try_from_secs_f64(value).map_err(|error| PyValueError::new_err(format!("{value} seconds: {error}")))
+    Duration::try_from_secs_f64(value)
+        .map_err(|error| PyValueError::new_err(format!("{value} seconds: {error}")))
 }

@@ -34,25 +34,25 @@ def delta() -> None:
 )
 @click.argument("old", type=FILE)
 @click.argument("new", type=FILE)
-@click.option("-o", "--output", "patch", required=True, type=FILE, help="The patch to write.")
+@click.option("-o", "--output", required=True, type=FILE, help="The patch to write.")
 @click.option("--dtype", help="Type of the elements, such as bf16 or fp32; bytes otherwise.")
 @click.option("--codec", default="zstd:1", show_default=True, help="none, lz4, zstd or zstd:LEVEL.")
 @output_options
 def diff(
     old: Path,
     new: Path,
-    patch: Path,
+    output: Path,
     dtype: str | None,
     codec: str,
-    json_final: bool,
+    json: bool,
     json_lines: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
     """Write the patch between two files."""
-    output = make_output(json_final=json_final, json_lines=json_lines, quiet=quiet, verbose=verbose)
-    told = diff_files(old, new, patch, dtype=dtype, codec=codec)
-    output.result({"type": "diff", **told.to_dict()}, f"wrote {patch}: {describe(told)}")
+    printer = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
+    told = diff_files(old, new, output, dtype=dtype, codec=codec)
+    printer.result({"type": "diff", **told.to_dict()}, f"wrote {output}: {describe(told)}")
 
 
 @delta.command(
@@ -64,27 +64,27 @@ def diff(
 )
 @click.argument("patch", type=FILE)
 @click.option("--base", required=True, type=FILE, help="The file that the patch was made from.")
-@click.option("-o", "--output", "target", type=FILE, help="The file to write.")
+@click.option("-o", "--output", type=FILE, help="The file to write.")
 @click.option("--in-place", is_flag=True, help="Replace the base itself.")
 @output_options
 def apply(
     patch: Path,
     base: Path,
-    target: Path | None,
+    output: Path | None,
     in_place: bool,
-    json_final: bool,
+    json: bool,
     json_lines: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
     """Apply a patch."""
-    output = make_output(json_final=json_final, json_lines=json_lines, quiet=quiet, verbose=verbose)
-    if in_place == (target is not None):
+    printer = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
+    if in_place == (output is not None):
         raise click.UsageError("give either -o NEW or --in-place")
-    made = base if target is None else target
+    made = base if output is None else output
     told = apply_files(patch, base, made)
     text = f"wrote {made}: {format_bytes(told.target_bytes)}, verified"
-    output.result({"type": "applied", "verified": True, **told.to_dict()}, text)
+    printer.result({"type": "applied", "verified": True, **told.to_dict()}, text)
 
 
 def describe(told: PatchInfo) -> str:

@@ -1,5 +1,6 @@
 """What the commands print: results on stdout, progress and logs on stderr."""
 
+import contextlib
 import json
 import logging
 import os
@@ -20,7 +21,6 @@ __all__ = ["Output", "format_bytes", "output_options", "report_failure"]
 
 PROGRESS_S: Final = 0.1
 PROGRESS_EVENT_S: Final = 1.0
-CONTEXT_KEY: Final = "dwcp_fast.output"
 
 
 @dataclass
@@ -79,7 +79,13 @@ class Output:
             return
         ended = threading.Event()
         show = self._show_bar if bar else self._show_events
-        thread = threading.Thread(target=show, args=(label, read, ended), name="dwcp-progress", daemon=True)
+
+        def follow() -> None:
+            # The session may be closed under it, which is the end of its progress and nothing else.
+            with contextlib.suppress(DwcpError):
+                show(label, read, ended)
+
+        thread = threading.Thread(target=follow, name="dwcp-progress", daemon=True)
         thread.start()
         try:
             yield
@@ -139,7 +145,7 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how a command prints."""
     for option in reversed(
         (
-            click.option("--json", "json_final", is_flag=True, help="One JSON object on stdout at the end."),
+            click.option("--json", is_flag=True, help="One JSON object on stdout at the end."),
             click.option("--json-lines", is_flag=True, help="Events on stdout, one JSON object a line."),
             click.option("--quiet", "-q", is_flag=True, help="Nothing on stderr but errors."),
             click.option("--verbose", "-v", is_flag=True, help="Log what happens on stderr."),
@@ -154,7 +160,6 @@ def make_output(*, json_final: bool, json_lines: bool, quiet: bool, verbose: boo
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
     output = Output(json_lines=json_lines, json_final=json_final, quiet=quiet)
-    click.get_current_context().find_root().meta[CONTEXT_KEY] = output
     LAST.append(output)
     return output
 
@@ -173,21 +178,15 @@ def report_failure(error: BaseException) -> None:
     if isinstance(error, DwcpError) and error.resumable:
         print("hint: verified blocks were kept; run the same command again to continue", file=sys.stderr)
     if LAST and LAST[-1].machine:
-        told = failure_dict(error)
-        LAST[-1].result(told, message)
+        LAST[-1].result(failure_dict(error), message)
 
 
 def failure_dict(error: BaseException) -> dict[str, Any]:
     """Describe a failure for a program."""
-    ours = isinstance(error, DwcpError)
-    return {
-        "type": "error",
-        "code": error.code if isinstance(error, DwcpError) else code_of(error),
-        "message": describe(error),
-        "hint": error.hint if isinstance(error, DwcpError) else None,
-        "resumable": ours and error.resumable if isinstance(error, DwcpError) else False,
-        "exit_code": exit_code_for(error),
-    }
+    told = {"type": "error", "message": describe(error), "exit_code": exit_code_for(error)}
+    if isinstance(error, DwcpError):
+        return {**told, "code": error.code, "hint": error.hint, "resumable": error.resumable}
+    return {**told, "code": code_of(error), "hint": None, "resumable": False}
 
 
 def describe(error: BaseException) -> str:

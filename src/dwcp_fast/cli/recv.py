@@ -36,9 +36,7 @@ class Stopped(BaseException):
         "dwcp recv --listen 0.0.0.0:7443 --into inbox",
     ),
 )
-@click.option(
-    "--listen", "address", default="0.0.0.0:7443", show_default=True, metavar="HOST:PORT", help="Port 0: any."
-)
+@click.option("--listen", default="0.0.0.0:7443", show_default=True, metavar="HOST:PORT", help="Port 0: any.")
 @click.option(
     "--into", required=True, type=click.Path(path_type=Path, file_okay=False), help="Made if missing."
 )
@@ -92,7 +90,7 @@ class Stopped(BaseException):
 @security_options
 @output_options
 def recv(
-    address: str,
+    listen: str,
     into: Path,
     once: bool,
     allow_v1: str | None,
@@ -107,13 +105,13 @@ def recv(
     key: Path | None,
     ca: Path | None,
     insecure: bool,
-    json_final: bool,
+    json: bool,
     json_lines: bool,
     quiet: bool,
     verbose: bool,
 ) -> int:
     """Receive into a directory."""
-    output = make_output(json_final=json_final, json_lines=json_lines, quiet=quiet, verbose=verbose)
+    output = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
     networks = (
         None if allow_v1 is None else tuple(part.strip() for part in allow_v1.split(",") if part.strip())
     )
@@ -131,7 +129,7 @@ def recv(
     into.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, stop)
     try:
-        with Service(address, trust, options, into, output) as service:
+        with Service(listen, trust, options, into, output) as service:
             return service.run(once=once)
     except Stopped:
         return 0

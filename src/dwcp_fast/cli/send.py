@@ -40,7 +40,7 @@ __all__ = ["send"]
     ),
 )
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
-@click.option("--to", "target", required=True, metavar="PAIRING|HOST:PORT", help="What `dwcp recv` printed.")
+@click.option("--to", required=True, metavar="PAIRING|HOST:PORT", help="What `dwcp recv` printed.")
 @click.option(
     "--protocol",
     type=click.Choice(get_args(Protocol)),
@@ -97,7 +97,6 @@ __all__ = ["send"]
 )
 @click.option(
     "--base",
-    "bases",
     multiple=True,
     default=("auto",),
     show_default=True,
@@ -131,7 +130,7 @@ __all__ = ["send"]
 @output_options
 def send(
     paths: tuple[Path, ...],
-    target: str,
+    to: str,
     protocol: Protocol,
     streams: int | None,
     codec: str,
@@ -140,7 +139,7 @@ def send(
     timeout: float | None,
     connect_timeout: float,
     reconnect: float,
-    bases: tuple[str, ...],
+    base: tuple[str, ...],
     symlinks: Symlinks,
     v1_generation: Generation,
     v1_payload: Payload,
@@ -150,13 +149,13 @@ def send(
     key: Path | None,
     ca: Path | None,
     insecure: bool,
-    json_final: bool,
+    json: bool,
     json_lines: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
     """Send files and directories."""
-    output = make_output(json_final=json_final, json_lines=json_lines, quiet=quiet, verbose=verbose)
+    output = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
     options = SendOptions(
         protocol=protocol,
         streams=streams,
@@ -166,7 +165,7 @@ def send(
         timeout_s=timeout,
         connect_timeout_s=connect_timeout,
         reconnect_s=reconnect,
-        base=make_base(bases),
+        base=make_base(base),
         symlinks=symlinks,
         v1_generation=v1_generation,
         v1_payload=v1_payload,
@@ -175,9 +174,9 @@ def send(
     # What cannot be sent should show before anybody is bothered.
     scan = scan_paths(paths, options)
     if dry_run:
-        tell_plan(output, scan, options, target)
+        tell_plan(output, scan, options, to)
         return
-    session = connect(target, trust=trust, options=options, events=output.event)
+    session = connect(to, trust=trust, options=options, events=output.event)
     with session, output.progress("sending", session.progress):
         report = session.send_scan(scan)
     output.result({"type": "sent", **report.to_dict(), "record": report.record()}, describe(report))

@@ -41,11 +41,7 @@ pub fn patch_encode_files(
 #[pyo3(signature = (patch, old, out))]
 pub fn patch_apply_files(py: Python<'_>, patch: PathBuf, old: PathBuf, out: PathBuf) -> PyResult<PatchInfo> {
     let stop = AtomicBool::new(false);
-    native::run_interruptibly(
-        py,
-        || stop.store(true, Ordering::Relaxed),
-        || apply(&patch, &old, &out, &stop),
-    )
+    native::run_interruptibly(py, || stop.store(true, Ordering::Relaxed), || apply(&patch, &old, &out, &stop))
 }
 
 fn encode(

@@ -1,0 +1,172 @@
+"""Real `dwcp` processes, each with a deadline."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+DWCP = [sys.executable, "-m", "dwcp_fast"]
+WAIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The last line of stdout as an object."""
+        told: dict[str, Any] = json.loads(self.out.strip().splitlines()[-1])
+        return told
+
+
+class Recv:
+    """A running `dwcp recv --json-lines`."""
+
+    def __init__(self, into: Path, env: dict[str, str], arguments: Sequence[str], listen: str) -> None:
+        self.into = into
+        self.events: list[dict[str, Any]] = []
+        self._new: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._stack = ExitStack()
+        self._err = self._stack.enter_context((into.parent / f"{into.name}.err").open("a+b"))
+        self.process = subprocess.Popen(
+            [*DWCP, "recv", f"--listen={listen}", f"--into={into}", "--json-lines", "-v", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._err,
+            env=env,
+            # Tests that interrupt it must not meet an ignored SIGINT, which background jobs inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        told = self.wait_for("listening")
+        self.address: str = told["address"]
+        self.pairing: str = told["pairing"]
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                self._new.put(json.loads(line))
+        self._new.put(None)
+
+    def wait_for(self, kind: str) -> dict[str, Any]:
+        """The next event of a kind; fails when none comes in time or the process ends."""
+        while True:
+            try:
+                event = self._new.get(timeout=WAIT_S)
+            except queue.Empty:
+                pytest.fail(f"no {kind!r} event within {WAIT_S} s; there were {self.events}; {self.err()}")
+            if event is None:
+                pytest.fail(
+                    f"dwcp recv ended without a {kind!r} event; there were {self.events}; {self.err()}"
+                )
+            self.events.append(event)
+            if event["type"] == kind:
+                return event
+
+    def err(self) -> str:
+        """What it wrote to stderr so far."""
+        return (self.into.parent / f"{self.into.name}.err").read_text(errors="replace")
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and give the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(WAIT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            pytest.fail(f"dwcp recv did not end after signal {number}: {self.err()}")
+        finally:
+            self._reader.join(WAIT_S)
+            self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end(signal.SIGKILL)
+
+
+class Machine:
+    """What runs the commands: a folder, and an environment of its own for each user."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def env(self, user: str) -> dict[str, str]:
+        """The environment of a user."""
+        return {**os.environ, "DWCP_STATE_DIR": str(self.folder / f"state-{user}"), "CI": "1"}
+
+    def recv(self, *arguments: str, name: str = "inbox", listen: str = "127.0.0.1:0") -> Recv:
+        """Start a receiver."""
+        return Recv(self.folder / name, self.env("receiver"), arguments, listen)
+
+    def start_send(self, *arguments: str | Path, user: str = "sender") -> subprocess.Popen[str]:
+        """Start a sender."""
+        return subprocess.Popen(
+            [*DWCP, "send", *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=self.env(user),
+        )
+
+    def send(self, *arguments: str | Path, user: str = "sender") -> Ended:
+        """Run a sender to its end."""
+        return self.finish(self.start_send(*arguments, user=user))
+
+    def finish(self, process: subprocess.Popen[str]) -> Ended:
+        """Wait for the end of a sender."""
+        try:
+            out, err = process.communicate(timeout=WAIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            pytest.fail(f"dwcp send did not end within {WAIT_S} s: {out} {err}")
+        return Ended(process.returncode, out, err)
+
+    def run(self, *arguments: str | Path) -> Ended:
+        """Run any command to its end."""
+        done = subprocess.run(
+            [*DWCP, *map(str, arguments)],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            timeout=WAIT_S,
+            check=False,
+            env=self.env("sender"),
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    """A place to run commands in."""
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def recv(machine: Machine) -> Iterator[Recv]:
+    """A receiver with pairing."""
+    with machine.recv() as running:
+        yield running

@@ -1,0 +1,136 @@
+"""Commands that need no peer: help, usage errors, patches and plans."""
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+
+from dwcp_fast import delta
+from dwcp_fast.cli.program import program, run
+
+
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tests' state out of the user's."""
+    monkeypatch.setenv("DWCP_STATE_DIR", str(tmp_path / "state"))
+
+
+@pytest.mark.parametrize(
+    "name", [(), *((name,) for name in program.commands), ("delta", "diff"), ("delta", "apply")]
+)
+def test_help_begins_with_an_example(name: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*name, "-h"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines[0].startswith("Usage:")
+    assert lines[1] == "Example:" and lines[2].startswith("dwcp ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["send", "x"], "--to"),
+        (["send", "--to", "h:1"], "PATH"),
+        (["send", "x", "--to", "h:1", "--bwlimit", "500"], "500Mbps"),
+        (["send", "x", "--to", "h:1", "--streams", "0"], "1 to 256"),
+        (["send", "x", "--to", "h:1", "--codec", "brotli"], "brotli"),
+        (["send", "x", "--to", "h:1", "--block-size", "1000"], "power of two|65536"),
+        (["send", "x", "--to", "h:1", "--insecure", "--cert", "c"], "contradict"),
+        (["send", "x", "--to", "h:1", "--cert", "c"], "--key"),
+        (["send", "x", "--to", "h:1", "--base", "none", "--base", "y"], "--base"),
+        (["send", "x", "--to", "h:1", "--base", "missing"], "missing"),
+        (["recv", "--into", "x", "--allow-v1", "nonsense"], "nonsense"),
+        (["recv"], "--into"),
+        (["delta", "apply", "p", "--base", "b"], "--in-place"),
+        (["delta", "apply", "p", "--base", "b", "-o", "n", "--in-place"], "--in-place"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_names_the_option(
+    arguments: list[str],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and any(word in told.err for word in named.split("|"))
+
+
+def test_every_option_has_the_variable_of_its_own_name() -> None:
+    groups = [program, program.commands["delta"]]
+    commands = [command for group in groups for command in group.commands.values()]  # type: ignore[attr-defined]
+    options = [one for command in commands for one in command.params if isinstance(one, click.Option)]
+    assert len(options) > 50
+    for option in options:
+        assert option.name is not None
+        assert f"--{option.name.replace('_', '-')}" in option.opts
+
+
+def test_the_environment_mirrors_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state-file").write_bytes(bytes(10))
+    monkeypatch.setenv("DWCP_SEND_TO", "host:7443")
+    monkeypatch.setenv("DWCP_SEND_STREAMS", "9")
+    monkeypatch.setenv("DWCP_SEND_JSON", "1")
+    assert run(["send", str(tmp_path / "state-file"), "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["to"] == "host:7443" and plan["why"]["streams"].startswith("9")
+
+
+def test_a_dry_run_looks_and_connects_to_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_bytes(bytes(5000))
+    assert run(["send", str(tmp_path / "tree"), "--to", "192.0.2.1:7443", "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["entries"], plan["files"], plan["bytes_raw"]) == (2, 1, 5000)
+    assert run(["send", str(tmp_path / "missing"), "--to", "192.0.2.1:7443", "--dry-run"]) == 3
+
+
+def test_patches_are_made_and_applied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new, patch, made = (str(tmp_path / name) for name in ("old", "new", "patch", "made"))
+    Path(old).write_bytes(bytes(100_000))
+    Path(new).write_bytes(bytes(99_999) + b"!")
+    assert run(["delta", "diff", old, new, "-o", patch, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["type"] == "diff" and told["patch_bytes"] == Path(patch).stat().st_size
+    assert run(["delta", "apply", patch, "--base", old, "-o", made]) == 0
+    assert "verified" in capsys.readouterr().out
+    assert Path(made).read_bytes() == Path(new).read_bytes()
+    assert run(["delta", "apply", patch, "--base", old, "--in-place"]) == 0
+    assert Path(old).read_bytes() == Path(new).read_bytes()
+
+
+def test_a_patch_for_another_base_is_exit_code_6(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "patch").write_bytes(delta.encode(b"old", b"new"))
+    (tmp_path / "base").write_bytes(b"odd")
+    arguments = [
+        "delta",
+        "apply",
+        str(tmp_path / "patch"),
+        "--base",
+        str(tmp_path / "base"),
+        "-o",
+        str(tmp_path / "x"),
+    ]
+    assert run([*arguments, "--json"]) == 6
+    told = capsys.readouterr()
+    assert json.loads(told.out)["code"] == "base-mismatch" and told.err.startswith("error: ")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_file_that_is_no_patch_is_exit_code_6(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "patch").write_bytes(b"no patch")
+    assert (
+        run(["delta", "apply", str(tmp_path / "patch"), "--base", str(tmp_path / "patch"), "--in-place"]) == 6
+    )
+    assert "DWCD" in capsys.readouterr().err
+    assert (tmp_path / "patch").read_bytes() == b"no patch"
+
+
+def test_an_address_of_another_machine_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["recv", "--listen", "192.0.2.1:7443", "--into", str(tmp_path / "inbox")]) in {1, 4}
+    assert "error: " in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""Options are checked when they are made, and units are read as a person writes them."""
+
+import doctest
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dwcp_fast import options
+from dwcp_fast.errors import ConfigError
+from dwcp_fast.options import ReceiveOptions, SendOptions, parse_bytes, parse_duration, parse_rate
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("12", 12),
+        ("1kB", 1000),
+        ("64MiB", 64 << 20),
+        ("1.5GiB", 3 << 29),
+        ("2 TB", 2 * 10**12),
+        ("7b", 7),
+        ("1m", 10**6),
+    ],
+)
+def test_lengths_are_read(text: str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("500Mbps", 500_000_000),
+        ("1.5 gbps", 1_500_000_000),
+        ("9bps", 9),
+        ("1MB/s", 8_000_000),
+        ("2kbit/s", 2000),
+    ],
+)
+def test_rates_are_read(text: str, expected: int) -> None:
+    assert parse_rate(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("300ms", 0.3), ("2", 2.0), ("1.5s", 1.5), ("10min", 600.0), ("2h", 7200.0), ("5us", 5e-6)],
+)
+def test_time_spans_are_read(text: str, expected: float) -> None:
+    assert parse_duration(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("parse", [parse_bytes, parse_rate, parse_duration])
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "1e9", "1 2", "5 parsecs", "MiB", "9" * 30, "١s", "nan", "inf"]
+)
+def test_what_is_no_quantity_is_refused_with_an_example(parse: Any, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"such as|as in"):
+        parse(text)
+
+
+def test_a_rate_needs_a_unit() -> None:
+    with pytest.raises(ConfigError, match="500Mbps"):
+        parse_rate("500")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("protocol", "v2"),
+        ("streams", 0),
+        ("streams", 257),
+        ("streams", True),
+        ("codec", "brotli"),
+        ("codec", "zstd:"),
+        ("block_bytes", 1000),
+        ("block_bytes", 3 << 20),
+        ("block_bytes", 8 << 20),
+        ("bandwidth_bits_per_s", 1),
+        ("timeout_s", 0),
+        ("timeout_s", float("nan")),
+        ("connect_timeout_s", -1),
+        ("idle_timeout_s", float("inf")),
+        ("reconnect_s", -0.1),
+        ("base", "everything"),
+        ("base", ()),
+        ("symlinks", "follow"),
+        ("v1_generation", "D"),
+        ("v1_payload", "json"),
+    ],
+)
+def test_a_send_option_out_of_range_is_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=field):
+        SendOptions(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("symlinks", "follow"),
+        ("max_object_bytes", 0),
+        ("max_total_bytes", -1),
+        ("max_entries", 1 << 21),
+        ("max_block_bytes", 100),
+        ("max_lanes", 300),
+        ("idle_timeout_s", 0),
+        ("handshake_timeout_s", 1e9),
+        ("allow_v1", ("10.0.0.0/33",)),
+        ("v1_generation", "a"),
+        ("v1_payload", ""),
+    ],
+)
+def test_a_receive_option_out_of_range_is_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=field):
+        ReceiveOptions(**{field: value})  # type: ignore[arg-type]
+
+
+def test_options_that_are_in_range_are_taken() -> None:
+    SendOptions(streams=256, codec="zstd:-7", block_bytes=4 << 20, reconnect_s=0, base=(Path("x"),))
+    ReceiveOptions(allow_v1=("10.1.2.3/8", "::1"), max_lanes=1)
+
+
+def test_the_examples_in_the_documentation_hold() -> None:
+    outcome = doctest.testmod(options)
+    assert outcome.attempted >= 3 and outcome.failed == 0
