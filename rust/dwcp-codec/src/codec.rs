@@ -335,6 +335,26 @@ mod tests {
     }
 
     #[test]
+    fn lz4_roundtrips_around_the_lengths_where_its_tables_change() {
+        let text: Vec<u8> =
+            (0..70_000_u32).flat_map(|i| (i / 7).wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        for length in [32_767, 32_768, 65_535, 65_536, 65_546, 65_547] {
+            for room in [0, 16] {
+                let mut wire =
+                    vec![MaybeUninit::uninit(); max_compressed_length(CodecId::Lz4, length) - 16 + room];
+                let src = &text[..length];
+                let written = Compressor::new().compress_into(Codec::Lz4, src, &mut wire).unwrap();
+                assert!(written < length, "{length}");
+                let mut packed = Vec::new();
+                Compressor::new().compress(Codec::Lz4, src, &mut packed).unwrap();
+                let mut back = vec![0; length];
+                Decompressor::new().decompress_into_slice(CodecId::Lz4, &packed, &mut back).unwrap();
+                assert_eq!(back, src, "{length}");
+            }
+        }
+    }
+
+    #[test]
     fn bound_holds_for_lengths_no_memory_can_hold() {
         assert_eq!(max_compressed_length(CodecId::Zstd, usize::MAX), usize::MAX);
         assert_eq!(max_compressed_length(CodecId::Lz4, usize::MAX), usize::MAX);

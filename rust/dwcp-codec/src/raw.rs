@@ -6,11 +6,15 @@ use std::mem::MaybeUninit;
 use zstd_safe::zstd_sys::ZSTD_ErrorCode;
 use zstd_safe::{CCtx, DCtx, SafeResult, WriteBuf};
 
-use crate::codec::CodecId;
+use crate::codec::{CodecId, max_compressed_length};
 use crate::error::CodecError;
 
 /// `LZ4_MAX_INPUT_SIZE`.
 pub(crate) const LZ4_MAX_INPUT_BYTES: usize = 0x7e00_0000;
+
+/// Lengths for which LZ4's one-shot call keeps 16-bit positions, found by a hash of four bytes instead of five: at
+/// these, against the table that it keeps for streams, it is slower and compresses less.
+const LZ4_COARSE_TABLE: std::ops::Range<usize> = 32 * 1024..64 * 1024 + 11;
 
 /// Output memory for zstd of which nothing is promised to be initialised.
 struct Uninit<'a> {
@@ -103,14 +107,39 @@ pub(crate) fn lz4_compress(src: &[u8], dst: &mut [MaybeUninit<u8>]) -> Result<Wr
             });
         }
     };
-    let capacity = c_int::try_from(dst.len()).unwrap_or(c_int::MAX);
-    // SAFETY: both pointers are valid for the lengths given with them; LZ4 only writes to dst.
-    let written = unsafe {
-        lz4_sys::LZ4_compress_default(src.as_ptr().cast(), dst.as_mut_ptr().cast(), length, capacity)
+    let written = if LZ4_COARSE_TABLE.contains(&src.len())
+        && dst.len() >= max_compressed_length(CodecId::Lz4, src.len())
+    {
+        lz4_compress_as_stream(src, length, dst)?
+    } else {
+        let capacity = c_int::try_from(dst.len()).unwrap_or(c_int::MAX);
+        // SAFETY: both pointers are valid for the lengths given with them; LZ4 only writes to dst.
+        unsafe {
+            lz4_sys::LZ4_compress_default(src.as_ptr().cast(), dst.as_mut_ptr().cast(), length, capacity)
+        }
     };
     match usize::try_from(written) {
         Ok(written) if written > 0 => Ok(Written(written)),
         _ => Err(CodecError::OutputTooSmall { capacity: dst.len() }),
+    }
+}
+
+/// [`lz4_compress`] with the table of 32-bit positions that LZ4 keeps for streams; `dst` holds any result.
+fn lz4_compress_as_stream(
+    src: &[u8],
+    length: c_int,
+    dst: &mut [MaybeUninit<u8>],
+) -> Result<c_int, CodecError> {
+    // SAFETY: the stream is made, used once and freed here; src is valid for length, and dst has at least the bytes
+    // of the bound, which is what LZ4_compress_continue takes for granted.
+    unsafe {
+        let stream = lz4_sys::LZ4_createStream();
+        if stream.is_null() {
+            return Err(CodecError::OutOfMemory { bytes: 0 });
+        }
+        let written = lz4_sys::LZ4_compress_continue(stream, src.as_ptr(), dst.as_mut_ptr().cast(), length);
+        lz4_sys::LZ4_freeStream(stream);
+        Ok(written)
     }
 }
 
