@@ -35,8 +35,11 @@ def repository() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the DWCP_* variables of whoever runs the tests, which mirror every option."""
+def no_settings_from_outside(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Remove the DWCP_* variables of whoever runs the tests, which mirror every option, and keep off their state."""
     for name in list(os.environ):
         if name.startswith("DWCP_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("DWCP_STATE_DIR", str(tmp_path_factory.mktemp("state")))

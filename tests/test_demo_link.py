@@ -140,7 +140,7 @@ def test_kill_one_resets_both_ends_of_the_busy_connection_only(sink: Sink) -> No
             idle.sendall(b"still here")
             idle.shutdown(socket.SHUT_WR)
             assert idle.recv(10) == b"10"
-        assert link.stats().killed == 1
+        assert (link.stats().killed, link.stats().killed_bytes_up) == (1, 1 << 20)
 
 
 def test_kill_all_resets_every_connection_and_nothing_is_left_to_kill(sink: Sink) -> None:
@@ -169,6 +169,19 @@ def test_flip_byte_changes_exactly_one_bit_at_the_place_asked_for(sink: Sink, af
     assert [at for at in range(len(data)) if first[at] != data[at]] == [after_bytes]
     assert (first[after_bytes] ^ data[after_bytes]).bit_count() == 1
     assert second == data
+
+
+def test_the_first_connection_after_a_retarget_is_timed(sink: Sink) -> None:
+    with Link(FAST) as link:
+        link.retarget("127.0.0.1", sink.port)
+        assert link.stats().opened_at == 0.0
+        before = time.time()
+        send_all(link, b"first")
+        opened = link.stats().opened_at
+        send_all(link, b"second")
+        assert before <= opened == link.stats().opened_at
+        link.retarget("127.0.0.1", sink.port)
+        assert link.stats().opened_at == 0.0
 
 
 def test_words_a_server_says_before_it_hangs_up_still_arrive() -> None:

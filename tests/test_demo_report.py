@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dwcp_fast.demo.record import METHODS, Cell, Claim, LinkFacts, RunRecord, find_losses
+from dwcp_fast.demo.record import Cell, Claim, LinkFacts, RunRecord, find_losses
 from dwcp_fast.demo.report import render_html, render_text, write_report
 from dwcp_fast.demo.run import run_demo
 from dwcp_fast.demo.state import build_bf16_weights, measure_facts
@@ -27,8 +27,9 @@ def make_record(**changes: Any) -> RunRecord:
     cells = []
     for link in LINKS:
         for version in ("version 0", "change"):
-            for place, method in enumerate(METHODS):
+            for place, method in enumerate(("raw", "zstd-1", "v1", "v3")):
                 cells.append(cell(link.name, version, method, 4.0 - place, 4000 - 1000 * place))
+    cells.append(cell("fast link", "change", "xor-zstd-1", 2.0, 2500))
     # Two losses: 1.5 times the best other method in seconds, and 1.1 times in bytes.
     cells[3] = cell("slow link", "version 0", "v3", 3.0, 2200)
     record = RunRecord(
@@ -63,14 +64,30 @@ def test_a_tie_is_no_loss() -> None:
 def test_text_names_the_losses_before_any_table_and_fits_its_width(width: int) -> None:
     text = render_text(make_record(), width, colour=False)
     assert text.startswith("What v3 did not win (2 cases, the worst first)")
-    assert text.index("1.50") < text.index("1.10") < text.index("raw s")
+    assert text.index("1.50×") < text.index("1.10×") < text.index("v3 against") < text.index("Seconds")
     assert max(map(len, text.splitlines())) <= width
     assert "\x1b" not in text
 
 
 def test_text_says_which_claims_failed() -> None:
     text = render_text(make_record(claims=[Claim("all is well", False, "[bold] 1 of 2")]), 120, colour=False)
-    assert "FAILED all is well: [bold] 1 of 2" in text
+    assert re.search(r"FAILED all is well *\n +\[bold\] 1 of 2", text)
+
+
+def test_losses_in_bytes_of_all_links_share_a_line() -> None:
+    heavy = [
+        dataclasses.replace(cell, wire_bytes=5000) if cell.method == "v3" else cell
+        for cell in make_record().cells
+        if cell.version == "version 0"
+    ]
+    text = render_text(make_record(cells=heavy), 120, colour=False)
+    assert "(3 cases" in text and len(re.findall(r"2 links .* 2\.50×", text)) == 1
+
+
+def test_the_comparison_gives_the_geometric_mean_over_the_cases() -> None:
+    # Against raw, v3 took 3/4 and 1/4 of the seconds for version 0, and twice 1/4 for the change.
+    text = render_text(make_record(), 120, colour=False)
+    assert re.search(r"raw +0\.43× +0\.25× ", text)
 
 
 def test_page_lists_losses_first_escapes_text_and_refers_to_nothing_outside() -> None:

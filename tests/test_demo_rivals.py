@@ -32,6 +32,23 @@ def test_a_rival_moves_exact_bytes_time_after_time(name: str, tmp_path: Path, pa
             assert whole < cell.wire_bytes < whole + 200 if name == "raw" else cell.wire_bytes < whole / 2
 
 
+@pytest.mark.parametrize("change", [0, 5, -5])
+def test_xor_sends_a_change_against_the_base_also_when_the_length_differs(
+    change: int, tmp_path: Path, payload: Path
+) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+    old = payload.read_bytes()
+    base = tmp_path / "base.bin"
+    base.write_bytes(old)
+    payload.write_bytes((old[:1000] + b"changed" + old[1007:] + bytes(max(0, change)))[: len(old) + change])
+    with Link(FAST) as link, WorkerMethod("xor-zstd-1", into) as method:
+        cell = run_cell(method, link, "fast", "change", payload, base)
+        assert cell.verified and cell.wire_bytes < 2000
+        with pytest.raises(TransportError, match="no base"):
+            method.send(link, payload, None)
+
+
 @pytest.mark.parametrize("name", ["raw", "zstd-1"])
 def test_a_flipped_bit_fails_the_transfer_and_the_rival_serves_on(
     name: str, tmp_path: Path, payload: Path

@@ -260,6 +260,20 @@ def test_a_full_disk_is_told_before_anything_is_sent(machine: Machine, state: Pa
 
 
 @pytest.mark.privileged
+def test_a_target_with_a_file_system_mounted_in_it_is_refused_before_anything_is_sent(
+    machine: Machine, recv: Recv, state: Path
+) -> None:
+    tree = machine.folder / "tree"
+    (tree / "inner").mkdir(parents=True)
+    state.rename(tree / "inner" / "state")
+    (recv.into / "tree").mkdir()
+    with mounted(recv.into / "tree" / "inner", "size=64m"):
+        sent = machine.send(tree, "--to", recv.pairing, "--json")
+        assert sent.code != 0 and "another file system" in sent.err
+        assert not list((recv.into / "tree" / "inner").iterdir())
+
+
+@pytest.mark.privileged
 def test_a_read_only_target_is_told(machine: Machine, state: Path) -> None:
     with mounted(machine.folder / "fixed", "size=64m"):
         subprocess.run(["mount", "-o", "remount,ro", machine.folder / "fixed"], check=True)

@@ -22,6 +22,10 @@ const SHORT_HEADER: usize = 16;
 const LONG_HEADER: usize = 32;
 const FLAG_DIGEST: u8 = 0x01;
 
+/// From this length on the probe costs next to nothing beside compressing, so that no codec is run on what would not
+/// shrink, whichever was asked for.
+const WORTH_A_LOOK: usize = 256 << 10;
+
 /// What [`CodecChoice::Auto`] uses for data worth compressing.
 const AUTO_CODEC: Codec = Codec::Zstd { level: 1 };
 
@@ -53,11 +57,11 @@ impl fmt::Display for CodecChoice {
 
 impl CodecChoice {
     fn decide(self, src: &[u8]) -> Codec {
-        match self {
-            CodecChoice::Fixed(codec) => codec,
-            CodecChoice::Auto if probe::compressible(src) => AUTO_CODEC,
-            CodecChoice::Auto => Codec::None,
-        }
+        let (codec, look) = match self {
+            CodecChoice::Fixed(codec) => (codec, codec != Codec::None && src.len() >= WORTH_A_LOOK),
+            CodecChoice::Auto => (AUTO_CODEC, true),
+        };
+        if look && !probe::compressible(src) { Codec::None } else { codec }
     }
 }
 

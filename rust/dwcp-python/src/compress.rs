@@ -1,8 +1,6 @@
 //! `compress` and `compress_into`.
 
-use dwcp_codec::codec::Codec;
 use dwcp_codec::container::{self, CodecChoice};
-use dwcp_codec::probe;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -15,9 +13,6 @@ const HEADERS: [usize; 2] = [16, 32];
 
 /// A copy this short takes less time than to give the interpreter away and take it back.
 const COPIED_AT_ONCE: usize = 64 << 10;
-
-/// From this length on a look at the data costs next to nothing beside compressing it.
-const WORTH_A_LOOK: usize = 256 << 10;
 
 /// Compress a buffer into a self-describing container.
 #[pyfunction]
@@ -37,7 +32,6 @@ pub fn compress<'py>(
     let capacity = memory.len();
     let length = native::run(py, || {
         contexts::with(|contexts| {
-            let choice = worthwhile(choice, src);
             Ok(container::compress_into(&mut contexts.compressor, choice, checksum, src, memory)?)
         })
     })?;
@@ -71,7 +65,6 @@ pub fn compress_into(
     let (src, dst) = (buf.bytes(), out.bytes_mut());
     native::run(py, || {
         contexts::with(|contexts| {
-            let choice = worthwhile(choice, src);
             Ok(container::compress_into(&mut contexts.compressor, choice, checksum, src, uninit(dst))?)
         })
     })
@@ -85,14 +78,4 @@ pub fn max_compressed_length(length: usize) -> usize {
 
 fn parse(py: Python<'_>, codec: &str) -> PyResult<CodecChoice> {
     codec.parse().map_err(|error| Failure::Codec(error).raise(py))
-}
-
-/// Do not compress what a cheap look finds incompressible, whichever codec was asked for.
-fn worthwhile(choice: CodecChoice, src: &[u8]) -> CodecChoice {
-    match choice {
-        CodecChoice::Fixed(_) if src.len() >= WORTH_A_LOOK && !probe::compressible(src) => {
-            CodecChoice::Fixed(Codec::None)
-        }
-        choice => choice,
-    }
 }

@@ -42,11 +42,11 @@ impl BufferProvider for LentBuffers {
         let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let refused = |reason| StoreError::Refused { path: PathBuf::from(name), reason };
         match buffers.get(name) {
-            None => Err(refused(Refusal::Name)),
+            None => Err(refused(Refusal::NoBuffer)),
             Some(buffer) if buffer.length() as u64 != size => Err(refused(Refusal::BufferLength)),
             Some(_) => match buffers.remove(name) {
                 Some(buffer) => Ok(Box::new(Lent(buffer))),
-                None => Err(refused(Refusal::Name)),
+                None => Err(refused(Refusal::NoBuffer)),
             },
         }
     }

@@ -48,6 +48,9 @@ pub enum Refusal {
     /// A file, directory or link was offered to memory.
     #[error("only buffers can be received into memory")]
     FileInMemory,
+    /// No buffer was provided for the entry.
+    #[error("no buffer was provided under this name")]
+    NoBuffer,
     /// A provided buffer does not have the length of the entry.
     #[error("the provided buffer does not have the length of the entry")]
     BufferLength,
