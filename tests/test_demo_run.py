@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dwcp_fast.cli.demo import demo
 from dwcp_fast.demo import run, v3
 from dwcp_fast.demo.drills import Watch
-from dwcp_fast.demo.record import LinkFacts, RunRecord
+from dwcp_fast.demo.record import Cell, Claim, LinkFacts, RunRecord
 
 # Sends whole files by the zstd-1 rival: exact when nothing goes wrong, but without lanes, resuming,
 # staging or bases.
@@ -72,6 +73,18 @@ def test_a_watch_remembers_a_content_that_was_there_only_for_a_while(tmp_path: P
         seen = watch.end()
     # The first look may have come before the first content.
     assert len(seen - {"absent"}) == 3
+
+
+@pytest.mark.parametrize(("verified", "held", "code"), [(True, True, 0), (True, False, 1), (False, False, 6)])
+def test_the_exit_code_tells_wrong_bytes_from_another_failed_claim(
+    verified: bool, held: bool, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = LinkFacts("test link", 50.0, 5.0)
+    cell = Cell(link.name, "a state", "version 0", "v3", 1.0, 9, 9, "00ff", verified)
+    claim = Claim("bytes are equal", held, "none")
+    record = RunRecord(7, True, "2026-01-01T00:00:00+00:00", 1.0, {}, {}, [link], [], [cell], [claim])
+    monkeypatch.setattr(run, "run_demo", lambda *_: run.DemoResult(record, []))
+    assert demo.main(["--quiet"], standalone_mode=False) == code
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
-"""What people do today, as two real processes each: raw, zstd-1, and the v1 protocol.
+"""What people do today, as two real processes each: raw, zstd-1, xor-zstd-1, and the v1 protocol.
 
 ``raw`` is one TCP connection: a length, the file through ``sendfile``, an XXH3-128 at the end, and an
 acknowledgement once the receiver has checked it. ``zstd-1`` is the same with a zstd stream of level 1
-in place of the bytes. ``v1`` is :func:`dwcp_fast.v1.send_v1`, which has no acknowledgement of its own.
-The receivers write to a file, as the receiver of v3 does. None of them keeps a base: a change is sent whole.
+in place of the bytes. ``xor-zstd-1`` is what is written by hand where both sides keep the last version: a
+zstd stream of level 1 over the XOR of the two. ``v1`` is :func:`dwcp_fast.v1.send_v1`, which has no
+acknowledgement of its own. The receivers write to a file, as the receiver of v3 does, but do not wait for
+the disk. Only ``xor-zstd-1`` has a base; the others send a change whole.
 
 Run as ``python -m dwcp_fast.demo.baselines recv METHOD DIRECTORY`` and ``... send METHOD``; both are
 spoken to in JSON lines (:mod:`dwcp_fast.demo.worker`) and serve one transfer after another.
@@ -25,7 +27,14 @@ import xxhash
 import zstandard
 
 from dwcp_fast.demo.worker import Message, answer, requests
-from dwcp_fast.errors import DwcpError, FormatError, IntegrityError, LimitExceededError, PeerClosedError
+from dwcp_fast.errors import (
+    ConfigError,
+    DwcpError,
+    FormatError,
+    IntegrityError,
+    LimitExceededError,
+    PeerClosedError,
+)
 
 __all__ = ["V1_NAME", "main", "receive_object", "send_object"]
 
@@ -47,15 +56,16 @@ V1_NAME = "v1-delivery"
 class _Body(Protocol):
     """How the bytes of an object travel."""
 
-    def send(self, peer: socket.socket, source: int, length: int) -> None:
-        """Send ``length`` bytes of the open file ``source``."""
+    def send(self, peer: socket.socket, source: int, length: int, base: Path | None) -> None:
+        """Send ``length`` bytes of the open file ``source``; ``base`` is what the receiver holds."""
 
-    def receive(self, peer: socket.socket, length: int) -> Iterator[memoryview]:
-        """Receive exactly ``length`` bytes, piece by piece."""
+    def receive(self, peer: socket.socket, length: int, held: Path) -> Iterator[memoryview]:
+        """Receive exactly ``length`` bytes, piece by piece; ``held`` is the receiver's last version."""
 
 
 class _RawBody:
-    def send(self, peer: socket.socket, source: int, length: int) -> None:
+    def send(self, peer: socket.socket, source: int, length: int, base: Path | None) -> None:
+        del base
         offset = 0
         while offset < length:
             sent = os.sendfile(peer.fileno(), source, offset, length - offset)
@@ -63,7 +73,8 @@ class _RawBody:
                 raise PeerClosedError(f"the file ended at {offset} of {length} bytes")
             offset += sent
 
-    def receive(self, peer: socket.socket, length: int) -> Iterator[memoryview]:
+    def receive(self, peer: socket.socket, length: int, held: Path) -> Iterator[memoryview]:
+        del held
         buffer = memoryview(bytearray(_BUFFER_BYTES))
         left = length
         while left:
@@ -75,45 +86,88 @@ class _RawBody:
 
 
 class _ZstdBody:
-    def send(self, peer: socket.socket, source: int, length: int) -> None:
-        stream = zstandard.ZstdCompressor(level=1).compressobj(size=length)
-        offset = 0
-        while offset < length:
-            data = os.pread(source, min(_BUFFER_BYTES, length - offset), offset)
-            if not data:
-                raise PeerClosedError(f"the file ended at {offset} of {length} bytes")
-            offset += len(data)
-            self._send_piece(peer, stream.compress(data))
-        self._send_piece(peer, stream.flush())
-        peer.sendall(_PIECE.pack(0))
+    def send(self, peer: socket.socket, source: int, length: int, base: Path | None) -> None:
+        del base
+        _send_zstd(peer, _file_pieces(source, length), length)
 
-    def receive(self, peer: socket.socket, length: int) -> Iterator[memoryview]:
-        stream = zstandard.ZstdDecompressor().decompressobj()
-        got = 0
-        while piece_length := _PIECE.unpack(_receive_exactly(peer, _PIECE.size))[0]:
-            if piece_length > _MAX_PIECE_BYTES:
-                raise LimitExceededError(f"piece of {piece_length} bytes, limit {_MAX_PIECE_BYTES}")
-            data = stream.decompress(_receive_exactly(peer, piece_length))
-            got += len(data)
-            if got > length:
-                raise FormatError(f"stream of more than the announced {length} bytes")
-            yield memoryview(data)
-        if got != length:
-            raise FormatError(f"stream of {got} bytes, announced {length}")
-
-    def _send_piece(self, peer: socket.socket, piece: bytes) -> None:
-        if piece:
-            peer.sendall(_PIECE.pack(len(piece)))
-            peer.sendall(piece)
+    def receive(self, peer: socket.socket, length: int, held: Path) -> Iterator[memoryview]:
+        del held
+        return map(memoryview, _receive_zstd(peer, length))
 
 
-_BODIES: dict[str, _Body] = {"raw": _RawBody(), "zstd-1": _ZstdBody()}
+class _XorZstdBody:
+    def send(self, peer: socket.socket, source: int, length: int, base: Path | None) -> None:
+        if base is None:
+            raise ConfigError("xor-zstd-1 sends changes only: no base is given")
+        _send_zstd(peer, _xor_pieces(_file_pieces(source, length), base), length)
+
+    def receive(self, peer: socket.socket, length: int, held: Path) -> Iterator[memoryview]:
+        return map(memoryview, _xor_pieces(_receive_zstd(peer, length), held))
 
 
-def send_object(body: _Body, address: tuple[str, int], path: Path) -> Message:
+def _file_pieces(source: int, length: int) -> Iterator[bytes]:
+    offset = 0
+    while offset < length:
+        data = os.pread(source, min(_BUFFER_BYTES, length - offset), offset)
+        if not data:
+            raise PeerClosedError(f"the file ended at {offset} of {length} bytes")
+        offset += len(data)
+        yield data
+
+
+def _xor_pieces(pieces: Iterator[bytes], base: Path) -> Iterator[bytes]:
+    """Each piece XOR the base's bytes at the same offset; beyond its end the base counts as zeros."""
+    import numpy as np  # loaded by the processes that need it only
+
+    with base.open("rb") as file:
+        for piece in pieces:
+            old = file.read(len(piece)).ljust(len(piece), b"\0")
+            yield np.bitwise_xor(np.frombuffer(piece, np.uint8), np.frombuffer(old, np.uint8)).tobytes()
+
+
+def _send_zstd(peer: socket.socket, pieces: Iterator[bytes], length: int) -> None:
+    stream = zstandard.ZstdCompressor(level=1).compressobj(size=length)
+    for data in pieces:
+        _send_piece(peer, stream.compress(data))
+    _send_piece(peer, stream.flush())
+    peer.sendall(_PIECE.pack(0))
+
+
+def _send_piece(peer: socket.socket, piece: bytes) -> None:
+    if piece:
+        peer.sendall(_PIECE.pack(len(piece)))
+        peer.sendall(piece)
+
+
+def _receive_zstd(peer: socket.socket, length: int) -> Iterator[bytes]:
+    stream = zstandard.ZstdDecompressor().decompressobj()
+    got = 0
+    while piece_length := _PIECE.unpack(_receive_exactly(peer, _PIECE.size))[0]:
+        if piece_length > _MAX_PIECE_BYTES:
+            raise LimitExceededError(f"piece of {piece_length} bytes, limit {_MAX_PIECE_BYTES}")
+        data = stream.decompress(_receive_exactly(peer, piece_length))
+        got += len(data)
+        if got > length:
+            raise FormatError(f"stream of more than the announced {length} bytes")
+        yield data
+    if got != length:
+        raise FormatError(f"stream of {got} bytes, announced {length}")
+
+
+_BODIES: dict[str, _Body] = {"raw": _RawBody(), "zstd-1": _ZstdBody(), "xor-zstd-1": _XorZstdBody()}
+
+
+def send_object(body: _Body, address: tuple[str, int], path: Path, base: Path | None = None) -> Message:
     """Send one file over one connection and wait for the verified acknowledgement.
 
+    Args:
+        body: how its bytes travel.
+        address: the receiver.
+        path: the file to send.
+        base: the sender's copy of what the receiver holds under that name, or None.
+
     Raises:
+        ConfigError: the method needs a base and none is given.
         IntegrityError: the receiver did not confirm the digest.
         PeerClosedError: the receiver went away.
     """
@@ -126,7 +180,7 @@ def send_object(body: _Body, address: tuple[str, int], path: Path) -> Message:
             peer.settimeout(None)
             name = path.name.encode()
             peer.sendall(_HEADER.pack(len(name), length) + name)
-            body.send(peer, source.fileno(), length)
+            body.send(peer, source.fileno(), length, base)
             digest = _digest_file(source.fileno(), length)
             peer.sendall(digest)
             peer.settimeout(_IDLE_TIMEOUT_S)
@@ -150,11 +204,14 @@ def receive_object(body: _Body, peer: socket.socket, into: Path) -> None:
     if name in (".", "..") or "/" in name or "\0" in name:
         raise FormatError(f"name {name!r} is not a plain file name")
     hasher = xxhash.xxh3_128()
-    with (into / name).open("wb", buffering=0) as target:
-        for piece in body.receive(peer, length):
+    target_path, staged = into / name, into / f"{name}.part"
+    with staged.open("wb", buffering=0) as target:
+        for piece in body.receive(peer, length, target_path):
             hasher.update(piece)
             target.write(piece)
     announced = _receive_exactly(peer, _DIGEST_BYTES)
+    if announced == hasher.digest():
+        staged.replace(target_path)
     peer.sendall(hasher.digest())
     if announced != hasher.digest():
         raise IntegrityError(f"digest {hasher.hexdigest()}, announced {announced.hex()}")
@@ -171,7 +228,8 @@ def main(arguments: list[str]) -> int:
             for request in requests():
                 try:
                     address = (request["host"], request["port"])
-                    answer(send_object(_BODIES[method], address, Path(request["path"])))
+                    base = None if request["base"] is None else Path(request["base"])
+                    answer(send_object(_BODIES[method], address, Path(request["path"]), base))
                 except (OSError, DwcpError) as error:
                     answer({"error": str(error)})
         case ["recv", method, into] if method in _BODIES:

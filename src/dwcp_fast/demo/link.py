@@ -63,7 +63,7 @@ class Link:
         self._ask({"op": "retarget", "host": host, "port": port})
 
     def kill_one(self) -> int:
-        """Reset the connection with most data in flight; return how many were reset (0 or 1)."""
+        """Reset the connection that carried most and has data in flight; return how many were (0 or 1)."""
         return int(self._ask({"op": "kill_one"})["killed"])
 
     def kill_all(self) -> int:
@@ -121,7 +121,7 @@ def main(arguments: list[str]) -> int:
 def _obey(relay: Relay, request: Message) -> Message:
     match request["op"]:
         case "retarget":
-            relay.target = (request["host"], request["port"])
+            relay.retarget((request["host"], request["port"]))
             return {}
         case "kill_one":
             return {"killed": relay.kill_one()}

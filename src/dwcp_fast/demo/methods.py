@@ -1,5 +1,6 @@
-"""The four ways to send one file over the link, behind one call."""
+"""The ways to send one file over the link, behind one call."""
 
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol, Self
@@ -9,7 +10,7 @@ import xxhash
 from dwcp_fast.demo.baselines import V1_NAME
 from dwcp_fast.demo.link import Link
 from dwcp_fast.demo.record import Cell
-from dwcp_fast.demo.v3 import Receiver, Sender, SendOutcome, reroute
+from dwcp_fast.demo.v3 import Event, Receiver, Sender, SendOutcome, reroute
 from dwcp_fast.demo.worker import Worker
 from dwcp_fast.errors import TransportError
 
@@ -42,13 +43,13 @@ class Method(Protocol):
 
 
 class WorkerMethod:
-    """A rival (raw, zstd-1, v1): two processes that live as long as the method does."""
+    """A rival (raw, zstd-1, xor-zstd-1, v1): two processes that live as long as the method does."""
 
     def __init__(self, name: str, into: Path) -> None:
         """Start both processes.
 
         Args:
-            name: ``raw``, ``zstd-1`` or ``v1``.
+            name: ``raw``, ``zstd-1``, ``xor-zstd-1`` or ``v1``.
             into: directory of the receiver.
         """
         self.name = name
@@ -56,10 +57,16 @@ class WorkerMethod:
         self._start()
 
     def send(self, link: Link, path: Path, base: Path | None) -> tuple[float, Path]:
-        """Send by the rival's processes; see :meth:`Method.send`. A base is of no use to them."""
-        del base
+        """Send by the rival's processes; see :meth:`Method.send`. Only xor-zstd-1 makes use of a base."""
+        if base is not None:
+            shutil.copyfile(base, self._into / path.name)
         link.retarget("127.0.0.1", self._port)
-        request = {"host": "127.0.0.1", "port": link.port, "path": str(path)}
+        request = {
+            "host": "127.0.0.1",
+            "port": link.port,
+            "path": str(path),
+            "base": None if base is None else str(base),
+        }
         try:
             sent = self._sender.ask(request, TRANSFER_TIMEOUT_S)
             if self.name != "v1":
@@ -98,28 +105,39 @@ class V3Method:
 
     name = "v3"
 
-    def __init__(self, into: Path) -> None:
-        """Remember the receiver's directory."""
+    def __init__(self, into: Path, state: Path) -> None:
+        """Remember the receiver's directory, and where the sender keeps what it knows."""
         self._into = into
+        self._state = state
 
     def send(self, link: Link, path: Path, base: Path | None) -> tuple[float, Path]:
-        """Send by the command line; see :meth:`Method.send`."""
-        outcome = send_v3(link, path, base, self._into)
+        """Send by the command line; see :meth:`Method.send`.
+
+        A change is sent over the file that the transfer before left, as a user would; the command finds
+        ``base`` by itself, because it has sent it. Without a base the receiver holds nothing.
+        """
+        target = self._into / path.name
+        if base is None:
+            target.unlink(missing_ok=True)
+        outcome, _ = send_v3(link, path, self._into, self._state)
         if outcome.exit_code != 0:
             raise TransportError(f"dwcp send exited with {outcome.exit_code}: {outcome.message}")
-        return outcome.seconds, self._into / path.name
+        # From the first connection, so that the handshake counts.
+        return outcome.committed_at - link.stats().opened_at, target
 
 
-def send_v3(link: Link, path: Path, base: Path | None, into: Path) -> SendOutcome:
-    """Run one ``dwcp recv`` and one ``dwcp send`` to their ends."""
-    with Receiver(into) as receiver:
+def send_v3(link: Link, path: Path, into: Path, state: Path) -> tuple[SendOutcome, Event]:
+    """Run one ``dwcp recv`` and one ``dwcp send`` to their ends.
+
+    Returns:
+        How the sender ended, and what the receiver says of the transfer, if it ended well.
+    """
+    with Receiver(into, state) as receiver:
         pairing, address = reroute(receiver.pairing, link.port)
         link.retarget(*address)
-        with Sender([path], pairing, base) as sender:
+        with Sender(path, pairing, state) as sender:
             outcome = sender.finish(TRANSFER_TIMEOUT_S)
-        if outcome.exit_code == 0:
-            receiver.wait()
-        return outcome
+        return outcome, receiver.finish() if outcome.exit_code == 0 else {}
 
 
 def run_cell(method: Method, link: Link, link_name: str, version: str, path: Path, base: Path | None) -> Cell:

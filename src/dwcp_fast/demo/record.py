@@ -15,6 +15,7 @@ from dwcp_fast.demo.state import StateFacts
 from dwcp_fast.errors import FormatError
 
 __all__ = [
+    "CHANGE_ONLY",
     "METHODS",
     "SCHEMA",
     "Cell",
@@ -28,7 +29,9 @@ __all__ = [
 ]
 
 SCHEMA: Final = "dwcp-demo-run/1"
-METHODS: Final = ("raw", "zstd-1", "v1", "v3")
+METHODS: Final = ("raw", "zstd-1", "v1", "xor-zstd-1", "v3")
+CHANGE_ONLY: Final = ("xor-zstd-1",)
+"""Methods that cannot send a first version."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Cell:
         state: name of the state.
         version: ``version 0`` or ``change``.
         method: one of :data:`METHODS`.
-        seconds: from the sender's first step on the network to the end the method can see: the verified
-            acknowledgement, or for v1, which has none, the receiver's check.
+        seconds: from the sender's first step on the network, handshakes included, to the end the method can
+            see: the verified acknowledgement, or for v1, which has none, the receiver's check.
         raw_bytes: length of what was sent.
         wire_bytes: bytes the link carried for it, both directions, with TLS and framing.
         digest: XXH3-128 of the file the receiver ended up with, in hexadecimal.

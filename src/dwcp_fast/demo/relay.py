@@ -75,6 +75,9 @@ class LinkStats:
         held_bytes: bytes in the link now.
         held_peak_bytes: the most one direction of one connection ever held.
         held_limit_bytes: the bound on that.
+        opened_at: when the first connection since the last :meth:`Relay.retarget` was accepted, in seconds
+            since the epoch; 0 before.
+        killed_bytes_up: payload bytes taken from clients on connections that were then reset by command.
     """
 
     bytes_up: int = 0
@@ -87,6 +90,8 @@ class LinkStats:
     held_bytes: int = 0
     held_peak_bytes: int = 0
     held_limit_bytes: int = 0
+    opened_at: float = 0.0
+    killed_bytes_up: int = 0
 
 
 _Mark = Literal["eof", "reset"]
@@ -178,10 +183,10 @@ class Relay:
 
         Args:
             shape: rate, delay and queue of both directions.
-            target: where accepted connections are continued; see :attr:`target`.
+            target: where accepted connections are continued; see :meth:`retarget`.
         """
         self.shape = shape
-        self.target = target
+        self._target = target
         self._up = _Direction(shape)
         self._down = _Direction(shape)
         self._connections: list[_Connection] = []
@@ -227,11 +232,16 @@ class Relay:
         self._stats.held_bytes = sum(p.held_bytes for c in self._connections for p in c.pipes())
         return dataclasses.replace(self._stats)
 
+    def retarget(self, target: tuple[str, int]) -> None:
+        """Continue connections accepted from now on to ``target``."""
+        self._target = target
+        self._stats.opened_at = 0.0
+
     def kill_one(self) -> int:
-        """Reset the live connection with most data in flight (then most data carried); return how many."""
+        """Reset, of the live connections with data in flight, the one that carried most; return how many."""
         if not self._connections:
             return 0
-        self._kill(max(self._connections, key=lambda c: (c.up.held_bytes, c.up.taken_bytes)))
+        self._kill(max(self._connections, key=lambda c: (c.up.held_bytes > 0, c.up.taken_bytes)))
         return 1
 
     def kill_all(self) -> int:
@@ -290,6 +300,9 @@ class Relay:
             return
         _prepare(client)
         self._stats.connections += 1
+        if self._stats.opened_at == 0.0:
+            # The clock that processes share and that commands print.
+            self._stats.opened_at = time.time()
         self._dialling.append((time.monotonic() + self.shape.delay_s, client))
 
     def _dial_due(self, now: float) -> None:
@@ -300,7 +313,7 @@ class Relay:
             self._limit_buffers(server)
             server.settimeout(_CONNECT_TIMEOUT_S)
             try:
-                server.connect(self.target)
+                server.connect(self._target)
             except OSError:
                 self._stats.refused += 1
                 server.close()
@@ -408,6 +421,7 @@ class Relay:
 
     def _kill(self, connection: _Connection) -> None:
         self._stats.killed += 1
+        self._stats.killed_bytes_up += connection.up.taken_bytes
         self._drop(connection)
 
     def _drop(self, connection: _Connection, gently: bool = False) -> None:

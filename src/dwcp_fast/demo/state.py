@@ -29,7 +29,7 @@ __all__ = [
     "measure_facts",
 ]
 
-DEFAULT_SIZE_BYTES = 24 * 1024 * 1024
+DEFAULT_SIZE_BYTES = 16 * 1024 * 1024
 PAGE_BYTES = 4096
 
 _Bytes = npt.NDArray[np.uint8]

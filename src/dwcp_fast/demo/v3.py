@@ -1,31 +1,34 @@
 """The v3 side of the demo: ``dwcp recv`` and ``dwcp send`` as two real processes.
 
-Everything this module knows of the command line is here: the arguments, and the names of the fields
-that the demo reads from what the two commands print as JSON.
+Everything this module knows of the command line is here: the arguments, and the names of the events and
+fields that the demo reads from what the two commands print as JSON lines.
 """
 
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
-from dwcp_fast.demo.worker import last_words, opened, scratch_file, wait_for_exit
+from dwcp_fast.demo.worker import last_words, scratch_file, wait_for_exit
 from dwcp_fast.errors import DeadlineError, FormatError, TransportError
 
-__all__ = ["Receiver", "SendOutcome", "Sender", "reroute"]
+__all__ = ["Event", "Receiver", "SendOutcome", "Sender", "reroute"]
 
 _START_TIMEOUT_S = 20.0
 _EXIT_GRACE_S = 10.0
-_MAX_LINE_BYTES = 1 << 20
+_POLL_S = 0.005
 _PAIRING = re.compile(r"^(dwcp://)(?P<host>\[[^\]]+\]|[^:/#]+):(?P<port>\d+)(?P<rest>#.*)?$")
+
+Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,68 +37,63 @@ class SendOutcome:
 
     Attributes:
         exit_code: its exit code.
-        seconds: from dialling to the verified commit, as it reports; 0 when it failed.
-        wall_s: life of the process, start of Python included.
-        blocks_sent: blocks that went over the wire.
-        blocks_skipped: blocks the receiver had verified before.
-        lanes_replaced: lanes that died and were replaced.
-        error_code: stable name of the failure, or None.
+        committed_at: when it heard that all is verified and in place, in seconds since the epoch; 0 if never.
+        held_share: share of the state that an interrupted attempt had left verified.
+        blocks_held: the same as a number of blocks.
+        blocks_sent: blocks that went over the wire, repetitions included.
+        blocks_resent: blocks that went over the wire again.
+        blocks_xor: blocks that went as a difference to a base.
+        lanes_used: lanes that carried blocks.
+        lanes_lost: lanes that died.
+        sessions: 1, and one more for each time the receiver had to be found again.
+        integrity_failures: times that the sender was told of altered bytes, or saw some.
         message: last words on standard error.
     """
 
     exit_code: int
-    seconds: float
-    wall_s: float
+    committed_at: float
+    held_share: float
+    blocks_held: int
     blocks_sent: int
-    blocks_skipped: int
-    lanes_replaced: int
-    error_code: str | None
+    blocks_resent: int
+    blocks_xor: int
+    lanes_used: int
+    lanes_lost: int
+    sessions: int
+    integrity_failures: int
     message: str
 
 
 class Receiver:
     """A running ``dwcp recv --once``."""
 
-    def __init__(self, into: Path) -> None:
+    def __init__(self, into: Path, state: Path) -> None:
         """Start it and wait until it listens.
+
+        Args:
+            into: directory that it writes into.
+            state: directory for what its user would keep in the home directory.
 
         Raises:
             TransportError: it ended before it listened.
             DeadlineError: it did not listen in time.
         """
-        self._stack = ExitStack()
-        self._errors = self._stack.enter_context(scratch_file())
-        self._process = subprocess.Popen(
-            [
-                *_DWCP,
-                "recv",
-                "--listen=127.0.0.1:0",
-                f"--into={into}",
-                "--once",
-                "--json-lines",
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-        )
-        self._stdout = self._stack.enter_context(opened(self._process.stdout))
+        options = ["--listen=127.0.0.1:0", f"--into={into}", "--once"]
+        self._command = _Command(["recv", *options], state)
         try:
             self.pairing = self._wait_for_pairing()
         except BaseException:
-            self.kill()
+            self._command.close()
             raise
 
     def kill(self) -> None:
         """End it with SIGKILL, as a crash would."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGKILL)
-        self.wait()
+        self._command.kill()
 
-    def wait(self) -> int:
-        """Wait for it to end (bounded; killed after that) and return its exit status."""
-        status = wait_for_exit(self._process, _EXIT_GRACE_S)
-        self._stack.close()
-        return status
+    def finish(self) -> Event:
+        """Wait for it to end (bounded; killed after that); what it says of the transfer, or nothing."""
+        self._command.wait(_EXIT_GRACE_S)
+        return next((event for event in self._command.events() if event.get("type") == "received"), {})
 
     def __enter__(self) -> Self:
         """Hand out the receiver itself."""
@@ -103,80 +101,69 @@ class Receiver:
 
     def __exit__(self, *_: object) -> None:
         """Kill it if it still runs."""
-        self.kill()
+        self._command.close()
 
     def _wait_for_pairing(self) -> str:
-        stdout = self._stdout.fileno()
         deadline = time.monotonic() + _START_TIMEOUT_S
-        pending = b""
         while True:
-            while b"\n" in pending:
-                line, pending = pending.split(b"\n", 1)
-                event = _parse_object(line)
+            ended = not self._command.running()
+            for event in self._command.events():
                 if event.get("type") == "listening":
                     return str(event["pairing"])
-            left_s = deadline - time.monotonic()
-            if left_s <= 0 or not select.select([stdout], [], [], left_s)[0]:
+            if ended:
+                raise TransportError(f"dwcp recv ended before it listened: {self._command.last_words()}")
+            if time.monotonic() > deadline:
                 raise DeadlineError(f"dwcp recv did not listen within {_START_TIMEOUT_S:g} s")
-            data = os.read(stdout, 65536)
-            if not data or len(pending) > _MAX_LINE_BYTES:
-                raise TransportError(f"dwcp recv ended before it listened: {last_words(self._errors)}")
-            pending += data
+            time.sleep(_POLL_S)
 
 
 class Sender:
     """A running ``dwcp send``."""
 
-    def __init__(self, paths: list[Path], pairing: str, base: Path | None) -> None:
+    def __init__(self, path: Path, pairing: str, state: Path) -> None:
         """Start it.
 
         Args:
-            paths: what to send.
+            path: what to send.
             pairing: pairing string of the receiver, already rerouted through the link.
-            base: the sender's copy of what the receiver holds, or None to send without a base.
+            state: directory for what its user would keep in the home directory, such as the index of what
+                was sent.
         """
-        self._stack = ExitStack()
-        self._output = self._stack.enter_context(scratch_file())
-        self._errors = self._stack.enter_context(scratch_file())
-        base_options = [] if base is None else ["--base=auto"]
-        self._started = time.monotonic()
-        self._process = subprocess.Popen(
-            [*_DWCP, "send", *map(str, paths), f"--to={pairing}", "--json", *base_options],
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=self._errors,
-        )
+        self._command = _Command(["send", str(path), f"--to={pairing}"], state)
 
     def running(self) -> bool:
         """Whether it has not ended yet."""
-        return self._process.poll() is None
+        return self._command.running()
 
     def finish(self, timeout_s: float) -> SendOutcome:
         """Wait for its end and read what it says.
 
         Raises:
-            DeadlineError: it did not end within ``timeout_s`` and was killed.
-            FormatError: it claims success without one JSON object.
+            DeadlineError: it did not end within ``timeout_s``.
+            FormatError: it claims success without saying that anything was committed and sent.
         """
-        try:
-            status = self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise DeadlineError(f"dwcp send did not end within {timeout_s:g} s") from error
-        wall_s = time.monotonic() - self._started
-        self._output.seek(0)
-        lines = self._output.read().strip().splitlines()
-        if status == 0 and not lines:
-            raise FormatError("dwcp send ended well but printed no result")
-        result = _parse_object(lines[-1]) if lines else {}
+        status = self._command.wait(timeout_s)
+        if status is None:
+            raise DeadlineError(f"dwcp send did not end within {timeout_s:g} s")
+        said = {event.get("type"): event for event in self._command.events()}
+        if status == 0 and not {"committed", "sent"} <= set(said):
+            raise FormatError(f"dwcp send ended well but said only {sorted(map(str, said))}")
+        told = said.get("sent", {})
+        count = {name: int(told.get(name, 0)) for name in _COUNTS}
+        mix = told.get("codec_mix", [])
         return SendOutcome(
             exit_code=status,
-            seconds=float(result.get("seconds", 0.0)),
-            wall_s=wall_s,
-            blocks_sent=int(result.get("blocks_sent", 0)),
-            blocks_skipped=int(result.get("blocks_skipped", 0)),
-            lanes_replaced=int(result.get("lanes_replaced", 0)),
-            error_code=result.get("code"),
-            message=last_words(self._errors),
+            committed_at=datetime.fromisoformat(said["committed"]["ts"]).timestamp() if told else 0.0,
+            held_share=told["bytes_held"] / max(1, told["bytes_raw"]) if told else 0.0,
+            blocks_held=count["blocks_held"],
+            blocks_sent=count["blocks_sent"],
+            blocks_resent=count["blocks_resent"],
+            blocks_xor=sum(int(share["blocks"]) for share in mix if share["kind"] == "xor"),
+            lanes_used=count["lanes_used"],
+            lanes_lost=count["lanes_lost"],
+            sessions=count["sessions"],
+            integrity_failures=count["integrity_failures"],
+            message=self._command.last_words(),
         )
 
     def __enter__(self) -> Self:
@@ -185,10 +172,63 @@ class Sender:
 
     def __exit__(self, *_: object) -> None:
         """Kill it if it still runs."""
+        self._command.close()
+
+
+_COUNTS = (
+    "blocks_sent",
+    "blocks_held",
+    "blocks_resent",
+    "lanes_used",
+    "lanes_lost",
+    "sessions",
+    "integrity_failures",
+)
+
+
+class _Command:
+    """A ``dwcp`` command that runs and prints JSON lines into a file, which unlike a pipe never blocks it."""
+
+    def __init__(self, arguments: list[str], state: Path) -> None:
+        with ExitStack() as stack:
+            self._output: IO[bytes] = stack.enter_context(scratch_file())
+            self._errors: IO[bytes] = stack.enter_context(scratch_file())
+            self._process = subprocess.Popen(
+                [*_DWCP, *arguments, "--json-lines"],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._errors,
+                env={**os.environ, "DWCP_STATE_DIR": str(state)},
+            )
+            self._files = stack.pop_all()
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait(self, timeout_s: float) -> int | None:
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def events(self) -> Iterator[Event]:
+        """What it has said so far; a line that is still being written is left out."""
+        # By position, because the child writes at the offset that it shares with this descriptor.
+        said = os.pread(self._output.fileno(), os.fstat(self._output.fileno()).st_size, 0)
+        *lines, _ = said.split(b"\n")
+        return map(_parse_object, lines)
+
+    def last_words(self) -> str:
+        return last_words(self._errors)
+
+    def kill(self) -> None:
         if self.running():
-            self._process.kill()
-        self._process.wait()
-        self._stack.close()
+            self._process.send_signal(signal.SIGKILL)
+        wait_for_exit(self._process, _EXIT_GRACE_S)
+
+    def close(self) -> None:
+        self.kill()
+        self._files.close()
 
 
 def reroute(pairing: str, port: int) -> tuple[str, tuple[str, int]]:
@@ -210,7 +250,7 @@ def reroute(pairing: str, port: int) -> tuple[str, tuple[str, int]]:
 _DWCP = [sys.executable, "-m", "dwcp_fast"]
 
 
-def _parse_object(line: bytes) -> dict[str, Any]:
+def _parse_object(line: bytes) -> Event:
     try:
         value = json.loads(line)
     except ValueError as error:
