@@ -100,8 +100,8 @@ class Scan:
         paths: list[PathLike[str]],
         block_bytes: int,
         keep_symlinks: bool,
-        base_index: PathLike[str] | None,
-        base_paths: list[PathLike[str]],
+        index: PathLike[str],
+        bases: list[PathLike[str]] | None,
         cancel: Cancel,
     ) -> Self: ...
     @property

@@ -94,8 +94,8 @@ def scan_paths(
         list(named),
         options.block_bytes,
         options.symlinks == "keep",
-        sent_index() if options.base == "auto" else None,
-        list(options.base) if not isinstance(options.base, str) else [],
+        sent_index(),
+        {"auto": None, "none": []}[options.base] if isinstance(options.base, str) else list(options.base),
         cancel or _core.Cancel(),
     )
     return ScannedPaths(

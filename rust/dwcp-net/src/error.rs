@@ -1,7 +1,7 @@
 //! The errors of the network layer.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dwcp_codec::CodecError;
@@ -176,10 +176,40 @@ impl NetError {
             | NetError::PeerClosed { .. }
             | NetError::Deadline { .. }
             | NetError::Cancelled => true,
-            NetError::Peer { code, retryable, .. } => {
-                *retryable || matches!(code, ErrorCode::Storage | ErrorCode::Cancelled | ErrorCode::Deadline)
-            }
+            NetError::Store(error) => matches!(
+                error,
+                StoreError::Io { .. }
+                    | StoreError::NoSpace { .. }
+                    | StoreError::Busy { .. }
+                    | StoreError::Cancelled
+            ),
+            // The peer knows whether it can go on: a source that has changed, for example, cannot.
+            NetError::Peer { retryable, .. } => *retryable,
             _ => false,
+        }
+    }
+
+    /// What the peer is told of this failure: where things lie on this machine is not its business.
+    pub(crate) fn for_peer(&self) -> String {
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        match self {
+            NetError::Store(StoreError::Io { action, path, source }) => {
+                format!("cannot {action} {:?}: {source}", name(path))
+            }
+            NetError::Store(StoreError::SourceChanged { path }) => {
+                format!("{:?} changed while it was being sent", name(path))
+            }
+            NetError::Store(StoreError::Exists { path }) => {
+                format!("{:?} exists and is not to be overwritten", name(path))
+            }
+            NetError::Store(StoreError::Refused { path, reason }) => {
+                format!("{:?} is refused: {reason}", name(path))
+            }
+            NetError::Store(StoreError::Busy { path }) => {
+                format!("another receiver is using {:?}", name(path))
+            }
+            NetError::Pem { reason, .. } => reason.clone(),
+            error => error.to_string(),
         }
     }
 
@@ -224,4 +254,42 @@ impl From<SessionError> for NetError {
 /// The text of a peer without what could steer a terminal or forge a line of a log.
 pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn storage(kind: io::ErrorKind) -> NetError {
+        StoreError::Io { action: "write", path: PathBuf::from("/srv/secret/data"), source: kind.into() }
+            .into()
+    }
+
+    #[test]
+    fn a_peer_does_not_learn_where_things_lie_here() {
+        let path = PathBuf::from("/srv/secret/data");
+        let errors = [
+            storage(io::ErrorKind::StorageFull),
+            StoreError::SourceChanged { path: path.clone() }.into(),
+            StoreError::Exists { path: path.clone() }.into(),
+            StoreError::Refused { path: path.clone(), reason: dwcp_store::Refusal::IsADirectory }.into(),
+            StoreError::Busy { path: path.clone() }.into(),
+            NetError::Pem { path, reason: "it is empty".to_owned() },
+        ];
+        for error in errors {
+            let (here, told) = (error.to_string(), error.for_peer());
+            assert!(here.contains("/srv/secret"), "{here}");
+            assert!(!told.contains("secret") && told.len() > 5, "{told}");
+        }
+    }
+
+    #[test]
+    fn only_what_can_go_on_is_resumable() {
+        let peer = |code, retryable| NetError::Peer { code, retryable, message: String::new() };
+        assert!(storage(io::ErrorKind::StorageFull).resumable());
+        assert!(NetError::from(StoreError::NoSpace { needed: 2, free: 1 }).resumable());
+        assert!(!NetError::from(StoreError::SourceChanged { path: PathBuf::new() }).resumable());
+        assert!(peer(ErrorCode::Storage, true).resumable());
+        assert!(!peer(ErrorCode::Storage, false).resumable());
+    }
 }

@@ -101,7 +101,13 @@ impl Lane {
 
     /// Sends a frame without a body.
     pub(crate) fn send(&mut self, frame: &Frame) -> Result<(), NetError> {
+        self.send_behind(&[], frame)
+    }
+
+    /// Sends bytes that are no frame, and a frame without a body right behind them.
+    pub(crate) fn send_behind(&mut self, bytes: &[u8], frame: &Frame) -> Result<(), NetError> {
         self.out.clear();
+        self.out.extend_from_slice(bytes);
         self.encoder.encode(frame, 0, &mut self.out)?;
         self.transport.send(&[&self.out], self.patience)?;
         self.last_sent = Instant::now();
@@ -136,12 +142,17 @@ impl Lane {
 
     /// The next frame and the length of the body that follows it.
     pub(crate) fn recv(&mut self) -> Result<(Frame, usize), NetError> {
+        // A head whose length was altered would otherwise be waited for as long as anything comes.
+        let patience = match self.patience {
+            Patience::Idle(idle) => Patience::for_time(idle),
+            until @ Patience::Until(..) => until,
+        };
         let mut header = [0; HEADER_BYTES];
-        self.transport.recv_exact(&mut header, self.patience)?;
+        self.transport.recv_exact(&mut header, patience)?;
         let pending = self.decoder.header(&header)?;
         // The decoder has bounded the length by what the type can have.
         self.head.resize(pending.head_len, 0);
-        self.transport.recv_exact(&mut self.head, self.patience)?;
+        self.transport.recv_exact(&mut self.head, patience)?;
         let body_len = pending.body_len;
         let frame = self.decoder.head(pending, &self.head)?;
         self.last_received = Instant::now();
@@ -151,6 +162,11 @@ impl Lane {
     /// Whether a frame can be read now.
     pub(crate) fn readable(&mut self) -> Result<bool, NetError> {
         self.transport.poll_readable(Duration::ZERO, None)
+    }
+
+    /// Waits for a frame or a ring for at most `timeout`, and says nothing meanwhile.
+    pub(crate) fn listen(&mut self, wake: &WakeReceiver, timeout: Duration) -> Result<(), NetError> {
+        self.transport.poll_readable(timeout, Some(wake)).map(drop)
     }
 
     /// Waits for a frame or a ring, but no longer than until a KEEPALIVE is due, which it sends then.

@@ -338,14 +338,6 @@ pub enum SessionError {
     /// The transfer digests of the two sides differ.
     #[error("the transfer digest of the peer differs")]
     TransferDigest,
-    /// FINISH or DIGESTS before every block is there.
-    #[error("{frame} came while {missing} blocks are missing")]
-    MissingBlocks {
-        /// The frame.
-        frame: &'static str,
-        /// Blocks that were never stored.
-        missing: u64,
-    },
     /// The source gave other bytes for a block than before.
     #[error("entry {entry} changed while it was sent: the block at offset {offset} differs")]
     SourceChanged {
@@ -376,7 +368,7 @@ impl SessionError {
             SessionError::Peer { code, .. } => *code,
             SessionError::OutOfRange { .. } => ErrorCode::Format,
             SessionError::Unexpected { .. } | SessionError::WrongLane { .. } => ErrorCode::Format,
-            SessionError::TransferMismatch { .. } | SessionError::MissingBlocks { .. } => ErrorCode::Format,
+            SessionError::TransferMismatch { .. } => ErrorCode::Format,
             SessionError::DigestMismatch { .. }
             | SessionError::TransferDigest
             | SessionError::SourceChanged { .. } => ErrorCode::Integrity,

@@ -34,23 +34,23 @@ pub struct Scan {
 impl Scan {
     /// Walk `paths`.
     #[new]
-    #[pyo3(signature = (paths, block_bytes, keep_symlinks, base_index, base_paths, cancel))]
+    #[pyo3(signature = (paths, block_bytes, keep_symlinks, index, bases, cancel))]
     fn new(
         py: Python<'_>,
         paths: Vec<PathBuf>,
         block_bytes: u32,
         keep_symlinks: bool,
-        base_index: Option<PathBuf>,
-        base_paths: Vec<PathBuf>,
+        index: PathBuf,
+        bases: Option<Vec<PathBuf>>,
         cancel: &Cancel,
     ) -> PyResult<Scan> {
-        let bases = match base_index {
-            _ if !base_paths.is_empty() => BaseChoice::Paths(base_paths),
-            Some(index) => BaseChoice::Auto { index: Some(index) },
-            None => BaseChoice::None,
+        let bases = match bases {
+            None => BaseChoice::Auto,
+            Some(paths) if paths.is_empty() => BaseChoice::None,
+            Some(paths) => BaseChoice::Paths(paths),
         };
         let symlinks = if keep_symlinks { SymlinkPolicy::Keep } else { SymlinkPolicy::Refuse };
-        let options = ScanOptions { symlinks, block_bytes, bases };
+        let options = ScanOptions { symlinks, block_bytes, bases, index: Some(index) };
         let cancel = &cancel.0;
         let mut tick = || if cancel.is_cancelled() { Err(StoreError::Cancelled) } else { Ok(()) };
         let work = || scan_with(&paths, &options, &Limits::default(), &mut tick).map_err(Failure::Source);

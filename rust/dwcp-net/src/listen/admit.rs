@@ -125,9 +125,9 @@ fn serve_v3(
         lane.fail(ErrorCode::Auth, false, reason);
         return Err(NetError::Auth { reason: "it speaks plaintext, and this receiver tls only".to_owned() });
     }
-    let greeted = match lane.recv()?.0 {
-        Frame::Hello(hello) => greet(shared, &lane, &hello, version, security),
-        other => Err(SessionError::Unexpected { frame: other.name(), phase: "handshake" }.into()),
+    let (number, greeted) = match lane.recv()?.0 {
+        Frame::Hello(hello) => (hello.lane, greet(shared, &lane, &hello, version, security)),
+        other => (0, Err(SessionError::Unexpected { frame: other.name(), phase: "handshake" }.into())),
     };
     let (session, opens) = match greeted {
         Ok(Some(greeted)) => greeted,
@@ -149,9 +149,9 @@ fn serve_v3(
     };
     let (waker, wake) = wake_pair()?;
     let limits = session.options.limits;
-    let attached = lock(&session.state).attach(waker, lane.closer(), limits.max_lanes);
+    let attached = lock(&session.state).attach(number, waker, lane.closer(), limits.max_lanes);
     let Some(id) = attached else {
-        lane.fail(ErrorCode::Limit, false, "the session has as many lanes as it may have");
+        lane.fail(ErrorCode::Limit, true, "the session has as many lanes as it may have");
         return Ok(());
     };
     let welcome = Welcome {

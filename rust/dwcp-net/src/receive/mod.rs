@@ -21,6 +21,9 @@ use crate::security::Fingerprint;
 /// How long the end of a session waits for its lanes.
 const PARTING: Duration = Duration::from_millis(1_500);
 
+/// The longest time for which the end of a session waits for the sender to learn that its transfer is in place.
+const CONFIRMATION: Duration = Duration::from_secs(10);
+
 /// How a receiver works.
 #[derive(Clone, Debug)]
 pub struct ReceiveOptions {
@@ -129,7 +132,11 @@ impl ReceiveSession {
     }
 
     /// Ends the session: lanes say goodbye. Dropping the session does the same.
+    ///
+    /// If the sender is not known to have read that its last transfer is in place, this asks it, and waits until 10 s
+    /// after the commit for a sender that has lost the connection to come back.
     pub fn close(&self) {
+        self.session.linger(CONFIRMATION.min(self.session.options.idle_timeout));
         lock(&self.session.state).end(None, false);
         self.session.changed.notify_all();
         self.session.await_lanes(PARTING);

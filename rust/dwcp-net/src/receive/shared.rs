@@ -35,8 +35,12 @@ pub(crate) struct Session {
 
 /// A lane of the session.
 struct LaneHandle {
+    /// The sender's number for it.
+    number: u16,
     waker: Waker,
     closer: Closer,
+    /// Its sender has made another in its place.
+    replaced: bool,
 }
 
 /// What changes.
@@ -60,6 +64,10 @@ pub(crate) struct State {
     pub(super) parting: Option<ErrorFrame>,
     /// Why the last lane was lost.
     pub(super) last_failure: Option<NetError>,
+    /// The lane that the last COMMITTED went on and when, until it is known that the sender has read it.
+    pub(super) unconfirmed: Option<(LaneId, Instant)>,
+    /// The session ends as soon as that is known.
+    pub(super) leaving: bool,
 }
 
 impl Session {
@@ -95,6 +103,8 @@ impl Session {
                 ended: None,
                 parting: None,
                 last_failure: None,
+                unconfirmed: None,
+                leaving: false,
             }),
             options,
             cancel,
@@ -117,6 +127,23 @@ impl Session {
         }
     }
 
+    /// Lets the sender learn of a commit before the session ends: it is asked to read everything on the lane that
+    /// COMMITTED went on, and if that is lost, the session is there for the sender to ask again until `patience` has
+    /// passed since the commit.
+    pub(super) fn linger(&self, patience: Duration) {
+        let mut state = lock(&self.state);
+        while state.ended.is_none() && !self.cancel.is_cancelled() {
+            match state.unconfirmed {
+                Some((_, since)) if since.elapsed() < patience => {}
+                _ => return,
+            }
+            if !std::mem::replace(&mut state.leaving, true) {
+                state.wake_all();
+            }
+            state = wait(&self.changed, state, CANCEL_SLICE);
+        }
+    }
+
     /// Waits until all lanes have ended, and shuts those that have not by then.
     pub(super) fn await_lanes(&self, patience: Duration) {
         let end = Instant::now() + patience;
@@ -132,14 +159,22 @@ impl Session {
 }
 
 impl State {
-    /// Adds a lane, unless the session is over or has as many as it may.
-    pub(crate) fn attach(&mut self, waker: Waker, closer: Closer, limit: u16) -> Option<LaneId> {
-        if self.ended.is_some() || self.lanes.len() >= usize::from(limit) {
+    /// Adds the lane that the sender calls `number`, unless the session is over or has as many as it may. If it has,
+    /// but the sender has lost one of them that is not yet known to be lost here, the new one takes its place.
+    pub(crate) fn attach(&mut self, number: u16, waker: Waker, closer: Closer, limit: u16) -> Option<LaneId> {
+        let limit = usize::from(limit);
+        // One that is replaced is there until its thread has noticed.
+        if self.ended.is_some() || self.lanes.len() >= 2 * limit {
             return None;
+        }
+        if self.lanes.values().filter(|lane| !lane.replaced).count() >= limit {
+            let lost = self.lanes.values_mut().find(|lane| lane.number == number && !lane.replaced)?;
+            lost.replaced = true;
+            lost.closer.close();
         }
         let lane = self.next_lane;
         self.next_lane += 1;
-        self.lanes.insert(lane, LaneHandle { waker, closer });
+        self.lanes.insert(lane, LaneHandle { number, waker, closer, replaced: false });
         self.session.attach(lane);
         self.tally.lanes_used += 1;
         Some(lane)
@@ -176,8 +211,12 @@ impl State {
         self.parting = failure
             .as_ref()
             .filter(|_| tell)
-            .map(|error| ErrorFrame::new(error.code(), error.resumable(), &error.to_string()));
+            .map(|error| ErrorFrame::new(error.code(), error.resumable(), &error.for_peer()));
         self.ended = Some(failure);
+        self.wake_all();
+    }
+
+    fn wake_all(&self) {
         self.lanes.values().for_each(|lane| lane.waker.wake());
     }
 
@@ -194,6 +233,8 @@ impl State {
     pub(super) fn begin(&mut self, transfer: TransferId) {
         if self.transfer != Some(transfer) {
             self.transfer = Some(transfer);
+            // Whoever goes on to the next transfer has read that the last one is in place.
+            self.unconfirmed = None;
             self.started = Instant::now();
             self.tally = Tally::on_lanes(self.lanes.len());
         }
@@ -254,6 +295,8 @@ pub(crate) struct Registry {
 
 #[derive(Default)]
 struct Sessions {
+    /// Nobody accepts any more.
+    closed: bool,
     known: HashMap<SessionId, Arc<Session>>,
     waiting: VecDeque<Arc<Session>>,
 }
@@ -269,9 +312,16 @@ impl Registry {
         true
     }
 
-    /// Offers a session to whoever accepts.
+    /// Offers a session to whoever accepts; ends it if nobody does any more.
     pub(crate) fn announce(&self, session: &Arc<Session>) {
-        lock(&self.sessions).waiting.push_back(Arc::clone(session));
+        let mut sessions = lock(&self.sessions);
+        if sessions.closed {
+            sessions.known.remove(&session.id);
+            drop(sessions);
+            lock(&session.state).end(None, false);
+            return;
+        }
+        sessions.waiting.push_back(Arc::clone(session));
         self.arrived.notify_one();
     }
 
@@ -329,7 +379,11 @@ impl Registry {
 
     /// Ends the sessions that nobody has accepted, since nobody will any more.
     pub(crate) fn end_unaccepted(&self) {
-        let waiting = std::mem::take(&mut lock(&self.sessions).waiting);
+        let waiting = {
+            let mut sessions = lock(&self.sessions);
+            sessions.closed = true;
+            std::mem::take(&mut sessions.waiting)
+        };
         for session in waiting {
             // It says goodbye, as an accepted one would.
             drop(ReceiveSession::new(session));

@@ -18,8 +18,10 @@ use crate::lane::{Lane, guard};
 use crate::report::{Event, thread_cpu};
 use crate::transport::WakeReceiver;
 
-/// An ACK is sent after this many frames, or as soon as no more data is there.
+/// An ACK is sent after this many frames or bytes of blocks, or as soon as no more data is there. What a lost lane had
+/// no ACK for is sent again, and an ACK costs little beside a block.
 const ACK_EVERY: u32 = 16;
+const ACK_EVERY_BYTES: u64 = 1 << 20;
 
 /// This many times altered bytes are taken again; then the path is not fit for use.
 const MAX_INTEGRITY_FAILURES: u32 = 3;
@@ -43,7 +45,9 @@ pub(crate) fn run(session: &Session, mut lane: Lane, id: LaneId, wake: WakeRecei
         wire: Vec::new(),
         base: Vec::new(),
         unacknowledged: 0,
+        unacknowledged_bytes: 0,
         cpu,
+        parted: false,
     };
     let end = guard(|| worker.serve(&mut lane));
     let reason = end.as_ref().err().map(ToString::to_string);
@@ -62,7 +66,10 @@ struct Worker<'a> {
     wire: Vec<u8>,
     base: Vec<u8>,
     unacknowledged: u32,
+    unacknowledged_bytes: u64,
     cpu: Duration,
+    /// CLOSE was sent.
+    parted: bool,
 }
 
 impl<'a> Worker<'a> {
@@ -73,6 +80,9 @@ impl<'a> Worker<'a> {
             if self.over() {
                 return Ok(());
             }
+            if self.is_to_confirm() {
+                return self.await_confirmation(lane);
+            }
             if !lane.readable()? {
                 self.acknowledge(lane)?;
                 lane.wait(&self.wake)?;
@@ -82,18 +92,27 @@ impl<'a> Worker<'a> {
             let action = lock(&self.session.state).session.receive(self.id, frame)?;
             match action {
                 Action::None => self.drop_body(lane, body_len)?,
-                Action::Store(head) => self.store(lane, &head, body_len)?,
-                Action::Copy(same) => self.copy(lane, &same)?,
+                Action::Store(head) => {
+                    self.store(lane, &head, body_len)?;
+                    self.settle(lane)?;
+                }
+                Action::Copy(same) => {
+                    self.copy(lane, &same)?;
+                    self.settle(lane)?;
+                }
                 Action::Prepare(manifest, base_allowed) => self.prepare(lane, &manifest, base_allowed)?,
                 Action::Commit => self.commit(lane)?,
                 Action::Mismatch { entries } => return Err(self.discard(lane, &entries)),
-                Action::Recommitted(frame) => lane.send(&frame)?,
+                Action::Recommitted(frame) => {
+                    lock(&self.session.state).unconfirmed = Some((self.id, Instant::now()));
+                    lane.send(&frame)?;
+                }
                 Action::Closed => {
                     self.closed();
                     return Ok(());
                 }
             }
-            if self.unacknowledged >= ACK_EVERY {
+            if self.unacknowledged >= ACK_EVERY || self.unacknowledged_bytes >= ACK_EVERY_BYTES {
                 self.acknowledge(lane)?;
             }
             lane.keep_alive()?;
@@ -104,8 +123,36 @@ impl<'a> Worker<'a> {
         lock(&self.session.state).ended.is_some()
     }
 
+    /// Whether the session is to end once the sender has read what went out on this lane.
+    fn is_to_confirm(&self) -> bool {
+        let state = lock(&self.session.state);
+        state.leaving && state.unconfirmed.is_some_and(|(lane, _)| lane == self.id)
+    }
+
+    /// Says goodbye, and waits for the sender to answer that it has read so far, or to show it otherwise.
+    fn await_confirmation(&mut self, lane: &mut Lane) -> Result<(), NetError> {
+        self.parted = true;
+        lane.send(&Frame::Close)?;
+        while !self.over() {
+            self.session.cancel.check()?;
+            if !lane.readable()? {
+                lane.listen(&self.wake, CANCEL_SLICE)?;
+            } else if lane.recv()?.0 != Frame::KeepAlive {
+                self.confirm();
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that the sender knows that its transfer is in place.
+    fn confirm(&self) {
+        lock(&self.session.state).unconfirmed = None;
+        self.session.changed.notify_all();
+    }
+
     fn acknowledge(&mut self, lane: &mut Lane) -> Result<(), NetError> {
-        self.unacknowledged = 0;
+        (self.unacknowledged, self.unacknowledged_bytes) = (0, 0);
         let frame = lock(&self.session.state).session.acknowledge(self.id);
         frame.map_or(Ok(()), |frame| lane.send(&frame))
     }
@@ -137,6 +184,7 @@ impl<'a> Worker<'a> {
         }
         let sink = self.sink()?;
         self.unacknowledged += 1;
+        self.unacknowledged_bytes += u64::from(head.raw_len);
         if let Some(base_digest) = &head.base_digest {
             self.base.resize(head.raw_len as usize, 0);
             let refused = if !sink.base(head.entry, head.offset, &mut self.base)? {
@@ -173,6 +221,10 @@ impl<'a> Worker<'a> {
         let manifest = lock(&self.session.state).session.manifest().ok_or(NetError::Cancelled)?;
         self.unacknowledged += 1;
         for (index, digest) in same.digests.iter().enumerate() {
+            self.session.cancel.check()?;
+            if self.over() {
+                break;
+            }
             let block = same.first_block + index as u32;
             let offset = u64::from(block) * u64::from(manifest.block_bytes());
             self.raw.resize(manifest.block_len(same.entry, block) as usize, 0);
@@ -255,6 +307,7 @@ impl<'a> Worker<'a> {
                 }
                 _ => None,
             };
+            state.unconfirmed = Some((self.id, Instant::now()));
             (frame, report)
         };
         drop(gate);
@@ -267,6 +320,19 @@ impl<'a> Worker<'a> {
             self.session.observer.event(Event::Committed { transfer });
         }
         sent
+    }
+
+    /// Does what FINISH asks for, if it has come before the block that was missing.
+    fn settle(&mut self, lane: &mut Lane) -> Result<(), NetError> {
+        let action = lock(&self.session.state).session.settle();
+        match action {
+            Action::Commit => {
+                self.acknowledge(lane)?;
+                self.commit(lane)
+            }
+            Action::Mismatch { entries } => Err(self.discard(lane, &entries)),
+            _ => Ok(()),
+        }
     }
 
     /// Throws away what is not what the sender meant; gives the failure that ends the session.
@@ -327,6 +393,8 @@ impl<'a> Worker<'a> {
     /// The sender has ended this lane in peace. The last one ends the session.
     fn closed(&self) {
         let mut state = lock(&self.session.state);
+        // It only says goodbye when it has read everything, or wants nothing more.
+        state.unconfirmed = None;
         state.detach(self.id);
         if !state.has_lanes() {
             let early = NetError::PeerClosed { phase: "sending", hint: Some("it gave the transfer up") };
@@ -352,6 +420,7 @@ impl<'a> Worker<'a> {
         if let Some(parting) = state.ended.as_ref().map(|_| state.parting.clone()) {
             drop(state);
             match parting {
+                _ if self.parted => {}
                 Some(error) => lane.fail(error.code, error.retryable, &error.message),
                 None => lane.close(),
             }
@@ -371,7 +440,7 @@ impl<'a> Worker<'a> {
             _ => false,
         };
         let told = matches!(error, NetError::Peer { .. } | NetError::Tls { .. });
-        let text = error.to_string();
+        let (text, for_peer) = (error.to_string(), error.for_peer());
         if altered {
             state.tally.integrity_failures += 1;
             let times = state.tally.integrity_failures;
@@ -384,8 +453,8 @@ impl<'a> Worker<'a> {
             }
             drop(state);
             log::warn!("altered bytes on lane {}: {text}", self.id);
-            if !told {
-                lane.fail(code, tolerable, &text);
+            if !told && !self.parted {
+                lane.fail(code, tolerable, &for_peer);
             }
             lock(&self.session.state).detach(self.id);
             self.session.observer.event(Event::IntegrityFailure { reason: text });
@@ -401,8 +470,8 @@ impl<'a> Worker<'a> {
                 let (code, retryable) = (error.code(), error.resumable());
                 state.end(Some(error), !told);
                 drop(state);
-                if !told {
-                    lane.fail(code, retryable, &text);
+                if !told && !self.parted {
+                    lane.fail(code, retryable, &for_peer);
                 }
                 lock(&self.session.state).detach(self.id);
             }

@@ -64,19 +64,13 @@ pub(super) fn open_lane(
     let mut lane = Lane::new(transport, security == Security::Tls, patience, cancel);
     drop(registration);
 
-    let (lowest, highest) = preface::VERSIONS;
-    lane.send_bytes(&preface::encode(lowest, highest))?;
-    let mut answer = [0; PREFACE_BYTES];
-    lane.recv_bytes(&mut answer).map_err(|error| explain(error, security))?;
-    let theirs = preface::decode(&answer)?;
     let ours = preface::VERSIONS;
-    let version = preface::agree(ours, theirs).map_err(|_| NetError::Version { ours, theirs })?;
     let (session, secret) = match join {
         Some((session, key)) => (Some(session), key),
         None => (None, plan.token),
     };
     let hello = Hello {
-        version,
+        version: ours.1,
         security,
         lane: number,
         features: 0,
@@ -84,7 +78,13 @@ pub(super) fn open_lane(
         secret,
         max_block: options.block_bytes,
     };
-    lane.send(&Frame::Hello(hello))?;
+    // HELLO does not wait for the answer to the preface: that would cost every lane a round trip.
+    lane.send_behind(&preface::encode(ours.0, ours.1), &Frame::Hello(hello))?;
+    let mut answer = [0; PREFACE_BYTES];
+    lane.recv_bytes(&mut answer).map_err(|error| explain(error, security))?;
+    let theirs = preface::decode(&answer)?;
+    let version = preface::agree(ours, theirs).ok().filter(|version| *version == ours.1);
+    let version = version.ok_or(NetError::Version { ours, theirs })?;
     let welcome = match lane.recv().map_err(|error| explain(error, security))?.0 {
         Frame::Welcome(welcome) => welcome,
         Frame::Error(error) => {

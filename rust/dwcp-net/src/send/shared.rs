@@ -63,6 +63,7 @@ impl Shared {
                 lanes: HashMap::new(),
                 next_lane: 0,
                 lonely_since: Instant::now(),
+                progressed: false,
                 closing: false,
                 parting: None,
                 last_failure: None,
@@ -184,8 +185,10 @@ pub(super) struct State {
     pub(super) job: Option<Job>,
     pub(super) lanes: HashMap<LaneId, Waker>,
     next_lane: LaneId,
-    /// Since when there is no lane, where there is none.
+    /// Since when there is no lane, where there is none; lanes that brought nothing do not count.
     pub(super) lonely_since: Instant,
+    /// A lane has lasted or the receiver has taken blocks since `lonely_since`.
+    pub(super) progressed: bool,
     pub(super) closing: bool,
     /// What lanes of earlier epochs tell the receiver; they part in peace without it.
     parting: Option<ErrorFrame>,
@@ -206,6 +209,7 @@ impl State {
         self.job = Some(job);
         self.last_failure = None;
         self.lonely_since = Instant::now();
+        self.progressed = false;
         self.prepare_session();
         if let Some(job) = &mut self.job {
             job.tally = Tally::on_lanes(self.lanes.len());
@@ -236,7 +240,6 @@ impl State {
         self.parting = parting;
         self.wake_all();
         self.lanes.clear();
-        self.lonely_since = Instant::now();
     }
 
     /// Ends the job with `failure`, and the session with it, since the receiver is in the middle of the transfer.
@@ -248,7 +251,7 @@ impl State {
                     ErrorCode::Internal => ErrorCode::Cancelled,
                     code => code,
                 };
-                Some(ErrorFrame::new(code, error.resumable(), &error.to_string()))
+                Some(ErrorFrame::new(code, error.resumable(), &error.for_peer()))
             }
         };
         self.renew(parting);
@@ -307,7 +310,8 @@ impl State {
         if let Some(session) = &mut self.session {
             session.detach(lane);
         }
-        if self.lanes.is_empty() {
+        // A receiver that lets lanes in only to end them is as good as gone.
+        if self.lanes.is_empty() && std::mem::take(&mut self.progressed) {
             self.lonely_since = Instant::now();
         }
         self.wake_all();
@@ -353,7 +357,13 @@ impl State {
             };
         };
         let wakes = matches!(frame, Frame::Accept(_) | Frame::Nack(_));
+        let done = |session: &SenderSession| {
+            let progress = session.progress();
+            progress.blocks_sent + progress.blocks_same
+        };
+        let before = done(session);
         session.receive(lane, frame)?;
+        self.progressed |= done(session) > before;
         if let (Some(committed), Some(job)) = (session.outcome(), &mut self.job)
             && job.ended.is_none()
         {

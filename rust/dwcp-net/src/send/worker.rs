@@ -1,14 +1,17 @@
 //! The thread of one lane: makes it, works on it, and makes it again when it was lost.
 
-use std::time::Duration;
+use std::sync::MutexGuard;
+use std::time::{Duration, Instant};
 
 use dwcp_codec::Digest;
 use dwcp_codec::block::{BlockEncoder, BlockKind};
 use dwcp_proto::frame::{ErrorCode, Frame};
 use dwcp_proto::sender::{BlockTask, LaneId, Resolution, Step};
+use dwcp_proto::{Manifest, SessionError};
+use dwcp_store::StoreError;
 
 use super::dial::{Dialled, open_lane};
-use super::shared::{Link, MAX_INTEGRITY_FAILURES, Shared, Turn};
+use super::shared::{Link, MAX_INTEGRITY_FAILURES, Shared, State, Turn};
 use crate::cancel::{CANCEL_SLICE, lock, wait};
 use crate::error::{NetError, plain};
 use crate::lane::{Lane, guard};
@@ -19,15 +22,26 @@ use crate::transport::{WakeReceiver, wake_pair};
 /// The range of the delays between attempts to make a lane.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
+/// A lane that was up for this long was worth making, even if the receiver took no block on it.
+const WORTHWHILE: Duration = Duration::from_secs(1);
+
 /// Runs lane `number` until the session is closed.
 pub(super) fn run(shared: &Shared, number: u16, first: Option<Dialled>) {
     let mut ready = first.map(|dialled| (dialled, 0));
     let mut attempts = 0;
     while let Some((dialled, epoch)) = ready.take().or_else(|| make_lane(shared, number, &mut attempts)) {
-        attempts = 0;
-        if let Err(error) = live(shared, dialled, epoch) {
-            log::debug!("lane {number} could not start: {error}");
-            return;
+        match live(shared, dialled, epoch) {
+            Ok(true) => attempts = 0,
+            Ok(false) => {
+                attempts += 1;
+                if shared.cancel.sleep(backoff(attempts)).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                log::debug!("lane {number} could not start: {error}");
+                return;
+            }
         }
     }
 }
@@ -62,10 +76,14 @@ fn make_lane(shared: &Shared, number: u16, attempts: &mut u32) -> Option<(Dialle
                 state.renew(None);
                 continue;
             }
-            NetError::Peer { code: ErrorCode::Limit, .. } if joining => return None,
             NetError::Peer { code: ErrorCode::Auth, message, .. } if !joining => {
                 let reason = format!("the receiver reports: {}", plain(message));
                 state.fail(NetError::Auth { reason });
+            }
+            // The receiver still counts lanes that are lost, and will notice.
+            NetError::Peer { code: ErrorCode::Limit, .. } if joining => {
+                attempt_later(shared, state, error, attempts)?;
+                continue;
             }
             NetError::Auth { .. } | NetError::Version { .. } | NetError::Peer { retryable: false, .. }
                 if alone =>
@@ -73,20 +91,28 @@ fn make_lane(shared: &Shared, number: u16, attempts: &mut u32) -> Option<(Dialle
                 state.fail(error);
             }
             _ => {
-                let reason = error.to_string();
-                state.last_failure = Some(error);
-                *attempts += 1;
-                let after = backoff(*attempts);
-                drop(state);
-                shared.observer.event(Event::Reconnecting { attempt: *attempts, after, reason });
-                if shared.cancel.sleep(after).is_err() {
-                    return None;
-                }
+                attempt_later(shared, state, error, attempts)?;
                 continue;
             }
         }
         shared.changed.notify_all();
     }
+}
+
+/// Waits before the next attempt to make a lane, after `error`; none when the session is closed meanwhile.
+fn attempt_later(
+    shared: &Shared,
+    mut state: MutexGuard<'_, State>,
+    error: NetError,
+    attempts: &mut u32,
+) -> Option<()> {
+    let reason = error.to_string();
+    state.last_failure = Some(error);
+    drop(state);
+    *attempts += 1;
+    let after = backoff(*attempts);
+    shared.observer.event(Event::Reconnecting { attempt: *attempts, after, reason });
+    shared.cancel.sleep(after).ok()
 }
 
 /// Waits until a lane is needed. Tells the epoch and the session to join, or that this lane is to open one.
@@ -118,29 +144,39 @@ fn backoff(attempts: u32) -> Duration {
     most.mul_f64(share).max(Duration::from_millis(10))
 }
 
-/// Works on a lane until it ends, and takes it out of the session.
-fn live(shared: &Shared, dialled: Dialled, epoch: u64) -> Result<(), NetError> {
+/// Works on a lane until it ends, and takes it out of the session. Tells whether it was worth making.
+fn live(shared: &Shared, dialled: Dialled, epoch: u64) -> Result<bool, NetError> {
     let Dialled { mut lane, round_trip, .. } = dialled;
     let (waker, wake) = wake_pair()?;
+    let start = Instant::now();
     let id = {
         let mut state = lock(&shared.state);
         if state.epoch != epoch {
             drop(state);
             lane.close();
-            return Ok(());
+            return Ok(true);
         }
         state.round_trip = Some(state.round_trip.map_or(round_trip, |known| known.min(round_trip)));
         state.attach(waker)
     };
     shared.observer.event(Event::LaneUp { lane: id, peer: lane.transport().peer_addr() });
-    let mut worker =
-        Worker { shared, id, epoch, wake, encoder: BlockEncoder::new(), block: Vec::new(), base: Vec::new() };
+    let mut worker = Worker {
+        shared,
+        id,
+        epoch,
+        wake,
+        encoder: BlockEncoder::new(),
+        block: Vec::new(),
+        base: Vec::new(),
+        worthwhile: false,
+    };
     let end = guard(|| worker.serve(&mut lane));
     let reason = end.as_ref().err().map(ToString::to_string);
+    worker.worthwhile |= start.elapsed() >= WORTHWHILE;
     worker.part(&mut lane, end);
     shared.changed.notify_all();
     shared.observer.event(Event::LaneDown { lane: id, reason });
-    Ok(())
+    Ok(worker.worthwhile)
 }
 
 struct Worker<'a> {
@@ -151,6 +187,8 @@ struct Worker<'a> {
     encoder: BlockEncoder,
     block: Vec<u8>,
     base: Vec<u8>,
+    /// The receiver has taken blocks, or this side ended the lane.
+    worthwhile: bool,
 }
 
 impl Worker<'_> {
@@ -162,6 +200,8 @@ impl Worker<'_> {
             while lane.readable()? {
                 let (frame, _) = lane.recv()?;
                 if frame == Frame::Close {
+                    // The receiver learns that everything it had sent before was read.
+                    lane.close();
                     return Ok(());
                 }
                 self.take(frame)?;
@@ -172,10 +212,12 @@ impl Worker<'_> {
             let turn = lock(&self.shared.state).turn(self.id, self.epoch, spent);
             match turn {
                 Turn::Stale(None) => {
+                    self.worthwhile = true;
                     lane.close();
                     return Ok(());
                 }
                 Turn::Stale(Some(error)) => {
+                    self.worthwhile = true;
                     lane.fail(error.code, error.retryable, &error.message);
                     return Ok(());
                 }
@@ -191,7 +233,8 @@ impl Worker<'_> {
         }
     }
 
-    fn take(&self, frame: Frame) -> Result<(), NetError> {
+    fn take(&mut self, frame: Frame) -> Result<(), NetError> {
+        self.worthwhile |= matches!(frame, Frame::Ack(_) | Frame::Committed(_));
         let event = match &frame {
             Frame::Accept(accept) => {
                 let progress = lock(&self.shared.state).progress();
@@ -272,7 +315,7 @@ impl Worker<'_> {
                     if let Resolution::Block { kind, codec, .. } = &outcome {
                         job.tally.block(*kind, *codec, u64::from(task.raw_len), body.len() as u64);
                     }
-                    session.resolve(self.id, task, outcome)?
+                    session.resolve(self.id, task, outcome).map_err(|error| named(error, &job.manifest))?
                 }
                 _ => return Ok(()),
             }
@@ -289,6 +332,7 @@ impl Worker<'_> {
     /// Decides what the end of the lane means for the transfer.
     fn part(&self, lane: &mut Lane, end: Result<(), NetError>) {
         let mut state = lock(&self.shared.state);
+        state.progressed |= self.worthwhile && state.epoch == self.epoch;
         if let Some(job) = &mut state.job {
             job.tally.lanes_lost += u32::from(end.is_err());
         }
@@ -319,7 +363,7 @@ impl Worker<'_> {
             }
             error => {
                 let told = matches!(error, NetError::Peer { .. });
-                let (code, retryable, text) = (error.code(), error.resumable(), error.to_string());
+                let (code, retryable, text) = (error.code(), error.resumable(), error.for_peer());
                 state.detach(self.id, self.epoch);
                 if state.busy() {
                     state.fail(error);
@@ -335,12 +379,7 @@ impl Worker<'_> {
     }
 
     /// Altered bytes cost the lane; too many of them cost the transfer.
-    fn count_altered(
-        &self,
-        lane: &mut Lane,
-        mut state: std::sync::MutexGuard<'_, super::shared::State>,
-        error: NetError,
-    ) {
+    fn count_altered(&self, lane: &mut Lane, mut state: MutexGuard<'_, State>, error: NetError) {
         let reason = error.to_string();
         state.detach(self.id, self.epoch);
         if let Some(job) = &mut state.job {
@@ -357,6 +396,21 @@ impl Worker<'_> {
         }
         self.shared.observer.event(Event::IntegrityFailure { reason });
     }
+}
+
+/// Names the file that is not what it was when a block of it was read before.
+fn named(error: SessionError, manifest: &Manifest) -> NetError {
+    let entry = match error {
+        SessionError::SourceChanged { entry, .. } => manifest.entry(entry),
+        _ => None,
+    };
+    entry.map_or_else(
+        || error.into(),
+        |entry| {
+            StoreError::SourceChanged { path: String::from_utf8_lossy(&entry.path).into_owned().into() }
+                .into()
+        },
+    )
 }
 
 /// Whether `raw` is `base` with zero bytes behind its end.

@@ -1,13 +1,15 @@
 //! Transfers over paths and between ends that break.
 
+use std::collections::HashMap;
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use dwcp_codec::Digest;
 use dwcp_net::security::{DialSecurity, ListenSecurity};
 use dwcp_net::{Cancel, Event, NetError, SendOptions, SendSession};
 use dwcp_proto::frame::ErrorCode;
-use dwcp_store::{BaseChoice, Source};
+use dwcp_store::{BaseChoice, Source, StoreError};
 
 use super::link::{Fault, Link};
 use super::support::*;
@@ -39,6 +41,15 @@ fn a_lane_that_is_cut_is_replaced_and_its_blocks_are_sent_again() {
 fn a_lane_that_falls_silent_is_replaced() {
     let (sent, _) = survives(&paired_receiver(), &[Fault::Stall(900_000)]);
     assert!(sent.lanes_lost >= 1 && sent.sessions == 1, "{sent:?}");
+}
+
+#[test]
+fn a_lane_that_the_receiver_does_not_know_to_be_lost_makes_room_for_its_successor() {
+    let mut options = quick_receive();
+    options.limits.max_lanes = 1;
+    let (listen, dial) = pairing();
+    let (sent, _) = survives(&receiver(listen, dial, options), &[Fault::Abandon(900_000)]);
+    assert_eq!((sent.lanes_lost, sent.lanes_used, sent.sessions), (1, 2, 1));
 }
 
 #[test]
@@ -161,7 +172,7 @@ fn a_sender_that_starts_again_goes_on_where_it_was() {
 #[test]
 fn cancelling_ends_either_side_at_once_and_the_receiver_hears_of_it() {
     let receiver = paired_receiver();
-    let link = Link::new(receiver.listener.local_addr(), Duration::from_millis(20), &[]);
+    let link = Link::new(receiver.listener.local_addr(), Duration::ZERO, &[]);
     let received = receiver.receive_one(memory_sink());
     let cancel = Cancel::new();
     let sending = {
@@ -169,7 +180,9 @@ fn cancelling_ends_either_side_at_once_and_the_receiver_hears_of_it() {
         std::thread::spawn(move || {
             let (manifest, source) = buffers(&[("a", noise(11, 8_000_000))], 65_536);
             let log = Arc::new(Log::default());
-            SendSession::connect(&address, dial, quick_send(), &cancel, log)?.send(manifest, source)
+            // Slow at the source, so that the last word does not wait behind a full path.
+            let options = SendOptions { bandwidth_limit: Some(2_000_000), ..quick_send() };
+            SendSession::connect(&address, dial, options, &cancel, log)?.send(manifest, source)
         })
     };
     link.wait_for(300_000);
@@ -229,8 +242,103 @@ fn a_disk_that_fails_is_told_to_the_sender() {
     let error = send_once(&receiver.address(), &receiver.dial, quick_send(), &state).unwrap_err();
     let NetError::Peer { code, message, .. } = error else { panic!("{error:?}") };
     assert_eq!(code, ErrorCode::Refused);
-    assert!(message.contains("directory"), "{message}");
+    assert!(message.contains("directory") && !message.contains(to.path().to_str().unwrap()), "{message}");
     assert!(matches!(join(received), Err(NetError::Store(_))));
+}
+
+/// A file in the middle of which somebody writes.
+struct Fickle {
+    inner: Arc<dyn Source>,
+    reads: Mutex<HashMap<u64, u8>>,
+}
+
+impl Source for Fickle {
+    fn block<'a>(
+        &'a self,
+        entry: u32,
+        offset: u64,
+        len: u32,
+        scratch: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], StoreError> {
+        let block = self.inner.block(entry, offset, len, scratch)?.to_vec();
+        *scratch = block;
+        let mut reads = self.reads.lock().unwrap();
+        let count = reads.entry(offset).or_default();
+        scratch[0] ^= *count;
+        *count += 1;
+        Ok(scratch)
+    }
+
+    fn base<'a>(
+        &'a self,
+        entry: u32,
+        candidate: u8,
+        offset: u64,
+        len: u32,
+        scratch: &'a mut Vec<u8>,
+    ) -> Result<&'a [u8], StoreError> {
+        self.inner.base(entry, candidate, offset, len, scratch)
+    }
+
+    fn confirm(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn remember(&self, _digests: &[Digest]) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_block_that_is_another_when_it_is_read_again_is_told_by_name_and_not_committed() {
+    let receiver = paired_receiver();
+    let link = Link::new(receiver.listener.local_addr(), DELAY, &[Fault::CutOne(900_000)]);
+    let received = receiver.receive_one(memory_sink());
+    let (manifest, inner) = buffers(&[("a", noise(15, 2_000_000))], 65_536);
+    let state: (_, Arc<dyn Source>) = (manifest, Arc::new(Fickle { inner, reads: Mutex::default() }));
+    let error = send_once(&link.address(), &receiver.dial, quick_send(), &state).unwrap_err();
+    assert!(
+        matches!(&error, NetError::Store(StoreError::SourceChanged { path }) if path.as_os_str() == "a"),
+        "{error:?}"
+    );
+    assert!(!error.resumable());
+    let received = join(received);
+    assert!(
+        matches!(received, Err(NetError::Peer { code: ErrorCode::Storage, retryable: false, .. })),
+        "{received:?}"
+    );
+}
+
+#[test]
+fn a_file_that_is_written_while_it_is_sent_is_told_by_name_and_not_committed() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = from.path().join("image");
+    fs::write(&file, noise(16, 24_000_000)).unwrap();
+    let receiver = paired_receiver();
+    let link = Link::new(receiver.listener.local_addr(), DELAY, &[]);
+    let received = receiver.receive_one(tree_sink(to.path().to_path_buf()));
+    let (manifest, source) = tree(&file, BaseChoice::None);
+    let (address, dial) = (link.address(), receiver.dial.clone());
+    let sending = std::thread::spawn(move || {
+        let state: (_, Arc<dyn Source>) = (manifest, source);
+        send_once(&address, &dial, quick_send(), &state)
+    });
+    link.wait_for(900_000);
+    std::os::unix::fs::FileExt::write_at(
+        &fs::File::options().write(true).open(&file).unwrap(),
+        b"new",
+        23_999_000,
+    )
+    .unwrap();
+    let error = join(sending).unwrap_err();
+    assert!(
+        matches!(&error, NetError::Store(StoreError::SourceChanged { path }) if *path == file),
+        "{error:?}"
+    );
+    let Err(NetError::Peer { code: ErrorCode::Storage, message, .. }) = join(received) else { panic!() };
+    // The receiver is told which file of the transfer it is, but not where it lies.
+    assert!(message.contains("image") && !message.contains(from.path().to_str().unwrap()), "{message}");
+    assert!(!to.path().join("image").exists());
 }
 
 #[test]

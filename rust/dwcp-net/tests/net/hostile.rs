@@ -1,13 +1,18 @@
 //! Peers that are let in and then do what they must not.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use dwcp_codec::block::BlockKind;
 use dwcp_codec::{CodecId, Digest};
-use dwcp_net::NetError;
+use dwcp_net::security::{DialSecurity, ListenSecurity};
+use dwcp_net::{Event, NetError, SendOptions};
 use dwcp_proto::frame::{
-    BlockHead, ErrorCode, ErrorFrame, Frame, Hello, Offer, Secret, Security, SessionId, Welcome,
+    BlockHead, Digests, ErrorCode, ErrorFrame, Finish, Frame, Hello, Offer, Secret, Security, SessionId,
+    Welcome,
 };
 use dwcp_proto::{FrameDecoder, FrameEncoder, preface};
 
@@ -31,8 +36,12 @@ impl Hand {
     }
 
     fn enter(receiver: &Receiver) -> Hand {
+        Hand::enter_with(receiver, &hello(None, Secret::NONE))
+    }
+
+    fn enter_with(receiver: &Receiver, hello: &Frame) -> Hand {
         let mut hand = Hand::connect(receiver);
-        hand.send(&hello(None, Secret::NONE), &[]);
+        hand.send(hello, &[]);
         let Frame::Welcome(welcome) = hand.recv() else { panic!("no welcome") };
         hand.encoder.set_session(&welcome.session);
         hand.decoder.set_session(&welcome.session);
@@ -70,6 +79,16 @@ impl Hand {
         }
     }
 
+    /// The next frame that is no sign of life.
+    fn word(&mut self) -> Frame {
+        loop {
+            let frame = self.recv();
+            if frame != Frame::KeepAlive {
+                return frame;
+            }
+        }
+    }
+
     /// Offers one buffer of `bytes` and waits until blocks may flow.
     fn offer(&mut self, bytes: &[u8]) {
         let (manifest, _) = buffers(&[("a", bytes.to_vec())], 65_536);
@@ -92,8 +111,12 @@ impl Hand {
 }
 
 fn hello(session: Option<SessionId>, secret: Secret) -> Frame {
+    numbered_hello(0, session, secret)
+}
+
+fn numbered_hello(lane: u16, session: Option<SessionId>, secret: Secret) -> Frame {
     let (version, security) = (3, Security::Plaintext);
-    Frame::Hello(Hello { version, security, lane: 0, features: 0, session, secret, max_block: 65_536 })
+    Frame::Hello(Hello { version, security, lane, features: 0, session, secret, max_block: 65_536 })
 }
 
 fn block(bytes: &[u8], offset: u64, digest: Digest) -> Frame {
@@ -192,12 +215,8 @@ fn bytes_that_are_damaged_end_the_lane_and_are_not_kept() {
             let bytes = bytes.clone();
             std::thread::spawn(move || {
                 let mut options = quick_receive();
-                options.idle_timeout = std::time::Duration::from_millis(600);
-                let receiver = receiver(
-                    dwcp_net::security::ListenSecurity::Insecure,
-                    dwcp_net::security::DialSecurity::Insecure,
-                    options,
-                );
+                options.idle_timeout = Duration::from_millis(600);
+                let receiver = receiver(ListenSecurity::Insecure, DialSecurity::Insecure, options);
                 let received = receiver.receive_one(memory_sink());
                 let mut hand = Hand::enter(&receiver);
                 hand.offer(&bytes);
@@ -246,23 +265,19 @@ fn the_words_of_a_peer_cannot_steer_a_terminal() {
 fn more_lanes_than_allowed_are_refused() {
     let mut options = quick_receive();
     options.limits.max_lanes = 2;
-    let receiver = receiver(
-        dwcp_net::security::ListenSecurity::Insecure,
-        dwcp_net::security::DialSecurity::Insecure,
-        options,
-    );
+    let receiver = receiver(ListenSecurity::Insecure, DialSecurity::Insecure, options);
     let hand = Hand::enter(&receiver);
     let welcome = hand.welcome.clone().unwrap();
     assert_eq!(welcome.max_lanes, 2);
-    let join_one = || {
+    let join_one = |number| {
         let mut lane = Hand::connect(&receiver);
-        lane.send(&hello(Some(welcome.session), welcome.join_key), &[]);
+        lane.send(&numbered_hello(number, Some(welcome.session), welcome.join_key), &[]);
         let answer = lane.recv();
         (lane, answer)
     };
-    let (_second, answer) = join_one();
+    let (_second, answer) = join_one(1);
     assert!(matches!(answer, Frame::Welcome(_)));
-    let (_third, answer) = join_one();
+    let (_third, answer) = join_one(2);
     assert!(matches!(answer, Frame::Error(ErrorFrame { code: ErrorCode::Limit, .. })), "{answer:?}");
 }
 
@@ -278,4 +293,117 @@ fn a_sender_with_more_lanes_than_allowed_uses_fewer() {
     let sent = send_once(&receiver.address(), &receiver.dial, quick_send(), &state).unwrap();
     assert_eq!(join(received).unwrap().lanes_used, 1);
     assert_eq!(sent.lanes_used, 1);
+}
+
+#[test]
+fn a_sender_that_lost_the_answer_gets_it_from_a_receiver_that_is_leaving() {
+    let receiver = plain_receiver();
+    let sink = memory_sink();
+    let received = receiver.receive_one(sink.clone());
+    let bytes = noise(4, 60_000);
+    let (manifest, _) = buffers(&[("a", bytes.clone())], 65_536);
+    let mut hand = Hand::enter(&receiver);
+    hand.offer(&bytes);
+    let digest = Digest::of(&bytes);
+    hand.send(&block(&bytes, 0, digest), &bytes);
+    assert_eq!(hand.word(), Frame::Ack(1));
+    let tree = dwcp_codec::digest::tree(60_000, 65_536, &[digest]);
+    let digests = Frame::Digests(Digests { first_entry: 0, digests: vec![tree] });
+    let finish = Frame::Finish(Finish {
+        transfer_id: manifest.transfer_id(),
+        transfer_digest: manifest.transfer_digest(&[tree]),
+    });
+    hand.send(&digests, &[]);
+    hand.send(&finish, &[]);
+    // The receiver has its transfer and wants to leave, which it says on the lane; this sender never reads that.
+    receiver.log.wait_for(|event| matches!(event, Event::Committed { .. }));
+    let welcome = hand.welcome.clone().unwrap();
+    drop(hand);
+    let mut hand = Hand::enter_with(&receiver, &hello(Some(welcome.session), welcome.join_key));
+    hand.send(&digests, &[]);
+    hand.send(&finish, &[]);
+    let Frame::Committed(committed) = hand.word() else { panic!("no answer") };
+    assert_eq!(committed.transfer_id, manifest.transfer_id());
+    assert_eq!(hand.word(), Frame::Close);
+    hand.send(&Frame::Close, &[]);
+    join(received).unwrap();
+    assert!(contents(&sink) == [("a".to_owned(), bytes)]);
+}
+
+#[test]
+fn a_head_that_does_not_end_is_not_waited_for() {
+    let mut options = quick_receive();
+    options.idle_timeout = Duration::from_millis(500);
+    let receiver = receiver(ListenSecurity::Insecure, DialSecurity::Insecure, options);
+    let _received = receiver.receive_one(memory_sink());
+    let mut hand = Hand::enter(&receiver);
+    let mut header = [0_u8; 24];
+    header[0] = 4;
+    header[12] = 1;
+    header[4..8].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+    hand.stream.write_all(&header).unwrap();
+    // Something comes far more often than the idle deadline asks for.
+    let ended = (0..100).any(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        hand.stream.write_all(&[0]).is_err()
+    });
+    assert!(ended, "the receiver still waits");
+}
+
+#[test]
+fn a_sender_in_its_handshake_is_turned_away_when_the_listener_ends() {
+    let receiver = plain_receiver();
+    let mut hand = Hand::connect(&receiver);
+    drop(receiver.listener);
+    hand.send(&hello(None, Secret::NONE), &[]);
+    let Frame::Welcome(welcome) = hand.recv() else { panic!("no welcome") };
+    hand.encoder.set_session(&welcome.session);
+    hand.decoder.set_session(&welcome.session);
+    assert_eq!(hand.word(), Frame::Close);
+}
+
+#[test]
+fn a_receiver_that_ends_every_lane_at_once_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let lanes = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&lanes);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut greeting = [0; 8 + 24 + 92];
+            if stream.read_exact(&mut greeting[..8]).is_err() {
+                continue;
+            }
+            stream.write_all(&preface::encode(3, 3)).unwrap();
+            stream.read_exact(&mut greeting[8..]).unwrap();
+            count.fetch_add(1, Ordering::SeqCst);
+            let (version, security, session) = (3, Security::Plaintext, SessionId([1; 16]));
+            let welcome = Frame::Welcome(Welcome {
+                version,
+                security,
+                max_lanes: 1,
+                features: 0,
+                session,
+                join_key: Secret([2; 32]),
+                max_block: 65_536,
+                max_entries: 10,
+                max_object: 1 << 30,
+            });
+            let (mut encoder, mut bytes) = (FrameEncoder::new(), Vec::new());
+            encoder.encode(&welcome, 0, &mut bytes).unwrap();
+            encoder.set_session(&session);
+            encoder.encode(&Frame::Close, 0, &mut bytes).unwrap();
+            stream.write_all(&bytes).unwrap();
+        }
+    });
+    let sending = std::thread::spawn(move || {
+        let options = SendOptions { reconnect_for: Duration::from_secs(1), ..quick_send() };
+        let state = buffers(&[("a", noise(5, 100_000))], 65_536);
+        send_once(&address, &DialSecurity::Insecure, options, &state)
+    });
+    let error = join(sending).unwrap_err();
+    assert!(error.resumable(), "{error:?}");
+    // Without pauses it would be thousands.
+    assert!(lanes.load(Ordering::SeqCst) < 100, "{lanes:?}");
 }

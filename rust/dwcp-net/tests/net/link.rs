@@ -17,11 +17,14 @@ pub enum Fault {
     Flip(u64),
     /// The connection that carries this byte carries nothing more, and stays open.
     Stall(u64),
+    /// The connection that carries this byte ends for the sender, and stays open for the receiver.
+    Abandon(u64),
 }
 
 impl Fault {
     fn at(self) -> u64 {
-        let (Fault::CutOne(at) | Fault::CutAll(at) | Fault::Flip(at) | Fault::Stall(at)) = self;
+        let (Fault::CutOne(at) | Fault::CutAll(at) | Fault::Flip(at) | Fault::Stall(at) | Fault::Abandon(at)) =
+            self;
         at
     }
 }
@@ -134,7 +137,7 @@ fn carry(path: &Path, mut near: TcpStream, mut far: TcpStream) {
             let place = fault.at().saturating_sub(start) as usize;
             match fault {
                 Fault::Flip(_) => piece[place] ^= 1,
-                Fault::CutOne(_) | Fault::Stall(_) | Fault::CutAll(_) => whole = place,
+                Fault::CutOne(_) | Fault::Stall(_) | Fault::CutAll(_) | Fault::Abandon(_) => whole = place,
             }
             if far.write_all(&piece[..whole]).is_err() {
                 break;
@@ -142,6 +145,11 @@ fn carry(path: &Path, mut near: TcpStream, mut far: TcpStream) {
             match fault {
                 Fault::Flip(_) => continue,
                 Fault::CutOne(_) => break,
+                Fault::Abandon(_) => {
+                    // The clone in `open` keeps the other half.
+                    let _ = near.shutdown(Shutdown::Both);
+                    return;
+                }
                 Fault::CutAll(_) => {
                     path.dead.store(true, Ordering::SeqCst);
                     path.cut();

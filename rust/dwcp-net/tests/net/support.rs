@@ -146,7 +146,7 @@ pub fn contents(sink: &MemorySink) -> Vec<(String, Vec<u8>)> {
 }
 
 pub fn tree(path: &Path, bases: BaseChoice) -> (Arc<Manifest>, Arc<TreeSource>) {
-    let options = ScanOptions { symlinks: SymlinkPolicy::Keep, block_bytes: 65_536, bases };
+    let options = ScanOptions { symlinks: SymlinkPolicy::Keep, block_bytes: 65_536, bases, index: None };
     let (manifest, source) = scan(&[path.to_path_buf()], &options, &Limits::default()).unwrap();
     (Arc::new(manifest), Arc::new(source))
 }

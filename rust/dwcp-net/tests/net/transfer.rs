@@ -162,16 +162,14 @@ fn a_session_outlives_a_receiver_between_two_transfers() {
 fn a_changed_file_goes_as_its_difference_to_the_base() {
     let from = tempfile::tempdir().unwrap();
     let to = tempfile::tempdir().unwrap();
-    let index = from.path().join("index");
     let image = from.path().join("image");
     let mut bytes = noise(5, 2_000_000);
     fs::write(&image, &bytes).unwrap();
     let receiver = paired_receiver();
     let sink = tree_sink(to.path().to_path_buf());
-    let bases = || BaseChoice::Auto { index: Some(index.clone()) };
 
     let received = receiver.receive_one(sink.clone());
-    let (manifest, source) = tree(&image, bases());
+    let (manifest, source) = tree(&image, BaseChoice::None);
     let source: Arc<dyn Source> = source;
     send_once(&receiver.address(), &receiver.dial, quick_send(), &(manifest, source)).unwrap();
     join(received).unwrap();

@@ -21,8 +21,7 @@ pub enum Action {
     /// All digests are equal: put everything in place, send [`ReceiverSession::committed`](super::ReceiverSession::committed). It may come again on
     /// another lane while the first commit runs; the second then waits for the first.
     Commit,
-    /// These entries, of those of one DIGESTS, have another tree digest than the sender's: throw their staging
-    /// away, send ERROR 3.
+    /// These entries have another tree digest than the sender's: throw their staging away, send ERROR 3.
     Mismatch {
         /// The entries.
         entries: Vec<u32>,

@@ -52,6 +52,9 @@ struct Transfer {
     announced: Announced,
     base_allowed: bool,
     missing: u64,
+    /// The tree digests that the sender told, as far as it did.
+    told: Vec<Digest>,
+    /// The transfer digest of its FINISH, which may come before the last blocks do.
     transfer_digest: Option<Digest>,
 }
 
@@ -203,6 +206,7 @@ impl ReceiverSession {
             base_allowed,
             missing: manifest.total_blocks(),
             table: BlockTable::new(Arc::clone(&manifest)),
+            told: Vec::new(),
             transfer_digest: None,
         });
         Ok(Action::Prepare(manifest, base_allowed))
@@ -396,8 +400,8 @@ impl ReceiverSession {
     }
 
     fn told_digests(&mut self, lane: LaneId, digests: Digests) -> Result<Action, SessionError> {
-        self.expect_all_blocks("DIGESTS")?;
-        let (Some(transfer), Some(state)) = (&self.transfer, self.lanes.get_mut(&lane)) else {
+        self.expect_accepted("DIGESTS")?;
+        let (Some(transfer), Some(state)) = (&mut self.transfer, self.lanes.get_mut(&lane)) else {
             return Err(self.unexpected("DIGESTS"));
         };
         let (first, told) = (digests.first_entry, state.trees);
@@ -410,26 +414,23 @@ impl ReceiverSession {
             return out_of_range("end of DIGESTS", end, count);
         }
         state.trees = end as u32;
-        let ours = transfer.table.trees(first..end as u32);
-        let pairs = (first..).zip(ours.iter().zip(&digests.digests));
-        let entries: Vec<u32> =
-            pairs.filter(|(_, (ours, theirs))| ours != theirs).map(|(entry, _)| entry).collect();
-        Ok(if entries.is_empty() { Action::None } else { Action::Mismatch { entries } })
+        // They are the same on whichever lane they are told, and a lane that was given up may still be read.
+        if transfer.told.len() < end as usize {
+            transfer.told.resize(end as usize, Digest([0; 16]));
+        }
+        transfer.told[first as usize..end as usize].copy_from_slice(&digests.digests);
+        Ok(Action::None)
     }
 
-    fn expect_all_blocks(&self, frame: &'static str) -> Result<(), SessionError> {
-        match (&self.phase, &self.transfer) {
-            (Phase::Blocks, Some(Transfer { missing: 0, .. }))
-            | (Phase::Committing | Phase::Committed(_), _) => Ok(()),
-            (Phase::Blocks, Some(Transfer { missing, .. })) => {
-                Err(SessionError::MissingBlocks { frame, missing: *missing })
-            }
+    fn expect_accepted(&self, frame: &'static str) -> Result<(), SessionError> {
+        match &self.phase {
+            Phase::Blocks | Phase::Committing | Phase::Committed(_) => Ok(()),
             _ => Err(self.unexpected(frame)),
         }
     }
 
     fn finish(&mut self, lane: LaneId, finish: &Finish) -> Result<Action, SessionError> {
-        self.expect_all_blocks("FINISH")?;
+        self.expect_accepted("FINISH")?;
         let unexpected = self.unexpected("FINISH");
         let Some(transfer) = &mut self.transfer else { return Err(unexpected) };
         let manifest = transfer.table.manifest();
@@ -441,16 +442,39 @@ impl ReceiverSession {
         if told != count {
             return out_of_range("number of digests told before FINISH", u64::from(told), u64::from(count));
         }
-        let transfer_digest = manifest.transfer_digest(&transfer.table.trees(0..count));
-        if transfer_digest != finish.transfer_digest {
+        if manifest.transfer_digest(&transfer.told) != finish.transfer_digest {
             return Err(SessionError::TransferDigest);
         }
-        transfer.transfer_digest = Some(transfer_digest);
-        if let Phase::Committed(committed) = &self.phase {
-            return Ok(Action::Recommitted(Frame::Committed(committed.clone())));
+        let repeated = transfer.transfer_digest.replace(finish.transfer_digest);
+        match &self.phase {
+            Phase::Blocks => Ok(self.settle()),
+            _ if repeated != Some(finish.transfer_digest) => Err(SessionError::TransferDigest),
+            Phase::Committed(committed) => Ok(Action::Recommitted(Frame::Committed(committed.clone()))),
+            _ => Ok(Action::Commit),
+        }
+    }
+
+    /// What to do once FINISH has come and no block is missing: to be asked after blocks were [`stored`](Self::stored),
+    /// since FINISH does not wait for those under way on other lanes. COMMITTED then goes on the lane that asks.
+    pub fn settle(&mut self) -> Action {
+        let (Phase::Blocks, Some(transfer)) = (&self.phase, &mut self.transfer) else {
+            return Action::None;
+        };
+        if transfer.missing > 0 || transfer.transfer_digest.is_none() {
+            return Action::None;
+        }
+        let manifest = transfer.table.manifest();
+        let ours = transfer.table.trees(0..manifest.entries().len() as u32);
+        let pairs = (0..).zip(ours.iter().zip(&transfer.told));
+        let entries: Vec<u32> =
+            pairs.filter(|(_, (ours, theirs))| ours != theirs).map(|(entry, _)| entry).collect();
+        if !entries.is_empty() {
+            // The driver ends the session; until it has, nobody else is to come here.
+            transfer.transfer_digest = None;
+            return Action::Mismatch { entries };
         }
         self.phase = Phase::Committing;
-        Ok(Action::Commit)
+        Action::Commit
     }
 
     /// Everything is in place: gives the COMMITTED to send on the lane of the [`Action::Commit`].

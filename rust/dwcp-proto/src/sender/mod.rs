@@ -38,9 +38,8 @@ enum Phase {
         lane: Option<LaneId>,
         next_entry: u32,
     },
-    Committing {
-        lane: LaneId,
-    },
+    /// FINISH is sent. Blocks may still be under way, or have to be sent again.
+    Committing,
     Done,
 }
 
@@ -57,7 +56,17 @@ struct InFlight {
     block: BlockIndex,
     raw_len: u32,
     carried: Carried,
-    refused: bool,
+    /// It was refused, or the transfer was committed: what is left is to hear of it once more.
+    settled: bool,
+    /// The block was under way before, so that the receiver may commit without having read this frame.
+    repeated: bool,
+}
+
+impl InFlight {
+    /// Could the receiver still read it, after everything else of its transfer?
+    fn may_come_late(&self) -> bool {
+        !self.settled || self.repeated
+    }
 }
 
 #[derive(Debug, Default)]
@@ -85,8 +94,6 @@ pub struct SenderSession {
     cursor: BlockIndex,
     /// Blocks before the cursor that have to be given out again.
     again: VecDeque<BlockIndex>,
-    /// Blocks that are not done.
-    remaining: u64,
     transfer_digest: Option<Digest>,
     outcome: Option<Committed>,
     progress: SenderProgress,
@@ -109,7 +116,6 @@ impl SenderSession {
             lanes: BTreeMap::new(),
             cursor: 0,
             again: VecDeque::new(),
-            remaining: manifest.total_blocks(),
             transfer_digest: None,
             outcome: None,
             progress: SenderProgress::new(&manifest),
@@ -122,13 +128,14 @@ impl SenderSession {
     /// Begins the next transfer on the same lanes.
     ///
     /// # Errors
-    /// [`SessionError::Unexpected`] before the last one is committed, and [`SessionError::NotReusable`] once a lane
-    /// was lost with frames under way: they could still arrive and would be taken for blocks of the new transfer.
+    /// [`SessionError::Unexpected`] before the last one is committed, and [`SessionError::NotReusable`] if frames of
+    /// it could still arrive, which would be taken for blocks of the new transfer.
     pub fn begin(&mut self, manifest: Arc<Manifest>, base_allowed: bool) -> Result<(), SessionError> {
         if self.phase != Phase::Done {
             return Err(self.unexpected("OFFER"));
         }
-        if self.lost_frames {
+        let late = |lane: &Lane| !lane.tasks.is_empty() || lane.in_flight.iter().any(InFlight::may_come_late);
+        if self.lost_frames || self.lanes.values().any(late) {
             return Err(SessionError::NotReusable);
         }
         let (lanes, offers) = (std::mem::take(&mut self.lanes), self.offers);
@@ -145,11 +152,11 @@ impl SenderSession {
     /// Takes a lane away: what was under way on it is done again by others.
     pub fn detach(&mut self, lane: LaneId) {
         let Some(lost) = self.lanes.remove(&lane) else { return };
-        self.lost_frames |= !lost.in_flight.is_empty();
+        self.lost_frames |= lost.in_flight.iter().any(InFlight::may_come_late);
         self.again.extend(lost.tasks);
         for frame in lost.in_flight {
             // A refused block is in the queue since its NACK.
-            if !frame.refused && !self.table.has(frame.block, DONE) {
+            if !frame.settled && !self.table.has(frame.block, DONE) {
                 self.progress.resent_blocks += 1;
                 self.again.push_back(frame.block);
             }
@@ -161,12 +168,16 @@ impl SenderSession {
                 self.table.clear_all();
                 self.announced = Announced::new(self.table.manifest(), self.base_allowed);
             }
-            Phase::Telling { lane: Some(used), .. } | Phase::Committing { lane: used } if used == lane => {
-                self.lost_frames = true;
-                self.phase = Phase::Telling { lane: None, next_entry: 0 };
-            }
+            // COMMITTED comes on the lane of the last block, whichever that is.
+            Phase::Committing => self.tell_again(),
+            Phase::Telling { lane: Some(used), .. } if used == lane => self.tell_again(),
             _ => {}
         }
+    }
+
+    fn tell_again(&mut self) {
+        self.lost_frames = true;
+        self.phase = Phase::Telling { lane: None, next_entry: 0 };
     }
 
     /// Takes a frame that arrived on a lane.
@@ -199,7 +210,7 @@ impl SenderSession {
             }
             Frame::Ack(count) => self.acknowledged(lane, count),
             Frame::Nack(nack) => self.refused(lane, &nack),
-            Frame::Committed(committed) => self.committed(lane, committed),
+            Frame::Committed(committed) => self.committed(committed),
             other => Err(self.unexpected(other.name())),
         }
     }
@@ -222,18 +233,9 @@ impl SenderSession {
         let frames: Vec<InFlight> = state.in_flight.drain(..newly).collect();
         for frame in frames {
             state.raw_bytes -= u64::from(frame.raw_len);
-            if frame.refused || self.table.has(frame.block, DONE) {
-                continue;
-            }
-            self.table.set(frame.block, DONE);
-            self.remaining -= 1;
-            let raw = u64::from(frame.raw_len);
-            if frame.carried == Carried::Same {
-                self.progress.same_bytes += raw;
-                self.progress.blocks_same += 1;
-            } else {
-                self.progress.sent_raw_bytes += raw;
-                self.progress.blocks_sent += 1;
+            if !frame.settled && !self.table.has(frame.block, DONE) {
+                self.table.set(frame.block, DONE);
+                count_done(&mut self.progress, &frame);
             }
         }
         Ok(())
@@ -246,12 +248,12 @@ impl SenderSession {
         let frame = state
             .in_flight
             .iter_mut()
-            .find(|frame| Some(frame.block) == block && !frame.refused && frame.carried != Carried::Full);
+            .find(|frame| Some(frame.block) == block && !frame.settled && frame.carried != Carried::Full);
         let Some(frame) = frame else {
             let size = self.table.manifest().entry(nack.entry).map_or(0, |entry| entry.size);
             return out_of_range("offset of a NACK", nack.offset, size);
         };
-        frame.refused = true;
+        frame.settled = true;
         let block = frame.block;
         self.progress.nacks += 1;
         if !self.table.has(block, DONE) {
@@ -263,10 +265,11 @@ impl SenderSession {
         Ok(())
     }
 
-    fn committed(&mut self, lane: LaneId, committed: Committed) -> Result<(), SessionError> {
+    fn committed(&mut self, committed: Committed) -> Result<(), SessionError> {
         match self.phase {
-            Phase::Committing { lane: used } if used == lane => {}
-            Phase::Committing { .. } => return Err(SessionError::WrongLane { frame: "COMMITTED", lane }),
+            Phase::Committing | Phase::Telling { .. } if self.transfer_digest.is_some() => {}
+            // FINISH was repeated, and the answer to the first one came after all.
+            Phase::Done if self.outcome.as_ref() == Some(&committed) => return Ok(()),
             _ => return Err(self.unexpected("COMMITTED")),
         }
         let expected = self.table.manifest().transfer_id();
@@ -275,6 +278,22 @@ impl SenderSession {
         }
         if Some(committed.transfer_digest) != self.transfer_digest {
             return Err(SessionError::TransferDigest);
+        }
+        // Whatever has no ACK yet was stored all the same.
+        for frame in self.lanes.values_mut().flat_map(|state| &mut state.in_flight) {
+            if !std::mem::replace(&mut frame.settled, true) && !self.table.has(frame.block, DONE) {
+                self.table.set(frame.block, DONE);
+                count_done(&mut self.progress, frame);
+            }
+        }
+        // So was what was about to be sent again.
+        let tasks = self.lanes.values().flat_map(|state| &state.tasks);
+        for block in self.again.drain(..).chain(tasks.copied()) {
+            if !self.table.has(block, DONE) {
+                self.table.set(block, DONE);
+                self.progress.sent_raw_bytes += u64::from(self.table.place(block).2);
+                self.progress.blocks_sent += 1;
+            }
         }
         self.outcome = Some(committed);
         self.phase = Phase::Done;
@@ -287,19 +306,22 @@ impl SenderSession {
         if !self.lanes.contains_key(&lane) {
             return Step::Wait;
         }
+        if self.phase == Phase::Blocks && self.all_resolved() {
+            self.phase = Phase::Telling { lane: None, next_entry: 0 };
+        }
         match self.phase {
             Phase::Offering { lane: used, next_entry } if used.is_none_or(|used| used == lane) => {
                 self.next_offer(lane, next_entry)
             }
-            Phase::Blocks => self.next_block(lane),
-            Phase::Telling { lane: used, next_entry } if used.is_none_or(|used| used == lane) => {
-                self.next_telling(lane, next_entry)
-            }
+            Phase::Blocks => self.next_block(lane).unwrap_or(Step::Wait),
+            Phase::Telling { lane: used, next_entry } => match self.next_block(lane) {
+                Some(step) => step,
+                None if used.is_none_or(|used| used == lane) => self.next_telling(lane, next_entry),
+                None => Step::Wait,
+            },
+            Phase::Committing => self.next_block(lane).unwrap_or(Step::Wait),
             Phase::Done => Step::Done,
-            Phase::Offering { .. }
-            | Phase::Preparing { .. }
-            | Phase::Telling { .. }
-            | Phase::Committing { .. } => Step::Wait,
+            Phase::Offering { .. } | Phase::Preparing { .. } => Step::Wait,
         }
     }
 
@@ -329,31 +351,36 @@ impl SenderSession {
         Step::Send(Frame::Manifest(part))
     }
 
-    fn next_block(&mut self, lane: LaneId) -> Step {
-        if self.remaining == 0 {
-            // Frames of refused or doubled blocks may still be under way; every one has to be accounted for.
-            if self.lanes.values().all(|state| state.tasks.is_empty() && state.in_flight.is_empty()) {
-                self.phase = Phase::Telling { lane: None, next_entry: 0 };
-                return self.next(lane);
-            }
-            return Step::Wait;
-        }
-        let Some(state) = self.lanes.get_mut(&lane) else { return Step::Wait };
-        let under_way = state.tasks.len() + state.in_flight.len();
-        if under_way >= self.options.max_unacked_frames as usize {
-            return Step::Wait;
-        }
+    /// Every block was given out and looked at, so that all digests are known; some may still be under way.
+    fn all_resolved(&mut self) -> bool {
+        self.drop_done();
+        self.cursor >= self.table.manifest().total_blocks()
+            && self.again.is_empty()
+            && self.lanes.values().all(|state| state.tasks.is_empty())
+    }
+
+    fn drop_done(&mut self) {
         while self.again.front().is_some_and(|block| self.table.has(*block, DONE)) {
             self.again.pop_front();
+        }
+    }
+
+    /// The next block for a lane, if there is one and the lane has room.
+    fn next_block(&mut self, lane: LaneId) -> Option<Step> {
+        self.drop_done();
+        let state = self.lanes.get_mut(&lane)?;
+        let under_way = state.tasks.len() + state.in_flight.len();
+        if under_way >= self.options.max_unacked_frames as usize {
+            return None;
         }
         let queued = self.again.front().copied();
         let block = queued.unwrap_or(self.cursor);
         if block >= self.table.manifest().total_blocks() {
-            return Step::Wait;
+            return None;
         }
         let (entry, offset, raw_len) = self.table.place(block);
         if under_way > 0 && state.raw_bytes + u64::from(raw_len) > self.options.max_unacked_bytes {
-            return Step::Wait;
+            return None;
         }
         match queued {
             Some(_) => drop(self.again.pop_front()),
@@ -366,7 +393,7 @@ impl SenderSession {
             Base::Candidate(number) if !plain => Some(number),
             _ => None,
         };
-        Step::Block(BlockTask {
+        Some(Step::Block(BlockTask {
             entry,
             offset,
             raw_len,
@@ -374,7 +401,7 @@ impl SenderSession {
             held_is_staged: self.table.has(block, STAGED),
             candidate,
             plain,
-        })
+        }))
     }
 
     fn next_telling(&mut self, lane: LaneId, first: u32) -> Step {
@@ -392,7 +419,7 @@ impl SenderSession {
             None => self.table.manifest().transfer_digest(&self.table.trees(0..count)),
         };
         self.transfer_digest = Some(transfer_digest);
-        self.phase = Phase::Committing { lane };
+        self.phase = Phase::Committing;
         Step::Send(Frame::Finish(Finish {
             transfer_id: self.table.manifest().transfer_id(),
             transfer_digest,
@@ -439,17 +466,28 @@ impl SenderSession {
             return Err(SessionError::SourceChanged { entry, offset });
         }
         state.tasks.swap_remove(place);
+        if self.phase == Phase::Done {
+            // It was to be sent again, and the receiver turned out to have it.
+            state.raw_bytes -= u64::from(task.raw_len);
+            return Ok(None);
+        }
+        let repeated = self.table.has(block, KNOWN);
         self.table.set(block, KNOWN);
         self.table.set_digest(block, digest);
         let fly = |state: &mut Lane, carried| {
             state.sent += 1;
-            state.in_flight.push_back(InFlight { block, raw_len: task.raw_len, carried, refused: false });
+            state.in_flight.push_back(InFlight {
+                block,
+                raw_len: task.raw_len,
+                carried,
+                settled: false,
+                repeated,
+            });
         };
         Ok(match outcome {
             Resolution::Held { .. } => {
                 state.raw_bytes -= u64::from(task.raw_len);
                 self.table.set(block, DONE);
-                self.remaining -= 1;
                 self.progress.held_bytes += u64::from(task.raw_len);
                 self.progress.blocks_held += 1;
                 None
@@ -483,7 +521,9 @@ impl SenderSession {
         if let Some(place) = state.tasks.iter().position(|other| *other == block) {
             state.tasks.swap_remove(place);
             state.raw_bytes -= u64::from(task.raw_len);
-            self.again.push_back(block);
+            if self.phase != Phase::Done {
+                self.again.push_back(block);
+            }
         }
     }
 
@@ -516,13 +556,24 @@ impl SenderSession {
             Phase::Offering { .. } => SenderPhase::Offering,
             Phase::Preparing { .. } => SenderPhase::Preparing,
             Phase::Blocks => SenderPhase::Blocks,
-            Phase::Telling { .. } | Phase::Committing { .. } => SenderPhase::Finishing,
+            Phase::Telling { .. } | Phase::Committing => SenderPhase::Finishing,
             Phase::Done => SenderPhase::Done,
         }
     }
 
     fn unexpected(&self, frame: &'static str) -> SessionError {
         SessionError::Unexpected { frame, phase: self.sender_phase().name() }
+    }
+}
+
+fn count_done(progress: &mut SenderProgress, frame: &InFlight) {
+    let raw = u64::from(frame.raw_len);
+    if frame.carried == Carried::Same {
+        progress.same_bytes += raw;
+        progress.blocks_same += 1;
+    } else {
+        progress.sent_raw_bytes += raw;
+        progress.blocks_sent += 1;
     }
 }
 

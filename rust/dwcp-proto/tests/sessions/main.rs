@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use dwcp_codec::block::BlockKind;
 use dwcp_codec::{CodecId, Digest};
+use dwcp_proto::TransferId;
 use dwcp_proto::error::{PathFault, ProtoError, SessionError};
 use dwcp_proto::frame::{
-    Accept, BlockHead, Digests, ErrorCode, ErrorFrame, Finish, Frame, Have, HaveSource, ManifestPart, Nack,
-    NackReason, Offer, Same,
+    Accept, BlockHead, Committed, Digests, ErrorCode, ErrorFrame, Finish, Frame, Have, HaveSource,
+    ManifestPart, Nack, NackReason, Offer, Same,
 };
 use dwcp_proto::limits::{Limits, MAX_BLOCKS};
 use dwcp_proto::manifest::{Candidate, Entry, EntryKind, Manifest};
@@ -345,34 +346,38 @@ fn different_copies_of_a_block_under_way_are_refused() {
 }
 
 #[test]
-fn finish_before_every_block_is_refused_and_other_digests_are_a_mismatch() {
+fn finish_may_come_before_the_last_block_and_other_digests_are_a_mismatch() {
     let (mut receiver, manifest) = receiver_with_blocks_due();
     let finish =
         |digest| Frame::Finish(Finish { transfer_id: manifest.transfer_id(), transfer_digest: digest });
     let digests = |list: &[Digest]| Frame::Digests(Digests { first_entry: 0, digests: list.to_vec() });
-    for head in [block(0, BLOCK, 1), block(1, 1, 2)] {
-        for frame in [finish(Digest([0; 16])), digests(&[Digest([0; 16])])] {
-            assert!(matches!(receiver.receive(0, frame), Err(SessionError::MissingBlocks { .. })));
-        }
-        receiver.receive(0, Frame::Block(head.clone())).unwrap();
-        receiver.stored(0, 0, head.offset, head.digest, 1);
-    }
-    let trees = [receiver.tree_digest(0).unwrap(), Digest([0; 16])];
+    let heads = [block(0, BLOCK, 1), block(1, 1, 2)];
+    let leaves = heads.clone().map(|head| head.digest);
+    let trees = [dwcp_codec::digest::tree(u64::from(BLOCK) + 1, BLOCK, &leaves), Digest([0; 16])];
     let all = manifest.transfer_digest(&trees);
+    receiver.receive(0, Frame::Block(heads[0].clone())).unwrap();
+    receiver.stored(0, 0, heads[0].offset, heads[0].digest, 1);
     assert!(
         matches!(receiver.receive(0, finish(all)), Err(SessionError::OutOfRange { .. })),
         "no digests told"
     );
-    let other = receiver.receive(0, digests(&[Digest([9; 16]), Digest([9; 16])]));
-    assert_eq!(other, Ok(Action::Mismatch { entries: vec![0, 1] }));
     assert_eq!(receiver.receive(0, digests(&trees)), Ok(Action::None));
     assert_eq!(receiver.receive(0, finish(Digest([1; 16]))), Err(SessionError::TransferDigest));
+    assert_eq!(receiver.receive(0, finish(all)), Ok(Action::None), "a block is missing");
+    assert_eq!(receiver.settle(), Action::None);
     assert!(receiver.committed().is_err());
+    let others = [Digest([9; 16]), Digest([9; 16])];
+    assert_eq!(receiver.receive(0, digests(&others)), Ok(Action::None));
+    assert_eq!(receiver.receive(0, finish(manifest.transfer_digest(&others))), Ok(Action::None));
+    receiver.receive(1, Frame::Block(heads[1].clone())).unwrap();
+    receiver.stored(1, 0, heads[1].offset, heads[1].digest, 1);
+    assert_eq!(receiver.settle(), Action::Mismatch { entries: vec![0, 1] });
+    assert_eq!(receiver.receive(0, digests(&trees)), Ok(Action::None));
     assert_eq!(receiver.receive(0, finish(all)), Ok(Action::Commit));
     let committed = receiver.committed().unwrap();
     // The same on another lane, whose digests come anew, and a late copy of a block.
     assert_eq!(receiver.receive(1, Frame::Block(block(0, BLOCK, 7))), Ok(Action::None));
-    assert_eq!(receiver.acknowledge(1), Some(Frame::Ack(1)));
+    assert_eq!(receiver.acknowledge(1), Some(Frame::Ack(2)));
     assert_eq!(receiver.receive(1, digests(&trees)), Ok(Action::None));
     assert_eq!(receiver.receive(1, finish(all)), Ok(Action::Recommitted(committed)));
 }
@@ -448,12 +453,71 @@ fn staged_block_that_is_equal_costs_nothing_and_one_that_differs_is_sent() {
     assert_eq!(sender.resolve(0, &first, Resolution::Held { digest: Digest([1; 16]) }), Ok(None));
     assert!(sender.resolve(1, &second, Resolution::Held { digest: Digest([7; 16]) }).is_err());
     assert!(matches!(sender.resolve(1, &second, in_full(7)), Ok(Some(Frame::Block(_)))));
-    assert_eq!(sender.next(0), Step::Wait, "a block is not acknowledged");
-    sender.receive(1, Frame::Ack(1)).unwrap();
+    // What is under way needs no acknowledgement before the digests are told.
     let trees = vec![sender.tree_digest(0).unwrap(), Digest([0; 16])];
     assert_eq!(sender.next(0), Step::Send(Frame::Digests(Digests { first_entry: 0, digests: trees })));
+    sender.receive(1, Frame::Ack(1)).unwrap();
     let progress = sender.progress();
     assert_eq!((progress.held_bytes, progress.sent_raw_bytes, progress.blocks_held), (SIZE, 1, 1));
+}
+
+/// A sender that has sent two blocks, one on each lane, and FINISH on lane 0; and the receiver's answer.
+fn sender_with_finish_sent() -> (SenderSession, Frame) {
+    let (mut sender, manifest) = sender_with_blocks_due(vec![], 0);
+    for lane in [0, 1] {
+        let block = task(sender.next(lane));
+        sender.resolve(lane, &block, in_full(lane as u8)).unwrap();
+    }
+    let (transfer_id, transfer_digest) = told(&mut sender, 0);
+    assert_eq!(transfer_id, manifest.transfer_id());
+    (sender, Frame::Committed(Committed { transfer_id, transfer_digest, body_bytes: 2 }))
+}
+
+/// Lets a lane tell the digests and FINISH.
+fn told(sender: &mut SenderSession, lane: u32) -> (TransferId, Digest) {
+    assert!(matches!(sender.next(lane), Step::Send(Frame::Digests(_))));
+    match sender.next(lane) {
+        Step::Send(Frame::Finish(finish)) => (finish.transfer_id, finish.transfer_digest),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn committed_may_come_on_any_lane_before_the_last_acknowledgements() {
+    let (mut sender, committed) = sender_with_finish_sent();
+    assert_eq!(sender.next(1), Step::Wait);
+    sender.receive(1, committed.clone()).unwrap();
+    assert_eq!(sender.next(0), Step::Done);
+    let progress = sender.progress();
+    assert_eq!((progress.blocks_sent, progress.sent_raw_bytes), (2, progress.total_bytes));
+    // What was under way is with the receiver, so that another transfer can follow; its ACKs come late.
+    sender.begin(sample(), true).unwrap();
+    for lane in [0, 1] {
+        sender.receive(lane, Frame::Ack(1)).unwrap();
+    }
+    assert_eq!(sender.progress().blocks_sent, 0);
+    assert!(matches!(sender.next(0), Step::Send(Frame::Offer(_))));
+    assert!(sender.receive(1, committed).is_err(), "an answer to nothing");
+}
+
+#[test]
+fn lane_lost_after_finish_has_its_blocks_and_the_digests_sent_again() {
+    let (mut sender, committed) = sender_with_finish_sent();
+    sender.detach(1);
+    let again = task(sender.next(0));
+    assert!(matches!(sender.next(0), Step::Send(Frame::Digests(_))), "FINISH is repeated meanwhile");
+    assert!(matches!(sender.next(0), Step::Send(Frame::Finish(_))));
+    sender.receive(0, committed.clone()).unwrap();
+    assert_eq!(
+        sender.begin(sample(), true),
+        Err(SessionError::NotReusable),
+        "a block is in the driver's hands"
+    );
+    assert_eq!(sender.resolve(0, &again, in_full(1)), Ok(None), "nobody needs it any more");
+    sender.receive(0, committed).unwrap();
+    let progress = sender.progress();
+    assert_eq!((progress.blocks_sent, progress.sent_raw_bytes), (2, progress.total_bytes));
+    assert_eq!(sender.begin(sample(), true), Err(SessionError::NotReusable), "lane 1 may still be read");
 }
 
 #[test]

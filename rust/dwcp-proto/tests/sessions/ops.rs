@@ -140,11 +140,15 @@ impl Pair {
                     self.open.push((lane, same.entry, u64::from(block) * u64::from(BLOCK), digest));
                 }
             }
-            Ok(Action::Commit) => {
-                assert_eq!(self.receiver.missing_blocks(), 0);
-                self.back.push((lane, self.receiver.committed().expect("it was asked for")));
-            }
-            _ => {}
+            Ok(action) => self.commit(lane, &action),
+            Err(_) => {}
+        }
+    }
+
+    fn commit(&mut self, lane: u32, action: &Action) {
+        if *action == Action::Commit {
+            assert_eq!(self.receiver.missing_blocks(), 0);
+            self.back.push((lane, self.receiver.committed().expect("it was asked for")));
         }
     }
 
@@ -218,6 +222,8 @@ impl Pair {
                     self.back.push((lane, frame));
                 } else {
                     self.receiver.stored(lane, entry, offset, digest, 1);
+                    let action = self.receiver.settle();
+                    self.commit(lane, &action);
                 }
             }
             8 => self.resolve(choices),

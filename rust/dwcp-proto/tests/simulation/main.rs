@@ -31,6 +31,7 @@ fn undisturbed_transfer_sends_every_block_once() {
 fn lost_lanes_cost_time_but_no_bytes() {
     let met = run(100..220, Trouble { lost_lanes: 6, ..QUIET });
     assert!(met.resent > 0 && met.reoffered > 0 && met.recommitted > 0 && met.late > 0, "{met:?}");
+    assert!(met.settled > 0, "FINISH never came before the last block: {met:?}");
 }
 
 #[test]

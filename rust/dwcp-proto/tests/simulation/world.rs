@@ -41,6 +41,7 @@ pub struct Met {
     pub xor: u64,
     pub reoffered: u64,
     pub recommitted: u64,
+    pub settled: u64,
     pub late: u64,
     pub flips_in_frames: u64,
     pub flips_in_bodies: u64,
@@ -60,6 +61,7 @@ impl AddAssign for Met {
         self.xor += other.xor;
         self.reoffered += other.reoffered;
         self.recommitted += other.recommitted;
+        self.settled += other.settled;
         self.late += other.late;
         self.flips_in_frames += other.flips_in_frames;
         self.flips_in_bodies += other.flips_in_bodies;
@@ -483,6 +485,7 @@ impl World {
             Job::Store(head, block) => {
                 self.disk.store(&self.source.manifest, head.entry, head.offset, &block);
                 self.receiver.stored(number, head.entry, head.offset, head.digest, 1);
+                self.settle(number);
                 if self.random.once_in(3) {
                     self.acknowledge(number);
                 }
@@ -500,6 +503,7 @@ impl World {
                         None => self.refuse(number, same.entry, offset),
                     }
                 }
+                self.settle(number);
             }
             Job::Commit => {
                 self.disk.commit(&self.source.manifest);
@@ -507,6 +511,21 @@ impl World {
                 self.check_committed();
                 self.answer(number, &frame);
             }
+        }
+    }
+
+    /// Was this the last block, and FINISH there before it?
+    fn settle(&mut self, number: u32) {
+        match self.receiver.settle() {
+            Action::None => {}
+            Action::Commit => {
+                self.met.settled += 1;
+                let due = self.now + self.random.below(60);
+                if let Some(lane) = self.lanes.get_mut(&number) {
+                    lane.job = Some((due, Job::Commit));
+                }
+            }
+            other => panic!("{other:?}"),
         }
     }
 

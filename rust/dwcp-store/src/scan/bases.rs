@@ -7,9 +7,9 @@ use dwcp_codec::digest::tree;
 use dwcp_proto::limits::MAX_CANDIDATES;
 use dwcp_proto::manifest::{Candidate, EntryKind};
 
-use super::BaseChoice;
 use super::tree_source::Base;
 use super::walk::Item;
+use super::{BaseChoice, ScanOptions};
 use crate::error::{IoContext, refuse};
 use crate::index::{BaseIndex, BaseRecord};
 use crate::leaves::leaves_of_file;
@@ -27,12 +27,14 @@ pub(super) struct Finder {
 }
 
 impl Finder {
-    pub(super) fn new(choice: &BaseChoice, block_bytes: u32) -> Result<Finder, StoreError> {
+    pub(super) fn new(options: &ScanOptions) -> Result<Finder, StoreError> {
+        let block_bytes = options.block_bytes;
         let mut finder =
             Finder { block_bytes, known: HashMap::new(), files: Vec::new(), directories: Vec::new() };
-        match choice {
-            BaseChoice::None | BaseChoice::Auto { index: None } => {}
-            BaseChoice::Auto { index: Some(path) } => {
+        match &options.bases {
+            BaseChoice::None => {}
+            BaseChoice::Auto => {
+                let Some(path) = &options.index else { return Ok(finder) };
                 for record in BaseIndex::load(path)?.records().iter().filter(|r| r.block_bytes == block_bytes)
                 {
                     finder

@@ -19,12 +19,8 @@ pub enum BaseChoice {
     /// None.
     #[default]
     None,
-    /// Files sent earlier that are still as they were, found by name in the index file (read now, and written by
-    /// [`crate::Source::remember`]); without one, none.
-    Auto {
-        /// The index file.
-        index: Option<PathBuf>,
-    },
+    /// Files sent earlier that are still as they were, found by name in the index; without one, none.
+    Auto,
     /// A file: for every given path that is a file. A directory: for a file given as a path its file of that name,
     /// for a file in a given directory its file at the same place.
     Paths(Vec<PathBuf>),
@@ -39,6 +35,9 @@ pub struct ScanOptions {
     pub block_bytes: u32,
     /// Which bases are offered.
     pub bases: BaseChoice,
+    /// The file that tells which files were sent earlier. [`crate::Source::remember`] adds these to it, whichever
+    /// bases were offered.
+    pub index: Option<PathBuf>,
 }
 
 /// The manifest of `paths` and the source of its blocks.
@@ -70,7 +69,7 @@ pub fn scan_with(
     tick: &mut Tick<'_>,
 ) -> Result<(Manifest, TreeSource), StoreError> {
     let found = walk::walk(paths, options.symlinks, limits, tick)?;
-    let finder = bases::Finder::new(&options.bases, options.block_bytes)?;
+    let finder = bases::Finder::new(options)?;
     let mut entries = Vec::with_capacity(found.len());
     let mut objects = Vec::with_capacity(found.len());
     for item in found {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use dwcp_codec::digest::Digest;
 use dwcp_proto::limits::MAX_BLOCK;
 
-use super::{BaseChoice, ScanOptions};
+use super::ScanOptions;
 use crate::error::IoContext;
 use crate::index::{BaseIndex, BaseRecord};
 use crate::open_files::OpenFiles;
@@ -43,10 +43,7 @@ pub struct TreeSource {
 
 impl TreeSource {
     pub(super) fn new(objects: Vec<Object>, options: &ScanOptions) -> TreeSource {
-        let index = match &options.bases {
-            BaseChoice::Auto { index } => index.clone(),
-            BaseChoice::None | BaseChoice::Paths(_) => None,
-        };
+        let index = options.index.clone();
         TreeSource { objects, block_bytes: options.block_bytes, index, files: OpenFiles::new() }
     }
 

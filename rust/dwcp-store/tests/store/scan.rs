@@ -143,8 +143,10 @@ fn given_bases_belong_to_files_at_the_same_place() {
     fs::write(at("new/only"), b"only").unwrap();
     fs::write(at("old/sub/x"), b"old x").unwrap();
     fs::write(at("file"), b"file").unwrap();
-    let (manifest, _) =
-        offer_with(&[&at("new"), &at("file")], BaseChoice::Paths(vec![at("old"), at("old/sub/x")]));
+    let (manifest, _) = offer_with(
+        &[&at("new"), &at("file")],
+        &scan_options(BaseChoice::Paths(vec![at("old"), at("old/sub/x")])),
+    );
     let (size, leaves) = file_leaves(&at("old/sub/x"), BLOCK as u32, &mut || Ok(())).unwrap();
     let found: Vec<_> = manifest.entries().iter().filter(|entry| !entry.candidates.is_empty()).collect();
     let paths: Vec<_> = found.iter().map(|entry| str::from_utf8(&entry.path).unwrap()).collect();

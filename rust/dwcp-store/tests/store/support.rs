@@ -15,16 +15,16 @@ use dwcp_store::{
 pub const BLOCK: usize = 65_536;
 
 pub fn scan_options(bases: BaseChoice) -> ScanOptions {
-    ScanOptions { symlinks: SymlinkPolicy::Keep, block_bytes: BLOCK as u32, bases }
+    ScanOptions { symlinks: SymlinkPolicy::Keep, block_bytes: BLOCK as u32, bases, index: None }
 }
 
 pub fn offer(paths: &[&Path]) -> (Arc<Manifest>, TreeSource) {
-    offer_with(paths, BaseChoice::None)
+    offer_with(paths, &scan_options(BaseChoice::None))
 }
 
-pub fn offer_with(paths: &[&Path], bases: BaseChoice) -> (Arc<Manifest>, TreeSource) {
+pub fn offer_with(paths: &[&Path], options: &ScanOptions) -> (Arc<Manifest>, TreeSource) {
     let paths: Vec<PathBuf> = paths.iter().map(|path| path.to_path_buf()).collect();
-    let (manifest, source) = scan(&paths, &scan_options(bases), &Limits::default()).unwrap();
+    let (manifest, source) = scan(&paths, options, &Limits::default()).unwrap();
     (Arc::new(manifest), source)
 }
 

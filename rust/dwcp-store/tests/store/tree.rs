@@ -13,8 +13,8 @@ use dwcp_proto::frame::HaveSource;
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::{Entry, EntryKind, Manifest};
 use dwcp_store::{
-    BaseChoice, Prepared, Refusal, Sink, Source, StoreError, SymlinkPolicy, TreeSink, TreeSinkOptions,
-    remove_staging, staged_transfers,
+    BaseChoice, Prepared, Refusal, ScanOptions, Sink, Source, StoreError, SymlinkPolicy, TreeSink,
+    TreeSinkOptions, remove_staging, staged_transfers,
 };
 use tempfile::TempDir;
 
@@ -361,17 +361,18 @@ fn base_that_changed_after_it_was_announced_is_no_base() {
 fn candidate_is_found_at_another_path_through_the_index_and_at_the_same_path_by_reading() {
     let (temporary, from, to) = places();
     let index = temporary.path().join("state/index");
-    let auto = || BaseChoice::Auto { index: Some(index.clone()) };
+    let remembered = |bases| ScanOptions { index: Some(index.clone()), ..scan_options(bases) };
+    let auto = remembered(BaseChoice::Auto);
     fs::create_dir_all(from.join("v0")).unwrap();
     fs::create_dir_all(from.join("v1")).unwrap();
     let old = noise(3 * BLOCK, 1);
     fs::write(from.join("v0/image"), &old).unwrap();
     fs::write(from.join("v1/image"), noise(3 * BLOCK, 2)).unwrap();
-    let (first, source) = offer_with(&[&from.join("v0")], auto());
+    let (first, source) = offer_with(&[&from.join("v0")], &remembered(BaseChoice::None));
     transfer(&first, &source, &sink(&to));
     source.remember(&trees(&first, &source)).unwrap();
 
-    let (second, source) = offer_with(&[&from.join("v1")], auto());
+    let (second, source) = offer_with(&[&from.join("v1")], &auto);
     assert_eq!(second.entries()[1].candidates.len(), 1);
     let mut scratch = Vec::new();
     let base = source.base(1, 0, 2 * BLOCK as u64 + 5, BLOCK as u32, &mut scratch).unwrap();
@@ -389,7 +390,7 @@ fn candidate_is_found_at_another_path_through_the_index_and_at_the_same_path_by_
     fs::create_dir_all(other.join("v1")).unwrap();
     fs::write(other.join("v1/image"), &old).unwrap();
     let given = BaseChoice::Paths(vec![from.join("v0")]);
-    let (third, _) = offer_with(&[&from.join("v1")], given);
+    let (third, _) = offer_with(&[&from.join("v1")], &scan_options(given));
     assert_eq!(prepare(&sink(&other), &third).unwrap().haves[0].source, HaveSource::Candidate(0));
 
     // A base that changed at the receiver is not found by its record.
@@ -397,7 +398,7 @@ fn candidate_is_found_at_another_path_through_the_index_and_at_the_same_path_by_
     assert_eq!(prepare(&sink(&to), &second).unwrap().haves, []);
     // And one that changed at the sender is not offered.
     fs::write(from.join("v0/image"), b"changed").unwrap();
-    assert!(offer_with(&[&from.join("v1")], auto()).0.entries()[1].candidates.is_empty());
+    assert!(offer_with(&[&from.join("v1")], &auto).0.entries()[1].candidates.is_empty());
 }
 
 #[test]
