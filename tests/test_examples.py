@@ -28,5 +28,7 @@ def test_python_examples_of_the_readme_run(repository: Path) -> None:
     readme = (repository / "README.md").read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
     assert examples
+    # One after the other, as a reader would type them.
+    names = {"__name__": "example"}
     for example in examples:
-        exec(compile(example, "README.md", "exec"), {"__name__": "example"})
+        exec(compile(example, "README.md", "exec"), names)
