@@ -38,7 +38,7 @@ def repository() -> Path:
 def no_settings_from_outside(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Remove the DWCP_* variables of whoever runs the tests, which mirror every option, and keep off their state."""
+    """Remove the DWCP_* variables of whoever runs the tests, and keep off their state."""
     for name in list(os.environ):
         if name.startswith("DWCP_"):
             monkeypatch.delenv(name)
