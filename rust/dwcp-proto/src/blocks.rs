@@ -22,6 +22,8 @@ pub(crate) const STAGED: u8 = 4;
 pub(crate) const DONE: u8 = 8;
 /// The block has to be sent in full.
 pub(crate) const PLAIN: u8 = 16;
+/// The receiver has another block staged in its place, and takes that for the block until this one is there.
+pub(crate) const REPLACES: u8 = 32;
 
 /// The blocks of a manifest with a digest and flags for each.
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_proto::frame::{Committed, ErrorFrame, Secret, SessionId, TransferId};
 use dwcp_proto::receiver::{LaneId, ReceiverSession};
+use dwcp_proto::{EntryKind, Manifest};
 use dwcp_store::Sink;
 
 use super::{ReceiveOptions, ReceiveSession};
@@ -15,6 +16,9 @@ use crate::error::NetError;
 use crate::report::{Observer, Progress, ReceiveReport, Tally};
 use crate::security::{Fingerprint, random_bytes};
 use crate::transport::{Closer, Waker};
+
+/// A sender that is there says something every 5 s at least.
+const MAX_SILENCE: Duration = Duration::from_secs(6);
 
 /// A session that this receiver knows.
 pub(crate) struct Session {
@@ -49,6 +53,8 @@ pub(crate) struct State {
     lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
     lonely_since: Instant,
+    /// When the last frame came.
+    pub(super) heard: Instant,
     /// Where the transfer goes; there while somebody waits for it.
     pub(super) sink: Option<Arc<dyn Sink>>,
     /// The transfer that is under way.
@@ -94,6 +100,7 @@ impl Session {
                 lanes: HashMap::new(),
                 next_lane: 0,
                 lonely_since: Instant::now(),
+                heard: Instant::now(),
                 sink: None,
                 transfer: None,
                 prepared: false,
@@ -391,14 +398,22 @@ impl Registry {
     }
 
     /// Ends every other session of the same sender that works on `transfer`: the sender has lost it.
-    pub(super) fn take_over(&self, transfer: TransferId, by: &Session) -> Vec<Arc<Session>> {
+    ///
+    /// Buffers have no place that two sessions could not work on, and a state of several parts may come from several
+    /// processes that name them alike; such a session is only ended when nothing has come from its sender for longer
+    /// than a sender may be silent.
+    pub(super) fn take_over(&self, manifest: &Manifest, by: &Session) -> Vec<Arc<Session>> {
+        let transfer = manifest.transfer_id();
+        let buffers = manifest.entries().iter().any(|entry| entry.kind == EntryKind::Buffer);
         let mut others = self.all();
         others.retain(|other| {
             if other.id == by.id || other.owner != by.owner {
                 return false;
             }
             let mut state = lock(&other.state);
-            let same = state.transfer == Some(transfer);
+            let alive = buffers
+                && (state.sink.is_none() || (state.has_lanes() && state.heard.elapsed() < MAX_SILENCE));
+            let same = state.transfer == Some(transfer) && !alive;
             if same {
                 let hint = Some("the sender goes on in another session");
                 state.end(Some(NetError::PeerClosed { phase: "sending", hint }), false);

@@ -89,7 +89,11 @@ impl<'a> Worker<'a> {
                 continue;
             }
             let (frame, body_len) = lane.recv()?;
-            let action = lock(&self.session.state).session.receive(self.id, frame)?;
+            let action = {
+                let mut state = lock(&self.session.state);
+                state.heard = Instant::now();
+                state.session.receive(self.id, frame)?
+            };
             match action {
                 Action::None => self.drop_body(lane, body_len)?,
                 Action::Store(head) => {
@@ -257,7 +261,7 @@ impl<'a> Worker<'a> {
         let transfer = manifest.transfer_id();
         lock(&self.session.state).begin(transfer);
         self.session.changed.notify_all();
-        let others = self.session.registry.take_over(transfer, self.session);
+        let others = self.session.registry.take_over(manifest, self.session);
         let patience = Instant::now() + TAKE_OVER;
         while Instant::now() < patience
             && others.iter().any(|other| {
@@ -271,6 +275,8 @@ impl<'a> Worker<'a> {
             if let Ok(sink) = self.sink() {
                 break sink;
             }
+            // Whoever is to take it may still wait for the session that this one follows.
+            self.session.registry.take_over(manifest, self.session);
             self.pause(lane, CANCEL_SLICE)?;
         };
         let gate = self.enter_alone(lane)?;

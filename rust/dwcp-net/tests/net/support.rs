@@ -35,8 +35,12 @@ impl Log {
     }
 
     pub fn wait_for(&self, wanted: impl Fn(&Event) -> bool) {
+        self.wait_for_some(1, wanted);
+    }
+
+    pub fn wait_for_some(&self, count: usize, wanted: impl Fn(&Event) -> bool) {
         let end = Instant::now() + PATIENCE;
-        while self.count(&wanted) == 0 {
+        while self.count(&wanted) < count {
             assert!(Instant::now() < end, "no such event among {:?}", self.0.lock().unwrap());
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -107,6 +111,15 @@ pub fn plain_receiver() -> Receiver {
 impl Receiver {
     pub fn address(&self) -> String {
         self.listener.local_addr().to_string()
+    }
+
+    /// Receives the transfer of the next session.
+    pub fn receive_first(&self, sink: Arc<dyn Sink>) -> JoinHandle<Result<ReceiveReport, NetError>> {
+        let listener = Arc::clone(&self.listener);
+        std::thread::spawn(move || {
+            let report = listener.accept(Some(PATIENCE))?.receive(sink, Some(PATIENCE))?;
+            report.ok_or(NetError::PeerClosed { phase: "idle", hint: None })
+        })
     }
 
     /// Receives one transfer, over as many sessions as it takes.

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dwcp_codec::Codec;
 use dwcp_codec::block::BlockKind;
 use dwcp_net::{Cancel, SendOptions, SendSession};
 use dwcp_store::{BaseChoice, Source};
 
+use super::link::{Fault, Link};
 use super::support::*;
 
 #[test]
@@ -112,12 +114,12 @@ fn an_offer_right_after_a_commit_waits_for_a_sink_of_its_own() {
 }
 
 #[test]
-fn several_senders_are_served_at_once() {
+fn several_senders_of_buffers_with_the_same_name_and_size_do_not_end_each_other() {
     let receiver = plain_receiver();
     let pairs: Vec<_> = (0..3)
         .map(|seed| {
             let sink = memory_sink();
-            let received = receiver.receive_one(sink.clone());
+            let received = receiver.receive_first(sink.clone());
             let address = receiver.address();
             let sending = std::thread::spawn(move || {
                 let state = buffers(&[("a", noise(seed, 1_000_000))], 65_536);
@@ -136,6 +138,23 @@ fn several_senders_are_served_at_once() {
     let mut sent: Vec<_> = (0..3).map(|seed| noise(seed, 1_000_000)).collect();
     sent.sort();
     assert!(arrived == sent);
+}
+
+#[test]
+fn what_is_staged_of_another_state_with_the_same_names_is_replaced() {
+    let receiver = plain_receiver();
+    let sink = memory_sink();
+    let (old, new) = (noise(21, 2_000_000), noise(22, 2_000_000));
+    let link =
+        Link::new(receiver.listener.local_addr(), Duration::from_millis(1), &[Fault::CutAll(1_500_000)]);
+    let received = receiver.receive_one(sink.clone());
+    let options = SendOptions { reconnect_for: Duration::from_millis(100), ..quick_send() };
+    send_once(&link.address(), &receiver.dial, options, &buffers(&[("a", old)], 65_536)).unwrap_err();
+    let sent =
+        send_once(&receiver.address(), &receiver.dial, quick_send(), &buffers(&[("a", new.clone())], 65_536));
+    join(received).unwrap();
+    assert_eq!(sent.unwrap().bytes_held, 0);
+    assert!(contents(&sink) == [("a".to_owned(), new)]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub use crate::LaneId;
 pub use step::{BlockTask, Resolution, SenderOptions, SenderPhase, SenderProgress, Step};
 
 use crate::blocks::{
-    Announced, Base, BlockIndex, BlockTable, DONE, HELD, KNOWN, PLAIN, STAGED, out_of_range,
+    Announced, Base, BlockIndex, BlockTable, DONE, HELD, KNOWN, PLAIN, REPLACES, STAGED, out_of_range,
 };
 use crate::error::SessionError;
 use crate::frame::{BlockHead, Committed, Digests, ErrorFrame, Finish, Frame, Nack, Offer, Same};
@@ -351,12 +351,18 @@ impl SenderSession {
         Step::Send(Frame::Manifest(part))
     }
 
-    /// Every block was given out and looked at, so that all digests are known; some may still be under way.
+    /// Every block was given out and looked at, so that all digests are known; some may still be under way, but none
+    /// that replaces a staged one, since the receiver would not wait for that.
     fn all_resolved(&mut self) -> bool {
         self.drop_done();
+        // A settled frame may be one of the last transfer.
+        let replaces = |frame: &InFlight| {
+            !frame.settled && self.table.has(frame.block, REPLACES) && !self.table.has(frame.block, DONE)
+        };
         self.cursor >= self.table.manifest().total_blocks()
             && self.again.is_empty()
             && self.lanes.values().all(|state| state.tasks.is_empty())
+            && !self.lanes.values().any(|state| state.in_flight.iter().any(replaces))
     }
 
     fn drop_done(&mut self) {
@@ -472,7 +478,8 @@ impl SenderSession {
             return Ok(None);
         }
         let repeated = self.table.has(block, KNOWN);
-        self.table.set(block, KNOWN);
+        let replaces = staged && !matches!(outcome, Resolution::Held { .. });
+        self.table.set(block, if replaces { KNOWN | REPLACES } else { KNOWN });
         self.table.set_digest(block, digest);
         let fly = |state: &mut Lane, carried| {
             state.sent += 1;

@@ -453,10 +453,11 @@ fn staged_block_that_is_equal_costs_nothing_and_one_that_differs_is_sent() {
     assert_eq!(sender.resolve(0, &first, Resolution::Held { digest: Digest([1; 16]) }), Ok(None));
     assert!(sender.resolve(1, &second, Resolution::Held { digest: Digest([7; 16]) }).is_err());
     assert!(matches!(sender.resolve(1, &second, in_full(7)), Ok(Some(Frame::Block(_)))));
-    // What is under way needs no acknowledgement before the digests are told.
+    // The receiver would not wait for what replaces a staged block.
+    assert_eq!(sender.next(0), Step::Wait);
+    sender.receive(1, Frame::Ack(1)).unwrap();
     let trees = vec![sender.tree_digest(0).unwrap(), Digest([0; 16])];
     assert_eq!(sender.next(0), Step::Send(Frame::Digests(Digests { first_entry: 0, digests: trees })));
-    sender.receive(1, Frame::Ack(1)).unwrap();
     let progress = sender.progress();
     assert_eq!((progress.held_bytes, progress.sent_raw_bytes, progress.blocks_held), (SIZE, 1, 1));
 }
@@ -518,6 +519,29 @@ fn lane_lost_after_finish_has_its_blocks_and_the_digests_sent_again() {
     let progress = sender.progress();
     assert_eq!((progress.blocks_sent, progress.sent_raw_bytes), (2, progress.total_bytes));
     assert_eq!(sender.begin(sample(), true), Err(SessionError::NotReusable), "lane 1 may still be read");
+}
+
+#[test]
+fn finish_waits_for_blocks_that_replace_staged_ones() {
+    let other = Have {
+        entry: 0,
+        source: HaveSource::Staged,
+        first_block: 0,
+        digests: vec![Digest([1; 16]), Digest([2; 16])],
+    };
+    let (mut sender, _) = sender_with_blocks_due(vec![other], SIZE + 1);
+    let (first, second) = (task(sender.next(0)), task(sender.next(1)));
+    sender.resolve(0, &first, in_full(7)).unwrap();
+    sender.resolve(1, &second, in_full(8)).unwrap();
+    // The receiver has all blocks staged, and would not wait for these.
+    assert_eq!((sender.next(0), sender.next(1)), (Step::Wait, Step::Wait));
+    sender.receive(0, Frame::Ack(1)).unwrap();
+    sender.detach(1);
+    let second = task(sender.next(0));
+    sender.resolve(0, &second, in_full(8)).unwrap();
+    assert_eq!(sender.next(0), Step::Wait);
+    sender.receive(0, Frame::Ack(2)).unwrap();
+    assert!(matches!(sender.next(0), Step::Send(Frame::Digests(_))));
 }
 
 #[test]
