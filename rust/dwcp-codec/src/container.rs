@@ -24,7 +24,7 @@ const FLAG_DIGEST: u8 = 0x01;
 
 /// From this length on the probe costs next to nothing beside compressing, so that no codec is run on what would not
 /// shrink, whichever was asked for.
-const WORTH_A_LOOK: usize = 256 << 10;
+const WORTH_A_LOOK: usize = 1 << 20;
 
 /// What [`CodecChoice::Auto`] uses for data worth compressing.
 const AUTO_CODEC: Codec = Codec::Zstd { level: 1 };

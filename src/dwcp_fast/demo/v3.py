@@ -78,7 +78,8 @@ class Receiver:
             TransportError: it ended before it listened.
             DeadlineError: it did not listen in time.
         """
-        options = ["--listen=127.0.0.1:0", f"--into={into}", "--once"]
+        # The rivals do not wait for the disk either; by default `dwcp recv` does.
+        options = ["--listen=127.0.0.1:0", f"--into={into}", "--once", "--no-sync"]
         self._command = _Command(["recv", *options], state)
         try:
             self.pairing = self._wait_for_pairing()
