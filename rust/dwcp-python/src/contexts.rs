@@ -10,12 +10,15 @@ pub struct Contexts {
     pub compressor: Compressor,
     /// Decompression state of every codec.
     pub decompressor: Decompressor,
+    /// Room for a result whose length is not known before.
+    pub scratch: Vec<u8>,
 }
 
 thread_local! {
     static CONTEXTS: RefCell<Contexts> = RefCell::new(Contexts {
         compressor: Compressor::new(),
         decompressor: Decompressor::new(),
+        scratch: Vec::new(),
     });
 }
 
