@@ -98,7 +98,8 @@ def publish(name: str, out: Path, *, claims: list[dict[str, Any]], raw: Any) -> 
     out.mkdir(parents=True, exist_ok=True)
     ordered = sorted(claims, key=lambda claim: (claim["met"], claim["case"]))
     path = out / f"{name}.json"
-    body = {"benchmark": name, "command": " ".join(["python", *sys.argv]), "machine": machine()}
+    told = [part for part in sys.argv if part not in ("--out", str(out))]
+    body = {"benchmark": name, "command": " ".join(["python", *told]), "machine": machine()}
     path.write_text(json.dumps(body | {"claims": ordered, "raw": raw}, indent=1) + "\n")
     return path
 
