@@ -208,7 +208,8 @@ impl NetError {
             NetError::Store(StoreError::Busy { path }) => {
                 format!("another receiver is using {:?}", name(path))
             }
-            NetError::Pem { reason, .. } => reason.clone(),
+            // What kind of failure it is the code says.
+            NetError::Auth { reason } | NetError::Pem { reason, .. } => reason.clone(),
             error => error.to_string(),
         }
     }

@@ -143,7 +143,7 @@ fn serve_v3(
                 NetError::Peer { code, retryable, .. } => (*code, *retryable),
                 error => (error.code(), false),
             };
-            lane.fail(code, retryable, &error.to_string());
+            lane.fail(code, retryable, &error.for_peer());
             return Err(error);
         }
     };

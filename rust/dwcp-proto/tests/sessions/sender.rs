@@ -1,0 +1,214 @@
+//! What a sender does with what the receiver tells it.
+
+use super::*;
+
+#[test]
+fn staged_block_that_is_equal_costs_nothing_and_one_that_differs_is_sent() {
+    let have = |first_block, source, fill: u8| Have {
+        entry: 0,
+        source,
+        first_block,
+        digests: vec![Digest([fill; 16])],
+    };
+    let haves = vec![
+        have(0, HaveSource::Staged, 1),
+        have(1, HaveSource::Staged, 2),
+        // A base never hides what is staged.
+        have(0, HaveSource::SamePath, 9),
+    ];
+    let (mut sender, _) = sender_with_blocks_due(haves, SIZE + 1);
+    let (first, second) = (task(sender.next(0)), task(sender.next(1)));
+    assert_eq!((first.held, first.held_is_staged), (Some(Digest([1; 16])), true));
+    let wrong = sender.resolve(0, &first, Resolution::Same { digest: Digest([1; 16]) });
+    assert_eq!(wrong, Err(SessionError::Resolution { entry: 0, offset: 0 }));
+    assert_eq!(sender.resolve(0, &first, Resolution::Held { digest: Digest([1; 16]) }), Ok(None));
+    assert!(sender.resolve(1, &second, Resolution::Held { digest: Digest([7; 16]) }).is_err());
+    assert!(matches!(sender.resolve(1, &second, in_full(7)), Ok(Some(Frame::Block(_)))));
+    // The receiver would not wait for what replaces a staged block.
+    assert_eq!(sender.next(0), Step::Wait);
+    sender.receive(1, Frame::Ack(1)).unwrap();
+    let trees = vec![sender.tree_digest(0).unwrap(), Digest([0; 16])];
+    assert_eq!(sender.next(0), Step::Send(Frame::Digests(Digests { first_entry: 0, digests: trees })));
+    let progress = sender.progress();
+    assert_eq!((progress.held_bytes, progress.sent_raw_bytes, progress.blocks_held), (SIZE, 1, 1));
+}
+
+/// A sender that has sent two blocks, one on each lane, and FINISH on lane 0; and the receiver's answer.
+fn sender_with_finish_sent() -> (SenderSession, Frame) {
+    let (mut sender, manifest) = sender_with_blocks_due(vec![], 0);
+    for lane in [0, 1] {
+        let block = task(sender.next(lane));
+        sender.resolve(lane, &block, in_full(lane as u8)).unwrap();
+    }
+    let (transfer_id, transfer_digest) = told(&mut sender, 0);
+    assert_eq!(transfer_id, manifest.transfer_id());
+    (sender, Frame::Committed(Committed { transfer_id, transfer_digest, body_bytes: 2 }))
+}
+
+/// Lets a lane tell the digests and FINISH.
+fn told(sender: &mut SenderSession, lane: u32) -> (TransferId, Digest) {
+    assert!(matches!(sender.next(lane), Step::Send(Frame::Digests(_))));
+    match sender.next(lane) {
+        Step::Send(Frame::Finish(finish)) => (finish.transfer_id, finish.transfer_digest),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn committed_may_come_on_any_lane_before_the_last_acknowledgements() {
+    let (mut sender, committed) = sender_with_finish_sent();
+    assert_eq!(sender.next(1), Step::Wait);
+    sender.receive(1, committed.clone()).unwrap();
+    assert_eq!(sender.next(0), Step::Done);
+    let progress = sender.progress();
+    assert_eq!((progress.blocks_sent, progress.sent_raw_bytes), (2, progress.total_bytes));
+    // What was under way is with the receiver, so that another transfer can follow; its ACKs come late.
+    sender.begin(sample(), true).unwrap();
+    for lane in [0, 1] {
+        sender.receive(lane, Frame::Ack(1)).unwrap();
+    }
+    assert_eq!(sender.progress().blocks_sent, 0);
+    assert!(matches!(sender.next(0), Step::Send(Frame::Offer(_))));
+    assert!(sender.receive(1, committed).is_err(), "an answer to nothing");
+}
+
+#[test]
+fn lane_lost_after_finish_has_its_blocks_and_the_digests_sent_again() {
+    let (mut sender, committed) = sender_with_finish_sent();
+    sender.detach(1);
+    let again = task(sender.next(0));
+    assert!(matches!(sender.next(0), Step::Send(Frame::Digests(_))), "FINISH is repeated meanwhile");
+    assert!(matches!(sender.next(0), Step::Send(Frame::Finish(_))));
+    sender.receive(0, committed.clone()).unwrap();
+    assert_eq!(
+        sender.begin(sample(), true),
+        Err(SessionError::NotReusable),
+        "a block is in the driver's hands"
+    );
+    assert_eq!(sender.resolve(0, &again, in_full(1)), Ok(None), "nobody needs it any more");
+    sender.receive(0, committed).unwrap();
+    let progress = sender.progress();
+    assert_eq!((progress.blocks_sent, progress.sent_raw_bytes), (2, progress.total_bytes));
+    assert_eq!(sender.begin(sample(), true), Err(SessionError::NotReusable), "lane 1 may still be read");
+}
+
+#[test]
+fn finish_waits_for_blocks_that_replace_staged_ones() {
+    let other = Have {
+        entry: 0,
+        source: HaveSource::Staged,
+        first_block: 0,
+        digests: vec![Digest([1; 16]), Digest([2; 16])],
+    };
+    let (mut sender, _) = sender_with_blocks_due(vec![other], SIZE + 1);
+    let (first, second) = (task(sender.next(0)), task(sender.next(1)));
+    sender.resolve(0, &first, in_full(7)).unwrap();
+    sender.resolve(1, &second, in_full(8)).unwrap();
+    // The receiver has all blocks staged, and would not wait for these.
+    assert_eq!((sender.next(0), sender.next(1)), (Step::Wait, Step::Wait));
+    sender.receive(0, Frame::Ack(1)).unwrap();
+    sender.detach(1);
+    let second = task(sender.next(0));
+    sender.resolve(0, &second, in_full(8)).unwrap();
+    assert_eq!(sender.next(0), Step::Wait);
+    sender.receive(0, Frame::Ack(2)).unwrap();
+    assert!(matches!(sender.next(0), Step::Send(Frame::Digests(_))));
+}
+
+#[test]
+fn refused_block_comes_in_full_once_and_cannot_be_refused_again() {
+    let haves = vec![Have { entry: 0, source: HaveSource::Candidate(0), first_block: 0, digests: vec![] }];
+    let (mut sender, _) = sender_with_blocks_due(haves, 0);
+    let first = task(sender.next(0));
+    assert_eq!((first.candidate, first.plain), (Some(0), false));
+    let digest = Digest([1; 16]);
+    sender.resolve(0, &first, Resolution::Same { digest }).unwrap();
+    let nack = |offset| Frame::Nack(Nack { entry: 0, reason: NackReason::BaseDiffers, offset });
+    assert!(sender.receive(1, nack(0)).is_err(), "it went over lane 0");
+    assert!(sender.receive(0, nack(SIZE)).is_err(), "it was not sent");
+    sender.receive(0, nack(0)).unwrap();
+    assert!(sender.receive(0, nack(0)).is_err(), "it was refused before");
+    let again = task(sender.next(1));
+    assert_eq!(again, BlockTask { candidate: None, plain: true, ..first });
+    assert!(sender.resolve(1, &again, Resolution::Same { digest }).is_err());
+    sender.resolve(1, &again, in_full(1)).unwrap();
+    assert!(sender.receive(1, nack(0)).is_err(), "it was sent in full");
+    sender.receive(0, Frame::Ack(1)).unwrap();
+    assert_eq!(sender.progress().blocks_same, 0, "the acknowledged frame was refused");
+}
+
+#[test]
+fn acknowledgement_of_what_was_not_sent_is_refused() {
+    let (mut sender, _) = sender_with_blocks_due(vec![], 0);
+    let first = task(sender.next(0));
+    assert!(sender.receive(0, Frame::Ack(1)).is_err());
+    sender.resolve(0, &first, in_full(1)).unwrap();
+    assert!(sender.receive(1, Frame::Ack(1)).is_err());
+    sender.receive(0, Frame::Ack(1)).unwrap();
+    assert!(matches!(sender.receive(0, Frame::Ack(0)), Err(SessionError::OutOfRange { .. })));
+}
+
+#[test]
+fn window_holds_a_lane_back_but_not_the_others() {
+    let manifest = sample();
+    for options in [
+        SenderOptions { max_unacked_frames: 1, max_unacked_bytes: u64::MAX },
+        SenderOptions { max_unacked_frames: 100, max_unacked_bytes: 0 },
+    ] {
+        let mut sender = SenderSession::new(Arc::clone(&manifest), false, options);
+        sender.attach(0);
+        sender.attach(1);
+        sender.next(0);
+        sender.next(0);
+        let transfer_id = manifest.transfer_id();
+        sender.receive(0, Frame::Accept(Accept { transfer_id, staged_bytes: 0 })).unwrap();
+        let first = task(sender.next(0));
+        assert_eq!(sender.next(0), Step::Wait);
+        sender.resolve(0, &first, in_full(1)).unwrap();
+        assert_eq!(sender.next(0), Step::Wait);
+        assert_eq!(task(sender.next(1)).offset, SIZE);
+        sender.detach(1);
+        sender.receive(0, Frame::Ack(1)).unwrap();
+        assert_eq!(task(sender.next(0)).offset, SIZE, "the task of the lost lane");
+    }
+}
+
+#[test]
+fn source_that_changed_between_two_copies_is_told() {
+    let (mut sender, _) = sender_with_blocks_due(vec![], 0);
+    let first = task(sender.next(0));
+    sender.resolve(0, &first, in_full(1)).unwrap();
+    sender.detach(0);
+    let again = task(sender.next(1));
+    assert_eq!(again.offset, first.offset);
+    let changed = sender.resolve(1, &again, in_full(2));
+    assert_eq!(changed, Err(SessionError::SourceChanged { entry: 0, offset: 0 }));
+}
+
+#[test]
+fn session_that_lost_frames_is_not_used_again() {
+    let (mut sender, manifest) = sender_with_blocks_due(vec![], 0);
+    assert!(matches!(sender.begin(Arc::clone(&manifest), true), Err(SessionError::Unexpected { .. })));
+    let first = task(sender.next(0));
+    sender.resolve(0, &first, in_full(1)).unwrap();
+    sender.detach(0);
+    for _ in 0..2 {
+        let block = task(sender.next(1));
+        sender.resolve(1, &block, in_full(1)).unwrap();
+    }
+    sender.receive(1, Frame::Ack(2)).unwrap();
+    sender.next(1);
+    let Step::Send(Frame::Finish(finish)) = sender.next(1) else { panic!() };
+    let committed = dwcp_proto::frame::Committed {
+        transfer_id: finish.transfer_id,
+        transfer_digest: Digest([0; 16]),
+        body_bytes: 0,
+    };
+    let refused = sender.receive(1, Frame::Committed(committed.clone()));
+    assert_eq!(refused, Err(SessionError::TransferDigest));
+    assert_eq!(sender.outcome(), None);
+    let committed = dwcp_proto::frame::Committed { transfer_digest: finish.transfer_digest, ..committed };
+    sender.receive(1, Frame::Committed(committed.clone())).unwrap();
+    assert_eq!((sender.outcome(), sender.next(1)), (Some(committed), Step::Done));
+    assert_eq!(sender.begin(manifest, true), Err(SessionError::NotReusable));
+}
