@@ -30,8 +30,8 @@ congestion control, which flatters the methods with one connection.
 
 Seconds run from the sender's first connection, handshakes included, to the acknowledgement that the receiver
 has checked the digest; v1 has no acknowledgement, so for it they run to the receiver's own check. The start
-of the processes is not counted. Nothing here waits for the disk; outside the demonstration v3 does, unless told
-not to. Every case was run once, so differences of a few percent mean nothing.
+of the processes is not counted. Nothing here waits for the disk; outside the demonstration v3 does, unless
+told not to. Every case was run once, so differences of a few percent mean nothing.
 
 Bytes on the wire are counted by the relay, in both directions, with framing and TLS. All but v3 run in plain
 text, without authentication. raw, zstd-1 and v1 keep no base and send a change whole. xor-zstd-1 is what is
