@@ -11,6 +11,7 @@ from dwcp_fast.cli.output import make_output, output_options
 from dwcp_fast.cli.security import make_trust, security_options
 from dwcp_fast.cli.service import Service
 from dwcp_fast.cli.units import help_with_example, reading
+from dwcp_fast.cli.v1 import v1_options
 from dwcp_fast.options import (
     Generation,
     Payload,
@@ -73,20 +74,7 @@ class Stopped(BaseException):
     show_default=True,
     help="Longest silence.",
 )
-@click.option(
-    "--v1-generation",
-    type=click.Choice(get_args(Generation)),
-    default="A",
-    show_default=True,
-    help="For v1 only.",
-)
-@click.option(
-    "--v1-payload",
-    type=click.Choice(get_args(Payload)),
-    default="hde",
-    show_default=True,
-    help="For v1 only.",
-)
+@v1_options
 @security_options
 @output_options
 def recv(

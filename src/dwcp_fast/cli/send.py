@@ -8,6 +8,7 @@ import click
 from dwcp_fast.cli.output import Output, format_bytes, make_output, output_options
 from dwcp_fast.cli.security import make_trust, security_options
 from dwcp_fast.cli.units import help_with_example, parse_streams, reading
+from dwcp_fast.cli.v1 import v1_options
 from dwcp_fast.engine import engine_for
 from dwcp_fast.links import ScannedPaths, scan_paths
 from dwcp_fast.options import (
@@ -110,20 +111,7 @@ __all__ = ["send"]
     show_default=True,
     help="Symbolic links.",
 )
-@click.option(
-    "--v1-generation",
-    type=click.Choice(get_args(Generation)),
-    default="A",
-    show_default=True,
-    help="For v1 only.",
-)
-@click.option(
-    "--v1-payload",
-    type=click.Choice(get_args(Payload)),
-    default="hde",
-    show_default=True,
-    help="For v1 only.",
-)
+@v1_options
 @click.option("--server-name", metavar="NAME", help="Name in the receiver's certificate, for mutual TLS.")
 @click.option("--dry-run", is_flag=True, help="Look at what would be sent, and connect to nobody.")
 @security_options

@@ -7,14 +7,14 @@ use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::ring::cipher_suite::{
     TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
 };
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::version::TLS13;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
-    ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible,
+    RootCertStore, ServerConfig, SignatureScheme,
 };
 use subtle::ConstantTimeEq;
 
@@ -45,8 +45,10 @@ pub(crate) fn client_config(
     let (verifier, identity, name): (Arc<dyn ServerCertVerifier>, _, _) = match security {
         DialSecurity::Insecure => return Ok(None),
         DialSecurity::Paired { fingerprint, identity, .. } => {
-            let verifier =
-                Arc::new(ByFingerprint { expected: *fingerprint, provider: Arc::clone(&provider) });
+            let verifier = Arc::new(ByFingerprint {
+                expected: *fingerprint,
+                algorithms: provider.signature_verification_algorithms,
+            });
             (verifier, identity, "dwcp")
         }
         DialSecurity::Mutual { identity, roots, server_name } => {
@@ -75,7 +77,7 @@ pub(crate) fn server_config(security: &ListenSecurity) -> Result<Option<Arc<Serv
     let (verifier, identity): (Arc<dyn ClientCertVerifier>, _) = match security {
         ListenSecurity::Insecure => return Ok(None),
         ListenSecurity::Paired { identity, .. } => {
-            (Arc::new(AnyClient { provider: Arc::clone(&provider) }), identity)
+            (Arc::new(AnyClient { algorithms: provider.signature_verification_algorithms }), identity)
         }
         ListenSecurity::Mutual { identity, roots } => {
             let verifier =
@@ -104,11 +106,16 @@ fn root_store(roots: &[Vec<u8>]) -> Result<Arc<RootCertStore>, NetError> {
     Ok(Arc::new(store))
 }
 
+/// What a signature of TLS 1.2 comes to, which the configurations above never negotiate.
+fn only_tls13() -> Error {
+    Error::PeerIncompatible(PeerIncompatible::SupportedVersionsExtensionRequired)
+}
+
 /// Takes exactly one server certificate, by fingerprint.
 #[derive(Debug)]
 struct ByFingerprint {
     expected: Fingerprint,
-    provider: Arc<CryptoProvider>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ServerCertVerifier for ByFingerprint {
@@ -129,16 +136,11 @@ impl ServerCertVerifier for ByFingerprint {
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
+        Err(only_tls13())
     }
 
     fn verify_tls13_signature(
@@ -147,23 +149,18 @@ impl ServerCertVerifier for ByFingerprint {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
 /// Takes any client certificate whose key the client has; the token tells later whether it is welcome.
 #[derive(Debug)]
 struct AnyClient {
-    provider: Arc<CryptoProvider>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ClientCertVerifier for AnyClient {
@@ -182,16 +179,11 @@ impl ClientCertVerifier for AnyClient {
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
+        Err(only_tls13())
     }
 
     fn verify_tls13_signature(
@@ -200,15 +192,10 @@ impl ClientCertVerifier for AnyClient {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
