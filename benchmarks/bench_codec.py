@@ -79,7 +79,7 @@ def together(jobs: list[Callable[[], None]]) -> Callable[[], None]:
 
 
 def two_threads(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What two threads do more than one, for us and, as two cores of a shared machine may be less than two, for them."""
+    """What two threads do more than one, and the peers' two: a shared machine may lack a whole core."""
     claims, raw = [], {}
     data = harness.real_files(1 << 20)
     # An object of python-zstandard is not to be used by two threads at once.
