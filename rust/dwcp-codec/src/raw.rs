@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::mem::MaybeUninit;
 
 use zstd_safe::zstd_sys::ZSTD_ErrorCode;
-use zstd_safe::{CCtx, DCtx, SafeResult, WriteBuf};
+use zstd_safe::{CCtx, CParameter, DCtx, SafeResult, WriteBuf};
 
 use crate::codec::{CodecId, max_compressed_length};
 use crate::error::CodecError;
@@ -62,12 +62,35 @@ pub(crate) fn zstd_compress(
 ) -> Result<Written, CodecError> {
     let capacity = dst.len();
     let written: SafeResult = context.compress(&mut Uninit { bytes: dst, filled: 0 }, src, level);
-    written.map(Written).map_err(|code| {
-        if zstd_safe::is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_memory_allocation) {
-            return CodecError::OutOfMemory { bytes: 0 };
-        }
-        CodecError::OutputTooSmall { capacity }
-    })
+    written.map(Written).map_err(|code| zstd_compress_error(code, capacity))
+}
+
+/// A context with parameters that stay.
+pub(crate) fn zstd_context(parameters: &[CParameter]) -> Result<CCtx<'static>, CodecError> {
+    let mut context = CCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?;
+    for parameter in parameters {
+        // The parameters are constants of this crate; a library that does not know one is as good without it.
+        let _ = context.set_parameter(*parameter);
+    }
+    Ok(context)
+}
+
+/// Compresses `src` as one zstd frame at the start of `dst`, with the context's own parameters.
+pub(crate) fn zstd_compress_as_set(
+    context: &mut CCtx<'static>,
+    src: &[u8],
+    dst: &mut [MaybeUninit<u8>],
+) -> Result<Written, CodecError> {
+    let capacity = dst.len();
+    let written: SafeResult = context.compress2(&mut Uninit { bytes: dst, filled: 0 }, src);
+    written.map(Written).map_err(|code| zstd_compress_error(code, capacity))
+}
+
+fn zstd_compress_error(code: usize, capacity: usize) -> CodecError {
+    if zstd_safe::is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_memory_allocation) {
+        return CodecError::OutOfMemory { bytes: 0 };
+    }
+    CodecError::OutputTooSmall { capacity }
 }
 
 /// Decompresses zstd frames into `dst`, which they must fill exactly.

@@ -138,7 +138,7 @@ impl PatchEncoder {
         } else {
             let block = self
                 .blocks
-                .encode_elements(self.codec, new, Some(old), self.head.width)
+                .encode_elements(self.codec, new, Some(old), Some(self.head.width))
                 // The constructor has made sure that block numbers of the target fit.
                 .map_err(|source| PatchError::Codec { index: index as u32, source })?;
             (RecordKind::Block(block.kind), block.codec, block.wire, Some(Digest::of(new)))

@@ -3,10 +3,9 @@
 use std::ops::Range;
 
 use super::error::PatchError;
-use crate::block::{BlockDecoder, BlockKind};
+use crate::block::{self, BlockDecoder, BlockKind};
 use crate::codec::CodecId;
 use crate::digest::{self, Digest, TreeHasher};
-use crate::shuffle;
 
 /// The first bytes of a patch.
 pub const MAGIC: [u8; 4] = *b"DWCD";
@@ -36,7 +35,7 @@ pub enum RecordKind {
 }
 
 /// The kind byte of [`RecordKind::Same`]; lower ones are block kinds.
-const KIND_SAME: u8 = 3;
+const KIND_SAME: u8 = 16;
 
 /// What a patch says of one block of the target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -149,9 +148,8 @@ impl PatchHead {
             (RecordKind::Same, CodecId::None) => length == 0,
             (RecordKind::Block(BlockKind::Fill), CodecId::None) => length == 1,
             (RecordKind::Block(BlockKind::Plain), CodecId::None) => length == block_length,
-            (RecordKind::Block(BlockKind::Plain | BlockKind::Xor), CodecId::Lz4 | CodecId::Zstd) => {
-                (1..block_length).contains(&length)
-            }
+            (RecordKind::Block(BlockKind::Plain), CodecId::Lz4 | CodecId::Zstd)
+            | (RecordKind::Block(_), CodecId::None) => (1..block_length).contains(&length),
             _ => false,
         };
         if !plausible {
@@ -277,7 +275,7 @@ impl PatchHead {
             // The record was refused unless the base reaches as far.
             RecordKind::Same => dst.copy_from_slice(&base[..dst.len()]),
             RecordKind::Block(kind) => decoder
-                .decode_elements(kind, record.codec, payload, Some(base), self.width, dst)
+                .decode(kind, record.codec, payload, Some(base), dst)
                 .map_err(|source| PatchError::Codec { index, source })?,
         }
         expect_digest(index, record.digest, Digest::of(dst))
@@ -356,7 +354,7 @@ pub(super) fn expect_shape(block_bytes: u32, width: u8) -> Result<(), PatchError
     if !block_bytes.is_power_of_two() || !(min..=max).contains(&block_bytes) {
         return Err(PatchError::BlockBytes { block_bytes, min, max });
     }
-    if !shuffle::WIDTHS.contains(&width) {
+    if !block::WIDTHS.contains(&width) {
         return Err(PatchError::Width { width });
     }
     Ok(())

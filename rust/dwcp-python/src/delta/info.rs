@@ -38,7 +38,11 @@ impl PatchInfo {
             blocks: head.records().len(),
             blocks_same: count(RecordKind::Same),
             blocks_fill: count(RecordKind::Block(BlockKind::Fill)),
-            blocks_xor: count(RecordKind::Block(BlockKind::Xor)),
+            blocks_xor: head
+                .records()
+                .iter()
+                .filter(|record| matches!(record.kind, RecordKind::Block(kind) if kind.needs_base()))
+                .count(),
             blocks_plain: count(RecordKind::Block(BlockKind::Plain)),
             patch_bytes,
         }

@@ -1,0 +1,98 @@
+//! Elements split into byte planes and joined again, changed on the way.
+
+use super::element::Element;
+
+/// Elements handled at a time: enough for whole vectors, few enough to stay in registers and the first cache.
+const TILE: usize = 64;
+
+/// What is done to an element before its bytes are split.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Transform {
+    /// Nothing.
+    Keep,
+    /// Rotated left by one bit.
+    Rotate,
+    /// XOR with the base's element.
+    Xor,
+    /// Zigzag of the difference to the base's element.
+    Zigzag,
+}
+
+/// Writes the bytes 0 of all elements of `src` to the start of `planes`, then the bytes 1, and so on.
+///
+/// `base` is as long as `src`, where the transform uses it, and `planes` as long as the whole elements of `width`
+/// bytes (1, 2, 4 or 8); the bytes after the last are left out.
+pub(crate) fn split(transform: Transform, width: usize, src: &[u8], base: &[u8], planes: &mut [u8]) {
+    match width {
+        2 => split_any::<u16>(transform, src, base, planes),
+        4 => split_any::<u32>(transform, src, base, planes),
+        8 => split_any::<u64>(transform, src, base, planes),
+        _ => split_any::<u8>(transform, src, base, planes),
+    }
+}
+
+fn split_any<E: Element>(transform: Transform, src: &[u8], base: &[u8], planes: &mut [u8]) {
+    match transform {
+        Transform::Keep => split_with(src, src, planes, |src: E, _| src),
+        Transform::Rotate => split_with(src, src, planes, |src: E, _| src.rotate()),
+        Transform::Xor => split_with(src, base, planes, E::xor),
+        Transform::Zigzag => split_with(src, base, planes, E::zigzag_from),
+    }
+}
+
+#[inline(always)]
+fn split_with<E: Element>(src: &[u8], base: &[u8], planes: &mut [u8], change: impl Fn(E, E) -> E) {
+    let count = src.len() / E::WIDTH;
+    let tiles = src.chunks(TILE * E::WIDTH).zip(base.chunks(TILE * E::WIDTH));
+    for (tile, (src, base)) in tiles.enumerate() {
+        let mut changed = [E::default(); TILE];
+        let elements = src.chunks_exact(E::WIDTH).zip(base.chunks_exact(E::WIDTH));
+        for (changed, (src, base)) in changed.iter_mut().zip(elements) {
+            *changed = change(E::read(src), E::read(base));
+        }
+        let changed = &changed[..src.len() / E::WIDTH];
+        for position in 0..E::WIDTH {
+            let plane = &mut planes[position * count + tile * TILE..][..changed.len()];
+            for (byte, changed) in plane.iter_mut().zip(changed) {
+                *byte = changed.byte(position);
+            }
+        }
+    }
+}
+
+/// The inverse of [`split`]: writes the elements whose bytes stand in `planes` to `dst`, which holds the base where
+/// the transform uses one. Each plane has as many bytes as `dst` has whole elements.
+pub(crate) fn join(transform: Transform, width: usize, planes: &[&[u8]; 8], dst: &mut [u8]) {
+    match width {
+        2 => join_any::<u16>(transform, planes, dst),
+        4 => join_any::<u32>(transform, planes, dst),
+        8 => join_any::<u64>(transform, planes, dst),
+        _ => join_any::<u8>(transform, planes, dst),
+    }
+}
+
+fn join_any<E: Element>(transform: Transform, planes: &[&[u8]; 8], dst: &mut [u8]) {
+    match transform {
+        Transform::Keep => join_with(planes, dst, |changed: E, _| changed),
+        Transform::Rotate => join_with(planes, dst, |changed: E, _| changed.rotate_back()),
+        Transform::Xor => join_with(planes, dst, E::xor),
+        Transform::Zigzag => join_with(planes, dst, E::zigzag_onto),
+    }
+}
+
+#[inline(always)]
+fn join_with<E: Element>(planes: &[&[u8]; 8], dst: &mut [u8], change: impl Fn(E, E) -> E) {
+    for (tile, dst) in dst.chunks_mut(TILE * E::WIDTH).enumerate() {
+        let mut changed = [E::default(); TILE];
+        let count = dst.len() / E::WIDTH;
+        for (position, plane) in planes.iter().enumerate().take(E::WIDTH) {
+            let plane = &plane[tile * TILE..][..count];
+            for (changed, byte) in changed.iter_mut().zip(plane) {
+                *changed = changed.xor(E::of_byte(*byte, position));
+            }
+        }
+        for (dst, changed) in dst.chunks_exact_mut(E::WIDTH).zip(changed) {
+            change(changed, E::read(dst)).write(dst);
+        }
+    }
+}
