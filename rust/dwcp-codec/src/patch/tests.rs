@@ -177,8 +177,8 @@ fn lying_fields_are_refused_by_name_even_with_a_right_check() {
         let refused = refusal(record(index) + 4, &lie.to_le_bytes());
         assert!(matches!(refused, PatchError::Record { .. }), "{index} {lie}: {refused}");
     }
-    // A difference that is said to be stored, and one block's payload grown into the next one's.
-    assert!(matches!(refusal(record(2) + 1, &[0]), PatchError::Record { index: 2, .. }));
+    // A difference that is said to have a codec, and one block's payload grown into the next one's.
+    assert!(matches!(refusal(record(2) + 1, &[2]), PatchError::Record { index: 2, .. }));
     let grown = (Patch::parse(&patch).unwrap().records()[2].length + 1).to_le_bytes();
     assert!(matches!(refusal(record(2) + 4, &grown), PatchError::Truncated { .. }));
     // A block that is not the base's, said to be so: found by its digest.
