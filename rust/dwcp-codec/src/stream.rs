@@ -1,6 +1,6 @@
 //! The parts of which the payloads of coded blocks consist: numbers and streams.
 
-use zstd_safe::{CCtx, CParameter};
+use zstd_safe::{CCtx, CParameter, ParamSwitch};
 
 use crate::codec::{CodecId, Decompressor, max_compressed_length};
 use crate::error::CodecError;
@@ -84,7 +84,14 @@ impl StreamEncoder {
 
     fn context(&mut self, content: Content) -> Result<&mut CCtx<'static>, CodecError> {
         let (slot, parameters): (_, &[CParameter]) = match content {
-            Content::Codes => (&mut self.codes, &[CParameter::CompressionLevel(1)]),
+            Content::Codes => (
+                &mut self.codes,
+                &[
+                    // The level that looks for next to no repetition; it would not code literals by itself.
+                    CParameter::CompressionLevel(-131_072),
+                    CParameter::LiteralCompressionMode(ParamSwitch::Enable),
+                ],
+            ),
             Content::Bytes => (&mut self.bytes, &[CParameter::CompressionLevel(1)]),
         };
         Ok(match slot {
