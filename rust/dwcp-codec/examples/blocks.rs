@@ -396,6 +396,8 @@ fn main() {
     if only.is_empty() || only == "loops" {
         let (old, new) = weights(1e-6);
         measure_loops("weights, 1 %", &old, &new, 2);
+        let (old, new) = floats();
+        measure_loops("floats, all changed", &old, &new, 4);
         let (old, new) = memory();
         measure_loops("memory", &old, &new, 8);
     }
