@@ -24,7 +24,7 @@ const LEAST_LINES: usize = 16;
 /// One changed line in this many is looked at, in between.
 const LINE_STEP: usize = 16;
 /// From this share of changed elements on, telling which they are takes more than telling the difference of all.
-const DENSE: f64 = 0.9;
+const DENSE: f64 = 0.8;
 /// From this share of changed bytes on, the bytes of runs are as good as the whole block, where repetition is found.
 const MANY_BYTES: f64 = 0.6;
 /// What must be left of the block for trying a kind: no more than this.
