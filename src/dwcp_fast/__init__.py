@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from dwcp_fast import delta
+from dwcp_fast import delta, snap
 from dwcp_fast.codec import (
     compress,
     compress_into,
@@ -80,6 +80,7 @@ __all__ = [
     "listen_async",
     "max_compressed_length",
     "needed_dictionary",
+    "snap",
 ]
 
 try:

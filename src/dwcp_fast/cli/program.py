@@ -12,6 +12,7 @@ from dwcp_fast.cli.dictionary import dictionary
 from dwcp_fast.cli.output import report_failure
 from dwcp_fast.cli.recv import recv
 from dwcp_fast.cli.send import send
+from dwcp_fast.cli.snap import snap
 from dwcp_fast.cli.units import help_with_example
 from dwcp_fast.errors import exit_code_for
 
@@ -46,6 +47,7 @@ program.add_command(send)
 program.add_command(recv)
 program.add_command(delta)
 program.add_command(dictionary)
+program.add_command(snap)
 program.add_command(demo)
 
 
