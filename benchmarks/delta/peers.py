@@ -23,6 +23,7 @@ from delta.native import (
 )
 
 OURS = "dwcp_fast"
+OURS_SNAPSHOT = "dwcp_fast snapshot"
 PIPELINE = "numpy XOR + python-zstandard 1 + XXH3"
 NATIVE_XOR = "XOR + zstd-1 + XXH3 in C"
 XBZRLE = "XBZRLE + zstd-1"
@@ -45,6 +46,23 @@ def ours(pair: Pair) -> Contender:
     if pair.old.size == pair.new.size:
         ways = in_place(pair, lambda patch: dwcp_fast.delta.apply_into(patch, pair.held)) | ways
     return Contender(lambda: dwcp_fast.delta.encode(pair.old, pair.new, dtype=dtype), ways)
+
+
+def snapshot(pair: Pair) -> Contender:
+    """Ours with the held version kept in a snapshot, so that it is not hashed again."""
+    kind: Any = getattr(dwcp_fast.delta, "Snapshot", None)
+    if kind is None:
+        raise MissingError("delta.Snapshot is not part of this build")
+    kept: dict[str, Any] = {}
+
+    def hold() -> None:
+        kept["held"] = kind(pair.old, dtype=pair.dtype)
+
+    def apply(patch: bytes) -> Any:
+        kept["held"].apply(patch)
+        return kept["held"]
+
+    return Contender(lambda: kept["held"].advance(pair.new), {"in place": Decode(apply, hold)}, len, hold)
 
 
 def pipeline(pair: Pair) -> Contender:

@@ -2,20 +2,17 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from delta.measuring import Contender, Decode, Pair
-from delta.native import Bytes, MissingError
+from delta.native import MissingError
+from delta.runner import runner
 
 Step = Callable[[], None]
 OURS_FILES = "dwcp_fast files"
-MOST_ROUNDS = 3
 PASSWORD = {"RESTIC_PASSWORD": "benchmark", "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"}
 
 
@@ -35,21 +32,13 @@ class Shelf:
     def run(self, command: Sequence[str], notes: dict[str, Any], step: str) -> None:
         """Run a child, and keep the most memory that it had."""
         environment = os.environ | PASSWORD | {"HOME": str(self.home), "XDG_CACHE_HOME": str(self.home)}
-        # Not `wait`, which would not tell the child's own peak.
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            raise RuntimeError(f"{command[0]} gave {child.returncode}: {' '.join(command)}")
+        used = runner().run(command, environment)
         key = f"peak_bytes {step}"
-        notes[key] = max(notes.get(key, 0), used.ru_maxrss * 1024)
-
-    def result(self) -> Bytes:
-        return np.fromfile(self.made, np.uint8)
+        notes[key] = max(notes.get(key, 0), used.peak_bytes)
 
 
 def patcher(
-    shelf: Shelf, encode: Sequence[Sequence[str]], decode: Sequence[Sequence[str]], rounds: int = MOST_ROUNDS
+    shelf: Shelf, encode: Sequence[Sequence[str]], decode: Sequence[Sequence[str]], rounds: int = 1
 ) -> Contender:
     """A program that writes a patch to a file; `{old}`, `{new}`, `{patch}` and `{made}` stand for paths."""
     notes: dict[str, Any] = {}
@@ -88,6 +77,7 @@ def ours_files(shelf: Shelf) -> Contender:
         shelf,
         [[sys.executable, "-c", call.format("diff_files"), "{old}", "{new}", "{patch}"]],
         [[sys.executable, "-c", call.format("apply_files"), "{patch}", "{old}", "{made}"]],
+        rounds=3,
     )
 
 
@@ -105,7 +95,6 @@ def xdelta(shelf: Shelf, level: int) -> Contender:
         shelf,
         [["xdelta3", "-e", "-f", f"-{level}", "-S", "none", "-s", "{old}", "{new}", "{patch}"]],
         [["xdelta3", "-d", "-f", "-s", "{old}", "{patch}", "{made}"]],
-        rounds=1,
     )
 
 
@@ -219,10 +208,14 @@ PROGRAMS: Mapping[str, tuple[str, Callable[[Shelf], Contender]]] = {
 }
 
 
-def programs(pair: Pair, folder: Path, missing: dict[str, str]) -> dict[str, Contender]:
-    """The programs that are installed here, over the files of one pair."""
+def programs(
+    pair: Pair, folder: Path, only: tuple[str, ...] | None, missing: dict[str, str]
+) -> dict[str, Contender]:
+    """The programs that are installed here, or those of them in `only`, over the files of one pair."""
     ready, shelf = {}, Shelf(pair, folder)
     for name, (program, make) in PROGRAMS.items():
+        if only is not None and name not in only:
+            continue
         if shutil.which(program) is None:
             missing[name] = f"{program} is not installed"
             continue
