@@ -34,9 +34,10 @@ def kernels() -> ctypes.CDLL:
 @cache
 def coded() -> ctypes.CDLL:
     """XOR, zstd and XXH3 fused."""
-    library = built("coded.c", ["-l:libzstd.so.1", "-l:libxxhash.so.0"])
+    library = built("coded.c", ["-l:libzstd.so.1"])
     library.xor_zstd_encode.restype = ctypes.c_size_t
-    library.hash_and_copy.restype = library.compare_and_hash.restype = ctypes.c_uint64
+    for call in (library.hash_all, library.hash_and_copy, library.compare_and_hash):
+        call.restype = ctypes.c_uint64
     return library
 
 

@@ -34,35 +34,43 @@ DIGEST_BYTES = 16
 def ours(pair: Pair) -> Contender:
     """Encode, and both ways to apply; every way proves the base and the result."""
     dtype = pair.dtype
-    ways = {"new": Decode(lambda patch: dwcp_fast.delta.apply(patch, pair.old))}
-    onto: Callable[..., object] | None = getattr(dwcp_fast.delta, "apply_onto", None)
-    if onto is not None:
-
-        def apply_onto(patch: bytes) -> Bytes:
-            onto(patch, pair.old, pair.out)
-            return pair.out
-
-        ways["reused"] = Decode(apply_onto)
+    ways = {"new": Decode(lambda patch: dwcp_fast.delta.apply(patch, pair.old))} | reused(pair, pair.old)
     if pair.old.size == pair.new.size:
         ways = in_place(pair, lambda patch: dwcp_fast.delta.apply_into(patch, pair.held)) | ways
     return Contender(lambda: dwcp_fast.delta.encode(pair.old, pair.new, dtype=dtype), ways)
 
 
-def snapshot(pair: Pair) -> Contender:
-    """Ours with the held version kept in a snapshot, so that it is not hashed again."""
+def snapshot(pair: Pair, *, given: str = "new") -> Contender:
+    """Ours with the held version kept in a snapshot on both sides, so that it is not hashed again.
+
+    `given` says what the sender is told: the new version, a mask of changed elements with it, or only the
+    changed elements; what differs is then known beforehand, as after a diff on the device that trained.
+    """
     kind: Any = getattr(dwcp_fast.delta, "Snapshot", None)
     if kind is None:
         raise MissingError("delta.Snapshot is not part of this build")
+    old, new = pair.old.view(f"u{pair.width}"), pair.new.view(f"u{pair.width}")
+    mask = old != new
+    index = np.flatnonzero(mask).astype(np.uint32)
+    values = new[index]
     kept: dict[str, Any] = {}
 
     def hold() -> None:
         kept["held"] = kind(pair.old, dtype=pair.dtype)
 
-    def apply(patch: bytes) -> Any:
+    def apply(patch: bytes) -> memoryview:
         kept["held"].apply(patch)
-        return kept["held"]
+        view: memoryview = kept["held"].view()
+        return view
 
-    return Contender(lambda: kept["held"].advance(pair.new), {"in place": Decode(apply, hold)}, len, hold)
+    def advance() -> Any:
+        if given == "mask":
+            return kept["held"].advance_masked(pair.new, mask)
+        if given == "sparse":
+            return kept["held"].advance_sparse(index, values)
+        return kept["held"].advance(pair.new)
+
+    return Contender(advance, {"in place": Decode(apply, hold)}, len, hold)
 
 
 def pipeline(pair: Pair) -> Contender:
@@ -319,7 +327,18 @@ def shuffled_full(pair: Pair) -> Contender:
 
 def ours_full(pair: Pair) -> Contender:
     """Ours against an empty base, which is how a first version goes out."""
-    return Contender(
-        lambda: dwcp_fast.delta.encode(b"", pair.new, dtype=pair.dtype),
-        to_new(lambda patch: dwcp_fast.delta.apply(patch, b"")),
-    )
+    ways = {"new": Decode(lambda patch: dwcp_fast.delta.apply(patch, b""))} | reused(pair, b"")
+    return Contender(lambda: dwcp_fast.delta.encode(b"", pair.new, dtype=pair.dtype), ways)
+
+
+def reused(pair: Pair, old: Bytes | bytes) -> dict[str, Decode]:
+    """Apply into memory that is there already, where this build can."""
+    onto: Callable[..., object] | None = getattr(dwcp_fast.delta, "apply_onto", None)
+    if onto is None:
+        return {}
+
+    def apply(patch: bytes) -> Bytes:
+        onto(patch, old, pair.out)
+        return pair.out
+
+    return {"reused": Decode(apply)}
