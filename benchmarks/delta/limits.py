@@ -183,31 +183,39 @@ def lz4_peers(data: bytes, out: Bytes, _codec: str) -> dict[str, Maker]:
 
 
 def pages(data: Bytes, repeats: int) -> Found:
-    """Pages of 4 KiB, one call each, against blocks of 1 MiB."""
+    """Scattered pages of 4 KiB, a MiB of them in one call, against the same bytes lying together."""
     claims, raw = [], {}
-    held = data.tobytes()
+    order = np.random.default_rng(1).permutation(data.size // PAGE_BYTES).astype(np.uint64)
+    batches = np.split(order, range(BLOCK_BYTES // PAGE_BYTES, order.size, BLOCK_BYTES // PAGE_BYTES))
+    whole = data[: data.size // PAGE_BYTES * PAGE_BYTES].reshape(-1, PAGE_BYTES)
+    blocks = [np.ascontiguousarray(whole[batch]).reshape(-1) for batch in batches]
+    places, out = np.ones_like(data), np.ones(BLOCK_BYTES, dtype=np.uint8)
     for codec in ("lz4", "zstd:1"):
-        cut = {
-            size: [held[at : at + size] for at in range(0, len(held), size)]
-            for size in (PAGE_BYTES, BLOCK_BYTES)
-        }
+        packed = [dwcp_fast.compress(block, codec) for block in blocks]
 
-        def pack(size: int, codec: str = codec, cut: dict[int, list[bytes]] = cut) -> list[bytes]:
-            return [dwcp_fast.compress(part, codec=codec) for part in cut[size]]
+        def scattered(codec: str = codec) -> None:
+            for batch in batches:
+                dwcp_fast.compress_pages(data, batch, codec=codec)
 
-        packed = {size: pack(size) for size in cut}
+        def lying_together(codec: str = codec) -> None:
+            for block in blocks:
+                dwcp_fast.compress(block, codec)
 
-        def unpack(size: int, packed: dict[int, list[bytes]] = packed) -> list[bytes]:
-            return [dwcp_fast.decompress(part) for part in packed[size]]
+        def to_places(packed: list[bytes] = packed) -> None:
+            for one, batch in zip(packed, batches, strict=True):
+                dwcp_fast.decompress_pages_into(one, places, batch)
 
-        for verb, call in (("compress", pack), ("decompress", unpack)):
-            samples = turns(
-                {
-                    "pages": partial(call, PAGE_BYTES),
-                    "blocks": partial(call, BLOCK_BYTES),
-                },
-                repeats,
-            )
+        def to_one_place(packed: list[bytes] = packed) -> None:
+            for one in packed:
+                dwcp_fast.decompress_into(one, out)
+
+        to_places()
+        assert np.array_equal(places[: whole.size], whole.reshape(-1))
+        for verb, spread, dense in (
+            ("compress", scattered, lying_together),
+            ("decompress", to_places, to_one_place),
+        ):
+            samples = turns({"pages": spread, "blocks": dense}, repeats)
             case = f"{verb} 4 KiB pages, {codec}"
             raw[case] = samples | {"bytes": data.size}
             claims.append(harness.claim(case, harness.ratio(samples, "pages", "blocks"), 0.9, "1 MiB blocks"))
