@@ -9,11 +9,14 @@ pub mod codec;
 pub mod container;
 pub mod digest;
 mod error;
+pub mod matcher;
 pub mod page;
 pub mod patch;
 pub mod probe;
 #[allow(unsafe_code)] // The bindings to the C libraries, and the few casts to and from uninitialised memory.
 mod raw;
+mod sampling;
+pub mod segments;
 mod shuffle;
 
 pub use codec::{Codec, CodecId, Compressor, Decompressor};
