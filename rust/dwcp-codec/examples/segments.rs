@@ -97,7 +97,7 @@ fn run(old: &[u8], new: &[u8], block_bytes: usize, level: i32) -> Result<(), Box
         if matches!(entry, Entry::Plain(_)) || !found.uses_target() {
             free[number] = true;
             let now = Instant::now();
-            index.add(Origin::Target, offset, block);
+            index.add_fresh(offset, block, &found);
             searching += now.elapsed();
         }
         size += match &entry {

@@ -15,6 +15,7 @@ pub mod patch;
 pub mod probe;
 #[allow(unsafe_code)] // The bindings to the C libraries, and the few casts to and from uninitialised memory.
 mod raw;
+#[allow(unsafe_code)] // A vector kernel.
 mod sampling;
 pub mod segments;
 mod shuffle;

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use crate::error::CodecError;
-use crate::sampling::{FINGERPRINT_BYTES, Sample, Sampler, fingerprint};
+use crate::sampling::{FINGERPRINT_BYTES, Sample, Sampler};
 
 /// The object that a segment lies in.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -197,19 +197,31 @@ impl Index {
             let count;
             (count, from) = self.sampler.scan(bytes, from, bytes.len(), &mut samples);
             let samples = &samples[..count];
-            let mut prints = [0; BATCH];
-            let mut touched = 0;
-            for (print, sample) in prints.iter_mut().zip(samples) {
-                *print = fingerprint(bytes, *sample);
-                touched |= self.buckets[self.bucket_of(*print)].0[7];
-            }
-            std::hint::black_box(touched);
-            for (&print, sample) in prints.iter().zip(samples) {
-                let bucket = self.bucket_of(print);
-                let entry = self.tag_of(print) | (start + sample.at as u64 + 1);
+            self.touch(samples);
+            for sample in samples {
+                let bucket = self.bucket_of(sample.fingerprint);
+                let entry = self.tag_of(sample.fingerprint) | (start + sample.at as u64 + 1);
                 insert(&mut self.buckets[bucket], entry, self.position_bits);
             }
         }
+    }
+
+    /// Remembers what of `block`, which stands at `block_offset` of the target, `found` does not cover. The rest is
+    /// found where it was found this time.
+    pub fn add_fresh(&mut self, block_offset: u64, block: &[u8], found: &Found) {
+        let mut end = 0;
+        for piece in &found.pieces {
+            self.add(Origin::Target, block_offset + end as u64, &block[end..piece.at as usize]);
+            end = piece.end() as usize;
+        }
+        self.add(Origin::Target, block_offset + end as u64, &block[end..]);
+    }
+
+    /// Reads the buckets of all samples at once, for their misses of the cache to overlap.
+    fn touch(&self, samples: &[Sample]) {
+        let touched =
+            samples.iter().fold(0, |all, sample| all | self.buckets[self.bucket_of(sample.fingerprint)].0[0]);
+        std::hint::black_box(touched);
     }
 
     fn bucket_of(&self, fingerprint: u64) -> usize {
@@ -251,22 +263,16 @@ impl Index {
             let until = block.len().min(from + LOOKAHEAD_BYTES);
             (count, from) = self.sampler.scan(block, from, until, &mut samples);
             let samples = &samples[..count];
-            let mut prints = [0; BATCH];
-            let mut touched = 0;
-            for (print, sample) in prints.iter_mut().zip(samples) {
-                *print = fingerprint(block, *sample);
-                touched |= self.buckets[self.bucket_of(*print)].0[7];
-            }
-            std::hint::black_box(touched);
-            for (&print, sample) in prints.iter().zip(samples) {
+            self.touch(samples);
+            for sample in samples {
                 let end = search.end();
                 if sample.at < end {
                     continue;
                 }
                 let mut best = search.continued(sample.at)?;
                 if best.is_none() {
-                    let tag = self.tag_of(print);
-                    for &entry in &self.buckets[self.bucket_of(print)].0 {
+                    let tag = self.tag_of(sample.fingerprint);
+                    for &entry in &self.buckets[self.bucket_of(sample.fingerprint)].0 {
                         if entry != 0 && self.tag_of(entry) == tag {
                             let (origin, offset) = self.place_of(entry);
                             let piece = search.extend(origin, offset, sample.at, FINGERPRINT_BYTES)?;
