@@ -118,7 +118,7 @@ const MAX_BUCKETS: u64 = 1 << 20;
 /// How many samples a bucket is meant to hold. It has room for more, for they are not spread evenly.
 const SAMPLES_PER_BUCKET: u64 = 4;
 /// Samples are at first this power of two of bytes apart, on average.
-const MIN_DISTANCE_LOG: u32 = 6;
+const MIN_DISTANCE_LOG: u32 = 8;
 /// Positions of objects that are larger together leave too few bits for a tag.
 const MAX_POSITION_BITS: u32 = 48;
 

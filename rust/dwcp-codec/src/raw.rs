@@ -95,19 +95,21 @@ pub(crate) fn zstd_decompress<'d>(
     }
 }
 
-/// Compresses `src` as one zstd frame at the start of `dst`, referring to `prefix` as if it stood before it.
+/// Compresses what stands in `joined` behind the first `prefix_bytes` as one zstd frame at the start of `dst`, referring
+/// to these. That they are one piece of memory spares zstd to look at two.
 ///
 /// Window and hash table hold prefix and source together: with the level's own sizes the prefix would have pushed itself
 /// out of the table before the first byte is compressed.
 pub(crate) fn zstd_compress_with_prefix(
     context: &mut CCtx<'static>,
     level: i32,
-    prefix: &[u8],
-    src: &[u8],
+    joined: &[u8],
+    prefix_bytes: usize,
     dst: &mut [MaybeUninit<u8>],
 ) -> Result<Written, CodecError> {
     let capacity = dst.len();
-    let length_log = usize::BITS - (prefix.len() + src.len()).leading_zeros();
+    let (prefix, src) = joined.split_at(prefix_bytes);
+    let length_log = usize::BITS - joined.len().leading_zeros();
     let mut compress = |context: &mut CCtx<'static>| -> SafeResult {
         context.set_parameter(CParameter::CompressionLevel(level))?;
         context.set_parameter(CParameter::WindowLog(length_log.clamp(10, 27)))?;

@@ -58,7 +58,8 @@ pub struct SegmentCoder {
     compressor: Option<CCtx<'static>>,
     decompressor: Option<DCtx<'static>>,
     plan: Plan,
-    prefix: Vec<u8>,
+    /// The prefix and, where a block is encoded, the fresh bytes right behind it.
+    joined: Vec<u8>,
     fresh: Vec<u8>,
     payload: Vec<u8>,
 }
@@ -104,43 +105,43 @@ impl SegmentCoder {
         if pieces.len() > MAX_PIECES {
             return Ok(None);
         }
-        self.fresh.clear();
-        let mut end = 0;
-        for piece in pieces {
-            self.fresh.extend_from_slice(&block[end..piece.at as usize]);
-            end = piece.end() as usize;
-        }
-        self.fresh.extend_from_slice(&block[end..]);
         self.payload.clear();
         write_pieces(&mut self.payload, block_offset, pieces);
-        let kind = if self.fresh.is_empty() { SegmentKind::Copy } else { SegmentKind::Splice };
+        let kind = if found.covered_bytes() == block.len() { SegmentKind::Copy } else { SegmentKind::Splice };
         if kind == SegmentKind::Splice {
+            let head = self.payload.len();
             self.plan.contexts.clear();
             choose_contexts(&mut self.plan.contexts, pieces, block.len(), origins);
-            let head = self.payload.len();
             write_contexts(&mut self.payload, block_offset, &self.plan.contexts);
             self.payload.push(FRESH_ZSTD);
-            read_prefix(&mut self.prefix, &self.plan.contexts, origins)?;
-            let frame = self.payload.len();
-            self.compress_fresh(level)?;
-            if self.payload.len() >= head + 2 + self.fresh.len() || self.payload.len() == frame {
+            read_prefix(&mut self.joined, &self.plan.contexts, origins)?;
+            let prefix_bytes = self.joined.len();
+            let mut end = 0;
+            for piece in pieces {
+                self.joined.extend_from_slice(&block[end..piece.at as usize]);
+                end = piece.end() as usize;
+            }
+            self.joined.extend_from_slice(&block[end..]);
+            self.compress_fresh(level, prefix_bytes)?;
+            let fresh = &self.joined[prefix_bytes..];
+            if self.payload.len() >= head + 2 + fresh.len() {
                 self.payload.truncate(head);
                 write_contexts(&mut self.payload, block_offset, &[]);
                 self.payload.push(FRESH_STORED);
-                self.payload.extend_from_slice(&self.fresh);
+                self.payload.extend_from_slice(fresh);
             }
         }
         Ok((self.payload.len() < limit).then_some((kind, self.payload.as_slice())))
     }
 
-    fn compress_fresh(&mut self, level: i32) -> Result<(), CodecError> {
+    fn compress_fresh(&mut self, level: i32, prefix_bytes: usize) -> Result<(), CodecError> {
         let context = match &mut self.compressor {
             Some(context) => context,
             empty => empty.insert(CCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?),
         };
-        let room = zstd_safe::compress_bound(self.fresh.len());
+        let room = zstd_safe::compress_bound(self.joined.len() - prefix_bytes);
         raw::append_with(&mut self.payload, room, |spare| {
-            raw::zstd_compress_with_prefix(context, level, &self.prefix, &self.fresh, spare)
+            raw::zstd_compress_with_prefix(context, level, &self.joined, prefix_bytes, spare)
         })
     }
 
@@ -169,14 +170,14 @@ impl SegmentCoder {
             Fresh::Stored(bytes) if bytes.len() == expected => bytes,
             Fresh::Stored(_) => return Err(CodecError::RawLength { expected }.into()),
             Fresh::Frame(frame) => {
-                read_prefix(&mut self.prefix, &self.plan.contexts, origins)?;
+                read_prefix(&mut self.joined, &self.plan.contexts, origins)?;
                 let context = match &mut self.decompressor {
                     Some(context) => context,
                     empty => empty.insert(DCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?),
                 };
                 self.fresh.clear();
                 raw::append_exactly(&mut self.fresh, expected, |spare| {
-                    raw::zstd_decompress_with_prefix(context, &self.prefix, frame, spare)
+                    raw::zstd_decompress_with_prefix(context, &self.joined, frame, spare)
                 })?;
                 &self.fresh
             }
