@@ -1,0 +1,471 @@
+//! Blocks told by segments of the base and of the target before them: copies and splices.
+//!
+//! A splice is made of segments and of fresh bytes between them. The fresh bytes are compressed with what the base
+//! has near them as a prefix, so that zstd finds there what is too short to be a segment. The cost of both is that of
+//! what has changed; the rest is compared, and copied.
+
+use zstd_safe::{CCtx, DCtx};
+
+use crate::codec::{Codec, CodecId};
+use crate::error::CodecError;
+use crate::matcher::{Found, MAX_READ_BYTES, Origin, Origins, Piece, Segment};
+use crate::raw;
+
+/// The longest block that can be told by segments, in bytes.
+pub const MAX_BLOCK_BYTES: usize = 4 << 20;
+/// The most pieces of a block.
+pub const MAX_PIECES: usize = 1 << 16;
+/// The most contexts of a splice.
+pub const MAX_CONTEXTS: usize = 1024;
+/// The most bytes that the contexts of a splice have together.
+pub const MAX_CONTEXT_BYTES: usize = 8 << 20;
+
+/// Fresh bytes fewer than these are told without looking at the base.
+const MIN_CONTEXT_GAP_BYTES: u64 = 24;
+/// How far from a segment content is looked for that was replaced or moved a little.
+const CONTEXT_REACH_BYTES: u64 = 16 << 10;
+/// Contexts this close are told as one.
+const CONTEXT_MERGE_BYTES: u64 = 256;
+
+/// How a block is told by segments: its kind in a patch entry.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum SegmentKind {
+    /// Segments that make the whole block.
+    Copy = 17,
+    /// Segments and fresh bytes.
+    Splice = 18,
+}
+
+/// What limits the segments of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    /// Size of the base in bytes.
+    pub base_size: u64,
+    /// Where the block begins in the target.
+    pub block_offset: u64,
+    /// Length of the block in bytes.
+    pub block_bytes: usize,
+}
+
+/// How fresh bytes are told.
+const FRESH_STORED: u8 = 0;
+const FRESH_ZSTD: u8 = 1;
+
+/// Encodes and decodes blocks by segments, keeping zstd's state and all buffers between them.
+#[derive(Default)]
+pub struct SegmentCoder {
+    compressor: Option<CCtx<'static>>,
+    decompressor: Option<DCtx<'static>>,
+    plan: Plan,
+    /// The prefix and, where a block is encoded, the fresh bytes right behind it.
+    joined: Vec<u8>,
+    fresh: Vec<u8>,
+    payload: Vec<u8>,
+}
+
+/// What a payload says before its fresh bytes.
+#[derive(Default)]
+struct Plan {
+    pieces: Vec<Piece>,
+    contexts: Vec<Segment>,
+}
+
+impl SegmentCoder {
+    /// A coder whose buffers grow with the blocks it is given.
+    #[must_use]
+    pub fn new() -> SegmentCoder {
+        SegmentCoder::default()
+    }
+
+    /// Tells `block`, which begins at `block_offset` of the target, by the pieces of `found`.
+    ///
+    /// Fresh bytes are compressed by zstd at `level`. `None` if the payload would not be shorter than `limit` bytes, or
+    /// than the block.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the origins; [`CodecError::InputTooLarge`] for a block over [`MAX_BLOCK_BYTES`],
+    /// [`CodecError::LevelOutOfRange`], [`CodecError::OutOfMemory`].
+    pub fn encode<O: Origins>(
+        &mut self,
+        level: i32,
+        block_offset: u64,
+        block: &[u8],
+        found: &Found,
+        limit: usize,
+        origins: &mut O,
+    ) -> Result<Option<(SegmentKind, &[u8])>, O::Error> {
+        Codec::zstd(level)?;
+        if block.len() > MAX_BLOCK_BYTES {
+            return Err(too_long(block.len()).into());
+        }
+        let limit = limit.min(block.len());
+        let pieces = found.pieces();
+        if pieces.len() > MAX_PIECES {
+            return Ok(None);
+        }
+        self.payload.clear();
+        write_pieces(&mut self.payload, block_offset, pieces);
+        let kind = if found.covered_bytes() == block.len() { SegmentKind::Copy } else { SegmentKind::Splice };
+        if kind == SegmentKind::Splice {
+            let head = self.payload.len();
+            self.plan.contexts.clear();
+            choose_contexts(&mut self.plan.contexts, pieces, block.len(), origins);
+            write_contexts(&mut self.payload, block_offset, &self.plan.contexts);
+            self.payload.push(FRESH_ZSTD);
+            read_prefix(&mut self.joined, &self.plan.contexts, origins)?;
+            let prefix_bytes = self.joined.len();
+            let mut end = 0;
+            for piece in pieces {
+                self.joined.extend_from_slice(&block[end..piece.at as usize]);
+                end = piece.end() as usize;
+            }
+            self.joined.extend_from_slice(&block[end..]);
+            self.compress_fresh(level, prefix_bytes)?;
+            let fresh = &self.joined[prefix_bytes..];
+            if self.payload.len() >= head + 2 + fresh.len() {
+                self.payload.truncate(head);
+                write_contexts(&mut self.payload, block_offset, &[]);
+                self.payload.push(FRESH_STORED);
+                self.payload.extend_from_slice(fresh);
+            }
+        }
+        Ok((self.payload.len() < limit).then_some((kind, self.payload.as_slice())))
+    }
+
+    fn compress_fresh(&mut self, level: i32, prefix_bytes: usize) -> Result<(), CodecError> {
+        let context = match &mut self.compressor {
+            Some(context) => context,
+            empty => empty.insert(CCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?),
+        };
+        let room = zstd_safe::compress_bound(self.joined.len() - prefix_bytes);
+        raw::append_with(&mut self.payload, room, |spare| {
+            raw::zstd_compress_with_prefix(context, level, &self.joined, prefix_bytes, spare)
+        })
+    }
+
+    /// Makes the block from its payload, into `dst`, whose length is that of the block.
+    ///
+    /// On an error the contents of `dst` are unspecified.
+    ///
+    /// # Errors
+    ///
+    /// As [`parse`], those of reading the origins, and [`CodecError::RawLength`], [`CodecError::Corrupt`] or
+    /// [`CodecError::OutOfMemory`] for the fresh bytes.
+    pub fn decode<O: Origins>(
+        &mut self,
+        kind: SegmentKind,
+        payload: &[u8],
+        base_size: u64,
+        block_offset: u64,
+        origins: &mut O,
+        dst: &mut [u8],
+    ) -> Result<(), O::Error> {
+        let bounds = Bounds { base_size, block_offset, block_bytes: dst.len() };
+        let fresh = self.plan.read(kind, payload, bounds)?;
+        let told: usize = self.plan.pieces.iter().map(|piece| piece.segment.length as usize).sum();
+        let expected = dst.len() - told;
+        let fresh = match fresh {
+            Fresh::Stored(bytes) if bytes.len() == expected => bytes,
+            Fresh::Stored(_) => return Err(CodecError::RawLength { expected }.into()),
+            Fresh::Frame(frame) => {
+                read_prefix(&mut self.joined, &self.plan.contexts, origins)?;
+                let context = match &mut self.decompressor {
+                    Some(context) => context,
+                    empty => empty.insert(DCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?),
+                };
+                self.fresh.clear();
+                raw::append_exactly(&mut self.fresh, expected, |spare| {
+                    raw::zstd_decompress_with_prefix(context, &self.joined, frame, spare)
+                })?;
+                &self.fresh
+            }
+        };
+        let mut fresh = fresh;
+        let mut end = 0;
+        for piece in &self.plan.pieces {
+            let (gap, rest) = fresh.split_at(piece.at as usize - end);
+            dst[end..piece.at as usize].copy_from_slice(gap);
+            fresh = rest;
+            end = piece.end() as usize;
+            let mut offset = piece.segment.offset;
+            for part in dst[piece.at as usize..end].chunks_mut(MAX_READ_BYTES) {
+                part.copy_from_slice(origins.bytes(piece.segment.origin, offset, part.len())?);
+                offset += part.len() as u64;
+            }
+        }
+        dst[end..].copy_from_slice(fresh);
+        Ok(())
+    }
+}
+
+/// The segments that a payload refers to, checked: all lie within the base, or in the target before the block.
+///
+/// Takes memory in proportion to the payload.
+///
+/// # Errors
+///
+/// [`CodecError::SegmentField`] for a number out of its range, [`CodecError::SegmentsTruncated`] where the payload
+/// ends too early, [`CodecError::InputTooLarge`] for a block over [`MAX_BLOCK_BYTES`].
+pub fn parse(kind: SegmentKind, payload: &[u8], bounds: Bounds) -> Result<Vec<Segment>, CodecError> {
+    let mut plan = Plan::default();
+    plan.read(kind, payload, bounds)?;
+    let mut segments: Vec<Segment> = plan.pieces.iter().map(|piece| piece.segment).collect();
+    segments.append(&mut plan.contexts);
+    Ok(segments)
+}
+
+enum Fresh<'a> {
+    Stored(&'a [u8]),
+    Frame(&'a [u8]),
+}
+
+impl Plan {
+    fn read<'p>(
+        &mut self,
+        kind: SegmentKind,
+        payload: &'p [u8],
+        bounds: Bounds,
+    ) -> Result<Fresh<'p>, CodecError> {
+        self.pieces.clear();
+        self.contexts.clear();
+        if bounds.block_bytes > MAX_BLOCK_BYTES {
+            return Err(too_long(bounds.block_bytes));
+        }
+        within("payload length", payload.len() as u64, (bounds.block_bytes as u64).saturating_sub(1))?;
+        let mut reader = Reader { rest: payload };
+        let count = reader.number("piece count", MAX_PIECES as u64)?;
+        let mut diagonals = Diagonals::new(bounds.block_offset);
+        let mut end = 0_u64;
+        let block_bytes = bounds.block_bytes as u64;
+        for _ in 0..count {
+            let most = if kind == SegmentKind::Copy { 0 } else { block_bytes - end };
+            let at = end + reader.number("fresh bytes before a piece", most)?;
+            let moved = reader.number("offset of a piece", u64::MAX)?;
+            let (origin, length) = reader.length(block_bytes - at)?;
+            let offset = diagonals.expected(origin, at).wrapping_add(unzigzag(moved));
+            let segment = bounds.segment(origin, offset, length)?;
+            let piece = Piece { at: at as u32, segment };
+            diagonals.follow(piece);
+            self.pieces.push(piece);
+            end = at + u64::from(length);
+        }
+        if kind == SegmentKind::Copy {
+            if end != block_bytes {
+                return Err(CodecError::RawLength { expected: bounds.block_bytes });
+            }
+            within("bytes behind the segments", reader.rest.len() as u64, 0)?;
+            return Ok(Fresh::Stored(&[]));
+        }
+        let count = reader.number("context count", MAX_CONTEXTS as u64)?;
+        let mut room = MAX_CONTEXT_BYTES as u64;
+        let mut expected = bounds.block_offset;
+        for _ in 0..count {
+            let moved = reader.number("offset of a context", u64::MAX)?;
+            let (origin, length) = reader.length(room)?;
+            let segment = bounds.segment(origin, expected.wrapping_add(unzigzag(moved)), length)?;
+            room -= u64::from(length);
+            expected = segment.end();
+            self.contexts.push(segment);
+        }
+        let (&coder, fresh) = reader.rest.split_first().ok_or(CodecError::SegmentsTruncated)?;
+        within("coder of the fresh bytes", coder.into(), FRESH_ZSTD.into())?;
+        if coder == FRESH_ZSTD {
+            return Ok(Fresh::Frame(fresh));
+        }
+        within("contexts of stored bytes", count, 0)?;
+        Ok(Fresh::Stored(fresh))
+    }
+}
+
+impl Bounds {
+    fn segment(&self, origin: Origin, offset: u64, length: u32) -> Result<Segment, CodecError> {
+        let size = match origin {
+            Origin::Base => self.base_size,
+            Origin::Target => self.block_offset,
+        };
+        within("end of a segment", offset.saturating_add(length.into()), size)?;
+        Ok(Segment { origin, offset, length })
+    }
+}
+
+/// Where a segment is expected: where the last one of its origin would have gone on.
+struct Diagonals([u64; 2]);
+
+impl Diagonals {
+    fn new(block_offset: u64) -> Diagonals {
+        Diagonals([block_offset; 2])
+    }
+
+    fn expected(&self, origin: Origin, at: u64) -> u64 {
+        self.0[origin as usize].wrapping_add(at)
+    }
+
+    fn follow(&mut self, piece: Piece) {
+        self.0[piece.segment.origin as usize] = piece.segment.offset.wrapping_sub(piece.at.into());
+    }
+}
+
+fn write_pieces(out: &mut Vec<u8>, block_offset: u64, pieces: &[Piece]) {
+    write_number(out, pieces.len() as u64);
+    let mut diagonals = Diagonals::new(block_offset);
+    let mut end = 0;
+    for piece in pieces {
+        let Segment { origin, offset, length } = piece.segment;
+        write_number(out, u64::from(piece.at - end));
+        write_number(out, zigzag(offset.wrapping_sub(diagonals.expected(origin, piece.at.into()))));
+        write_number(out, 2 * u64::from(length) + origin as u64);
+        diagonals.follow(*piece);
+        end = piece.end();
+    }
+}
+
+fn write_contexts(out: &mut Vec<u8>, block_offset: u64, contexts: &[Segment]) {
+    write_number(out, contexts.len() as u64);
+    let mut expected = block_offset;
+    for context in contexts {
+        write_number(out, zigzag(context.offset.wrapping_sub(expected)));
+        write_number(out, 2 * u64::from(context.length) + context.origin as u64);
+        expected = context.end();
+    }
+}
+
+/// Where the base may hold something like the fresh bytes: between the segments around them, or near these.
+fn choose_contexts<O: Origins>(
+    contexts: &mut Vec<Segment>,
+    pieces: &[Piece],
+    block_bytes: usize,
+    origins: &O,
+) {
+    let in_base = |piece: Option<&Piece>| piece.copied().filter(|piece| piece.segment.origin == Origin::Base);
+    let mut room = MAX_CONTEXT_BYTES as u64;
+    for index in 0..=pieces.len() {
+        let before = index.checked_sub(1).and_then(|index| pieces.get(index));
+        let start = u64::from(before.map_or(0, Piece::end));
+        let end = pieces.get(index).map_or(block_bytes as u64, |piece| piece.at.into());
+        let gap = end - start;
+        if gap < MIN_CONTEXT_GAP_BYTES {
+            continue;
+        }
+        let reach = (gap * 2).clamp(64, CONTEXT_REACH_BYTES);
+        let before = in_base(before).map(|piece| piece.segment.end());
+        let after = in_base(pieces.get(index)).map(|piece| piece.segment.offset);
+        let between = match (before, after) {
+            (Some(before), Some(after)) => before <= after && after - before <= 2 * reach,
+            _ => false,
+        };
+        let mut wanted = [None, None];
+        if let (true, Some(before), Some(after)) = (between, before, after) {
+            wanted[0] = Some((before, after));
+        } else {
+            wanted[0] = before.map(|before| (before, before + reach));
+            wanted[1] = after.map(|after| (after.saturating_sub(reach), after));
+        }
+        for (start, end) in wanted.into_iter().flatten() {
+            let usable = origins.usable(Origin::Base, start);
+            let (start, end) = (start.max(usable.start), end.min(usable.end));
+            if start >= end {
+                continue;
+            }
+            if let Some(last) = contexts.last_mut()
+                && start >= last.offset
+                && start <= last.end() + CONTEXT_MERGE_BYTES
+            {
+                let more = end.saturating_sub(last.end());
+                if more > room {
+                    return;
+                }
+                room -= more;
+                last.length += more as u32;
+                continue;
+            }
+            if contexts.len() == MAX_CONTEXTS || end - start > room {
+                return;
+            }
+            room -= end - start;
+            contexts.push(Segment { origin: Origin::Base, offset: start, length: (end - start) as u32 });
+        }
+    }
+}
+
+fn read_prefix<O: Origins>(
+    prefix: &mut Vec<u8>,
+    contexts: &[Segment],
+    origins: &mut O,
+) -> Result<(), O::Error> {
+    prefix.clear();
+    for context in contexts {
+        let mut offset = context.offset;
+        while offset < context.end() {
+            let length = (context.end() - offset).min(MAX_READ_BYTES as u64);
+            prefix.extend_from_slice(origins.bytes(context.origin, offset, length as usize)?);
+            offset += length;
+        }
+    }
+    Ok(())
+}
+
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl Reader<'_> {
+    /// A number, 0..=`limit`, in the fewest bytes.
+    fn number(&mut self, field: &'static str, limit: u64) -> Result<u64, CodecError> {
+        let mut value = 0_u64;
+        for shift in (0..u64::BITS).step_by(7) {
+            let (&byte, rest) = self.rest.split_first().ok_or(CodecError::SegmentsTruncated)?;
+            self.rest = rest;
+            let bits = u64::from(byte & 0x7f);
+            if (bits << shift) >> shift != bits || (byte == 0 && shift > 0) {
+                return Err(CodecError::SegmentField { field, value: u64::MAX, limit });
+            }
+            value |= bits << shift;
+            if byte & 0x80 == 0 {
+                within(field, value, limit)?;
+                return Ok(value);
+            }
+        }
+        Err(CodecError::SegmentField { field, value: u64::MAX, limit })
+    }
+
+    /// The length of a segment, 1..=`most`, and its origin.
+    fn length(&mut self, most: u64) -> Result<(Origin, u32), CodecError> {
+        let value = self.number("length of a segment", 2 * most + 1)?;
+        let origin = if value & 1 == 0 { Origin::Base } else { Origin::Target };
+        match u32::try_from(value / 2) {
+            Ok(length) if length > 0 => Ok((origin, length)),
+            _ => {
+                Err(CodecError::SegmentField { field: "length of a segment", value: value / 2, limit: most })
+            }
+        }
+    }
+}
+
+fn write_number(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn zigzag(difference: u64) -> u64 {
+    (difference << 1) ^ (((difference as i64) >> 63) as u64)
+}
+
+fn unzigzag(value: u64) -> u64 {
+    (value >> 1) ^ (value & 1).wrapping_neg()
+}
+
+fn within(field: &'static str, value: u64, limit: u64) -> Result<(), CodecError> {
+    if value > limit {
+        return Err(CodecError::SegmentField { field, value, limit });
+    }
+    Ok(())
+}
+
+fn too_long(length: usize) -> CodecError {
+    CodecError::InputTooLarge { codec: CodecId::None, length, limit: MAX_BLOCK_BYTES }
+}
