@@ -55,23 +55,6 @@ impl<'a> Patch<'a> {
         Ok((Patch { contents, bytes }, rest))
     }
 
-    /// Proves that `old` is the base this patch was made for, and gives the digests of its blocks.
-    ///
-    /// # Errors
-    ///
-    /// [`PatchError::BaseSize`], [`PatchError::BaseMismatch`] or [`PatchError::TargetDigest`], and those of `old`.
-    pub fn verify_base<B: Source + ?Sized>(&self, old: &B, threads: usize) -> Result<Vec<Digest>, B::Error> {
-        self.expect_base_size(old.size())?;
-        let mut leaves = vec![Digest([0; 16]); self.base_blocks()];
-        parallel::for_each(&mut parallel::states(threads), (0..).zip(&mut leaves), |buffer, (index, leaf)| {
-            *leaf = Digest::of(self.base_block(index, old, buffer)?);
-            Ok::<(), B::Error>(())
-        })?;
-        let shorter = self.shortened_digest(old)?;
-        self.prove(&leaves, shorter)?;
-        Ok(leaves)
-    }
-
     /// Writes the target to `dst`, after proving that `old` is the base, and proves what it writes.
     ///
     /// What is as in the base is copied while the base is being proven; nothing is decoded before. On an error the
@@ -79,7 +62,7 @@ impl<'a> Patch<'a> {
     ///
     /// # Errors
     ///
-    /// Those of [`Patch::verify_base`], [`PatchError::Length`] if `dst` has not the target's size,
+    /// Those of [`Contents::verify_base`], [`PatchError::Length`] if `dst` has not the target's size,
     /// [`PatchError::Codec`], [`PatchError::BlockMismatch`], and those of `old`.
     pub fn apply<B: Source + ?Sized>(&self, old: &B, dst: &mut [u8], threads: usize) -> Result<(), B::Error> {
         expect_length("target buffer", self.target_size(), dst.len())?;
@@ -103,7 +86,7 @@ impl<'a> Patch<'a> {
         self.decode_changed(old, dst, threads)
     }
 
-    /// [`Patch::apply`] for a base that [`Patch::verify_base`] has proven: it is not hashed again.
+    /// [`Patch::apply`] for a base that [`Contents::verify_base`] has proven: it is not hashed again.
     ///
     /// # Errors
     ///
@@ -207,11 +190,6 @@ impl<'a> Patch<'a> {
         self.bytes
     }
 
-    fn base_blocks(&self) -> usize {
-        // The base was found to have this size, and its digests fit wherever it does.
-        self.base_size().div_ceil(self.block_bytes().into()) as usize
-    }
-
     fn base_block<'o, B: Source + ?Sized>(
         &self,
         index: u64,
@@ -220,13 +198,6 @@ impl<'a> Patch<'a> {
     ) -> Result<&'o [u8], B::Error> {
         let range = self.base_range(index);
         old.read(range.start, (range.end - range.start) as usize, buffer)
-    }
-
-    /// The digest of the last block, if it is as in the base but shorter there.
-    pub(super) fn shortened_digest<B: Source + ?Sized>(&self, old: &B) -> Result<Option<Digest>, B::Error> {
-        let Some(index) = self.shortened_same() else { return Ok(None) };
-        let at = self.target_range(index.into()).start;
-        Ok(Some(Digest::of(old.read(at, self.block_length(index), &mut Vec::new())?)))
     }
 }
 
@@ -295,7 +266,14 @@ impl<E: From<PatchError> + Send> Parts<E> {
                 if held != Some(index) {
                     zeroed(&mut block, patch.block_length(index))?;
                     // The patch is refused where this block is made of others.
-                    patch.decode_with(decoder, patch.entry_of(index)?, index, old, &Slice::new(&[]), &mut block)?;
+                    patch.decode_with(
+                        decoder,
+                        patch.entry_of(index)?,
+                        index,
+                        old,
+                        &Slice::new(&[]),
+                        &mut block,
+                    )?;
                     held = Some(index);
                 }
                 let here = patch.target_range(index.into());
@@ -323,7 +301,8 @@ impl<E: From<PatchError> + Send> Source for Parts<E> {
             Some((range, start)) if offset + length as u64 <= range.end => {
                 Ok(slice(&self.bytes, *start as u64 + (offset - range.start), length)?)
             }
-            _ => Err(PatchError::Truncated { length: self.size, at: offset, needed: offset + length as u64 }.into()),
+            _ => Err(PatchError::Truncated { length: self.size, at: offset, needed: offset + length as u64 }
+                .into()),
         }
     }
 }

@@ -4,8 +4,10 @@ use std::ops::{Deref, Range};
 
 use super::error::PatchError;
 use super::format::{
-    Check, ENTRY_BYTES, Entry, EntryKind, HEAD_BYTES, KIND_TAIL, MAGIC, PatchHead, SAME_BYTES, TAIL_BYTES, Tail,
+    Check, ENTRY_BYTES, Entry, EntryKind, HEAD_BYTES, KIND_TAIL, MAGIC, PatchHead, SAME_BYTES, TAIL_BYTES,
+    Tail,
 };
+use super::parallel;
 use super::source::Source;
 use crate::digest::{Digest, TreeHasher};
 use crate::matcher::{Origin, Segment};
@@ -84,10 +86,8 @@ impl Contents {
                 break;
             }
             // Every entry takes up bytes of the patch: their number fits for every patch below 32 GiB.
-            let number = u32::try_from(entries.len()).map_err(|_| PatchError::EntryCount {
-                count: u32::MAX,
-                entries: u32::MAX,
-            })?;
+            let number = u32::try_from(entries.len())
+                .map_err(|_| PatchError::EntryCount { count: u32::MAX, entries: u32::MAX })?;
             let entry = Entry::read(&head, number, told, bytes, at)?;
             let fields = if entry.digest.is_some() { ENTRY_BYTES } else { SAME_BYTES };
             check.update(&bytes[..fields]);
@@ -239,6 +239,54 @@ impl Contents {
     pub fn expect_base_size(&self, actual: u64) -> Result<(), PatchError> {
         let expected = self.base_size();
         if actual == expected { Ok(()) } else { Err(PatchError::BaseSize { expected, actual }) }
+    }
+
+    /// Proves that `base` is the one the patch was made for, and gives the digests of its blocks.
+    ///
+    /// Threads beside this one are started if `threads` is more than 1.
+    ///
+    /// # Errors
+    ///
+    /// [`PatchError::BaseSize`], those of [`Contents::prove`] and those of `base`.
+    pub fn verify_base<B: Source + ?Sized>(&self, base: &B, threads: usize) -> Result<Vec<Digest>, B::Error> {
+        self.verify_base_with(base, threads, |_, _| Ok(()))
+    }
+
+    /// [`Contents::verify_base`], which shows every block to `visit` while it is at hand, in no order: its number and
+    /// its bytes. What is done with them has to be undone if the base turns out to be another.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Contents::verify_base`] and of `visit`.
+    pub fn verify_base_with<B: Source + ?Sized>(
+        &self,
+        base: &B,
+        threads: usize,
+        visit: impl Fn(u64, &[u8]) -> Result<(), B::Error> + Sync,
+    ) -> Result<Vec<Digest>, B::Error> {
+        self.expect_base_size(base.size())?;
+        let mut leaves = vec![Digest([0; 16]); self.base_blocks()];
+        let jobs = (0..).zip(&mut leaves);
+        parallel::for_each(&mut parallel::states(threads), jobs, |buffer, (index, leaf)| {
+            let range = self.base_range(index);
+            let block = base.read(range.start, (range.end - range.start) as usize, buffer)?;
+            *leaf = Digest::of(block);
+            visit(index, block)
+        })?;
+        self.prove(&leaves, self.shortened_digest(base)?)?;
+        Ok(leaves)
+    }
+
+    pub(super) fn base_blocks(&self) -> usize {
+        // The base was found to have this size, and its digests fit wherever it does.
+        self.base_size().div_ceil(self.block_bytes().into()) as usize
+    }
+
+    /// The digest of the last block, if it is as in the base but shorter there.
+    pub(super) fn shortened_digest<B: Source + ?Sized>(&self, base: &B) -> Result<Option<Digest>, B::Error> {
+        let Some(index) = self.shortened_same() else { return Ok(None) };
+        let at = self.target_range(index.into()).start;
+        Ok(Some(Digest::of(base.read(at, self.block_length(index), &mut Vec::new())?)))
     }
 
     /// Refuses a base whose blocks have other digests, and a patch whose digests do not make its target.

@@ -1,8 +1,10 @@
 //! Decoding one block of a target.
 
+use super::apply::zeroed;
 use super::contents::{Contents, segment_kind};
 use super::error::PatchError;
 use super::format::{Entry, EntryKind};
+use super::parallel;
 use super::source::{Between, Source, Usable, slice};
 use crate::block::BlockDecoder;
 use crate::digest::Digest;
@@ -95,6 +97,43 @@ impl EntryDecoder {
         let decoded = self.blocks.decode_onto(kind, entry.codec, payload, block);
         decoded.map_err(|source| PatchError::Codec { index: entry.first, source })
     }
+}
+
+/// Decodes the blocks of `entries`, which are not [`EntryKind::Same`], and gives them to `put` in this order.
+///
+/// As many threads as stated work on blocks that follow each other; other arguments are as for
+/// [`EntryDecoder::decode`].
+///
+/// # Errors
+///
+/// Those of [`EntryDecoder::decode`] and of `put`.
+pub fn decode_each<'e, P, B, T>(
+    contents: &Contents,
+    entries: impl Iterator<Item = &'e Entry>,
+    patch: &P,
+    base: &B,
+    target: &T,
+    threads: usize,
+    mut put: impl FnMut(&Entry, &[u8]) -> Result<(), B::Error>,
+) -> Result<(), B::Error>
+where
+    P: Source<Error = B::Error> + ?Sized,
+    B: Source + ?Sized,
+    T: Source<Error = B::Error> + ?Sized,
+{
+    let mut decoders = parallel::states::<EntryDecoder>(threads);
+    let mut blocks = vec![Vec::new(); decoders.len()];
+    let mut entries = entries.peekable();
+    while entries.peek().is_some() {
+        // The blocks come first: with none left, no entry is taken.
+        let mut batch: Vec<_> = blocks.iter_mut().zip(entries.by_ref()).collect();
+        parallel::for_each(&mut decoders, batch.iter_mut(), |decoder, (block, entry)| {
+            zeroed(block, contents.block_length(entry.first))?;
+            decoder.decode(contents, entry, patch, base, target, block)
+        })?;
+        batch.iter().try_for_each(|(block, entry)| put(entry, block))?;
+    }
+    Ok(())
 }
 
 /// Refuses a buffer of another length.

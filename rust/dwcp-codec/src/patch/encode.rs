@@ -319,12 +319,7 @@ where
         Ok(())
     }
 
-    fn write<F>(
-        &self,
-        slot: &Slot,
-        scratch: &mut Vec<u8>,
-        writer: &mut Writer<F>,
-    ) -> Result<(), O::Error>
+    fn write<F>(&self, slot: &Slot, scratch: &mut Vec<u8>, writer: &mut Writer<F>) -> Result<(), O::Error>
     where
         F: FnMut(&[u8]) -> Result<(), O::Error>,
     {

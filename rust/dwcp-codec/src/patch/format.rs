@@ -209,8 +209,11 @@ impl Entry {
         bytes: &[u8],
         at: u64,
     ) -> Result<Entry, PatchError> {
-        let truncated =
-            |needed: usize| PatchError::Truncated { length: at + bytes.len() as u64, at, needed: at + needed as u64 };
+        let truncated = |needed: usize| PatchError::Truncated {
+            length: at + bytes.len() as u64,
+            at,
+            needed: at + needed as u64,
+        };
         let fixed: &[u8; SAME_BYTES] = bytes.first_chunk().ok_or(truncated(SAME_BYTES))?;
         let (kind, codec, length) = (fixed[0], fixed[1], u32_at(fixed, 4));
         let told_kind = EntryKind::of_byte(kind).ok_or(PatchError::UnknownKind { entry: number, kind })?;

@@ -51,7 +51,11 @@ impl Patch<'_> {
 
     fn expect_same_size(&self) -> Result<(), PatchError> {
         let (base_size, target_size) = (self.base_size(), self.target_size());
-        if base_size == target_size { Ok(()) } else { Err(PatchError::SizeChanged { base_size, target_size }) }
+        if base_size == target_size {
+            Ok(())
+        } else {
+            Err(PatchError::SizeChanged { base_size, target_size })
+        }
     }
 
     fn overwrite<E: From<PatchError> + Send>(

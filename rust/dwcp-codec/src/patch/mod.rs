@@ -15,15 +15,15 @@ mod encode;
 mod error;
 mod format;
 mod in_place;
-mod parallel;
 mod overlay;
+mod parallel;
 mod snapshot;
 mod source;
 mod write;
 
 pub use apply::Patch;
 pub use contents::{BlockCounts, Contents};
-pub use decode::EntryDecoder;
+pub use decode::{EntryDecoder, decode_each};
 pub use encode::{Encoded, PatchOptions, encode, encode_into};
 pub use error::PatchError;
 pub use format::{

@@ -71,9 +71,7 @@ impl Overlay for Masked<'_> {
         match self.mask {
             Mask::Bytes(mask) => mask[range].iter().any(|byte| *byte != 0),
             // Bits beside the range may be seen too: there is nothing to be changed then.
-            Mask::Bits(mask) => {
-                mask[range.start / 8..range.end.div_ceil(8)].iter().any(|byte| *byte != 0)
-            }
+            Mask::Bits(mask) => mask[range.start / 8..range.end.div_ceil(8)].iter().any(|byte| *byte != 0),
         }
     }
 

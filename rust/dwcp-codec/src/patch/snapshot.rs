@@ -202,11 +202,7 @@ impl Snapshot {
         self.options.width.unwrap_or(1).into()
     }
 
-    fn encode<N: Source + ?Sized>(
-        &self,
-        new: &N,
-        threads: usize,
-    ) -> Result<(Vec<u8>, Encoded), N::Error> {
+    fn encode<N: Source + ?Sized>(&self, new: &N, threads: usize) -> Result<(Vec<u8>, Encoded), N::Error> {
         let SnapshotOptions { block_bytes, width, codec, search } = self.options;
         let options = PatchOptions { block_bytes, width, codec, threads, search };
         let mut patch = Vec::new();

@@ -47,7 +47,8 @@ impl Source for [u8] {
 /// A part of `bytes`, refused if it goes past their end.
 pub(super) fn slice(bytes: &[u8], offset: u64, length: usize) -> Result<&[u8], PatchError> {
     let end = offset.saturating_add(length as u64);
-    let part = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).and_then(|rest| rest.get(..length));
+    let part =
+        usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).and_then(|rest| rest.get(..length));
     part.ok_or(PatchError::Truncated { length: bytes.len() as u64, at: offset, needed: end })
 }
 
