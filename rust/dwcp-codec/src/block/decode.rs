@@ -1,5 +1,7 @@
 //! Decoding blocks.
 
+use super::runs::RunsDecoder;
+use super::sparse::SparseDecoder;
 use super::{BlockKind, MAX_BLOCK_BYTES, planes};
 use crate::codec::{CodecId, Decompressor};
 use crate::error::CodecError;
@@ -8,7 +10,9 @@ use crate::error::CodecError;
 #[derive(Default)]
 pub struct BlockDecoder {
     decompressor: Decompressor,
-    scratch: [Vec<u8>; 8],
+    planes: [Vec<u8>; 8],
+    sparse: SparseDecoder,
+    runs: RunsDecoder,
 }
 
 impl BlockDecoder {
@@ -74,7 +78,14 @@ impl BlockDecoder {
             let (length, raw_length) = (wire.len(), dst.len());
             return Err(CodecError::CodedBlock { codec, length, raw_length, limit: MAX_BLOCK_BYTES });
         }
-        let differs = kind == BlockKind::Difference;
-        planes::decode(differs, wire, &mut self.decompressor, &mut self.scratch, dst)
+        let decompressor = &mut self.decompressor;
+        match kind {
+            BlockKind::Sparse => self.sparse.decode(wire, decompressor, dst),
+            BlockKind::Runs => self.runs.decode(wire, decompressor, dst),
+            _ => {
+                let differs = kind == BlockKind::Difference;
+                planes::decode(differs, wire, decompressor, &mut self.planes, dst)
+            }
+        }
     }
 }

@@ -1,10 +1,14 @@
 //! One block of an object, coded in one of six kinds: "Coded blocks" of docs/format-files.md.
 
+mod choose;
 mod decode;
 mod encode;
 mod planes;
+mod runs;
+mod sparse;
 #[cfg(test)]
 mod tests;
+mod values;
 
 pub use decode::BlockDecoder;
 pub use encode::BlockEncoder;

@@ -3,6 +3,7 @@
 use super::WIDTHS;
 use crate::codec::Decompressor;
 use crate::error::CodecError;
+use crate::kernel::Level;
 use crate::kernel::planes::{Transform, join, split};
 use crate::stream::{Content, PayloadReader, StreamEncoder};
 
@@ -22,7 +23,7 @@ pub(super) fn append(
         planes.resize(whole, 0);
     }
     let planes = &mut planes[..whole];
-    split(transform, width, src, base, planes);
+    split(Level::detected(), transform, width, src, base, planes);
     out.push(mode(transform, width));
     let content = if width == 1 { Content::Bytes } else { Content::Codes };
     if count > 0 {
@@ -65,7 +66,7 @@ pub(super) fn decode(
     let whole = count * width;
     let tail = reader.bytes("tail", dst.len() - whole)?;
     reader.finish()?;
-    join(transform, width, &planes, &mut dst[..whole]);
+    join(Level::detected(), transform, width, &planes, &mut dst[..whole]);
     dst[whole..].copy_from_slice(tail);
     Ok(())
 }

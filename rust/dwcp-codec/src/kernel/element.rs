@@ -22,6 +22,10 @@ pub(crate) trait Element: Copy + Eq + Default {
     fn byte(self, position: usize) -> u8;
     /// The element of the lowest byte `byte`, shifted to `position`.
     fn of_byte(byte: u8, position: usize) -> Self;
+    /// The same number.
+    fn widen(self) -> u64;
+    /// The low bits of `wide`.
+    fn narrow(wide: u64) -> Self;
 }
 
 macro_rules! element {
@@ -75,6 +79,16 @@ macro_rules! element {
             #[inline(always)]
             fn of_byte(byte: u8, position: usize) -> Self {
                 <$unsigned>::from(byte) << (8 * position)
+            }
+
+            #[inline(always)]
+            fn widen(self) -> u64 {
+                u64::from(self)
+            }
+
+            #[inline(always)]
+            fn narrow(wide: u64) -> Self {
+                wide as $unsigned
             }
         }
     };

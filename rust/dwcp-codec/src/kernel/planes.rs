@@ -1,5 +1,6 @@
 //! Elements split into byte planes and joined again, changed on the way.
 
+use super::Level;
 use super::element::Element;
 
 /// Elements handled at a time: enough for whole vectors, few enough to stay in registers and the first cache.
@@ -22,7 +23,25 @@ pub(crate) enum Transform {
 ///
 /// `base` is as long as `src`, where the transform uses it, and `planes` as long as the whole elements of `width`
 /// bytes (1, 2, 4 or 8); the bytes after the last are left out.
-pub(crate) fn split(transform: Transform, width: usize, src: &[u8], base: &[u8], planes: &mut [u8]) {
+pub(crate) fn split(
+    level: Level,
+    transform: Transform,
+    width: usize,
+    src: &[u8],
+    base: &[u8],
+    planes: &mut [u8],
+) {
+    match level {
+        Level::Portable => split_portable(transform, width, src, base, planes),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => super::x86::split_avx2(transform, width, src, base, planes),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => super::x86::split_avx512(transform, width, src, base, planes),
+    }
+}
+
+#[inline(always)]
+pub(super) fn split_portable(transform: Transform, width: usize, src: &[u8], base: &[u8], planes: &mut [u8]) {
     match width {
         2 => split_any::<u16>(transform, src, base, planes),
         4 => split_any::<u32>(transform, src, base, planes),
@@ -31,6 +50,7 @@ pub(crate) fn split(transform: Transform, width: usize, src: &[u8], base: &[u8],
     }
 }
 
+#[inline(always)]
 fn split_any<E: Element>(transform: Transform, src: &[u8], base: &[u8], planes: &mut [u8]) {
     match transform {
         Transform::Keep => split_with(src, src, planes, |src: E, _| src),
@@ -62,7 +82,18 @@ fn split_with<E: Element>(src: &[u8], base: &[u8], planes: &mut [u8], change: im
 
 /// The inverse of [`split`]: writes the elements whose bytes stand in `planes` to `dst`, which holds the base where
 /// the transform uses one. Each plane has as many bytes as `dst` has whole elements.
-pub(crate) fn join(transform: Transform, width: usize, planes: &[&[u8]; 8], dst: &mut [u8]) {
+pub(crate) fn join(level: Level, transform: Transform, width: usize, planes: &[&[u8]; 8], dst: &mut [u8]) {
+    match level {
+        Level::Portable => join_portable(transform, width, planes, dst),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => super::x86::join_avx2(transform, width, planes, dst),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => super::x86::join_avx512(transform, width, planes, dst),
+    }
+}
+
+#[inline(always)]
+pub(super) fn join_portable(transform: Transform, width: usize, planes: &[&[u8]; 8], dst: &mut [u8]) {
     match width {
         2 => join_any::<u16>(transform, planes, dst),
         4 => join_any::<u32>(transform, planes, dst),
@@ -71,6 +102,7 @@ pub(crate) fn join(transform: Transform, width: usize, planes: &[&[u8]; 8], dst:
     }
 }
 
+#[inline(always)]
 fn join_any<E: Element>(transform: Transform, planes: &[&[u8]; 8], dst: &mut [u8]) {
     match transform {
         Transform::Keep => join_with(planes, dst, |changed: E, _| changed),
