@@ -445,8 +445,9 @@ impl<O: Origins> Search<'_, O> {
 
 /// How many bytes at the start of both are equal.
 fn common_prefix(a: &[u8], b: &[u8]) -> usize {
-    let mut same = 0;
-    for (x, y) in a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0) {
+    let (wide_a, wide_b) = (a.as_chunks::<64>().0.iter(), b.as_chunks::<64>().0.iter());
+    let mut same = 64 * wide_a.zip(wide_b).take_while(|(x, y)| x == y).count();
+    for (x, y) in a[same..].as_chunks::<8>().0.iter().zip(b[same..].as_chunks::<8>().0) {
         let different = u64::from_le_bytes(*x) ^ u64::from_le_bytes(*y);
         if different != 0 {
             return same + (different.trailing_zeros() / 8) as usize;

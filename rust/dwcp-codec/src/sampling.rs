@@ -219,3 +219,71 @@ fn fingerprint(bytes: &[u8]) -> u64 {
     }
     hash.wrapping_mul(MULTIPLIER) ^ (hash >> 29)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a scan finds, one position after the other.
+    fn naive(bytes: &[u8], from: usize, until: usize, shift: u32) -> Vec<usize> {
+        let mut taken = Vec::new();
+        let mut next = from;
+        for at in from..until.min((bytes.len() + 1).saturating_sub(FINGERPRINT_BYTES)) {
+            if at >= next && word_hash(bytes, at) >> shift == u16::MAX >> shift {
+                taken.push(at);
+                next = at + MIN_DISTANCE_BYTES;
+            }
+        }
+        taken
+    }
+
+    proptest! {
+        #[test]
+        fn all_kernels_choose_what_the_naive_twin_does(
+            bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(0)], 0..2000),
+            from in 0..300_usize,
+            until in 0..2100_usize,
+            distance_log in 1..6_u32,
+            room in 1..80_usize,
+        ) {
+            let mut sampler = Sampler::new(distance_log);
+            let (from, until) = (from.min(bytes.len()), until.min(bytes.len()));
+            let expected = naive(&bytes, from, until, sampler.shift);
+            for kernel in [sampler.kernel, Kernel::Portable] {
+                sampler.kernel = kernel;
+                let mut taken = Vec::new();
+                let mut samples = vec![Sample::default(); room];
+                let mut next = from;
+                while next < until {
+                    let (count, then) = sampler.scan(&bytes, next, until, &mut samples);
+                    prop_assert!(then > next);
+                    next = then;
+                    taken.extend(samples[..count].iter().map(|sample| sample.at));
+                }
+                prop_assert_eq!(&taken, &expected);
+            }
+        }
+    }
+
+    #[test]
+    fn samples_are_about_as_far_apart_as_asked_and_runs_have_none() {
+        let mut state = 1_u64;
+        let noise = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(MULTIPLIER).wrapping_add(1);
+            (state >> 56) as u8
+        });
+        let noise: Vec<u8> = noise.take(1 << 20).collect();
+        for distance_log in [6, 8, 12] {
+            let sampler = Sampler::new(distance_log);
+            let mut samples = vec![Sample::default(); 1 << 16];
+            let (count, _) = sampler.scan(&noise, 0, noise.len(), &mut samples);
+            let expected = noise.len() >> distance_log;
+            assert!(count > expected / 2 && count < expected * 2, "{distance_log}: {count} of {expected}");
+            for byte in [0, 1, 0x55, 0xff] {
+                assert_eq!(sampler.scan(&[byte; 5000], 0, 5000, &mut samples), (0, 5000));
+            }
+        }
+    }
+}
