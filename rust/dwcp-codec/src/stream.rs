@@ -1,6 +1,6 @@
 //! The parts of which the payloads of coded blocks consist: numbers and streams.
 
-use zstd_safe::{CCtx, CParameter};
+use zstd_safe::{CCtx, CParameter, ParamSwitch};
 
 use crate::codec::{CodecId, Decompressor, max_compressed_length};
 use crate::error::CodecError;
@@ -13,6 +13,12 @@ const ZSTD: u8 = 2;
 
 /// Shorter streams are not compressed: a zstd frame and its length take about as much as could be saved.
 const MIN_COMPRESSED_BYTES: usize = 32;
+/// Shorter streams are tried without looking at them first.
+const MIN_PROBED_BYTES: usize = 1_024;
+/// What entropy coding must leave at most to be tried.
+const MOST_ENTROPY: f32 = 0.97;
+/// Below this a code of one bit for each byte, the least there is, is too much: repetition is looked for.
+const LEAST_ENTROPY: f32 = 0.16;
 /// Bytes left free for the length of a frame, which is known after the frame.
 const LENGTH_BYTES: usize = 4;
 
@@ -59,7 +65,7 @@ impl StreamEncoder {
             return Ok(());
         }
         let start = out.len();
-        if stream.len() >= MIN_COMPRESSED_BYTES && worth_compressing(stream, content) {
+        if let Some(content) = coder_for(stream, content) {
             out.push(ZSTD);
             out.extend([0; LENGTH_BYTES]);
             let frame = out.len();
@@ -84,7 +90,14 @@ impl StreamEncoder {
 
     fn context(&mut self, content: Content) -> Result<&mut CCtx<'static>, CodecError> {
         let (slot, parameters): (_, &[CParameter]) = match content {
-            Content::Codes => (&mut self.codes, &[CParameter::CompressionLevel(1)]),
+            Content::Codes => (
+                &mut self.codes,
+                &[
+                    // The level that looks for next to no repetition; it would not code literals by itself.
+                    CParameter::CompressionLevel(-131_072),
+                    CParameter::LiteralCompressionMode(ParamSwitch::Enable),
+                ],
+            ),
             Content::Bytes => (&mut self.bytes, &[CParameter::CompressionLevel(1)]),
         };
         Ok(match slot {
@@ -94,10 +107,19 @@ impl StreamEncoder {
     }
 }
 
-fn worth_compressing(stream: &[u8], content: Content) -> bool {
+/// How `stream` is to be compressed, if it is to be at all.
+fn coder_for(stream: &[u8], content: Content) -> Option<Content> {
+    if stream.len() < MIN_COMPRESSED_BYTES {
+        return None;
+    }
     match content {
-        Content::Codes => probe::varied_little(stream),
-        Content::Bytes => probe::compressible(stream),
+        Content::Codes if stream.len() < MIN_PROBED_BYTES => Some(Content::Codes),
+        Content::Codes => match probe::entropy_share(stream) {
+            share if share > MOST_ENTROPY => None,
+            share if share < LEAST_ENTROPY => Some(Content::Bytes),
+            _ => Some(Content::Codes),
+        },
+        Content::Bytes => probe::compressible(stream).then_some(Content::Bytes),
     }
 }
 

@@ -42,28 +42,47 @@ pub(crate) fn split(
 
 #[inline(always)]
 pub(super) fn split_portable(transform: Transform, width: usize, src: &[u8], base: &[u8], planes: &mut [u8]) {
+    split_from(transform, width, 0, src, base, planes);
+}
+
+/// [`split`] from the element at byte `start` on.
+#[inline(always)]
+pub(super) fn split_from(
+    transform: Transform,
+    width: usize,
+    start: usize,
+    src: &[u8],
+    base: &[u8],
+    planes: &mut [u8],
+) {
     match width {
-        2 => split_any::<u16>(transform, src, base, planes),
-        4 => split_any::<u32>(transform, src, base, planes),
-        8 => split_any::<u64>(transform, src, base, planes),
-        _ => split_any::<u8>(transform, src, base, planes),
+        2 => split_any::<u16>(transform, start, src, base, planes),
+        4 => split_any::<u32>(transform, start, src, base, planes),
+        8 => split_any::<u64>(transform, start, src, base, planes),
+        _ => split_any::<u8>(transform, start, src, base, planes),
     }
 }
 
 #[inline(always)]
-fn split_any<E: Element>(transform: Transform, src: &[u8], base: &[u8], planes: &mut [u8]) {
+fn split_any<E: Element>(transform: Transform, start: usize, src: &[u8], base: &[u8], planes: &mut [u8]) {
     match transform {
-        Transform::Keep => split_with(src, src, planes, |src: E, _| src),
-        Transform::Rotate => split_with(src, src, planes, |src: E, _| src.rotate()),
-        Transform::Xor => split_with(src, base, planes, E::xor),
-        Transform::Zigzag => split_with(src, base, planes, E::zigzag_from),
+        Transform::Keep => split_with(start, src, src, planes, |src: E, _| src),
+        Transform::Rotate => split_with(start, src, src, planes, |src: E, _| src.rotate()),
+        Transform::Xor => split_with(start, src, base, planes, E::xor),
+        Transform::Zigzag => split_with(start, src, base, planes, E::zigzag_from),
     }
 }
 
 #[inline(always)]
-fn split_with<E: Element>(src: &[u8], base: &[u8], planes: &mut [u8], change: impl Fn(E, E) -> E) {
-    let count = src.len() / E::WIDTH;
-    let tiles = src.chunks(TILE * E::WIDTH).zip(base.chunks(TILE * E::WIDTH));
+fn split_with<E: Element>(
+    start: usize,
+    src: &[u8],
+    base: &[u8],
+    planes: &mut [u8],
+    change: impl Fn(E, E) -> E,
+) {
+    let (count, first) = (src.len() / E::WIDTH, start / E::WIDTH);
+    let tiles = src[start..].chunks(TILE * E::WIDTH).zip(base[start..].chunks(TILE * E::WIDTH));
     for (tile, (src, base)) in tiles.enumerate() {
         let mut changed = [E::default(); TILE];
         let elements = src.chunks_exact(E::WIDTH).zip(base.chunks_exact(E::WIDTH));
@@ -72,7 +91,7 @@ fn split_with<E: Element>(src: &[u8], base: &[u8], planes: &mut [u8], change: im
         }
         let changed = &changed[..src.len() / E::WIDTH];
         for position in 0..E::WIDTH {
-            let plane = &mut planes[position * count + tile * TILE..][..changed.len()];
+            let plane = &mut planes[position * count + first + tile * TILE..][..changed.len()];
             for (byte, changed) in plane.iter_mut().zip(changed) {
                 *byte = changed.byte(position);
             }
@@ -94,37 +113,56 @@ pub(crate) fn join(level: Level, transform: Transform, width: usize, planes: &[&
 
 #[inline(always)]
 pub(super) fn join_portable(transform: Transform, width: usize, planes: &[&[u8]; 8], dst: &mut [u8]) {
+    join_from(transform, width, 0, planes, dst);
+}
+
+/// [`join`] from the element at byte `start` on.
+#[inline(always)]
+pub(super) fn join_from(
+    transform: Transform,
+    width: usize,
+    start: usize,
+    planes: &[&[u8]; 8],
+    dst: &mut [u8],
+) {
+    let (dst, first) = (&mut dst[start..], start / width);
     match width {
-        2 => join_any::<u16>(transform, planes, dst),
-        4 => join_any::<u32>(transform, planes, dst),
-        8 => join_any::<u64>(transform, planes, dst),
-        _ => join_any::<u8>(transform, planes, dst),
+        2 => join_any::<u16, 2>(transform, first, planes, dst),
+        4 => join_any::<u32, 4>(transform, first, planes, dst),
+        8 => join_any::<u64, 8>(transform, first, planes, dst),
+        _ => join_any::<u8, 1>(transform, first, planes, dst),
     }
 }
 
 #[inline(always)]
-fn join_any<E: Element>(transform: Transform, planes: &[&[u8]; 8], dst: &mut [u8]) {
+fn join_any<E: Element, const W: usize>(
+    transform: Transform,
+    first: usize,
+    planes: &[&[u8]; 8],
+    dst: &mut [u8],
+) {
+    let (elements, _) = dst.as_chunks_mut::<W>();
+    // Equal lengths, known to the compiler.
+    let planes: [&[u8]; W] = std::array::from_fn(|position| &planes[position][first..][..elements.len()]);
     match transform {
-        Transform::Keep => join_with(planes, dst, |changed: E, _| changed),
-        Transform::Rotate => join_with(planes, dst, |changed: E, _| changed.rotate_back()),
-        Transform::Xor => join_with(planes, dst, E::xor),
-        Transform::Zigzag => join_with(planes, dst, E::zigzag_onto),
+        Transform::Keep => join_with(planes, elements, |changed: E, _| changed),
+        Transform::Rotate => join_with(planes, elements, |changed: E, _| changed.rotate_back()),
+        Transform::Xor => join_with(planes, elements, E::xor),
+        Transform::Zigzag => join_with(planes, elements, E::zigzag_onto),
     }
 }
 
 #[inline(always)]
-fn join_with<E: Element>(planes: &[&[u8]; 8], dst: &mut [u8], change: impl Fn(E, E) -> E) {
-    for (tile, dst) in dst.chunks_mut(TILE * E::WIDTH).enumerate() {
-        let mut changed = [E::default(); TILE];
-        let count = dst.len() / E::WIDTH;
-        for (position, plane) in planes.iter().enumerate().take(E::WIDTH) {
-            let plane = &plane[tile * TILE..][..count];
-            for (changed, byte) in changed.iter_mut().zip(plane) {
-                *changed = changed.xor(E::of_byte(*byte, position));
-            }
+fn join_with<E: Element, const W: usize>(
+    planes: [&[u8]; W],
+    dst: &mut [[u8; W]],
+    change: impl Fn(E, E) -> E,
+) {
+    for (i, dst) in dst.iter_mut().enumerate() {
+        let mut changed = E::default();
+        for (position, plane) in planes.iter().enumerate() {
+            changed = changed.xor(E::of_byte(plane[i], position));
         }
-        for (dst, changed) in dst.chunks_exact_mut(E::WIDTH).zip(changed) {
-            change(changed, E::read(dst)).write(dst);
-        }
+        change(changed, E::read(dst)).write(dst);
     }
 }
