@@ -98,8 +98,8 @@ pub(crate) fn zstd_decompress<'d>(
 /// Compresses what stands in `joined` behind the first `prefix_bytes` as one zstd frame at the start of `dst`, referring
 /// to these. That they are one piece of memory spares zstd to look at two.
 ///
-/// Window and hash table hold prefix and source together: with the level's own sizes the prefix would have pushed itself
-/// out of the table before the first byte is compressed.
+/// The window holds prefix and source together, and the hash table a quarter of their positions, which is what is put
+/// into it: with the level's own sizes the prefix would have pushed itself out before the first byte is compressed.
 pub(crate) fn zstd_compress_with_prefix(
     context: &mut CCtx<'static>,
     level: i32,
@@ -113,7 +113,7 @@ pub(crate) fn zstd_compress_with_prefix(
     let mut compress = |context: &mut CCtx<'static>| -> SafeResult {
         context.set_parameter(CParameter::CompressionLevel(level))?;
         context.set_parameter(CParameter::WindowLog(length_log.clamp(10, 27)))?;
-        context.set_parameter(CParameter::HashLog(length_log.clamp(10, 20)))?;
+        context.set_parameter(CParameter::HashLog(length_log.saturating_sub(2).clamp(10, 20)))?;
         // SAFETY: zstd reads the prefix during the next compression only, which is the one below; the reset behind it
         // makes it forget the prefix if that did not come to it.
         let prefix: &'static [u8] = unsafe { std::slice::from_raw_parts(prefix.as_ptr(), prefix.len()) };
