@@ -226,7 +226,7 @@ impl Index {
 
     fn bucket_of(&self, fingerprint: u64) -> usize {
         // The low half scaled to the number of buckets; the tag is of the high bits.
-        ((fingerprint & u64::from(u32::MAX)) * self.buckets.len() as u64 >> 32) as usize
+        (((fingerprint & u64::from(u32::MAX)) * self.buckets.len() as u64) >> 32) as usize
     }
 
     fn tag_of(&self, fingerprint: u64) -> u64 {
