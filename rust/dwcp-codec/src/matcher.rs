@@ -68,7 +68,7 @@ pub trait Origins {
     fn usable(&self, origin: Origin, offset: u64) -> Range<u64>;
 
     /// `length` bytes at `offset`, all of them within a range that [`Origins::usable`] gave, or within what
-    /// [`segments::parse`](crate::segments::parse) has accepted. At most 65 536 bytes are asked for at a time.
+    /// [`SegmentCoder::parse`](crate::segments::SegmentCoder::parse) has accepted. At most 65 536 bytes are asked for at a time.
     ///
     /// # Errors
     ///
@@ -156,12 +156,14 @@ impl Index {
     pub fn new(base_size: u64, target_size: u64) -> Index {
         let total = base_size.saturating_add(target_size);
         let position_bits = u64::BITS - total.leading_zeros();
+        // Of the target only what is new is added. If that is nearly all of it, some of it finds no room.
+        let expected = base_size.saturating_add(target_size / 2);
         let most = MAX_BUCKETS * SAMPLES_PER_BUCKET;
         let mut distance_log = MIN_DISTANCE_LOG;
-        while total >> distance_log > most {
+        while expected >> distance_log > most {
             distance_log += 1;
         }
-        let buckets = (total >> distance_log).div_ceil(SAMPLES_PER_BUCKET).max(1);
+        let buckets = (expected >> distance_log).div_ceil(SAMPLES_PER_BUCKET).max(1);
         let buckets = if position_bits > MAX_POSITION_BITS { 0 } else { buckets as usize };
         Index {
             buckets: vec![Bucket([0; 8]); buckets],
