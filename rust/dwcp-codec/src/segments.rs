@@ -72,9 +72,8 @@ pub struct SegmentCoder {
     plan: Plan,
     frame: Vec<u8>,
     lists: Vec<u8>,
-    /// The prefix and, where a block is encoded, the fresh bytes right behind it.
+    /// The prefix and, right behind it, the fresh bytes.
     joined: Vec<u8>,
-    fresh: Vec<u8>,
     payload: Vec<u8>,
 }
 
@@ -273,11 +272,9 @@ impl SegmentCoder {
                     Some(context) => context,
                     empty => empty.insert(DCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?),
                 };
-                self.fresh.clear();
-                raw::append_exactly(&mut self.fresh, expected, |spare| {
-                    raw::zstd_decompress_with_prefix(context, &self.joined, frame, spare)
-                })?;
-                &self.fresh
+                let prefix_bytes = self.joined.len();
+                raw::zstd_decompress_behind_prefix(context, &mut self.joined, frame, expected)?;
+                &self.joined[prefix_bytes..]
             }
         };
         let mut fresh = fresh;
