@@ -24,6 +24,8 @@ pub const MAX_CONTEXT_BYTES: usize = 8 << 20;
 const MIN_CONTEXT_GAP_BYTES: u64 = 24;
 /// How far from a segment content is looked for that was replaced or moved a little.
 const CONTEXT_REACH_BYTES: u64 = 16 << 10;
+/// How many bytes around it a byte of a segment speaks for.
+const CONTEXT_PER_PIECE_BYTE: u64 = 8;
 /// Contexts this close are told as one.
 const CONTEXT_MERGE_BYTES: u64 = 256;
 
@@ -432,18 +434,22 @@ fn choose_contexts<O: Origins>(
             continue;
         }
         let reach = (gap * 2).clamp(64, CONTEXT_REACH_BYTES);
-        let before = in_base(before).map(|piece| piece.segment.end());
-        let after = in_base(pieces.get(index)).map(|piece| piece.segment.offset);
+        let (before, after) = (in_base(before), in_base(pieces.get(index)));
         let between = match (before, after) {
-            (Some(before), Some(after)) => before <= after && after - before <= 2 * reach,
-            _ => false,
+            (Some(before), Some(after)) => {
+                let (start, end) = (before.segment.end(), after.segment.offset);
+                (start <= end && end - start <= 2 * reach).then_some((start, end))
+            }
+            _ => None,
         };
-        let mut wanted = [None, None];
-        if let (true, Some(before), Some(after)) = (between, before, after) {
-            wanted[0] = Some((before, after));
-        } else {
-            wanted[0] = before.map(|before| (before, before + reach));
-            wanted[1] = after.map(|after| (after.saturating_sub(reach), after));
+        let mut wanted = [between, None];
+        if between.is_none() {
+            // A short piece may be there by chance, and says little about what is around it.
+            let reach_from =
+                |piece: &Piece| reach.min(CONTEXT_PER_PIECE_BYTE * u64::from(piece.segment.length));
+            wanted[0] = before.map(|piece| (piece.segment.end(), piece.segment.end() + reach_from(&piece)));
+            wanted[1] = after
+                .map(|piece| (piece.segment.offset.saturating_sub(reach_from(&piece)), piece.segment.offset));
         }
         for (start, end) in wanted.into_iter().flatten() {
             let usable = origins.usable(Origin::Base, start);
