@@ -68,7 +68,7 @@ pub trait Origins {
     fn usable(&self, origin: Origin, offset: u64) -> Range<u64>;
 
     /// `length` bytes at `offset`, all of them within a range that [`Origins::usable`] gave, or within what
-    /// [`segments::parse`](crate::segments::parse) has accepted. At most 65 536 bytes are asked for at a time.
+    /// [`SegmentCoder::parse`](crate::segments::SegmentCoder::parse) has accepted. At most 65 536 bytes are asked for at a time.
     ///
     /// # Errors
     ///
@@ -116,7 +116,7 @@ impl<'a> Memory<'a> {
 /// The most buckets of an index: 64 MiB of them.
 const MAX_BUCKETS: u64 = 1 << 20;
 /// How many samples a bucket is meant to hold. It has room for more, for they are not spread evenly.
-const SAMPLES_PER_BUCKET: u64 = 4;
+const SAMPLES_PER_BUCKET: u64 = 5;
 /// Samples are at first this power of two of bytes apart, on average.
 const MIN_DISTANCE_LOG: u32 = 8;
 /// Positions of objects that are larger together leave too few bits for a tag.
@@ -156,12 +156,14 @@ impl Index {
     pub fn new(base_size: u64, target_size: u64) -> Index {
         let total = base_size.saturating_add(target_size);
         let position_bits = u64::BITS - total.leading_zeros();
+        // Of the target only what is new is added. If that is nearly all of it, some of it finds no room.
+        let expected = base_size.saturating_add(target_size / 2);
         let most = MAX_BUCKETS * SAMPLES_PER_BUCKET;
         let mut distance_log = MIN_DISTANCE_LOG;
-        while total >> distance_log > most {
+        while expected >> distance_log > most {
             distance_log += 1;
         }
-        let buckets = (total >> distance_log).div_ceil(SAMPLES_PER_BUCKET).next_power_of_two();
+        let buckets = (expected >> distance_log).div_ceil(SAMPLES_PER_BUCKET).max(1);
         let buckets = if position_bits > MAX_POSITION_BITS { 0 } else { buckets as usize };
         Index {
             buckets: vec![Bucket([0; 8]); buckets],
@@ -225,8 +227,8 @@ impl Index {
     }
 
     fn bucket_of(&self, fingerprint: u64) -> usize {
-        // As many buckets as a power of two, at most 2^20, chosen by the low bits; the tag is of the high ones.
-        (fingerprint as usize) & (self.buckets.len() - 1)
+        // The low half scaled to the number of buckets; the tag is of the high bits.
+        (((fingerprint & u64::from(u32::MAX)) * self.buckets.len() as u64) >> 32) as usize
     }
 
     fn tag_of(&self, fingerprint: u64) -> u64 {
@@ -445,8 +447,13 @@ impl<O: Origins> Search<'_, O> {
 
 /// How many bytes at the start of both are equal.
 fn common_prefix(a: &[u8], b: &[u8]) -> usize {
-    let (wide_a, wide_b) = (a.as_chunks::<64>().0.iter(), b.as_chunks::<64>().0.iter());
-    let mut same = 64 * wide_a.zip(wide_b).take_while(|(x, y)| x == y).count();
+    // A vector at a time, without the call of memcmp that a comparison of arrays becomes.
+    let alike = |(x, y): &(&[u8; 32], &[u8; 32])| {
+        let words = x.as_chunks::<8>().0.iter().zip(y.as_chunks::<8>().0);
+        words.fold(0, |all, (x, y)| all | (u64::from_le_bytes(*x) ^ u64::from_le_bytes(*y))) == 0
+    };
+    let wide = a.as_chunks::<32>().0.iter().zip(b.as_chunks::<32>().0);
+    let mut same = 32 * wide.take_while(alike).count();
     for (x, y) in a[same..].as_chunks::<8>().0.iter().zip(b[same..].as_chunks::<8>().0) {
         let different = u64::from_le_bytes(*x) ^ u64::from_le_bytes(*y);
         if different != 0 {

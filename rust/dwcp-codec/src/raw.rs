@@ -121,8 +121,8 @@ pub(crate) fn zstd_decompress<'d>(
 /// Compresses what stands in `joined` behind the first `prefix_bytes` as one zstd frame at the start of `dst`, referring
 /// to these. That they are one piece of memory spares zstd to look at two.
 ///
-/// Window and hash table hold prefix and source together: with the level's own sizes the prefix would have pushed itself
-/// out of the table before the first byte is compressed.
+/// The window holds prefix and source together, and the hash table a quarter of their positions, which is what is put
+/// into it: with the level's own sizes the prefix would have pushed itself out before the first byte is compressed.
 pub(crate) fn zstd_compress_with_prefix(
     context: &mut CCtx<'static>,
     level: i32,
@@ -136,7 +136,7 @@ pub(crate) fn zstd_compress_with_prefix(
     let mut compress = |context: &mut CCtx<'static>| -> SafeResult {
         context.set_parameter(CParameter::CompressionLevel(level))?;
         context.set_parameter(CParameter::WindowLog(length_log.clamp(10, 27)))?;
-        context.set_parameter(CParameter::HashLog(length_log.clamp(10, 20)))?;
+        context.set_parameter(CParameter::HashLog(length_log.saturating_sub(2).clamp(10, 20)))?;
         // SAFETY: zstd reads the prefix during the next compression only, which is the one below; the reset behind it
         // makes it forget the prefix if that did not come to it.
         let prefix: &'static [u8] = unsafe { std::slice::from_raw_parts(prefix.as_ptr(), prefix.len()) };
@@ -154,24 +154,28 @@ pub(crate) fn zstd_compress_with_prefix(
     })
 }
 
-/// Decompresses one zstd frame that refers to `prefix` into `dst`, which it must fill exactly.
-pub(crate) fn zstd_decompress_with_prefix<'d>(
+/// Decompresses one zstd frame that refers to `joined` as its prefix into exactly `length` bytes behind that.
+///
+/// On an error `joined` holds the prefix still.
+pub(crate) fn zstd_decompress_behind_prefix(
     context: &mut DCtx<'static>,
-    prefix: &[u8],
+    joined: &mut Vec<u8>,
     src: &[u8],
-    dst: &'d mut [MaybeUninit<u8>],
-) -> Result<&'d mut [u8], CodecError> {
+    length: usize,
+) -> Result<(), CodecError> {
     let corrupt = |reason| CodecError::Corrupt { codec: CodecId::Zstd, length: src.len(), reason };
     let frame = zstd_safe::find_frame_compressed_size(src)
         .map_err(|code| corrupt(zstd_safe::get_error_name(code)))?;
     if frame != src.len() {
         return Err(corrupt("more than one frame"));
     }
-    // SAFETY: zstd reads the prefix during the next decompression only, which is the one below; the reset behind it
-    // makes it forget the prefix if that did not come to it.
-    let prefix: &'static [u8] = unsafe { std::slice::from_raw_parts(prefix.as_ptr(), prefix.len()) };
+    joined.try_reserve(length).map_err(|_| CodecError::OutOfMemory { bytes: length })?;
+    // SAFETY: the prefix is read during the next decompression only, which is the one below: the room for that is there
+    // already, so that the vector does not move, and what is written is behind the prefix. The reset makes zstd forget
+    // the prefix if it did not come to that.
+    let prefix: &'static [u8] = unsafe { std::slice::from_raw_parts(joined.as_ptr(), joined.len()) };
     let decompressed = match context.ref_prefix(prefix) {
-        Ok(_) => zstd_decompress(context, src, dst),
+        Ok(_) => append_exactly(joined, length, |spare| zstd_decompress(context, src, spare)),
         Err(_) => Err(CodecError::OutOfMemory { bytes: 0 }),
     };
     context.reset(ResetDirective::SessionAndParameters).map_err(|_| CodecError::OutOfMemory { bytes: 0 })?;

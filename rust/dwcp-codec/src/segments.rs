@@ -6,7 +6,7 @@
 
 use zstd_safe::{CCtx, DCtx};
 
-use crate::codec::{Codec, CodecId};
+use crate::codec::{Codec, CodecId, Compressor, Decompressor};
 use crate::error::CodecError;
 use crate::matcher::{Found, MAX_READ_BYTES, Origin, Origins, Piece, Segment};
 use crate::raw;
@@ -24,6 +24,8 @@ pub const MAX_CONTEXT_BYTES: usize = 8 << 20;
 const MIN_CONTEXT_GAP_BYTES: u64 = 24;
 /// How far from a segment content is looked for that was replaced or moved a little.
 const CONTEXT_REACH_BYTES: u64 = 16 << 10;
+/// How many bytes around it a byte of a segment speaks for.
+const CONTEXT_PER_PIECE_BYTE: u64 = 8;
 /// Contexts this close are told as one.
 const CONTEXT_MERGE_BYTES: u64 = 256;
 
@@ -48,6 +50,16 @@ pub struct Bounds {
     pub block_bytes: usize,
 }
 
+/// Lists shorter than this are told as they are.
+const MIN_COMPRESSED_LISTS_BYTES: usize = 64;
+/// How much longer the head of a compressed stream may be.
+const MAX_FRAME_HEAD_BYTES: usize = 4;
+
+/// How a stream is told.
+const STREAM_STORED: u8 = 0;
+const STREAM_REPEATED: u8 = 1;
+const STREAM_ZSTD: u8 = 2;
+
 /// How fresh bytes are told.
 const FRESH_STORED: u8 = 0;
 const FRESH_ZSTD: u8 = 1;
@@ -55,12 +67,15 @@ const FRESH_ZSTD: u8 = 1;
 /// Encodes and decodes blocks by segments, keeping zstd's state and all buffers between them.
 #[derive(Default)]
 pub struct SegmentCoder {
-    compressor: Option<CCtx<'static>>,
-    decompressor: Option<DCtx<'static>>,
+    compressor: Compressor,
+    decompressor: Decompressor,
+    prefix_compressor: Option<CCtx<'static>>,
+    prefix_decompressor: Option<DCtx<'static>>,
     plan: Plan,
-    /// The prefix and, where a block is encoded, the fresh bytes right behind it.
+    frame: Vec<u8>,
+    lists: Vec<u8>,
+    /// The prefix and, right behind it, the fresh bytes.
     joined: Vec<u8>,
-    fresh: Vec<u8>,
     payload: Vec<u8>,
 }
 
@@ -105,37 +120,61 @@ impl SegmentCoder {
         if pieces.len() > MAX_PIECES {
             return Ok(None);
         }
+        self.lists.clear();
         self.payload.clear();
-        write_pieces(&mut self.payload, block_offset, pieces);
-        let kind = if found.covered_bytes() == block.len() { SegmentKind::Copy } else { SegmentKind::Splice };
-        if kind == SegmentKind::Splice {
-            let head = self.payload.len();
-            self.plan.contexts.clear();
-            choose_contexts(&mut self.plan.contexts, pieces, block.len(), origins);
-            write_contexts(&mut self.payload, block_offset, &self.plan.contexts);
-            self.payload.push(FRESH_ZSTD);
-            read_prefix(&mut self.joined, &self.plan.contexts, origins)?;
-            let prefix_bytes = self.joined.len();
-            let mut end = 0;
-            for piece in pieces {
-                self.joined.extend_from_slice(&block[end..piece.at as usize]);
-                end = piece.end() as usize;
-            }
-            self.joined.extend_from_slice(&block[end..]);
-            self.compress_fresh(level, prefix_bytes)?;
-            let fresh = &self.joined[prefix_bytes..];
-            if self.payload.len() >= head + 2 + fresh.len() {
-                self.payload.truncate(head);
-                write_contexts(&mut self.payload, block_offset, &[]);
-                self.payload.push(FRESH_STORED);
-                self.payload.extend_from_slice(fresh);
-            }
+        write_pieces(&mut self.lists, block_offset, pieces);
+        if found.covered_bytes() == block.len() {
+            self.write_lists(level)?;
+            return Ok((self.payload.len() < limit).then_some((SegmentKind::Copy, self.payload.as_slice())));
         }
-        Ok((self.payload.len() < limit).then_some((kind, self.payload.as_slice())))
+        let pieces_end = self.lists.len();
+        self.plan.contexts.clear();
+        choose_contexts(&mut self.plan.contexts, pieces, block.len(), origins);
+        write_contexts(&mut self.lists, block_offset, &self.plan.contexts);
+        self.write_lists(level)?;
+        self.payload.push(FRESH_ZSTD);
+        read_prefix(&mut self.joined, &self.plan.contexts, origins)?;
+        let prefix_bytes = self.joined.len();
+        let mut end = 0;
+        for piece in pieces {
+            self.joined.extend_from_slice(&block[end..piece.at as usize]);
+            end = piece.end() as usize;
+        }
+        self.joined.extend_from_slice(&block[end..]);
+        let frame = self.payload.len();
+        self.compress_fresh(level, prefix_bytes)?;
+        let fresh_bytes = self.joined.len() - prefix_bytes;
+        if self.payload.len() - frame >= fresh_bytes {
+            self.lists.truncate(pieces_end);
+            write_contexts(&mut self.lists, block_offset, &[]);
+            self.payload.clear();
+            self.write_lists(level)?;
+            self.payload.push(FRESH_STORED);
+            self.payload.extend_from_slice(&self.joined[prefix_bytes..]);
+        }
+        Ok((self.payload.len() < limit).then_some((SegmentKind::Splice, self.payload.as_slice())))
+    }
+
+    /// Puts the lists at the start of the payload.
+    fn write_lists(&mut self, level: i32) -> Result<(), CodecError> {
+        write_number(&mut self.payload, self.lists.len() as u64);
+        self.frame.clear();
+        if self.lists.len() >= MIN_COMPRESSED_LISTS_BYTES {
+            self.compressor.compress(Codec::Zstd { level }, &self.lists, &mut self.frame)?;
+        }
+        if self.frame.is_empty() || self.frame.len() + MAX_FRAME_HEAD_BYTES >= self.lists.len() {
+            self.payload.push(STREAM_STORED);
+            self.payload.extend_from_slice(&self.lists);
+        } else {
+            self.payload.push(STREAM_ZSTD);
+            write_number(&mut self.payload, self.frame.len() as u64);
+            self.payload.extend_from_slice(&self.frame);
+        }
+        Ok(())
     }
 
     fn compress_fresh(&mut self, level: i32, prefix_bytes: usize) -> Result<(), CodecError> {
-        let context = match &mut self.compressor {
+        let context = match &mut self.prefix_compressor {
             Some(context) => context,
             empty => empty.insert(CCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?),
         };
@@ -145,13 +184,73 @@ impl SegmentCoder {
         })
     }
 
+    /// The segments that a payload refers to, checked: all lie within the base, or in the target before the block.
+    ///
+    /// Pieces first, then contexts. Takes memory for at most as many bytes as the block has, and for the segments.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::SegmentField`] for a number out of its range, [`CodecError::SegmentsTruncated`] where the payload
+    /// ends too early, [`CodecError::RawLength`], [`CodecError::Corrupt`] or [`CodecError::OutOfMemory`] for the lists,
+    /// [`CodecError::InputTooLarge`] for a block over [`MAX_BLOCK_BYTES`].
+    pub fn parse(
+        &mut self,
+        kind: SegmentKind,
+        payload: &[u8],
+        bounds: Bounds,
+    ) -> Result<Vec<Segment>, CodecError> {
+        self.read(kind, payload, bounds)?;
+        let pieces = self.plan.pieces.iter().map(|piece| piece.segment);
+        Ok(pieces.chain(self.plan.contexts.iter().copied()).collect())
+    }
+
+    /// Reads what comes before the fresh bytes into the plan.
+    fn read<'p>(
+        &mut self,
+        kind: SegmentKind,
+        payload: &'p [u8],
+        bounds: Bounds,
+    ) -> Result<Fresh<'p>, CodecError> {
+        if bounds.block_bytes > MAX_BLOCK_BYTES {
+            return Err(too_long(bounds.block_bytes));
+        }
+        within("payload length", payload.len() as u64, (bounds.block_bytes as u64).saturating_sub(1))?;
+        let mut reader = Reader { rest: payload };
+        let length = reader.number("length of the lists", bounds.block_bytes as u64)? as usize;
+        self.lists.clear();
+        match reader.byte()? {
+            STREAM_STORED => self.lists.extend_from_slice(reader.bytes(length)?),
+            STREAM_REPEATED => self.lists.resize(length, reader.byte()?),
+            coder => {
+                within("coder of the lists", coder.into(), STREAM_ZSTD.into())?;
+                let frame_bytes = reader.number("length of the compressed lists", length as u64)?;
+                let frame = reader.bytes(frame_bytes as usize)?;
+                raw::append_exactly(&mut self.lists, length, |spare| {
+                    self.decompressor.fill(CodecId::Zstd, frame, spare)
+                })?;
+            }
+        }
+        self.plan.read(kind, &self.lists, bounds)?;
+        if kind == SegmentKind::Copy {
+            within("bytes behind the segments", reader.rest.len() as u64, 0)?;
+            return Ok(Fresh::Stored(&[]));
+        }
+        let coder = reader.byte()?;
+        within("coder of the fresh bytes", coder.into(), FRESH_ZSTD.into())?;
+        if coder == FRESH_ZSTD {
+            return Ok(Fresh::Frame(reader.rest));
+        }
+        within("contexts of stored bytes", self.plan.contexts.len() as u64, 0)?;
+        Ok(Fresh::Stored(reader.rest))
+    }
+
     /// Makes the block from its payload, into `dst`, whose length is that of the block.
     ///
     /// On an error the contents of `dst` are unspecified.
     ///
     /// # Errors
     ///
-    /// As [`parse`], those of reading the origins, and [`CodecError::RawLength`], [`CodecError::Corrupt`] or
+    /// As [`SegmentCoder::parse`], those of reading the origins, and [`CodecError::RawLength`], [`CodecError::Corrupt`] or
     /// [`CodecError::OutOfMemory`] for the fresh bytes.
     pub fn decode<O: Origins>(
         &mut self,
@@ -163,7 +262,7 @@ impl SegmentCoder {
         dst: &mut [u8],
     ) -> Result<(), O::Error> {
         let bounds = Bounds { base_size, block_offset, block_bytes: dst.len() };
-        let fresh = self.plan.read(kind, payload, bounds)?;
+        let fresh = self.read(kind, payload, bounds)?;
         let told: usize = self.plan.pieces.iter().map(|piece| piece.segment.length as usize).sum();
         let expected = dst.len() - told;
         let fresh = match fresh {
@@ -171,15 +270,13 @@ impl SegmentCoder {
             Fresh::Stored(_) => return Err(CodecError::RawLength { expected }.into()),
             Fresh::Frame(frame) => {
                 read_prefix(&mut self.joined, &self.plan.contexts, origins)?;
-                let context = match &mut self.decompressor {
+                let context = match &mut self.prefix_decompressor {
                     Some(context) => context,
                     empty => empty.insert(DCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?),
                 };
-                self.fresh.clear();
-                raw::append_exactly(&mut self.fresh, expected, |spare| {
-                    raw::zstd_decompress_with_prefix(context, &self.joined, frame, spare)
-                })?;
-                &self.fresh
+                let prefix_bytes = self.joined.len();
+                raw::zstd_decompress_behind_prefix(context, &mut self.joined, frame, expected)?;
+                &self.joined[prefix_bytes..]
             }
         };
         let mut fresh = fresh;
@@ -200,82 +297,60 @@ impl SegmentCoder {
     }
 }
 
-/// The segments that a payload refers to, checked: all lie within the base, or in the target before the block.
-///
-/// Takes memory in proportion to the payload.
-///
-/// # Errors
-///
-/// [`CodecError::SegmentField`] for a number out of its range, [`CodecError::SegmentsTruncated`] where the payload
-/// ends too early, [`CodecError::InputTooLarge`] for a block over [`MAX_BLOCK_BYTES`].
-pub fn parse(kind: SegmentKind, payload: &[u8], bounds: Bounds) -> Result<Vec<Segment>, CodecError> {
-    let mut plan = Plan::default();
-    plan.read(kind, payload, bounds)?;
-    let mut segments: Vec<Segment> = plan.pieces.iter().map(|piece| piece.segment).collect();
-    segments.append(&mut plan.contexts);
-    Ok(segments)
-}
-
 enum Fresh<'a> {
     Stored(&'a [u8]),
     Frame(&'a [u8]),
 }
 
 impl Plan {
-    fn read<'p>(
-        &mut self,
-        kind: SegmentKind,
-        payload: &'p [u8],
-        bounds: Bounds,
-    ) -> Result<Fresh<'p>, CodecError> {
+    fn read(&mut self, kind: SegmentKind, lists: &[u8], bounds: Bounds) -> Result<(), CodecError> {
         self.pieces.clear();
         self.contexts.clear();
-        if bounds.block_bytes > MAX_BLOCK_BYTES {
-            return Err(too_long(bounds.block_bytes));
-        }
-        within("payload length", payload.len() as u64, (bounds.block_bytes as u64).saturating_sub(1))?;
-        let mut reader = Reader { rest: payload };
-        let count = reader.number("piece count", MAX_PIECES as u64)?;
-        let mut diagonals = Diagonals::new(bounds.block_offset);
-        let mut end = 0_u64;
+        let mut reader = Reader { rest: lists };
         let block_bytes = bounds.block_bytes as u64;
+        let count = reader.number("piece count", MAX_PIECES as u64)?;
+        let most = if kind == SegmentKind::Copy { 0 } else { block_bytes };
         for _ in 0..count {
-            let most = if kind == SegmentKind::Copy { 0 } else { block_bytes - end };
-            let at = end + reader.number("fresh bytes before a piece", most)?;
-            let moved = reader.number("offset of a piece", u64::MAX)?;
+            // Until the lengths are known: how many fresh bytes come before it, and how far it is from where it is
+            // expected.
+            let at = reader.number("fresh bytes before a piece", most)? as u32;
+            self.pieces.push(Piece { at, segment: Segment { origin: Origin::Base, offset: 0, length: 0 } });
+        }
+        for piece in &mut self.pieces {
+            piece.segment.offset = unzigzag(reader.number("offset of a piece", u64::MAX)?);
+        }
+        let mut diagonals = Diagonals::new(bounds.block_offset);
+        let mut end = 0;
+        for piece in &mut self.pieces {
+            let fresh = u64::from(piece.at);
+            within("fresh bytes before a piece", fresh, block_bytes - end)?;
+            let at = end + fresh;
             let (origin, length) = reader.length(block_bytes - at)?;
-            let offset = diagonals.expected(origin, at).wrapping_add(unzigzag(moved));
-            let segment = bounds.segment(origin, offset, length)?;
-            let piece = Piece { at: at as u32, segment };
-            diagonals.follow(piece);
-            self.pieces.push(piece);
+            let offset = diagonals.expected(origin, at).wrapping_add(piece.segment.offset);
+            *piece = Piece { at: at as u32, segment: bounds.segment(origin, offset, length)? };
+            diagonals.follow(*piece);
             end = at + u64::from(length);
         }
         if kind == SegmentKind::Copy {
             if end != block_bytes {
                 return Err(CodecError::RawLength { expected: bounds.block_bytes });
             }
-            within("bytes behind the segments", reader.rest.len() as u64, 0)?;
-            return Ok(Fresh::Stored(&[]));
+            return within("bytes behind the lists", reader.rest.len() as u64, 0);
         }
         let count = reader.number("context count", MAX_CONTEXTS as u64)?;
+        for _ in 0..count {
+            let offset = unzigzag(reader.number("offset of a context", u64::MAX)?);
+            self.contexts.push(Segment { origin: Origin::Base, offset, length: 0 });
+        }
         let mut room = MAX_CONTEXT_BYTES as u64;
         let mut expected = bounds.block_offset;
-        for _ in 0..count {
-            let moved = reader.number("offset of a context", u64::MAX)?;
+        for context in &mut self.contexts {
             let (origin, length) = reader.length(room)?;
-            let segment = bounds.segment(origin, expected.wrapping_add(unzigzag(moved)), length)?;
+            *context = bounds.segment(origin, expected.wrapping_add(context.offset), length)?;
             room -= u64::from(length);
-            expected = segment.end();
-            self.contexts.push(segment);
+            expected = context.end();
         }
-        let (&coder, fresh) = reader.rest.split_first().ok_or(CodecError::SegmentsTruncated)?;
-        within("coder of the fresh bytes", coder.into(), FRESH_ZSTD.into())?;
-        if coder == FRESH_ZSTD {
-            return Ok(Fresh::Frame(fresh));
-        }
-        within("contexts of stored bytes", count, 0)?;
-        Ok(Fresh::Stored(fresh))
+        within("bytes behind the lists", reader.rest.len() as u64, 0)
     }
 }
 
@@ -312,12 +387,16 @@ fn write_pieces(out: &mut Vec<u8>, block_offset: u64, pieces: &[Piece]) {
     let mut diagonals = Diagonals::new(block_offset);
     let mut end = 0;
     for piece in pieces {
-        let Segment { origin, offset, length } = piece.segment;
         write_number(out, u64::from(piece.at - end));
-        write_number(out, zigzag(offset.wrapping_sub(diagonals.expected(origin, piece.at.into()))));
-        write_number(out, 2 * u64::from(length) + origin as u64);
-        diagonals.follow(*piece);
         end = piece.end();
+    }
+    for piece in pieces {
+        let Segment { origin, offset, .. } = piece.segment;
+        write_number(out, zigzag(offset.wrapping_sub(diagonals.expected(origin, piece.at.into()))));
+        diagonals.follow(*piece);
+    }
+    for piece in pieces {
+        write_number(out, length_and_origin(piece.segment));
     }
 }
 
@@ -326,9 +405,15 @@ fn write_contexts(out: &mut Vec<u8>, block_offset: u64, contexts: &[Segment]) {
     let mut expected = block_offset;
     for context in contexts {
         write_number(out, zigzag(context.offset.wrapping_sub(expected)));
-        write_number(out, 2 * u64::from(context.length) + context.origin as u64);
         expected = context.end();
     }
+    for context in contexts {
+        write_number(out, length_and_origin(*context));
+    }
+}
+
+fn length_and_origin(segment: Segment) -> u64 {
+    2 * u64::from(segment.length) + segment.origin as u64
 }
 
 /// Where the base may hold something like the fresh bytes: between the segments around them, or near these.
@@ -349,18 +434,22 @@ fn choose_contexts<O: Origins>(
             continue;
         }
         let reach = (gap * 2).clamp(64, CONTEXT_REACH_BYTES);
-        let before = in_base(before).map(|piece| piece.segment.end());
-        let after = in_base(pieces.get(index)).map(|piece| piece.segment.offset);
+        let (before, after) = (in_base(before), in_base(pieces.get(index)));
         let between = match (before, after) {
-            (Some(before), Some(after)) => before <= after && after - before <= 2 * reach,
-            _ => false,
+            (Some(before), Some(after)) => {
+                let (start, end) = (before.segment.end(), after.segment.offset);
+                (start <= end && end - start <= 2 * reach).then_some((start, end))
+            }
+            _ => None,
         };
-        let mut wanted = [None, None];
-        if let (true, Some(before), Some(after)) = (between, before, after) {
-            wanted[0] = Some((before, after));
-        } else {
-            wanted[0] = before.map(|before| (before, before + reach));
-            wanted[1] = after.map(|after| (after.saturating_sub(reach), after));
+        let mut wanted = [between, None];
+        if between.is_none() {
+            // A short piece may be there by chance, and says little about what is around it.
+            let reach_from =
+                |piece: &Piece| reach.min(CONTEXT_PER_PIECE_BYTE * u64::from(piece.segment.length));
+            wanted[0] = before.map(|piece| (piece.segment.end(), piece.segment.end() + reach_from(&piece)));
+            wanted[1] = after
+                .map(|piece| (piece.segment.offset.saturating_sub(reach_from(&piece)), piece.segment.offset));
         }
         for (start, end) in wanted.into_iter().flatten() {
             let usable = origins.usable(Origin::Base, start);
@@ -410,13 +499,24 @@ struct Reader<'a> {
     rest: &'a [u8],
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn byte(&mut self) -> Result<u8, CodecError> {
+        let (&byte, rest) = self.rest.split_first().ok_or(CodecError::SegmentsTruncated)?;
+        self.rest = rest;
+        Ok(byte)
+    }
+
+    fn bytes(&mut self, length: usize) -> Result<&'a [u8], CodecError> {
+        let (bytes, rest) = self.rest.split_at_checked(length).ok_or(CodecError::SegmentsTruncated)?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
     /// A number, 0..=`limit`, in the fewest bytes.
     fn number(&mut self, field: &'static str, limit: u64) -> Result<u64, CodecError> {
         let mut value = 0_u64;
         for shift in (0..u64::BITS).step_by(7) {
-            let (&byte, rest) = self.rest.split_first().ok_or(CodecError::SegmentsTruncated)?;
-            self.rest = rest;
+            let byte = self.byte()?;
             let bits = u64::from(byte & 0x7f);
             if (bits << shift) >> shift != bits || (byte == 0 && shift > 0) {
                 return Err(CodecError::SegmentField { field, value: u64::MAX, limit });

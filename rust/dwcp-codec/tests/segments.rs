@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use dwcp_codec::CodecError;
 use dwcp_codec::matcher::{Found, Index, Memory, Origin, Origins, Piece, Segment};
-use dwcp_codec::segments::{self, Bounds, MAX_BLOCK_BYTES, MAX_CONTEXT_BYTES, SegmentCoder, SegmentKind};
+use dwcp_codec::segments::{Bounds, MAX_BLOCK_BYTES, MAX_CONTEXT_BYTES, SegmentCoder, SegmentKind};
 use proptest::prelude::*;
 
 /// Memory of whose target only a range is usable.
@@ -135,7 +135,7 @@ proptest! {
             prop_assert_eq!(&payloads[0], &payloads[1]);
             let Some((kind, payload)) = &payloads[0] else { continue };
             let bounds = Bounds { base_size: base.len() as u64, block_offset: start as u64, block_bytes: block.len() };
-            let told = segments::parse(*kind, payload, bounds).unwrap();
+            let told = coders[0].parse(*kind, payload, bounds).unwrap();
             prop_assert!(told.iter().zip(found.pieces()).all(|(segment, piece)| *segment == piece.segment));
             let mut made = vec![0xaa; block.len()];
             coders[1].decode(*kind, payload, bounds.base_size, start as u64, &mut origins, &mut made).unwrap();
@@ -180,7 +180,8 @@ fn content_that_came_before_in_the_target_is_copied() {
     assert_eq!(kind, SegmentKind::Copy);
     let bounds = Bounds { base_size: 0, block_offset: 100_000, block_bytes: block.len() };
     let whole = Segment { origin: Origin::Target, offset: 0, length: 100_000 };
-    assert_eq!(segments::parse(kind, payload, bounds), Ok(vec![whole]));
+    let payload = payload.to_vec();
+    assert_eq!(coder.parse(kind, &payload, bounds), Ok(vec![whole]));
 }
 
 #[test]
@@ -204,8 +205,13 @@ fn an_index_is_bounded_whatever_the_sizes() {
     assert_eq!(found.covered_bytes(), 0);
 }
 
-/// Numbers as a payload has them, and bytes behind them.
+/// Lists of these numbers, stored, and bytes behind them.
 fn payload(numbers: &[u64], rest: &[u8]) -> Vec<u8> {
+    let lists = encode_numbers(numbers);
+    [&encode_numbers(&[lists.len() as u64]), &[0_u8][..], &lists, rest].concat()
+}
+
+fn encode_numbers(numbers: &[u64]) -> Vec<u8> {
     let mut out = Vec::new();
     for &number in numbers {
         let mut number = number;
@@ -215,7 +221,6 @@ fn payload(numbers: &[u64], rest: &[u8]) -> Vec<u8> {
         }
         out.push(number as u8);
     }
-    out.extend(rest);
     out
 }
 
@@ -236,7 +241,7 @@ fn payloads_that_lie_are_refused() {
         ("a segment far before the base", Copy, &[1, 0, FAR, 2 * 100], &[]),
         ("a segment of the block itself", Copy, &[1, 0, 0, 2 * 100 + 1], &[]),
         ("more pieces than may be", Splice, &[65_537], &[]),
-        ("fewer pieces than said", Splice, &[2, 0, 0, 2 * 50], &[]),
+        ("fewer pieces than said", Splice, &[2, 0, 0, 0, 0, 2 * 50], &[]),
         ("a gap past the block", Splice, &[1, 101, 0, 2], &[]),
         ("a length that overflows", Splice, &[1, 0, 0, FAR], &[]),
         ("more contexts than may be", Splice, &[0, 1025], &[]),
@@ -262,10 +267,22 @@ fn payloads_that_lie_are_refused() {
     for (what, kind, numbers, rest) in refused {
         assert!(decode(*kind, &payload(numbers, rest)).is_err(), "{what}");
     }
-    let overlong = [&[0x81, 0x00][..], &payload(&[0, 0, 2 * 100], &[])].concat();
-    assert!(decode(Copy, &overlong).is_err(), "a number in more bytes than it needs");
-    let endless = [0xff; 40];
-    assert!(decode(Copy, &endless).is_err(), "a number without an end");
+    let refused: &[(&str, &[u8])] = &[
+        ("a number in more bytes than it needs", &[5, 0, 0x81, 0, 0, 0, 0xc8, 1]),
+        ("a number without an end", &[0xff; 40]),
+        ("a number of 65 bits", &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2]),
+        ("lists longer than the block", &[101, 1, 0]),
+        ("lists past the payload", &[9, 0, 1, 0, 0, 0xc8, 1]),
+        ("lists without a coder", &[5]),
+        ("lists of an unknown coder", &[5, 3, 1, 0, 0, 0xc8, 1]),
+        ("lists with something behind them", &[6, 0, 1, 0, 0, 0xc8, 1, 0]),
+        ("a frame of lists that is none", &[5, 2, 4, 1, 2, 3, 4]),
+    ];
+    for (what, payload) in refused {
+        assert!(decode(Copy, payload).is_err(), "{what}");
+    }
+    // One repeated byte: no pieces and no contexts, and 100 fresh bytes are too long for the payload.
+    assert!(matches!(decode(Splice, &[2, 1, 0, 0, 7]), Err(CodecError::RawLength { expected: 100 })));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 #![no_main]
 
 use dwcp_codec::matcher::{Memory, Origin};
-use dwcp_codec::segments::{self, Bounds, SegmentCoder, SegmentKind};
+use dwcp_codec::segments::{Bounds, SegmentCoder, SegmentKind};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -11,12 +11,12 @@ fuzz_target!(|data: &[u8]| {
     let (base, target) = (vec![0x55; usize::from(base_length) * 16], vec![0xaa; usize::from(offset) * 16]);
     let block_bytes = usize::from(u16::from_le_bytes([low, high]));
     let (base_size, block_offset) = (base.len() as u64, target.len() as u64);
-    let parsed = segments::parse(kind, payload, Bounds { base_size, block_offset, block_bytes });
+    let mut coder = SegmentCoder::new();
+    let parsed = coder.parse(kind, payload, Bounds { base_size, block_offset, block_bytes });
     for segment in parsed.iter().flatten() {
         let size = if segment.origin == Origin::Base { base_size } else { block_offset };
         assert!(segment.length > 0 && segment.end() <= size);
     }
-    let mut coder = SegmentCoder::new();
     let mut decode = |fill| {
         let mut memory = Memory { base: &base, target: &target };
         let mut dst = vec![fill; block_bytes];
