@@ -12,6 +12,7 @@ use super::parallel;
 use super::source::{Source, slice};
 use crate::digest::Digest;
 use crate::matcher::Origin;
+use crate::segments::SegmentCoder;
 
 /// A patch in memory, checked. Dereferences to its [`Contents`].
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -244,7 +245,7 @@ impl<E: From<PatchError> + Send> Parts<E> {
             Parts { ranges: Vec::new(), bytes: Vec::new(), size: patch.target_size(), error: PhantomData };
         let Some(kind) = segment_kind(entry.kind) else { return Ok(parts) };
         let payload = slice(patch.bytes, entry.offset, entry.length as usize)?;
-        let mut wanted: Vec<Range<u64>> = segments_of(patch.head(), entry, kind, payload)?
+        let mut wanted: Vec<Range<u64>> = segments_of(&mut SegmentCoder::new(), patch.head(), entry, kind, payload)?
             .iter()
             .filter(|segment| segment.origin == Origin::Target)
             .map(|segment| segment.offset..segment.end())

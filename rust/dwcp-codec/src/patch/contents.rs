@@ -10,8 +10,9 @@ use super::format::{
 use super::parallel;
 use super::source::Source;
 use crate::digest::{Digest, TreeHasher};
+use crate::error::CodecError;
 use crate::matcher::{Origin, Segment};
-use crate::segments::{self, Bounds, SegmentKind};
+use crate::segments::{Bounds, SegmentCoder, SegmentKind};
 
 /// How many patches have what: the number of blocks of every kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -336,6 +337,7 @@ impl Contents {
 /// What blocks made of parts of the target are made of.
 #[derive(Default)]
 struct Uses {
+    coder: SegmentCoder,
     entries: Vec<u32>,
     blocks: Vec<u32>,
 }
@@ -349,19 +351,17 @@ impl Uses {
         kind: SegmentKind,
         payload: &[u8],
     ) -> Result<(), PatchError> {
-        let segments = segments_of(head, entry, kind, payload)?;
-        let mut nested = false;
-        for segment in segments.iter().filter(|segment| segment.origin == Origin::Target) {
-            nested = true;
-            let block_bytes = u64::from(head.block_bytes());
-            // The segment lies before its block, whose number fits.
-            let first = (segment.offset / block_bytes) as u32;
-            let last = ((segment.offset + u64::from(segment.length) - 1) / block_bytes) as u32;
-            let blocks = (last - first) as usize + 1;
-            self.blocks.try_reserve(blocks).map_err(|_| out_of_memory::<u32>(blocks))?;
-            self.blocks.extend(first..=last);
+        let segments = segments_of(&mut self.coder, head, entry, kind, payload)?;
+        let used = used_blocks(&segments, head.block_bytes());
+        // Lists are compressed: without this, memory would grow with what they say.
+        let (value, limit) = (used.len() as u64, u64::from(entry.length));
+        if value > limit {
+            let source = CodecError::SegmentField { field: "number of blocks it is made of", value, limit };
+            return Err(PatchError::Codec { index: entry.first, source });
         }
-        if nested {
+        if !used.is_empty() {
+            self.blocks.try_reserve(used.len()).map_err(|_| out_of_memory::<u32>(used.len()))?;
+            self.blocks.extend(used);
             self.entries.try_reserve(1).map_err(|_| out_of_memory::<u32>(1))?;
             self.entries.push(number);
         }
@@ -369,8 +369,23 @@ impl Uses {
     }
 }
 
+/// The blocks of the target that segments lie in, in order.
+pub(super) fn used_blocks(segments: &[Segment], block_bytes: u32) -> Vec<u32> {
+    let block_bytes = u64::from(block_bytes);
+    let mut blocks = Vec::new();
+    for segment in segments.iter().filter(|segment| segment.origin == Origin::Target) {
+        // A segment is not empty, and lies before its block, whose number fits.
+        let (first, last) = (segment.offset / block_bytes, (segment.end() - 1) / block_bytes);
+        blocks.extend(first as u32..=last as u32);
+    }
+    blocks.sort_unstable();
+    blocks.dedup();
+    blocks
+}
+
 /// The segments at the start of the payload of an entry.
 pub(super) fn segments_of(
+    coder: &mut SegmentCoder,
     head: &PatchHead,
     entry: &Entry,
     kind: SegmentKind,
@@ -379,7 +394,7 @@ pub(super) fn segments_of(
     let offset = head.target_range(entry.first.into()).start;
     let block_bytes = head.block_length(entry.first);
     let bounds = Bounds { base_size: head.base_size(), block_offset: offset, block_bytes };
-    segments::parse(kind, payload, bounds).map_err(|source| PatchError::Codec { index: entry.first, source })
+    coder.parse(kind, payload, bounds).map_err(|source| PatchError::Codec { index: entry.first, source })
 }
 
 /// How the payload of an entry uses segments, if it does.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::contents::used_blocks;
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead};
 use super::parallel;
@@ -11,6 +12,7 @@ use crate::block::{BlockEncoder, BlockKind};
 use crate::codec::{Codec, CodecId};
 use crate::digest::Digest;
 use crate::matcher::{Found, Index, Origin};
+use crate::page;
 use crate::segments::{SegmentCoder, SegmentKind};
 
 /// How a patch is made.
@@ -57,8 +59,19 @@ pub struct Encoded {
 /// How many bytes of the target are worked on before their entries are written. What is found depends on it, so that
 /// it does not depend on the number of threads.
 const WINDOW_BYTES: u32 = 32 << 20;
-/// A block is looked for elsewhere if its payload is more than three tenths of it.
-const EXPLAINED_TENTHS: usize = 3;
+/// A block that the base at its place was of no use to is looked for elsewhere if its payload is more than this share.
+const UNUSED_BASE_SHARE: usize = 64;
+/// A block told by runs is looked for elsewhere if its payload is more than this share: much of it is new.
+const NEW_RUNS_SHARE: usize = 10;
+/// What is made of parts of the base is looked for in the target, too, if its payload is more than this share.
+const MISSING_IN_BASE_SHARE: usize = 16;
+/// What was found elsewhere is also coded without, for comparison, if its payload is more than this share.
+const FOUND_LITTLE_SHARE: usize = 4;
+/// How many samples are compared to see whether the base block has anything to do with a block, and of how many bytes.
+const SAMPLES: usize = 64;
+const SAMPLE_BYTES: usize = 64;
+/// One in this many bytes is equal by chance, in text and programs.
+const LEAST_EQUAL_SHARE: usize = 8;
 /// Parts of the target are used if they are one part in this many of a block: no other block may use that block then.
 const LEAST_TARGET_SHARE: usize = 32;
 
@@ -97,7 +110,7 @@ where
         return Err(PatchError::Width { width }.into());
     }
     let head = PatchHead::new(options.block_bytes, old.size(), new.size())?;
-    let mut maker = Maker { head, options, old, new, leaves, index: None, nested: BTreeSet::new() };
+    let mut maker = Maker { head, options, old, new, leaves, index: None, target_indexed: false, nested: BTreeSet::new() };
     let mut workers = parallel::states(options.threads);
     let mut writer = Writer::new(head, emit)?;
     let count = head.base_size().div_ceil(head.block_bytes().into()).max(head.block_count().into());
@@ -135,8 +148,10 @@ struct Slot {
     base_leaf: Option<Digest>,
     digest: Option<Digest>,
     coded: Coded,
-    /// Nothing has explained the block so far.
+    /// The block is to be looked for elsewhere.
     pending: bool,
+    /// It has not been coded without that.
+    untried: bool,
     /// What it could be made of, with parts of the target.
     found: Option<Found>,
 }
@@ -152,7 +167,7 @@ enum Coded {
 
 impl Slot {
     fn new(index: u64) -> Slot {
-        Slot { index, base_leaf: None, digest: None, coded: Coded::Same, pending: false, found: None }
+        Slot { index, base_leaf: None, digest: None, coded: Coded::Same, pending: false, untried: false, found: None }
     }
 
     /// Length of the payload of a block of `length` bytes.
@@ -163,6 +178,11 @@ impl Slot {
             Coded::Payload(_, _, payload) => payload.len(),
         }
     }
+
+    /// Whether the payload of a block of `length` bytes is longer than `most`.
+    fn is_over(&self, most: usize, length: usize) -> bool {
+        self.payload_length(length) > most
+    }
 }
 
 struct Maker<'a, O: ?Sized, N: ?Sized> {
@@ -172,6 +192,8 @@ struct Maker<'a, O: ?Sized, N: ?Sized> {
     new: &'a N,
     leaves: Option<&'a [Digest]>,
     index: Option<Index>,
+    /// Whether the index has something of the target.
+    target_indexed: bool,
     /// The blocks that are made of parts of the target, which no other block may use.
     nested: BTreeSet<u32>,
 }
@@ -204,18 +226,42 @@ where
         if same {
             return Ok(());
         }
+        if self.options.search && !old.is_empty() && is_elsewhere(old, new) && page::fill_byte(new).is_none() {
+            // Coding it against the base here would be for nothing.
+            (slot.coded, slot.pending, slot.untried) = (Coded::Raw, true, true);
+            return Ok(());
+        }
         let base = (!old.is_empty()).then_some(old);
-        let block = worker.blocks.encode_elements(self.options.codec, new, base, self.options.width);
-        // The blocks of a target can be counted.
-        let block = block.map_err(|source| PatchError::Codec { index: slot.index as u32, source })?;
-        let (kind, length) = (block.kind, block.wire.len());
-        slot.coded = match (kind, block.codec) {
-            (BlockKind::Plain, CodecId::None) => Coded::Raw,
-            (kind, codec) => Coded::Payload(EntryKind::Block(kind), codec, block.wire.to_vec()),
+        let kind = self.code_block(&mut worker.blocks, slot, new, base)?;
+        let share = match kind {
+            Some(BlockKind::Plain | BlockKind::Planes) => UNUSED_BASE_SHARE,
+            Some(BlockKind::Runs) => NEW_RUNS_SHARE,
+            _ => return Ok(()),
         };
-        let movable = matches!(kind, BlockKind::Plain | BlockKind::Planes | BlockKind::Runs);
-        slot.pending = self.options.search && movable && unexplained(length, new.len());
+        slot.pending = self.options.search && slot.is_over(new.len() / share, new.len());
         Ok(())
+    }
+
+    /// Codes a block in full or against the base block, if that makes it smaller than it is; the kind, if it does.
+    fn code_block(
+        &self,
+        encoder: &mut BlockEncoder,
+        slot: &mut Slot,
+        new: &[u8],
+        base: Option<&[u8]>,
+    ) -> Result<Option<BlockKind>, PatchError> {
+        let made = encoder.encode_elements(self.options.codec, new, base, self.options.width);
+        // The blocks of a target can be counted.
+        let made = made.map_err(|source| PatchError::Codec { index: slot.index as u32, source })?;
+        let is_first = matches!(slot.coded, Coded::Same);
+        if !is_first && made.wire.len() >= slot.payload_length(new.len()) {
+            return Ok(None);
+        }
+        slot.coded = match (made.kind, made.codec) {
+            (BlockKind::Plain, CodecId::None) => Coded::Raw,
+            (kind, codec) => Coded::Payload(EntryKind::Block(kind), codec, made.wire.to_vec()),
+        };
+        Ok(Some(made.kind))
     }
 
     /// Looks for the content of pending blocks elsewhere: in the base, then in the target before them.
@@ -230,15 +276,22 @@ where
         for slot in slots.iter_mut().filter(|slot| slot.pending) {
             self.search_target(&mut index, &mut workers[0], slot)?;
         }
-        let found = slots.iter_mut().filter(|slot| slot.found.is_some());
-        parallel::for_each(workers, found, |worker, slot| {
-            let found = slot.found.take().unwrap_or_default();
+        let rest = slots.iter_mut().filter(|slot| slot.found.is_some() || slot.untried);
+        parallel::for_each(workers, rest, |worker, slot| {
             let range = self.head.target_range(slot.index);
             let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
-            let usable = Usable::Except(self.head.block_bytes(), &self.nested);
-            let origins =
-                &mut Between { base: self.old, target: self.new, usable, buffer: &mut worker.gathered };
-            self.code_segments(&mut worker.segments, slot, new, &found, origins)
+            if let Some(found) = slot.found.take() {
+                let usable = Usable::Except(self.head.block_bytes(), &self.nested);
+                let buffer = &mut worker.gathered;
+                let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
+                self.code_segments(&mut worker.segments, slot, new, &found, origins)?;
+            }
+            if slot.untried && slot.is_over(new.len() / FOUND_LITTLE_SHARE, new.len()) {
+                let base = self.head.base_range(slot.index);
+                let old = self.old.read(base.start, (base.end - base.start) as usize, &mut worker.old)?;
+                self.code_block(&mut worker.blocks, slot, new, Some(old))?;
+            }
+            Ok::<(), O::Error>(())
         })?;
         self.index = Some(index);
         Ok(())
@@ -265,7 +318,7 @@ where
         if worker.found.covered_bytes() > 0 {
             self.code_segments(&mut worker.segments, slot, new, &worker.found, origins)?;
         }
-        slot.pending = unexplained(slot.payload_length(new.len()), new.len());
+        slot.pending = slot.is_over(new.len() / MISSING_IN_BASE_SHARE, new.len());
         Ok(())
     }
 
@@ -281,6 +334,11 @@ where
         let usable = Usable::Except(self.head.block_bytes(), &self.nested);
         let origins = &mut Between { base: self.old, target: self.new, usable, buffer: &mut worker.gathered };
         let number = slot.index as u32;
+        if !self.target_indexed {
+            self.target_indexed = true;
+            index.add(Origin::Target, range.start, new);
+            return Ok(());
+        }
         index.find(range.start, new, origins, &mut worker.found).map_err(|error| error.of_block(number))?;
         let pieces = worker.found.pieces().iter().filter(|piece| piece.segment.origin == Origin::Target);
         let share: usize = pieces.map(|piece| piece.segment.length as usize).sum();
@@ -310,6 +368,11 @@ where
         let offset = self.head.target_range(slot.index).start;
         let made = coder.encode(level, offset, new, found, limit, origins);
         if let Some((kind, payload)) = made.map_err(|error| error.of_block(slot.index as u32))? {
+            let segments: Vec<_> = found.pieces().iter().map(|piece| piece.segment).collect();
+            // No reader takes it otherwise.
+            if used_blocks(&segments, self.head.block_bytes()).len() > payload.len() {
+                return Ok(());
+            }
             let kind = match kind {
                 SegmentKind::Copy => EntryKind::Copy,
                 SegmentKind::Splice => EntryKind::Splice,
@@ -342,8 +405,20 @@ where
     }
 }
 
-fn unexplained(payload_length: usize, length: usize) -> bool {
-    payload_length * 10 > length * EXPLAINED_TENTHS
+/// Whether a block seems to have nothing to do with the base at its place: of the bytes in samples of it that are not
+/// 0, hardly more than chance makes equal are equal.
+fn is_elsewhere(old: &[u8], new: &[u8]) -> bool {
+    let length = old.len().min(new.len());
+    let mut equal = 0;
+    let mut set = 0;
+    for at in (0..length).step_by((length / SAMPLES).max(SAMPLE_BYTES)) {
+        let end = length.min(at + SAMPLE_BYTES);
+        for (old, new) in old[at..end].iter().zip(&new[at..end]) {
+            equal += usize::from(*new != 0 && old == new);
+            set += usize::from(*new != 0);
+        }
+    }
+    set > 0 && equal < set / LEAST_EQUAL_SHARE
 }
 
 /// Adds to a patch in memory.
