@@ -31,10 +31,10 @@ pub struct PatchOptions {
 }
 
 impl Default for PatchOptions {
-    /// Blocks of 256 KiB, elements found out, zstd level 1, one thread, with search.
+    /// Blocks of 1 MiB, elements found out, zstd level 1, one thread, with search.
     fn default() -> PatchOptions {
         PatchOptions {
-            block_bytes: 0x4_0000,
+            block_bytes: 0x10_0000,
             width: None,
             codec: Codec::Zstd { level: 1 },
             threads: 1,
