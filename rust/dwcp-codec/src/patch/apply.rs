@@ -245,11 +245,12 @@ impl<E: From<PatchError> + Send> Parts<E> {
             Parts { ranges: Vec::new(), bytes: Vec::new(), size: patch.target_size(), error: PhantomData };
         let Some(kind) = segment_kind(entry.kind) else { return Ok(parts) };
         let payload = slice(patch.bytes, entry.offset, entry.length as usize)?;
-        let mut wanted: Vec<Range<u64>> = segments_of(&mut SegmentCoder::new(), patch.head(), entry, kind, payload)?
-            .iter()
-            .filter(|segment| segment.origin == Origin::Target)
-            .map(|segment| segment.offset..segment.end())
-            .collect();
+        let mut wanted: Vec<Range<u64>> =
+            segments_of(&mut SegmentCoder::new(), patch.head(), entry, kind, payload)?
+                .iter()
+                .filter(|segment| segment.origin == Origin::Target)
+                .map(|segment| segment.offset..segment.end())
+                .collect();
         wanted.sort_unstable_by_key(|range| (range.start, range.end));
         wanted.dedup_by(|next, range| {
             let joins = next.start <= range.end;

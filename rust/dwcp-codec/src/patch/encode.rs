@@ -110,7 +110,16 @@ where
         return Err(PatchError::Width { width }.into());
     }
     let head = PatchHead::new(options.block_bytes, old.size(), new.size())?;
-    let mut maker = Maker { head, options, old, new, leaves, index: None, target_indexed: false, nested: BTreeSet::new() };
+    let mut maker = Maker {
+        head,
+        options,
+        old,
+        new,
+        leaves,
+        index: None,
+        target_indexed: false,
+        nested: BTreeSet::new(),
+    };
     let mut workers = parallel::states(options.threads);
     let mut writer = Writer::new(head, emit)?;
     let count = head.base_size().div_ceil(head.block_bytes().into()).max(head.block_count().into());
@@ -167,7 +176,15 @@ enum Coded {
 
 impl Slot {
     fn new(index: u64) -> Slot {
-        Slot { index, base_leaf: None, digest: None, coded: Coded::Same, pending: false, untried: false, found: None }
+        Slot {
+            index,
+            base_leaf: None,
+            digest: None,
+            coded: Coded::Same,
+            pending: false,
+            untried: false,
+            found: None,
+        }
     }
 
     /// Length of the payload of a block of `length` bytes.
@@ -226,7 +243,8 @@ where
         if same {
             return Ok(());
         }
-        if self.options.search && !old.is_empty() && is_elsewhere(old, new) && page::fill_byte(new).is_none() {
+        if self.options.search && !old.is_empty() && is_elsewhere(old, new) && page::fill_byte(new).is_none()
+        {
             // Coding it against the base here would be for nothing.
             (slot.coded, slot.pending, slot.untried) = (Coded::Raw, true, true);
             return Ok(());
