@@ -42,6 +42,7 @@ UNSAFE_FILES = {
         "compress.rs",
         "decompress.rs",
         "delta/apply.rs",
+        "delta/encode.rs",
         "delta/snapshot.rs",
         "target.rs",
     },

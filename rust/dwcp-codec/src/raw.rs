@@ -276,6 +276,13 @@ pub(crate) fn copy_exactly<'d>(
     Ok(unsafe { assume_written(dst) })
 }
 
+/// Fills output memory with zero bytes, for those who want bytes that they may read.
+pub(crate) fn zeroed(dst: &mut [MaybeUninit<u8>]) -> &mut [u8] {
+    dst.fill(MaybeUninit::new(0));
+    // SAFETY: every byte was just written.
+    unsafe { assume_written(dst) }
+}
+
 /// Lets `body` write behind the first `head_length` bytes of `dst`, then copies the head it returns in front.
 pub(crate) fn write_framed(
     dst: &mut [MaybeUninit<u8>],

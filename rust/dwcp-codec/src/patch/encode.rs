@@ -43,6 +43,25 @@ impl Default for PatchOptions {
     }
 }
 
+/// A part of a patch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part<'a> {
+    /// Bytes that were made for it.
+    Made(&'a [u8]),
+    /// The target's bytes at an offset, as they are.
+    Target(u64, &'a [u8]),
+}
+
+impl<'a> Part<'a> {
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(self) -> &'a [u8] {
+        match self {
+            Part::Made(bytes) | Part::Target(_, bytes) => bytes,
+        }
+    }
+}
+
 /// What is known of a patch that was made.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Encoded {
@@ -83,7 +102,7 @@ const LEAST_TARGET_SHARE: usize = 32;
 /// [`PatchError::Codec`].
 pub fn encode(old: &[u8], new: &[u8], options: &PatchOptions) -> Result<Vec<u8>, PatchError> {
     let mut patch = Vec::new();
-    encode_into(old, new, None, options, |part| append(&mut patch, part))?;
+    encode_into(old, new, None, options, |part| append(&mut patch, part.bytes()))?;
     Ok(patch)
 }
 
@@ -100,7 +119,7 @@ pub fn encode_into<O, N>(
     new: &N,
     leaves: Option<&[Digest]>,
     options: &PatchOptions,
-    emit: impl FnMut(&[u8]) -> Result<(), O::Error>,
+    emit: impl FnMut(Part<'_>) -> Result<(), O::Error>,
 ) -> Result<Encoded, O::Error>
 where
     O: Source + ?Sized,
@@ -402,7 +421,7 @@ where
 
     fn write<F>(&self, slot: &Slot, scratch: &mut Vec<u8>, writer: &mut Writer<F>) -> Result<(), O::Error>
     where
-        F: FnMut(&[u8]) -> Result<(), O::Error>,
+        F: FnMut(Part<'_>) -> Result<(), O::Error>,
     {
         if let Some(leaf) = slot.base_leaf {
             writer.push_base(leaf);
@@ -416,9 +435,12 @@ where
             Coded::Raw => {
                 let range = self.head.target_range(slot.index);
                 let new = self.new.read(range.start, (range.end - range.start) as usize, scratch)?;
-                writer.push_block(EntryKind::Block(BlockKind::Plain), CodecId::None, digest, new)
+                let kind = EntryKind::Block(BlockKind::Plain);
+                writer.push_block(kind, CodecId::None, digest, Part::Target(range.start, new))
             }
-            Coded::Payload(kind, codec, payload) => writer.push_block(*kind, *codec, digest, payload),
+            Coded::Payload(kind, codec, payload) => {
+                writer.push_block(*kind, *codec, digest, Part::Made(payload))
+            }
         }
     }
 }

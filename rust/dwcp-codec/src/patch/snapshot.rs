@@ -207,7 +207,7 @@ impl Snapshot {
         let options = PatchOptions { block_bytes, width, codec, threads, search };
         let mut patch = Vec::new();
         let made = encode_into(&Slice::new(&self.bytes), new, Some(&self.leaves), &options, |part| {
-            append(&mut patch, part).map_err(N::Error::from)
+            append(&mut patch, part.bytes()).map_err(N::Error::from)
         })?;
         Ok((patch, made))
     }
