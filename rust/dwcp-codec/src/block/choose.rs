@@ -24,7 +24,7 @@ const LEAST_LINES: usize = 16;
 /// One changed line in this many is looked at, in between.
 const LINE_STEP: usize = 16;
 /// From this share of changed elements on, telling which they are takes more than telling the difference of all.
-const DENSE: f64 = 0.9;
+const DENSE: f64 = 0.8;
 /// From this share of changed bytes on, the bytes of runs are as good as the whole block, where repetition is found.
 const MANY_BYTES: f64 = 0.6;
 /// What must be left of the block for trying a kind: no more than this.
@@ -144,6 +144,8 @@ pub(super) fn planes(src: &[u8], width: Option<usize>) -> Option<(Transform, usi
     /// What planes must be of the entropy of the bytes: less is needed to believe a width that was given.
     const PROBED: f32 = 0.93;
     const GIVEN: f32 = 0.98;
+    /// What LZ4 leaves at least of bytes that do not repeat.
+    const NOT_REPEATING: f32 = 0.97;
     if width == Some(1) {
         return None;
     }
@@ -168,5 +170,9 @@ pub(super) fn planes(src: &[u8], width: Option<usize>) -> Option<(Transform, usi
             }
         }
     }
-    best.0.filter(|_| best.1 < probe::lz4_bytes(&sample) as f32)
+    best.0.filter(|_| {
+        // What repeats is not a tensor, unless it is said to be one.
+        let repeating = probe::lz4_bytes(&sample) as f32;
+        best.1 < repeating && (width.is_some() || repeating > NOT_REPEATING * sample.len() as f32)
+    })
 }
