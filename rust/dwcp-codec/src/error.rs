@@ -77,6 +77,19 @@ pub enum CodecError {
         /// What the decoder said.
         reason: &'static str,
     },
+    /// A number in a block told by segments is out of its range.
+    #[error("{field} is {value}, over the limit of {limit}")]
+    SegmentField {
+        /// What the number tells.
+        field: &'static str,
+        /// The number.
+        value: u64,
+        /// The highest it may be.
+        limit: u64,
+    },
+    /// A block told by segments ends before all of it is told.
+    #[error("block ends within its segments")]
+    SegmentsTruncated,
     /// Memory could not be had.
     #[error("out of memory asking for {bytes} bytes")]
     OutOfMemory {

@@ -11,12 +11,16 @@ pub mod dictionary;
 pub mod digest;
 mod error;
 mod kernel;
+pub mod matcher;
 pub mod page;
 pub mod pages;
 pub mod patch;
 pub mod probe;
 #[allow(unsafe_code)] // The bindings to the C libraries, and the few casts to and from uninitialised memory.
 mod raw;
+#[allow(unsafe_code)] // A vector kernel.
+mod sampling;
+pub mod segments;
 mod stream;
 
 pub use codec::{Codec, CodecId, Compressor, Decompressor};
