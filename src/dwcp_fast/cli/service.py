@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from dwcp_fast.cli.output import Output, describe, failure_dict, format_bytes
 from dwcp_fast.errors import DwcpError, exit_code_for
-from dwcp_fast.listener import IncomingSession, listen
+from dwcp_fast.incoming import IncomingSession
+from dwcp_fast.listener import listen
 from dwcp_fast.options import ReceiveOptions
 from dwcp_fast.trust import Insecure, MutualTls
 
