@@ -50,7 +50,7 @@ def fetching(listener: dwcp.Listener, options: dwcp.SendOptions = SERVE) -> dwcp
 
 def echo(listener: dwcp.Listener) -> list[bytes]:
     """Answer every request of one peer with itself; give the requests."""
-    seen = []
+    seen: list[bytes] = []
     with accepted(listener) as incoming:
         while (request := incoming.next_request(WAIT_S)) is not None:
             report = incoming.send({"request": request, "number": b"%d" % len(seen)})

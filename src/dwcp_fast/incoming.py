@@ -9,7 +9,7 @@ from typing import Self
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.errors import ConfigError
-from dwcp_fast.links import base_choice, scan_paths, send_report
+from dwcp_fast.links import ScannedPaths, base_choice, scan_paths, send_report
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.received import Received, receive_report, received_buffers
@@ -105,8 +105,12 @@ class IncomingSession:
             OSError: Something cannot be read.
             DwcpError: Something cannot be sent, or a file changed meanwhile; otherwise as for :meth:`send`.
         """
-        server = self._server()
-        return self._sent(server.send_scan(scan_paths(paths, self._serve).native))
+        self._server()
+        return self.send_scan(scan_paths(paths, self._serve))
+
+    def send_scan(self, scan: ScannedPaths) -> SendReport:
+        """Answer with what :func:`~dwcp_fast.links.scan_paths` found; raises as :meth:`send_paths` does."""
+        return self._sent(self._server().send_scan(scan.native))
 
     def refuse(self, reason: str) -> None:
         """Refuse what the peer asks for; its fetch fails with the reason, and the session ends.
