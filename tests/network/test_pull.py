@@ -190,8 +190,10 @@ def test_exit_codes_tell_what_was_wrong(machine: Machine, state: Path) -> None:
         # A sender has nothing to do here.
         assert machine.send(state, "--to", server.pairing, user="puller").code == 1
         assert machine.pull(server.pairing, into).code == 0
+        (into / "state").write_text("old")
         refused = machine.pull(server.pairing, into, "--no-overwrite", "--json")
         assert refused.code == 1 and "exists" in refused.err
+        assert (into / "state").read_text() == "old"
 
 
 def test_a_tree_that_cannot_be_sent_is_told_without_saying_why(machine: Machine) -> None:
