@@ -218,7 +218,7 @@ fn net_shape(error: &NetError) -> Shape {
     let shape = match error {
         NetError::Io { .. } | NetError::PeerClosed { .. } => class("PeerClosedError"),
         NetError::Unreachable { .. } => {
-            class("TransportError").hint("check that the receiver is running and the address is right")
+            class("TransportError").hint("check that the other side is running and the address is right")
         }
         NetError::Tls { .. } => class("TransportError"),
         NetError::Auth { .. } => class("AuthError"),

@@ -345,6 +345,21 @@ fn what_the_application_refuses_is_told_and_not_asked_for_again() {
 }
 
 #[test]
+fn an_answer_beyond_what_the_peer_takes_is_an_error_on_both_sides() {
+    let server = server();
+    let mut options = quick_fetch();
+    options.limits.max_object = 9;
+    let session = dial(&server.address(), &server, options).unwrap();
+    let fetching = std::thread::spawn(move || fetch(&session, b"x").unwrap_err());
+    let incoming = accepted(&server).unwrap();
+    let (manifest, source) = buffers(&[("a", noise(1, 10))], 65_536);
+    let error = incoming.send(manifest, source).unwrap_err();
+    assert!(matches!(&error, NetError::Proto(_)) && error.code() == ErrorCode::Limit, "{error:?}");
+    let error = join(fetching);
+    assert!(matches!(error, NetError::Peer { code: ErrorCode::Limit, .. }), "{error:?}");
+}
+
+#[test]
 fn a_listener_lets_in_only_those_it_has_a_use_for() {
     let receives = paired_receiver();
     let refused = |error: NetError, words: &str| {
