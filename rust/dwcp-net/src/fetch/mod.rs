@@ -135,11 +135,14 @@ impl FetchSession {
         let mut attempts = 0;
         loop {
             self.check()?;
+            if let Some((_, after)) = end.filter(|(end, _)| Instant::now() >= *end) {
+                return Err(NetError::Deadline { what: "the fetch", after });
+            }
             let present = lock(&self.crew).clone().filter(|crew| !crew.is_over());
             let fresh = present.is_none();
             let crew = match present {
                 Some(crew) => crew,
-                None => self.reopen(patient, &mut attempts)?,
+                None => self.reopen(end.map_or(patient, |(end, _)| end.min(patient)), &mut attempts)?,
             };
             crew.session().ask(Arc::clone(&request));
             let left = timeout.map(|limit| limit.saturating_sub(asked.elapsed()));
