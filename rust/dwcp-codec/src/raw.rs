@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::mem::MaybeUninit;
 
 use zstd_safe::zstd_sys::ZSTD_ErrorCode;
-use zstd_safe::{CCtx, DCtx, SafeResult, WriteBuf};
+use zstd_safe::{CCtx, CDict, DCtx, DDict, SafeResult, WriteBuf};
 
 use crate::codec::{CodecId, max_compressed_length};
 use crate::error::CodecError;
@@ -61,8 +61,23 @@ pub(crate) fn zstd_compress(
     dst: &mut [MaybeUninit<u8>],
 ) -> Result<Written, CodecError> {
     let capacity = dst.len();
-    let written: SafeResult = context.compress(&mut Uninit { bytes: dst, filled: 0 }, src, level);
-    written.map(Written).map_err(|code| {
+    written(context.compress(&mut Uninit { bytes: dst, filled: 0 }, src, level), capacity)
+}
+
+/// Compresses `src` as one zstd frame, made with a dictionary, at the start of `dst`.
+pub(crate) fn zstd_compress_with(
+    context: &mut CCtx<'static>,
+    dictionary: &CDict<'static>,
+    src: &[u8],
+    dst: &mut [MaybeUninit<u8>],
+) -> Result<Written, CodecError> {
+    let capacity = dst.len();
+    written(context.compress_using_cdict(&mut Uninit { bytes: dst, filled: 0 }, src, dictionary), capacity)
+}
+
+/// What zstd says of a compression.
+fn written(result: SafeResult, capacity: usize) -> Result<Written, CodecError> {
+    result.map(Written).map_err(|code| {
         if zstd_safe::is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_memory_allocation) {
             return CodecError::OutOfMemory { bytes: 0 };
         }
@@ -73,11 +88,17 @@ pub(crate) fn zstd_compress(
 /// Decompresses zstd frames into `dst`, which they must fill exactly.
 pub(crate) fn zstd_decompress<'d>(
     context: &mut DCtx<'static>,
+    dictionary: Option<&DDict<'static>>,
     src: &[u8],
     dst: &'d mut [MaybeUninit<u8>],
 ) -> Result<&'d mut [u8], CodecError> {
     let expected = dst.len();
-    match context.decompress(&mut Uninit { bytes: dst, filled: 0 }, src) {
+    let mut out = Uninit { bytes: dst, filled: 0 };
+    let decoded = match dictionary {
+        Some(dictionary) => context.decompress_using_ddict(&mut out, src, dictionary),
+        None => context.decompress(&mut out, src),
+    };
+    match decoded {
         // SAFETY: zstd has written as many bytes as there are.
         Ok(written) if written == expected => Ok(unsafe { assume_written(dst) }),
         Ok(_) => Err(CodecError::RawLength { expected }),

@@ -169,7 +169,9 @@ impl Failure {
 fn codec_class(error: &CodecError) -> &'static str {
     match error {
         CodecError::UnknownCodecName { .. } | CodecError::LevelOutOfRange { .. } => "ConfigError",
-        CodecError::OutputTooSmall { .. } => "ConfigError",
+        CodecError::OutputTooSmall { .. } | CodecError::DictionaryCodec { .. } => "ConfigError",
+        CodecError::Training { .. } | CodecError::Page { .. } => "ConfigError",
+        CodecError::DictionaryMissing { .. } | CodecError::DictionaryMismatch { .. } => "BaseMismatchError",
         CodecError::UnknownCodecId { .. }
         | CodecError::UnknownBlockKind { .. }
         | CodecError::UnsupportedVersion { .. } => "UnsupportedFormatError",
