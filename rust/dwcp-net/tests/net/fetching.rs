@@ -270,6 +270,34 @@ fn a_tree_is_resumed_where_it_was_when_the_listener_is_started_again() {
 }
 
 #[test]
+fn a_listener_that_starts_again_in_the_middle_of_a_long_wait_is_asked_again() {
+    let (listen, paired) = pairing();
+    // The patience for a lost listener is not used up by one that is only silent.
+    let reconnect_for = Duration::from_millis(1_000);
+    for politely in [false, true] {
+        let first = receiver(listen.clone(), paired.clone(), serving());
+        let link = Link::back(first.listener.local_addr(), Duration::ZERO, &[]);
+        let session = dial(&link.address(), &first, FetchOptions { reconnect_for, ..quick_fetch() }).unwrap();
+        let fetching = std::thread::spawn(move || fetch(&session, b"x"));
+        let incoming = accepted(&first).unwrap();
+        std::thread::sleep(reconnect_for + Duration::from_millis(200));
+        assert!(!fetching.is_finished());
+        let second = receiver(listen.clone(), paired.clone(), serving());
+        link.retarget(second.listener.local_addr());
+        if politely {
+            incoming.close();
+        } else {
+            link.cut();
+        }
+        let serving = serve(&second);
+        assert!(join(fetching).unwrap() == [answer(b"x")], "{politely}");
+        second.cancel.cancel();
+        join(serving);
+        drop((incoming, first));
+    }
+}
+
+#[test]
 fn a_changed_file_is_pulled_as_its_difference_to_what_is_there() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let image = from.path().join("image");
