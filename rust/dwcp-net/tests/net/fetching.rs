@@ -162,6 +162,22 @@ fn a_lane_that_is_cut_or_falls_silent_is_dialled_again_by_the_receiver() {
 }
 
 #[test]
+fn what_is_fetched_after_the_loss_of_a_lane_comes_in_a_session_of_its_own() {
+    let server = plain_server();
+    let serving = serve(&server);
+    let link = Link::back(server.listener.local_addr(), DELAY, &[Fault::CutOne(900_000)]);
+    let session = dial(&link.address(), &server, quick_fetch()).unwrap();
+    for request in [b"x", b"y", b"z"] {
+        assert!(fetch(&session, request).unwrap() == [answer(request)]);
+    }
+    assert_eq!(server.log.count(|event| matches!(event, Event::SessionOpened { .. })), 2);
+    drop(session);
+    server.cancel.cancel();
+    let failures = join(serving);
+    assert!(failures.is_empty(), "{failures:?}");
+}
+
+#[test]
 fn a_flipped_bit_costs_a_lane_and_nothing_else() {
     for server in [server(), plain_server()] {
         let report = survives(&server, &[Fault::Flip(900_000)]);
