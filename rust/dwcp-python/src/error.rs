@@ -224,7 +224,7 @@ fn net_shape(error: &NetError) -> Shape {
     let shape = match error {
         NetError::Io { .. } | NetError::PeerClosed { .. } => class("PeerClosedError"),
         NetError::Unreachable { .. } => {
-            class("TransportError").hint("check that the receiver is running and the address is right")
+            class("TransportError").hint("check that the other side is running and the address is right")
         }
         NetError::Tls { .. } => class("TransportError"),
         NetError::Auth { .. } => class("AuthError"),
@@ -237,7 +237,8 @@ fn net_shape(error: &NetError) -> Shape {
         NetError::Cancelled => named("cancelled"),
         NetError::Peer { code, .. } => peer_shape(*code),
         NetError::Version { .. } => class("NegotiationError"),
-        NetError::Address { .. }
+        NetError::NotAsked
+        | NetError::Address { .. }
         | NetError::Pairing { .. }
         | NetError::Network { .. }
         | NetError::Identity { .. }

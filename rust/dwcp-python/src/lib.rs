@@ -12,6 +12,7 @@ mod delta;
 mod dictionary;
 mod digest;
 mod error;
+mod fetch;
 mod logging;
 mod native;
 mod observer;
@@ -21,6 +22,7 @@ mod receive;
 mod report;
 mod security;
 mod send;
+mod serve;
 mod settings;
 mod target;
 
@@ -43,6 +45,8 @@ mod _core {
     #[pymodule_export]
     use super::digest::digest;
     #[pymodule_export]
+    use super::fetch::Fetcher;
+    #[pymodule_export]
     use super::pages::{compress_pages, decompress_pages_into};
     #[pymodule_export]
     use super::receive::{Listener, Receiver, staged_transfers};
@@ -50,6 +54,8 @@ mod _core {
     use super::security::{DialSecurity, Identity, ListenSecurity, pairing_address, split_address};
     #[pymodule_export]
     use super::send::{Scan, Sender};
+    #[pymodule_export]
+    use super::serve::Server;
     #[pymodule_export]
     use super::target::ReceivedBuffer;
 

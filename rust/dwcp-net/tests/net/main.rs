@@ -3,6 +3,8 @@
 
 mod admission;
 mod faults;
+mod fetching;
+mod fetching_hostile;
 mod hostile;
 mod link;
 mod support;
