@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from dwcp_fast import delta
+from dwcp_fast import delta, versions
 from dwcp_fast.codec import (
     compress,
     compress_into,
@@ -16,6 +16,7 @@ from dwcp_fast.errors import (
     AuthError,
     BaseMismatchError,
     ConfigError,
+    ConflictError,
     DeadlineError,
     DeltaError,
     DwcpError,
@@ -33,14 +34,18 @@ from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.reports import Progress, ReceiveReport, SendReport
 from dwcp_fast.session import Session, connect, connect_async
 from dwcp_fast.trust import INSECURE, MutualTls
+from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber
 
 __all__ = [
     "INSECURE",
     "AuthError",
     "BaseMismatchError",
     "ConfigError",
+    "ConflictError",
     "DeadlineError",
     "DeltaError",
+    "DeltaPublisher",
+    "DeltaSubscriber",
     "DwcpError",
     "FormatError",
     "IncomingSession",
@@ -73,6 +78,7 @@ __all__ = [
     "listen",
     "listen_async",
     "max_compressed_length",
+    "versions",
 ]
 
 try:
