@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from dwcp_fast.buffers import BufferLike
-from dwcp_fast.errors import ConfigError, DeltaError
+from dwcp_fast.errors import BaseMismatchError, ConfigError, DeltaError
 from dwcp_fast.versions.reports import PublishReport
 from dwcp_fast.versions.safetensors import map_tensors
 from dwcp_fast.versions.state import State
@@ -106,9 +106,18 @@ class Draft:
         report: What publishing did, after the block.
     """
 
-    def __init__(self, version: int, held: State | None, publish: Callable[["Draft"], PublishReport]) -> None:
-        """Start from what the publisher holds."""
+    def __init__(
+        self,
+        version: int,
+        held: State | None,
+        publish: Callable[["Draft"], PublishReport],
+        abandon: Callable[[], None],
+        doubt: str | None,
+    ) -> None:
+        """Start from what the publisher holds; `doubt` says why changes to it must not be taken."""
         self.version = version
+        self._abandon = abandon
+        self._doubt = doubt
         self.report: PublishReport | None = None
         self._held = {} if held is None else {spec.name: spec for spec in held.layout.specs}
         self._publish = publish
@@ -175,10 +184,12 @@ class Draft:
             value: The new elements, in the same order, of the tensor's type.
 
         Raises:
+            BaseMismatchError: It is not certain that the change is one to the base; see
+                :meth:`~dwcp_fast.DeltaPublisher.version`.
             DeltaError: The base has no such tensor, an index is out of range or twice there, or there are not
                 as many values as indices.
         """
-        spec = self._known(name)
+        spec = self._based(name)
         at = np.asarray(index).reshape(-1)
         if at.size and at.dtype.kind not in "iu":
             raise DeltaError(f"indices of {name!r} are of type {at.dtype}, not integers")
@@ -204,9 +215,10 @@ class Draft:
             mask: One bool for each element: whether it changed.
 
         Raises:
+            BaseMismatchError: As for :meth:`put_sparse`.
             DeltaError: The base has no such tensor, or the lengths do not fit it.
         """
-        spec = self._known(name)
+        spec = self._based(name)
         view = plain_view(buf)
         bits = np.frombuffer(plain_view(mask), dtype=np.bool_)
         count = spec.nbytes // spec.width
@@ -224,10 +236,11 @@ class Draft:
             names: Their names.
 
         Raises:
+            BaseMismatchError: As for :meth:`put_sparse`.
             DeltaError: The base has no such tensor.
         """
         for name in names:
-            self._add(self._known(name), Kept())
+            self._add(self._based(name), Kept())
 
     def keep_rest(self) -> None:
         """Keep every tensor of the base that is neither put nor dropped so far."""
@@ -273,6 +286,14 @@ class Draft:
         except KeyError:
             raise DeltaError(f"the base has no tensor {name!r}") from None
 
+    def _based(self, name: str) -> TensorSpec:
+        if self._doubt is not None:
+            raise BaseMismatchError(
+                f"a change of {name!r} does not say which version it is a change to, and {self._doubt}",
+                hint="put tensors in full, or name that version: version(number, since=...)",
+            )
+        return self._known(name)
+
     def _add(self, spec: TensorSpec, change: Change) -> None:
         if not self._open:
             raise ConfigError("the version is not open: use it inside its with block")
@@ -293,6 +314,8 @@ class Draft:
         try:
             if kind is None:
                 self.report = self._publish(self)
+            else:
+                self._abandon()
         finally:
             # Buffers of the caller are not held any longer than promised.
             self._changes = {}

@@ -11,7 +11,14 @@ from typing import Final, Self
 
 from dwcp_fast import delta
 from dwcp_fast.buffers import BufferLike
-from dwcp_fast.errors import ConfigError, ConflictError, DwcpError, FormatError, IntegrityError
+from dwcp_fast.errors import (
+    BaseMismatchError,
+    ConfigError,
+    ConflictError,
+    DwcpError,
+    FormatError,
+    IntegrityError,
+)
 from dwcp_fast.options import check_block_bytes, check_int
 from dwcp_fast.policy.versions import Form, Retained, Step, choose_anchor, choose_retained, plan_route
 from dwcp_fast.versions.draft import Change, Draft
@@ -95,6 +102,8 @@ class DeltaPublisher:
         self._held: State | None = None
         self._objects: dict[str, set[str]] = {}
         self._garbage: set[str] = set()
+        # Why it is not certain that the caller's changes are changes to what is held.
+        self._uncertain: str | None = "the publisher has just been opened"
         # Whether what the store holds has to be read before it can be relied on.
         self._doubt = True
         self._settle(opening=True)
@@ -105,18 +114,22 @@ class DeltaPublisher:
         newest = self._head.newest
         return None if newest is None else newest.version
 
-    def version(self, number: int) -> Draft:
+    def version(self, number: int, *, since: int | None = None) -> Draft:
         """Begin a version.
 
         Args:
             number: Its number, above that of the newest one. The same number is taken if the content is the
                 same too, so that a publisher that does not know whether it succeeded can try again.
+            since: Number of the version that sparse, masked and kept tensors are changes to. None means the
+                last one that this publisher published; after a version that failed, and where the publisher
+                has just been opened, it has to be said, or tensors put in full.
 
         Returns:
             The version, for a ``with`` block that puts tensors and publishes when it ends.
 
         Raises:
             ConfigError: The number is not above the newest.
+            BaseMismatchError: The newest version is not `since`.
             OSError: An earlier failure left doubt, and the store cannot be read.
         """
         with self._lock:
@@ -126,7 +139,11 @@ class DeltaPublisher:
                 raise ConfigError(f"version is {number!r}: it must be an integer from 0 to {MAX_NUMBER}")
             if newest is not None and number < newest:
                 raise ConfigError(f"version {number} is below version {newest}, which is the newest")
-            return Draft(number, self._held, self._publish)
+            held = self._held
+            if since is not None and (held is None or held.version != since):
+                raise BaseMismatchError(f"the base is version {held and held.version}, not {since}")
+            doubt = None if since is not None else self._uncertain
+            return Draft(number, held, self._publish, self._abandon, doubt)
 
     def publish(self, number: int, tensors: Mapping[str, BufferLike]) -> PublishReport:
         """Publish a version that consists of exactly these tensors.
@@ -168,8 +185,14 @@ class DeltaPublisher:
     def _publish(self, draft: Draft) -> PublishReport:
         with self._lock:
             started = time.perf_counter()
+            self._uncertain = f"version {draft.version} was not published for certain"
             self._settle()
-            return self._publish_changes(draft.version, draft.changes(), started)
+            report = self._publish_changes(draft.version, draft.changes(), started)
+            self._uncertain = None
+            return report
+
+    def _abandon(self) -> None:
+        self._uncertain = "the version before was not published"
 
     def _publish_changes(self, number: int, changes: Changes, started: float) -> PublishReport:
         held, newest = self._held, self._head.newest
