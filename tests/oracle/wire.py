@@ -64,7 +64,7 @@ def preface(data: bytes) -> tuple[int, int]:
 
 
 def hello(head: Fields) -> dict[str, Any]:
-    out = {
+    out: dict[str, Any] = {
         "version": head.unsigned(1, 3, 3),
         "security": head.unsigned(1, 0, 1),
         "lane": head.unsigned(2, 0, 255),
@@ -72,7 +72,10 @@ def hello(head: Fields) -> dict[str, Any]:
         "session_id": head.take(16).hex(),
         "secret_hex": head.take(32).hex(),
     }
-    head.zeros(32)
+    fetches = out["features"] & 1
+    out["most_entries"] = head.unsigned(4, fetches, ENTRY_LIMIT if fetches else 0)
+    out["largest_object"] = head.unsigned(8, fetches, OBJECT_LIMIT if fetches else 0)
+    head.zeros(20)
     out["largest_block"] = head.unsigned(4, BLOCK_MIN, BLOCK_LIMIT)
     return out
 
@@ -215,6 +218,12 @@ def error(head: Fields) -> dict[str, Any]:
     return {"code": code if 1 <= code <= 11 else 11, "retryable": retryable, "text_hex": text.hex()}
 
 
+def fetch(head: Fields) -> dict[str, Any]:
+    number, request = head.unsigned(4), head.rest()
+    require(len(request) <= 65_536, "the request is too long")
+    return {"number": number, "request_hex": request.hex()}
+
+
 def nothing(_head: Fields) -> dict[str, Any]:
     return {}
 
@@ -236,6 +245,7 @@ FRAMES = {
     0x0E: ("error", error),
     0x0F: ("close", nothing),
     0x10: ("keepalive", nothing),
+    0x11: ("fetch", fetch),
 }
 
 

@@ -146,6 +146,9 @@ pub enum NetError {
         /// What the operating system says.
         reason: String,
     },
+    /// An answer to nobody.
+    #[error("the peer has asked for nothing that was not answered")]
+    NotAsked,
     /// A thread of this process failed; that is a bug.
     #[error("internal error: {what}")]
     Internal {

@@ -1,11 +1,14 @@
 //! Sockets, TLS, threads and clocks: carries the v3 protocol between two machines.
 //!
-//! A [`SendSession`] dials a [`Listener`] over several connections (lanes), each with a thread at both ends. What is
+//! A [`SendSession`] or a [`FetchSession`] dials a [`Listener`] over several connections (lanes), each with a thread at
+//! both ends; the first sends to it, the second has it send. What is
 //! sent and in which order the state machines of `dwcp-proto` decide, how blocks look `dwcp-codec`, and where they
 //! come from and go to `dwcp-store`; this crate moves them, keeps deadlines, replaces lanes that break, and reports.
 
 mod cancel;
+mod dial;
 mod error;
+mod fetch;
 mod lane;
 mod limiter;
 mod listen;
@@ -13,11 +16,14 @@ mod receive;
 mod report;
 pub mod security;
 mod send;
+mod serve;
 pub mod transport;
 
 pub use cancel::Cancel;
 pub use error::NetError;
-pub use listen::{Cidr, Listener, ServeV1, V1Gate};
+pub use fetch::{FetchOptions, FetchSession};
+pub use listen::{Arrival, Cidr, Listener, ServeV1, V1Gate};
 pub use receive::{ReceiveOptions, ReceiveSession};
 pub use report::{CodecShare, Event, Observer, Progress, ReceiveReport, SendReport, Unobserved};
 pub use send::{SendOptions, SendSession};
+pub use serve::ServeSession;

@@ -7,6 +7,7 @@
 
 mod blocks;
 pub mod error;
+pub mod fetch;
 pub mod frame;
 mod id;
 pub mod ledger;

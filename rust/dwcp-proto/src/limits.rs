@@ -30,6 +30,8 @@ pub const MAX_COMPONENT: usize = 255;
 pub const MAX_TARGET: usize = 4_095;
 /// Most digests in one HAVE, SAME or DIGESTS.
 pub const MAX_RUN: usize = 65_535;
+/// Longest request of a FETCH.
+pub const MAX_REQUEST: usize = 65_536;
 /// Longest text of an ERROR.
 pub const MAX_TEXT: usize = 1_024;
 /// Most BLOCK and SAME frames of a lane that are not acknowledged.

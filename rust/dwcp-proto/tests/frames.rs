@@ -5,13 +5,14 @@ use dwcp_codec::block::BlockKind;
 use dwcp_codec::{CodecId, Digest};
 use dwcp_proto::error::ProtoError;
 use dwcp_proto::frame::{
-    Accept, BlockHead, Committed, Digests, ErrorCode, ErrorFrame, Finish, Frame, FrameDecoder, FrameEncoder,
-    Have, HaveSource, Hello, ManifestPart, Nack, NackReason, Offer, Same, Secret, Security, SessionId,
-    TransferId, Welcome,
+    Accept, BlockHead, Committed, Digests, ErrorCode, ErrorFrame, FEATURE_FETCH, Fetch, Finish, Frame,
+    FrameDecoder, FrameEncoder, Have, HaveSource, Hello, ManifestPart, Nack, NackReason, Offer, Same, Secret,
+    Security, SessionId, Takes, TransferId, Welcome,
 };
 use dwcp_proto::limits::{HEADER_BYTES, MAX_BLOCK, MAX_ENTRIES, MAX_OBJECT};
 use dwcp_proto::manifest::{Candidate, Entry, EntryKind};
 use proptest::collection::vec;
+use proptest::option;
 use proptest::prelude::*;
 
 const SESSION: SessionId = SessionId(*b"a session of 16b");
@@ -158,6 +159,8 @@ fn session_frame() -> impl Strategy<Value = (Frame, u32)> {
             error,
             Just(Frame::Close),
             Just(Frame::KeepAlive),
+            (any::<u32>(), vec(any::<u8>(), 0..100))
+                .prop_map(|(number, request)| Frame::Fetch(Fetch { number, request })),
         ]
         .prop_map(|frame| (frame, 0)),
     ]
@@ -171,17 +174,19 @@ fn handshake_frame() -> impl Strategy<Value = Frame> {
         any::<Option<[u8; 16]>>(),
         any::<[u8; 32]>(),
         65_536..=MAX_BLOCK,
+        option::of((1..=MAX_ENTRIES, 1..=MAX_OBJECT)),
     )
-        .prop_map(|(security, lane, features, session, secret, max_block)| {
+        .prop_map(|(security, lane, features, session, secret, max_block, takes)| {
             let session = session.filter(|id| *id != [0; 16]).map(SessionId);
             Frame::Hello(Hello {
                 version: 3,
                 security,
                 lane,
-                features,
+                features: features & !FEATURE_FETCH,
                 session,
                 secret: Secret(secret),
                 max_block,
+                fetches: takes.map(|(max_entries, max_object)| Takes { max_entries, max_object }),
             })
         });
     let welcome = (security(), 1..=256_u16, any::<u32>(), any::<[u8; 32]>(), 1..=MAX_ENTRIES, 1..=MAX_OBJECT)
@@ -262,7 +267,7 @@ proptest! {
         let longer = [head, &[byte]].concat();
         for head in [&longer[..], &head[..head.len().saturating_sub(1)]] {
             if head.len() != bytes.len() - HEADER_BYTES {
-                let text_of_error = matches!(frame, Frame::Error(_));
+                let text_of_error = matches!(frame, Frame::Error(_) | Frame::Fetch(_));
                 let refused = decoded(&resealed(bytes[0], body_len, head), true).is_err();
                 prop_assert!(refused || text_of_error);
             }
@@ -271,7 +276,7 @@ proptest! {
 
     #[test]
     fn arbitrary_head_with_a_valid_check_never_panics(
-        kind in 0..=0x11_u8, body_len in 0..200_u32, head in vec(any::<u8>(), 0..300)
+        kind in 0..=0x12_u8, body_len in 0..200_u32, head in vec(any::<u8>(), 0..300)
     ) {
         for in_session in [false, true] {
             if let Ok((frame, body_len)) = decoded(&resealed(kind, body_len, &head), in_session) {

@@ -11,8 +11,9 @@ use dwcp_codec::block::{BlockDecoder, BlockKind};
 use dwcp_codec::digest::tree;
 use dwcp_codec::{CodecId, Digest};
 use dwcp_proto::frame::{
-    Accept, BlockHead, Committed, Digests, ErrorCode, ErrorFrame, Finish, Frame, FrameDecoder, FrameEncoder,
-    Have, HaveSource, Hello, Nack, NackReason, Offer, Same, Secret, Security, SessionId, Welcome,
+    Accept, BlockHead, Committed, Digests, ErrorCode, ErrorFrame, Fetch, Finish, Frame, FrameDecoder,
+    FrameEncoder, Have, HaveSource, Hello, Nack, NackReason, Offer, Same, Secret, Security, SessionId, Takes,
+    Welcome,
 };
 use dwcp_proto::ledger::{LedgerHeader, Record, encode_header, encode_record};
 use dwcp_proto::limits::{HEADER_BYTES, Limits, PREFACE_BYTES};
@@ -160,6 +161,7 @@ fn sender() -> Stream {
             session: None,
             secret: Secret(*b"pairing token of thirty-two byte"),
             max_block: 4_194_304,
+            fetches: None,
         })),
         plain(offer(&tree_transfer, true, 0)),
     ];
@@ -252,10 +254,11 @@ fn joining() -> [Stream; 2] {
         version: 3,
         security: Security::Plaintext,
         lane: 255,
-        features: 0x8000_0001,
+        features: 0x8000_0002,
         session: Some(SESSION),
         secret: Secret(*b"join key of exactly 32 bytes ..."),
         max_block: 65_536,
+        fetches: None,
     });
     let error =
         Frame::Error(ErrorFrame::new(ErrorCode::Auth, false, "the join key is not that of the session"));
@@ -266,6 +269,29 @@ fn joining() -> [Stream; 2] {
         frames: vec![Told { frame, body: vec![] }],
     };
     [stream("joining", preface::encode(1, 3), hello), stream("refusing", preface::encode(3, 255), error)]
+}
+
+/// A receiver that has dialled, and asks twice.
+fn fetching() -> Stream {
+    let hello = Frame::Hello(Hello {
+        version: 3,
+        security: Security::Tls,
+        lane: 0,
+        features: 0,
+        session: None,
+        secret: Secret(*b"pairing token of thirty-two byte"),
+        max_block: 1_048_576,
+        fetches: Some(Takes { max_entries: 1_000, max_object: 1 << 40 }),
+    });
+    let frames = [
+        hello,
+        Frame::Fetch(Fetch { number: 0, request: b"{\"have\": 41}".to_vec() }),
+        Frame::KeepAlive,
+        Frame::Fetch(Fetch { number: 1, request: vec![] }),
+        Frame::Close,
+    ];
+    let frames = frames.into_iter().map(|frame| Told { frame, body: vec![] }).collect();
+    Stream { name: "fetching", preface: preface::encode(3, 3), unseeded: 1, frames }
 }
 
 fn ledger() -> (LedgerHeader, Vec<Record>, Vec<u8>) {
@@ -324,9 +350,11 @@ fn describe(frame: &Frame) -> String {
             ("version", f.version.to_string()),
             ("security", (f.security as u8).to_string()),
             ("lane", f.lane.to_string()),
-            ("features", f.features.to_string()),
+            ("features", (f.features | u32::from(f.fetches.is_some())).to_string()),
             ("session_id", text(f.session.unwrap_or(SessionId([0; 16])))),
             ("secret_hex", text(hex(&f.secret.0))),
+            ("most_entries", f.fetches.map_or(0, |takes| takes.max_entries).to_string()),
+            ("largest_object", f.fetches.map_or(0, |takes| takes.max_object).to_string()),
             ("largest_block", f.max_block.to_string()),
         ]),
         Frame::Welcome(f) => object(&[
@@ -409,6 +437,9 @@ fn describe(frame: &Frame) -> String {
             ("text_hex", text(hex(f.message.as_bytes()))),
         ]),
         Frame::Close | Frame::KeepAlive => object(&[]),
+        Frame::Fetch(f) => {
+            object(&[("number", f.number.to_string()), ("request_hex", text(hex(&f.request)))])
+        }
     }
 }
 
@@ -459,6 +490,7 @@ fn raw_byte(head: &BlockHead) -> u8 {
 fn streams() -> Vec<Stream> {
     let mut streams = vec![sender(), receiver()];
     streams.extend(joining());
+    streams.push(fetching());
     streams
 }
 

@@ -231,7 +231,8 @@ fn net_shape(error: &NetError) -> Shape {
         NetError::Cancelled => named("cancelled"),
         NetError::Peer { code, .. } => peer_shape(*code),
         NetError::Version { .. } => class("NegotiationError"),
-        NetError::Address { .. }
+        NetError::NotAsked
+        | NetError::Address { .. }
         | NetError::Pairing { .. }
         | NetError::Network { .. }
         | NetError::Identity { .. }

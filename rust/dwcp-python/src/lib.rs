@@ -11,6 +11,7 @@ mod decompress;
 mod delta;
 mod digest;
 mod error;
+mod fetch;
 mod logging;
 mod native;
 mod observer;
@@ -19,6 +20,7 @@ mod receive;
 mod report;
 mod security;
 mod send;
+mod serve;
 mod settings;
 mod target;
 
@@ -38,11 +40,15 @@ mod _core {
     #[pymodule_export]
     use super::digest::digest;
     #[pymodule_export]
+    use super::fetch::Fetcher;
+    #[pymodule_export]
     use super::receive::{Listener, Receiver, staged_transfers};
     #[pymodule_export]
     use super::security::{DialSecurity, Identity, ListenSecurity, pairing_address, split_address};
     #[pymodule_export]
     use super::send::{Scan, Sender};
+    #[pymodule_export]
+    use super::serve::Server;
     #[pymodule_export]
     use super::target::ReceivedBuffer;
 

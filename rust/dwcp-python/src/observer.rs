@@ -1,11 +1,21 @@
 //! Events of native threads, told to a Python callable as dictionaries.
 
-use dwcp_net::{Event, Observer};
+use std::sync::Arc;
+
+use dwcp_net::{Event, Observer, Unobserved};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 /// A Python callable that is given each event.
-pub struct Callback(pub Py<PyAny>);
+struct Callback(Py<PyAny>);
+
+/// The observer for a callable, or for nobody.
+pub fn of(callable: Option<Py<PyAny>>) -> Arc<dyn Observer> {
+    match callable {
+        Some(callable) => Arc::new(Callback(callable)),
+        None => Arc::new(Unobserved),
+    }
+}
 
 impl Observer for Callback {
     fn event(&self, event: Event) {

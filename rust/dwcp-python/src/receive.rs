@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use dwcp_net::{
-    Cidr, Listener as NetListener, NetError, Observer, ReceiveOptions, ReceiveSession, ServeV1, Unobserved,
+    Arrival, Cidr, Listener as NetListener, NetError, ReceiveOptions, ReceiveSession, SendOptions, ServeV1,
     V1Gate,
 };
 use dwcp_proto::Limits;
@@ -19,14 +19,15 @@ use crate::buffer::Output;
 use crate::cancel::Cancel;
 use crate::error::Failure;
 use crate::native;
-use crate::observer::Callback;
-use crate::owner::Owner;
+use crate::observer;
+use crate::owner::{Owner, part, part_from_drop};
 use crate::report::{Progress, ReceiveReport};
 use crate::security::ListenSecurity;
-use crate::settings::{ReceiveSettings, seconds};
+use crate::serve::Server;
+use crate::settings::{ReceiveSettings, SendSettings, seconds};
 use crate::target::{LentBuffers, ReceivedBuffer};
 
-/// A socket that senders connect to.
+/// A socket that peers connect to: senders, and those that ask to be sent something.
 #[pyclass(frozen, module = "dwcp_fast._core")]
 pub struct Listener {
     listener: Mutex<Option<Arc<NetListener>>>,
@@ -39,24 +40,24 @@ pub struct Listener {
 impl Listener {
     /// Listen on `address`. A v1 peer's connection is given to `v1` as a descriptor, which it owns, and an address.
     #[new]
-    #[pyo3(signature = (address, security, settings, cancel, observer, v1))]
+    #[pyo3(signature = (address, security, settings, serve, cancel, observer, v1))]
+    #[allow(clippy::too_many_arguments)] // Each is one of Python's.
     fn new(
         py: Python<'_>,
         address: &str,
         security: &ListenSecurity,
         settings: ReceiveSettings,
+        serve: Option<SendSettings>,
         cancel: &Cancel,
         observer: Option<Py<PyAny>>,
         v1: Option<Py<PyAny>>,
     ) -> PyResult<Listener> {
-        let observer: Arc<dyn Observer> = match observer {
-            Some(callable) => Arc::new(Callback(callable)),
-            None => Arc::new(Unobserved),
-        };
+        let observer = observer::of(observer);
         let networks =
             parse_networks(&settings.v1_networks).map_err(|error| Failure::Connect(error).raise(py))?;
         let v1 = v1.map(|callable| V1Gate { allowed: networks, serve: hand_over(callable) });
-        let options = options(settings)?;
+        let serve = serve.map(|settings| settings.options(py)).transpose()?;
+        let options = options(settings, serve)?;
         let (security, cancel) = (security.0.clone(), cancel.0.clone());
         let bind =
             || NetListener::bind(address, security, options, &cancel, observer, v1).map_err(Failure::Connect);
@@ -72,22 +73,27 @@ impl Listener {
         (self.address.ip().to_string(), self.address.port())
     }
 
-    /// Wait for a sender; None when `timeout_s` passes first.
+    /// Wait for a peer; None when `timeout_s` passes first.
     #[pyo3(signature = (timeout_s))]
-    fn accept(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<Option<Receiver>> {
+    fn accept(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<Option<Accepted>> {
         self.owner.check(py)?;
         let timeout = timeout_s.map(seconds).transpose()?;
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let listener = listener.ok_or_else(|| Failure::Closed.raise(py))?;
-        let accept = || match listener.accept(timeout) {
+        let accept = || match listener.accept_any(timeout) {
             Err(NetError::Deadline { .. }) => Ok(None),
             outcome => Ok(Some(outcome?)),
         };
         let session = native::run_interruptibly(py, || self.cancel.cancel(), accept)?;
-        Ok(session.map(|session| {
-            let peer = session.peer_addr().to_string();
-            let session = Mutex::new(Some(Arc::new(session)));
-            Receiver { session, peer, owner: self.owner }
+        Ok(session.map(|session| match session {
+            Arrival::Sender(session) => {
+                let peer = session.peer_addr().to_string();
+                let session = Mutex::new(Some(Arc::new(session)));
+                Accepted::Sender(Receiver { session, peer, owner: self.owner })
+            }
+            Arrival::Fetcher(session) => {
+                Accepted::Fetcher(Server::new(session, self.cancel.clone(), self.owner))
+            }
         }))
     }
 
@@ -103,6 +109,15 @@ impl Drop for Listener {
         let listener = self.listener.get_mut().unwrap_or_else(PoisonError::into_inner).take();
         part_from_drop(self.owner, listener);
     }
+}
+
+/// A peer that was let in.
+#[derive(IntoPyObject)]
+pub enum Accepted {
+    /// It sends.
+    Sender(Receiver),
+    /// It asks for something to be sent.
+    Fetcher(Server),
 }
 
 /// A sender that was let in.
@@ -134,11 +149,7 @@ impl Receiver {
         let Some(report) = self.receive(py, Arc::clone(&sink) as Arc<dyn Sink>, timeout_s)? else {
             return Ok(None);
         };
-        let buffers = native::run(py, || Ok(sink.take_buffers().map_err(NetError::from)?))?;
-        let buffers = buffers
-            .into_iter()
-            .filter_map(|(name, buffer)| Some((name, ReceivedBuffer::new(buffer.into_vec()?))));
-        Ok(Some((buffers.collect(), report)))
+        Ok(Some((ReceivedBuffer::take(py, &sink)?, report)))
     }
 
     /// Take the next transfer into the caller's buffers; None when the sender has closed.
@@ -164,9 +175,7 @@ impl Receiver {
         sync: bool,
         timeout_s: Option<f64>,
     ) -> PyResult<Option<ReceiveReport>> {
-        let symlinks = if keep_symlinks { SymlinkPolicy::Keep } else { SymlinkPolicy::Refuse };
-        let options = TreeSinkOptions { overwrite, symlinks, sync, ..TreeSinkOptions::default() };
-        self.receive(py, Arc::new(TreeSink::new(into, options)), timeout_s)
+        self.receive(py, Arc::new(tree_sink(into, overwrite, keep_symlinks, sync)), timeout_s)
     }
 
     /// Where the transfer stands.
@@ -221,25 +230,6 @@ pub fn staged_transfers(py: Python<'_>, into: PathBuf) -> PyResult<Vec<(String, 
     Ok(found.into_iter().map(|transfer| (transfer.transfer_id.to_string(), transfer.bytes)).collect())
 }
 
-/// Let go of a native object whose threads may be waiting for the interpreter.
-fn part<T: Send>(py: Python<'_>, owner: Owner, object: Option<Arc<T>>)
-where
-    Arc<T>: Send,
-{
-    if owner.is_here() {
-        py.detach(|| drop(object));
-    } else {
-        // The threads to join are the parent's.
-        std::mem::forget(object);
-    }
-}
-
-fn part_from_drop<T: Send + Sync>(owner: Owner, object: Option<Arc<T>>) {
-    if object.is_some() {
-        Python::try_attach(|py| part(py, owner, object));
-    }
-}
-
 fn hand_over(callable: Py<PyAny>) -> ServeV1 {
     Box::new(move |stream: TcpStream, peer| {
         Python::try_attach(|py| {
@@ -256,7 +246,13 @@ fn parse_networks(networks: &[String]) -> Result<Vec<Cidr>, NetError> {
     networks.iter().map(|network| network.parse()).collect()
 }
 
-fn options(settings: ReceiveSettings) -> PyResult<ReceiveOptions> {
+/// Where files are received.
+pub fn tree_sink(into: PathBuf, overwrite: bool, keep_symlinks: bool, sync: bool) -> TreeSink {
+    let symlinks = if keep_symlinks { SymlinkPolicy::Keep } else { SymlinkPolicy::Refuse };
+    TreeSink::new(into, TreeSinkOptions { overwrite, symlinks, sync, ..TreeSinkOptions::default() })
+}
+
+fn options(settings: ReceiveSettings, serve: Option<SendOptions>) -> PyResult<ReceiveOptions> {
     let limits = Limits {
         max_lanes: settings.max_lanes,
         max_block: settings.max_block_bytes,
@@ -265,6 +261,9 @@ fn options(settings: ReceiveSettings) -> PyResult<ReceiveOptions> {
     };
     Ok(ReceiveOptions {
         limits,
+        senders: settings.senders,
+        serve,
+        max_sessions: settings.max_sessions,
         idle_timeout: seconds(settings.idle_timeout_s)?,
         handshake_timeout: seconds(settings.handshake_timeout_s)?,
         ..ReceiveOptions::default()

@@ -10,8 +10,12 @@ use pyo3::types::PyBytes;
 use crate::error::Failure;
 use crate::native;
 
-/// Length of a ticket as [`ListenSecurity::tickets`] writes it: token, whether it is bound, client.
-const TICKET_BYTES: usize = 65;
+/// Length of a ticket as [`ListenSecurity::tickets`] writes it, before its clients: token, most clients (0 for any),
+/// and how many clients follow, in little-endian order.
+const TICKET_BYTES: usize = 40;
+
+/// Length of a client in a ticket: the SHA-256 of its certificate.
+const CLIENT_BYTES: usize = 32;
 
 /// A certificate and its private key.
 #[pyclass(frozen, module = "dwcp_fast._core")]
@@ -87,17 +91,22 @@ pub struct ListenSecurity(pub net::ListenSecurity);
 
 #[pymethods]
 impl ListenSecurity {
-    /// By the tickets of an earlier receiver, or one new token.
+    /// By the tickets of an earlier listener, or one new token for `clients`, or for any number of them.
     #[staticmethod]
-    #[pyo3(signature = (identity, tickets=None))]
-    fn paired(py: Python<'_>, identity: &Identity, tickets: Option<Vec<u8>>) -> PyResult<ListenSecurity> {
+    #[pyo3(signature = (identity, tickets, clients))]
+    fn paired(
+        py: Python<'_>,
+        identity: &Identity,
+        tickets: Option<Vec<u8>>,
+        clients: Option<u32>,
+    ) -> PyResult<ListenSecurity> {
         let tickets = match tickets {
             Some(blob) => {
                 read_tickets(&blob).ok_or_else(|| Failure::Tickets { length: blob.len() }.raise(py))?
             }
             None => {
                 let token = Token::generate().map_err(|error| Failure::from(error).raise(py))?;
-                vec![Ticket { token, client: None }]
+                vec![Ticket::new(token, clients)]
             }
         };
         let tokens = Arc::new(TokenBook::new(tickets));
@@ -121,10 +130,11 @@ impl ListenSecurity {
     fn tickets<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
         let net::ListenSecurity::Paired { tokens, .. } = &self.0 else { return None };
         let mut blob = Vec::new();
-        for Ticket { token, client } in tokens.export() {
+        for Ticket { token, most_clients, clients } in tokens.export() {
             blob.extend(token.to_bytes());
-            blob.push(u8::from(client.is_some()));
-            blob.extend(client.map_or([0; 32], |client| client.0));
+            blob.extend(most_clients.unwrap_or(0).to_le_bytes());
+            blob.extend((clients.len() as u32).to_le_bytes());
+            clients.iter().for_each(|client| blob.extend(client.0));
         }
         Some(PyBytes::new(py, &blob))
     }
@@ -154,12 +164,21 @@ fn parse(py: Python<'_>, pairing: &str) -> PyResult<Pairing> {
 }
 
 fn read_tickets(blob: &[u8]) -> Option<Vec<Ticket>> {
-    let (tickets, rest) = blob.as_chunks::<TICKET_BYTES>();
-    let read = |ticket: &[u8; TICKET_BYTES]| {
-        let (token, rest) = ticket.split_first_chunk::<32>()?;
-        let (&bound, client) = rest.split_first()?;
-        let client = Fingerprint(client.try_into().ok()?);
-        Some(Ticket { token: Token::from_bytes(*token), client: (bound != 0).then_some(client) })
-    };
-    if tickets.is_empty() || !rest.is_empty() { None } else { tickets.iter().map(read).collect() }
+    let mut tickets = Vec::new();
+    let mut rest = blob;
+    while !rest.is_empty() {
+        let (ticket, tail) = rest.split_first_chunk::<TICKET_BYTES>()?;
+        let (token, numbers) = ticket.split_first_chunk::<32>()?;
+        let (most, count) = numbers.split_first_chunk::<4>()?;
+        let (most, count) = (u32::from_le_bytes(*most), u32::from_le_bytes(count.try_into().ok()?));
+        let (clients, tail) = tail.split_at_checked((count as usize).checked_mul(CLIENT_BYTES)?)?;
+        let clients = clients.as_chunks::<CLIENT_BYTES>().0.iter().map(|client| Fingerprint(*client));
+        tickets.push(Ticket {
+            token: Token::from_bytes(*token),
+            most_clients: (most != 0).then_some(most),
+            clients: clients.collect(),
+        });
+        rest = tail;
+    }
+    (!tickets.is_empty()).then_some(tickets)
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dwcp_net::{Observer, SendOptions, SendSession, Unobserved};
+use dwcp_net::SendSession;
 use dwcp_proto::Manifest;
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::EntryKind;
@@ -17,11 +17,11 @@ use crate::buffer::Input;
 use crate::cancel::Cancel;
 use crate::error::Failure;
 use crate::native;
-use crate::observer::Callback;
-use crate::owner::Owner;
+use crate::observer;
+use crate::owner::{Owner, part, part_from_drop};
 use crate::report::{Progress, SendReport};
 use crate::security::DialSecurity;
-use crate::settings::{SendSettings, seconds};
+use crate::settings::SendSettings;
 
 /// What is to be sent of a file system, read once.
 #[pyclass(frozen, module = "dwcp_fast._core")]
@@ -83,6 +83,25 @@ impl Scan {
     }
 }
 
+impl Scan {
+    /// What is to be sent.
+    pub fn state(&self) -> (Arc<Manifest>, Arc<dyn Source>) {
+        (Arc::clone(&self.manifest), Arc::clone(&self.source) as Arc<dyn Source>)
+    }
+}
+
+/// Named buffers that are to be sent.
+pub fn memory_source(
+    py: Python<'_>,
+    buffers: Vec<(String, Input)>,
+    block_bytes: u32,
+) -> PyResult<(Arc<Manifest>, Arc<dyn Source>)> {
+    let buffers = buffers.into_iter().map(|(name, buffer)| (name, Arc::new(buffer) as SharedBytes)).collect();
+    let (manifest, source) = MemorySource::new(buffers, block_bytes, &Limits::default())
+        .map_err(|error| Failure::Source(error).raise(py))?;
+    Ok((Arc::new(manifest), Arc::new(source)))
+}
+
 /// A session with a receiver.
 #[pyclass(frozen, module = "dwcp_fast._core")]
 pub struct Sender {
@@ -104,11 +123,8 @@ impl Sender {
         cancel: &Cancel,
         observer: Option<Py<PyAny>>,
     ) -> PyResult<Sender> {
-        let options = options(py, settings)?;
-        let observer: Arc<dyn Observer> = match observer {
-            Some(callable) => Arc::new(Callback(callable)),
-            None => Arc::new(Unobserved),
-        };
+        let options = settings.options(py)?;
+        let observer = observer::of(observer);
         let (security, cancel) = (security.0.clone(), cancel.0.clone());
         let connect =
             || SendSession::connect(address, security, options, &cancel, observer).map_err(Failure::Connect);
@@ -125,16 +141,14 @@ impl Sender {
         buffers: Vec<(String, Input)>,
         block_bytes: u32,
     ) -> PyResult<SendReport> {
-        let buffers =
-            buffers.into_iter().map(|(name, buffer)| (name, Arc::new(buffer) as SharedBytes)).collect();
-        let (manifest, source) = MemorySource::new(buffers, block_bytes, &Limits::default())
-            .map_err(|error| Failure::Source(error).raise(py))?;
-        self.send(py, Arc::new(manifest), Arc::new(source))
+        let (manifest, source) = memory_source(py, buffers, block_bytes)?;
+        self.send(py, manifest, source)
     }
 
     /// Send what was scanned.
     fn send_scan(&self, py: Python<'_>, scan: &Scan) -> PyResult<SendReport> {
-        self.send(py, Arc::clone(&scan.manifest), Arc::clone(&scan.source) as Arc<dyn Source>)
+        let (manifest, source) = scan.state();
+        self.send(py, manifest, source)
     }
 
     /// Where the transfer stands.
@@ -146,7 +160,7 @@ impl Sender {
     /// Say goodbye; a second time does nothing.
     fn close(&self, py: Python<'_>) {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.part(py, session);
+        part(py, self.owner, session);
     }
 }
 
@@ -163,39 +177,12 @@ impl Sender {
             native::run_interruptibly(py, || self.cancel.cancel(), || Ok(session.send(manifest, source)?))?;
         Ok(report.into())
     }
-
-    fn part(&self, py: Python<'_>, session: Option<Arc<SendSession>>) {
-        if self.owner.is_here() {
-            py.detach(|| drop(session));
-        } else {
-            // The threads to join are the parent's.
-            std::mem::forget(session);
-        }
-    }
 }
 
 impl Drop for Sender {
     fn drop(&mut self) {
         let session = self.session.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if session.is_some() {
-            // Lanes may be in a callback, so nobody may wait for them while attached.
-            Python::try_attach(|py| self.part(py, session));
-        }
+        // Lanes may be in a callback, so nobody may wait for them while attached.
+        part_from_drop(self.owner, session);
     }
-}
-
-fn options(py: Python<'_>, settings: SendSettings) -> PyResult<SendOptions> {
-    let codec = settings.codec.parse().map_err(|error| Failure::Codec(error).raise(py))?;
-    Ok(SendOptions {
-        lanes: settings.lanes,
-        block_bytes: settings.block_bytes,
-        codec,
-        idle_timeout: seconds(settings.idle_timeout_s)?,
-        connect_timeout: seconds(settings.connect_timeout_s)?,
-        reconnect_for: seconds(settings.reconnect_s)?,
-        total_timeout: settings.timeout_s.map(seconds).transpose()?,
-        base_allowed: settings.base_allowed,
-        bandwidth_limit: settings.bandwidth_bytes_per_s,
-        socket_buffer_bytes: settings.socket_buffer_bytes,
-    })
 }

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use dwcp_net::{FetchOptions, SendOptions};
+use dwcp_proto::Limits;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+
+use crate::error::Failure;
 
 /// How to send.
 #[derive(FromPyObject)]
@@ -31,6 +35,67 @@ pub struct SendSettings {
     pub socket_buffer_bytes: Option<u32>,
 }
 
+impl SendSettings {
+    /// The same as the native side takes it.
+    pub fn options(self, py: Python<'_>) -> PyResult<SendOptions> {
+        Ok(SendOptions {
+            lanes: self.lanes,
+            block_bytes: self.block_bytes,
+            codec: self.codec.parse().map_err(|error| Failure::Codec(error).raise(py))?,
+            idle_timeout: seconds(self.idle_timeout_s)?,
+            connect_timeout: seconds(self.connect_timeout_s)?,
+            reconnect_for: seconds(self.reconnect_s)?,
+            total_timeout: self.timeout_s.map(seconds).transpose()?,
+            base_allowed: self.base_allowed,
+            bandwidth_limit: self.bandwidth_bytes_per_s,
+            socket_buffer_bytes: self.socket_buffer_bytes,
+        })
+    }
+}
+
+/// How to fetch.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct FetchSettings {
+    /// Connections to use.
+    pub lanes: u16,
+    /// Longest block in bytes.
+    pub max_block_bytes: u32,
+    /// Most entries of a transfer.
+    pub max_entries: u32,
+    /// Longest object in bytes.
+    pub max_object_bytes: u64,
+    /// Silence that a lane may last, in seconds.
+    pub idle_timeout_s: f64,
+    /// Time for a handshake, in seconds.
+    pub connect_timeout_s: f64,
+    /// Time to look for a lost listener, in seconds.
+    pub reconnect_s: f64,
+    /// Time for a fetch, in seconds.
+    pub timeout_s: Option<f64>,
+}
+
+impl FetchSettings {
+    /// The same as the native side takes it.
+    pub fn options(self) -> PyResult<FetchOptions> {
+        let limits = Limits {
+            max_block: self.max_block_bytes,
+            max_entries: self.max_entries,
+            max_object: self.max_object_bytes,
+            ..Limits::default()
+        };
+        Ok(FetchOptions {
+            lanes: self.lanes,
+            limits,
+            idle_timeout: seconds(self.idle_timeout_s)?,
+            connect_timeout: seconds(self.connect_timeout_s)?,
+            reconnect_for: seconds(self.reconnect_s)?,
+            total_timeout: self.timeout_s.map(seconds).transpose()?,
+            socket_buffer_bytes: None,
+        })
+    }
+}
+
 /// How to receive.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
@@ -47,6 +112,10 @@ pub struct ReceiveSettings {
     pub idle_timeout_s: f64,
     /// Time for a handshake, in seconds.
     pub handshake_timeout_s: f64,
+    /// Whether senders are let in.
+    pub senders: bool,
+    /// Most sessions at once.
+    pub max_sessions: usize,
     /// Networks whose peers may use v1.
     pub v1_networks: Vec<String>,
 }

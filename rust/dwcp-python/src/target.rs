@@ -5,12 +5,14 @@ use std::ffi::{c_int, c_void};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use dwcp_store::{BufferProvider, Refusal, StoreError, TargetBuffer};
+use dwcp_net::NetError;
+use dwcp_store::{BufferProvider, MemorySink, Refusal, StoreError, TargetBuffer};
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
 use crate::buffer::Output;
+use crate::native;
 
 /// A caller's buffer, held while a transfer writes to it.
 struct Lent(Output);
@@ -75,6 +77,15 @@ impl Drop for Memory {
 }
 
 impl ReceivedBuffer {
+    /// Take what was received into memory.
+    pub fn take(py: Python<'_>, sink: &MemorySink) -> PyResult<Vec<(String, ReceivedBuffer)>> {
+        let buffers = native::run(py, || Ok(sink.take_buffers().map_err(NetError::from)?))?;
+        let buffers = buffers.into_iter();
+        Ok(buffers
+            .filter_map(|(name, buffer)| Some((name, ReceivedBuffer::new(buffer.into_vec()?))))
+            .collect())
+    }
+
     /// Take over `bytes`.
     pub fn new(bytes: Vec<u8>) -> ReceivedBuffer {
         let bytes = Box::leak(bytes.into_boxed_slice());

@@ -5,20 +5,25 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Instant;
 
-use dwcp_proto::SessionError;
-use dwcp_proto::frame::{ErrorCode, Frame, Hello, Secret, Security, Welcome};
+use dwcp_proto::frame::{
+    ErrorCode, FEATURE_FETCH, Frame, Hello, Secret, Security, SessionId, Takes, Welcome,
+};
 use dwcp_proto::limits::PREFACE_BYTES;
 use dwcp_proto::preface::{self, Opening};
+use dwcp_proto::{LaneId, Limits, SessionError};
 use subtle::ConstantTimeEq;
 
-use super::{Pending, Shared};
+use super::{Known, Pending, Shared};
 use crate::cancel::lock;
 use crate::error::NetError;
 use crate::lane::Lane;
-use crate::receive::{self, Session};
+use crate::receive::{self, Names, Session};
 use crate::report::Event;
-use crate::security::ListenSecurity;
-use crate::transport::{Patience, SOCKET_SLICE, TcpTransport, TlsTransport, Transport, wake_pair};
+use crate::security::{Fingerprint, ListenSecurity, random_bytes};
+use crate::serve::Served;
+use crate::transport::{
+    Patience, SOCKET_SLICE, TcpTransport, TlsTransport, Transport, WakeReceiver, wake_pair,
+};
 
 /// Serves a connection from its first byte to its end.
 pub(super) fn admit(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr, place: Pending) {
@@ -129,60 +134,86 @@ fn serve_v3(
         Frame::Hello(hello) => (hello.lane, greet(shared, &lane, &hello, version, security)),
         other => (0, Err(SessionError::Unexpected { frame: other.name(), phase: "handshake" }.into())),
     };
-    let (session, opens) = match greeted {
+    let (known, opens) = match greeted {
         Ok(Some(greeted)) => greeted,
         Ok(None) => {
-            // Mostly a lane that comes after the end of its session; its sender opens a new one if it needs one.
+            // Mostly a lane that comes after the end of its session; its peer opens a new one if it needs one.
             log::debug!("a lane from {} finds no session to join", lane.transport().peer_addr());
             lane.fail(ErrorCode::Auth, false, "no such session, or a wrong key");
             return Ok(());
         }
         Err(error) => {
-            let (code, retryable) = match &error {
-                // Another sender may leave in a moment.
-                NetError::Peer { code, retryable, .. } => (*code, *retryable),
-                error => (error.code(), false),
+            let (code, retryable, text) = match &error {
+                // Another session may end in a moment.
+                NetError::Peer { code, retryable, message } => (*code, *retryable, message.clone()),
+                error => (error.code(), false, error.for_peer()),
             };
-            lane.fail(code, retryable, &error.for_peer());
+            lane.fail(code, retryable, &text);
             return Err(error);
         }
     };
-    let (waker, wake) = wake_pair()?;
-    let limits = session.options.limits;
-    let attached = lock(&session.state).attach(number, waker, lane.closer(), limits.max_lanes);
-    let Some(id) = attached else {
+    let entered = enter(shared, &known, &mut lane, number, (version, security));
+    if opens && !matches!(entered, Ok(Some(_))) {
+        shared.registry.remove(&known.id());
+    }
+    let Some((id, wake)) = entered? else {
         lane.fail(ErrorCode::Limit, true, "the session has as many lanes as it may have");
         return Ok(());
     };
+    drop(place);
+    if opens {
+        shared.observer.event(Event::SessionOpened { peer: lane.transport().peer_addr() });
+        shared.registry.announce(&known);
+    }
+    match known {
+        Known::Receives(session) => receive::run(&session, lane, id, wake),
+        Known::Serves(served) => served.run(lane, id, wake),
+    }
+    Ok(())
+}
+
+/// Takes a lane into its session and welcomes it; none when there is no room for it.
+fn enter(
+    shared: &Shared,
+    known: &Known,
+    lane: &mut Lane,
+    number: u16,
+    (version, security): (u8, Security),
+) -> Result<Option<(LaneId, WakeReceiver)>, NetError> {
+    let (admitted, limits, features) = match known {
+        Known::Receives(session) => {
+            let (waker, wake) = wake_pair()?;
+            let limits = session.options.limits;
+            let attached = lock(&session.state).attach(number, waker, lane.closer(), limits.max_lanes);
+            (attached.map(|id| (id, wake)), limits, 0)
+        }
+        Known::Serves(served) => (served.admit(number, lane)?, served.limits(), FEATURE_FETCH),
+    };
+    let Some((id, wake)) = admitted else { return Ok(None) };
     let welcome = Welcome {
         version,
         security,
-        max_lanes: limits.max_lanes,
-        features: 0,
-        session: session.id,
-        join_key: session.key,
+        max_lanes: shared.options.limits.max_lanes,
+        features,
+        session: known.id(),
+        join_key: known.key(),
         max_block: limits.max_block,
         max_entries: limits.max_entries,
         max_object: limits.max_object,
     };
-    if let Err(error) = lane.send(&Frame::Welcome(welcome)) {
-        lock(&session.state).withdraw(id);
-        if opens {
-            session.registry.remove(&session);
+    let welcomed = lane.send(&Frame::Welcome(welcome));
+    match known {
+        Known::Receives(session) if welcomed.is_ok() => {
+            lane.enter(&session.id, session.options.idle_timeout, &session.cancel);
         }
-        return Err(error);
+        Known::Receives(session) => lock(&session.state).withdraw(id),
+        Known::Serves(served) if welcomed.is_ok() => served.enter(lane),
+        Known::Serves(served) => served.withdraw(id),
     }
-    lane.enter(&session.id, session.options.idle_timeout, &session.cancel);
-    drop(place);
-    if opens {
-        shared.observer.event(Event::SessionOpened { peer: session.peer });
-        session.registry.announce(&session);
-    }
-    receive::run(&session, lane, id, wake);
-    Ok(())
+    welcomed.map(|()| Some((id, wake)))
 }
 
-/// Checks who the sender is, and finds or makes the session it wants. Tells whether it was made; none when there is
+/// Checks who the peer is, and finds or makes the session it wants. Tells whether it was made; none when there is
 /// no such session or the key is wrong, which are told alike.
 fn greet(
     shared: &Arc<Shared>,
@@ -190,43 +221,70 @@ fn greet(
     hello: &Hello,
     version: u8,
     security: Security,
-) -> Result<Option<(Arc<Session>, bool)>, NetError> {
+) -> Result<Option<(Known, bool)>, NetError> {
     let auth = |reason: &str| NetError::Auth { reason: reason.to_owned() };
     if hello.version != version || hello.security != security {
         return Err(auth("the greeting contradicts the connection"));
     }
     let owner = lane.transport().peer_fingerprint();
+    let serves = hello.fetches.is_some();
     if let Some(id) = hello.session {
         return Ok(shared
             .registry
             .find(&id)
-            .filter(|session| bool::from(session.key.0.ct_eq(&hello.secret.0)) && session.owner == owner)
-            .filter(|session| !lock(&session.state).is_over())
-            .map(|session| (session, false)));
+            .filter(|known| bool::from(known.key().0.ct_eq(&hello.secret.0)) && known.owner() == owner)
+            .filter(|known| matches!(known, Known::Serves(_)) == serves && !known.is_over())
+            .map(|known| (known, false)));
     }
     match (&shared.security, &owner) {
         (ListenSecurity::Paired { tokens, .. }, Some(client)) => {
             tokens.admit(&hello.secret.0, client, &shared.cancel)?;
         }
-        (ListenSecurity::Paired { .. }, None) => return Err(auth("the sender showed no certificate")),
+        (ListenSecurity::Paired { .. }, None) => return Err(auth("the peer showed no certificate")),
         (ListenSecurity::Mutual { .. } | ListenSecurity::Insecure, _) => {
             if hello.secret != Secret::NONE {
-                return Err(auth("the sender was told to pair, and this receiver was not"));
+                return Err(auth("the peer was told to pair, and this side was not"));
             }
         }
     }
-    let session = Arc::new(Session::new(
-        owner,
-        lane.transport().peer_addr(),
-        shared.options.clone(),
-        shared.cancel.child(),
-        Arc::clone(&shared.observer),
-        Arc::clone(&shared.registry),
-    )?);
-    if shared.registry.add(&session, shared.options.max_sessions) {
-        Ok(Some((session, true)))
+    let names = names(owner, lane.transport().peer_addr())?;
+    let (cancel, observer) = (shared.cancel.child(), Arc::clone(&shared.observer));
+    let (options, registry) = (&shared.options, Arc::clone(&shared.registry));
+    let refused =
+        |retryable, message: String| NetError::Peer { code: ErrorCode::Refused, retryable, message };
+    let known = match (&hello.fetches, &options.serve) {
+        (None, _) if options.senders => {
+            Known::Receives(Arc::new(Session::new(names, options.clone(), None, cancel, observer, registry)))
+        }
+        (Some(Takes { max_entries, max_object }), Some(serve)) => {
+            let limits = Limits {
+                max_lanes: options.limits.max_lanes,
+                max_block: hello.max_block,
+                max_entries: *max_entries,
+                max_object: *max_object,
+            };
+            let limiter = shared.limiter.clone();
+            let served = Served::new(names, limits, serve.clone(), limiter, cancel, observer, registry);
+            Known::Serves(Arc::new(served))
+        }
+        (None, _) => return Err(refused(false, "this listener sends, and takes nothing".to_owned())),
+        (Some(_), None) => {
+            return Err(refused(false, "this listener receives, and sends nothing".to_owned()));
+        }
+    };
+    if shared.registry.add(&known, shared.options.max_sessions) {
+        Ok(Some((known, true)))
     } else {
-        let message = format!("there are {} sessions already, the most", shared.options.max_sessions);
-        Err(NetError::Peer { code: ErrorCode::Refused, retryable: true, message })
+        let most = shared.options.max_sessions;
+        Err(refused(true, format!("there are {most} sessions already, the most")))
     }
+}
+
+/// New names for a session of a peer.
+fn names(owner: Option<Fingerprint>, peer: SocketAddr) -> Result<Names, NetError> {
+    let mut id = random_bytes()?;
+    if id == [0; 16] {
+        id[0] = 1;
+    }
+    Ok(Names { id: SessionId(id), key: Secret(random_bytes()?), owner, peer })
 }

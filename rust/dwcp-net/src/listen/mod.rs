@@ -2,6 +2,7 @@
 
 mod admit;
 mod network;
+mod registry;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -15,10 +16,13 @@ use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub use network::Cidr;
+pub use registry::Arrival;
+pub(crate) use registry::{Known, Registry};
 
 use crate::cancel::{Cancel, lock};
 use crate::error::NetError;
-use crate::receive::{ReceiveOptions, ReceiveSession, Registry};
+use crate::limiter::Limiter;
+use crate::receive::{ReceiveOptions, ReceiveSession};
 use crate::report::{Event, Observer};
 use crate::security::{ListenSecurity, server_config, split_address};
 
@@ -43,7 +47,7 @@ pub struct V1Gate {
     pub serve: ServeV1,
 }
 
-/// A port on which senders are let in. Dropping it stops that; sessions that were accepted go on.
+/// A port on which peers are let in: senders, and those that ask to be sent something. Dropping it stops that; sessions that were accepted go on.
 pub struct Listener {
     shared: Arc<Shared>,
     local: SocketAddr,
@@ -58,6 +62,8 @@ struct Shared {
     cancel: Cancel,
     observer: Arc<dyn Observer>,
     registry: Arc<Registry>,
+    /// The rate of all peers together that are sent to.
+    limiter: Option<Arc<Limiter>>,
     v1: Option<V1Gate>,
     pending: Mutex<HashMap<IpAddr, usize>>,
     stopped: AtomicBool,
@@ -76,6 +82,10 @@ impl Listener {
         observer: Arc<dyn Observer>,
         v1: Option<V1Gate>,
     ) -> Result<Listener, NetError> {
+        if let Some(serve) = &options.serve {
+            serve.check()?;
+        }
+        let rate = options.serve.as_ref().and_then(|serve| serve.bandwidth_limit);
         let tls = server_config(&security)?;
         let (host, port) = split_address(address)?;
         let failed = |action| {
@@ -99,6 +109,7 @@ impl Listener {
             cancel: cancel.clone(),
             observer,
             registry: Arc::default(),
+            limiter: rate.map(|rate| Arc::new(Limiter::new(rate))),
             v1,
             pending: Mutex::default(),
             stopped: AtomicBool::new(false),
@@ -113,7 +124,7 @@ impl Listener {
         Ok(Listener { shared, local, acceptor: Mutex::new(Some(acceptor)) })
     }
 
-    /// The address that senders reach.
+    /// The address that peers reach.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
@@ -124,7 +135,19 @@ impl Listener {
     /// # Errors
     /// [`NetError::Deadline`] when none came within `timeout`, and [`NetError::Cancelled`].
     pub fn accept(&self, timeout: Option<Duration>) -> Result<ReceiveSession, NetError> {
-        self.shared.registry.accept(timeout, &self.shared.cancel)
+        let sends = |known: &Known| matches!(known, Known::Receives(_));
+        match self.shared.registry.accept(timeout, &self.shared.cancel, sends)? {
+            Arrival::Sender(session) => Ok(session),
+            Arrival::Fetcher(_) => Err(NetError::Internal { what: "the queue of sessions" }),
+        }
+    }
+
+    /// The next peer that was let in and sends, or has asked for something.
+    ///
+    /// # Errors
+    /// As for [`Listener::accept`].
+    pub fn accept_any(&self, timeout: Option<Duration>) -> Result<Arrival, NetError> {
+        self.shared.registry.accept(timeout, &self.shared.cancel, |_| true)
     }
 }
 

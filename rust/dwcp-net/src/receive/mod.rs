@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use dwcp_proto::Limits;
 use dwcp_store::Sink;
 
-pub(crate) use shared::{Registry, Session};
+pub(crate) use shared::{Names, Session};
 pub(crate) use worker::run;
 
 use crate::cancel::{CANCEL_SLICE, lock, wait};
 use crate::error::NetError;
 use crate::report::{Progress, ReceiveReport};
 use crate::security::Fingerprint;
+use crate::send::SendOptions;
 
 /// How long the end of a session waits for its lanes.
 const PARTING: Duration = Duration::from_millis(1_500);
@@ -29,6 +30,10 @@ const CONFIRMATION: Duration = Duration::from_secs(10);
 pub struct ReceiveOptions {
     /// What a sender may ask for.
     pub limits: Limits,
+    /// Whether senders are let in.
+    pub senders: bool,
+    /// How peers are sent what they ask for, if such peers are let in.
+    pub serve: Option<SendOptions>,
     /// Sessions at once.
     pub max_sessions: usize,
     /// A lane on which the peer is silent for this long is lost, and so is a session that has no lane for this long.
@@ -43,6 +48,8 @@ impl Default for ReceiveOptions {
     fn default() -> ReceiveOptions {
         ReceiveOptions {
             limits: Limits::default(),
+            senders: true,
+            serve: None,
             max_sessions: 64,
             idle_timeout: Duration::from_secs(30),
             handshake_timeout: Duration::from_secs(10),
@@ -61,6 +68,10 @@ impl ReceiveSession {
         ReceiveSession { session }
     }
 
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
     /// Takes the next transfer into `sink`; `None` when the sender has closed the session in peace instead.
     ///
     /// `timeout` bounds the wait for the sender's offer; the session can still be used when it has passed.
@@ -71,6 +82,16 @@ impl ReceiveSession {
         &self,
         sink: Arc<dyn Sink>,
         timeout: Option<Duration>,
+    ) -> Result<Option<ReceiveReport>, NetError> {
+        self.receive_before(sink, timeout, None)
+    }
+
+    /// Takes the next transfer, which has to be in place at a moment; the duration is what a report says.
+    pub(crate) fn receive_before(
+        &self,
+        sink: Arc<dyn Sink>,
+        timeout: Option<Duration>,
+        end: Option<(Instant, Duration)>,
     ) -> Result<Option<ReceiveReport>, NetError> {
         let session = &*self.session;
         let started = Instant::now();
@@ -93,6 +114,10 @@ impl ReceiveSession {
                 state.sink = None;
                 return Err(NetError::Deadline { what: "an offer of the sender", after });
             }
+            if let Some((_, after)) = end.filter(|(end, _)| Instant::now() >= *end) {
+                state.end(Some(NetError::Deadline { what: "the transfer", after }), true);
+                break;
+            }
             session.expire(&mut state);
             state = wait(&session.changed, state, CANCEL_SLICE);
         }
@@ -103,7 +128,7 @@ impl ReceiveSession {
         session.await_lanes(PARTING);
         sink.abort();
         lock(&session.state).sink = None;
-        session.registry.remove(session);
+        session.registry.remove(&session.id);
         session.changed.notify_all();
         match (report, failure) {
             (Some(report), _) => Ok(Some(report)),
@@ -140,7 +165,7 @@ impl ReceiveSession {
         lock(&self.session.state).end(None, false);
         self.session.changed.notify_all();
         self.session.await_lanes(PARTING);
-        self.session.registry.remove(&self.session);
+        self.session.registry.remove(&self.session.id);
     }
 }
 

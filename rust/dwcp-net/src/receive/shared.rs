@@ -1,24 +1,23 @@
 //! What the lanes of a receiver's session share.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
+use dwcp_proto::SessionError;
+use dwcp_proto::fetch::Asking;
 use dwcp_proto::frame::{Committed, ErrorFrame, Secret, SessionId, TransferId};
 use dwcp_proto::receiver::{LaneId, ReceiverSession};
-use dwcp_proto::{EntryKind, Manifest};
 use dwcp_store::Sink;
 
-use super::{ReceiveOptions, ReceiveSession};
+use super::ReceiveOptions;
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::error::NetError;
+use crate::listen::Registry;
 use crate::report::{Observer, Progress, ReceiveReport, Tally};
-use crate::security::{Fingerprint, random_bytes};
+use crate::security::Fingerprint;
 use crate::transport::{Closer, Waker};
-
-/// A sender that is there says something every 5 s at least.
-const MAX_SILENCE: Duration = Duration::from_secs(6);
 
 /// A session that this receiver knows.
 pub(crate) struct Session {
@@ -28,6 +27,8 @@ pub(crate) struct Session {
     pub(crate) owner: Option<Fingerprint>,
     pub(crate) peer: SocketAddr,
     pub(crate) options: ReceiveOptions,
+    /// For how long a lane may be missing.
+    pub(crate) patience: Duration,
     pub(crate) cancel: Cancel,
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) registry: Arc<Registry>,
@@ -52,50 +53,63 @@ pub(crate) struct State {
     pub(super) session: ReceiverSession,
     lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
-    lonely_since: Instant,
+    pub(crate) lonely_since: Instant,
     /// When the last frame came.
-    pub(super) heard: Instant,
+    pub(crate) heard: Instant,
     /// Where the transfer goes; there while somebody waits for it.
-    pub(super) sink: Option<Arc<dyn Sink>>,
+    pub(crate) sink: Option<Arc<dyn Sink>>,
     /// The transfer that is under way.
-    pub(super) transfer: Option<TransferId>,
+    pub(crate) transfer: Option<TransferId>,
     pub(super) prepared: bool,
     started: Instant,
     pub(super) tally: Tally,
     /// A transfer that is in place and that nobody was told of yet.
     pub(super) done: Option<ReceiveReport>,
     /// The session is over: in peace, or with a failure that is told once.
-    pub(super) ended: Option<Option<NetError>>,
+    pub(crate) ended: Option<Option<NetError>>,
     /// What the lanes tell the sender then; they part in peace without it.
     pub(super) parting: Option<ErrorFrame>,
     /// Why the last lane was lost.
-    pub(super) last_failure: Option<NetError>,
+    pub(crate) last_failure: Option<NetError>,
     /// The lane that the last COMMITTED went on and when, until it is known that the sender has read it.
     pub(super) unconfirmed: Option<(LaneId, Instant)>,
     /// The session ends as soon as that is known.
     pub(super) leaving: bool,
+    /// What this side asks for, if it is the one that has dialled.
+    pub(super) asking: Option<Asking>,
+    /// The sender ended the session or does not know it any more; what was asked for is to be asked for in another.
+    pub(crate) forgotten: bool,
+}
+
+/// Which side has made the session, and what it is called.
+pub(crate) struct Names {
+    pub(crate) id: SessionId,
+    pub(crate) key: Secret,
+    /// The certificate of the other side.
+    pub(crate) owner: Option<Fingerprint>,
+    pub(crate) peer: SocketAddr,
 }
 
 impl Session {
-    /// A session for a sender that has shown who it is.
+    /// A session for a sender that has shown who it is; with `patience`, for a sender that was dialled.
     pub(crate) fn new(
-        owner: Option<Fingerprint>,
-        peer: SocketAddr,
+        names: Names,
         options: ReceiveOptions,
+        patience: Option<Duration>,
         cancel: Cancel,
         observer: Arc<dyn Observer>,
         registry: Arc<Registry>,
-    ) -> Result<Session, NetError> {
-        let mut id = random_bytes()?;
-        if id == [0; 16] {
-            id[0] = 1;
-        }
-        Ok(Session {
-            id: SessionId(id),
-            key: Secret(random_bytes()?),
+    ) -> Session {
+        let Names { id, key, owner, peer } = names;
+        Session {
+            id,
+            key,
             owner,
             peer,
+            patience: patience.unwrap_or(options.idle_timeout),
             state: Mutex::new(State {
+                asking: patience.map(|_| Asking::default()),
+                forgotten: false,
                 session: ReceiverSession::new(options.limits),
                 lanes: HashMap::new(),
                 next_lane: 0,
@@ -119,12 +133,24 @@ impl Session {
             registry,
             changed: Condvar::new(),
             gate: RwLock::new(()),
-        })
+        }
+    }
+
+    /// Asks the sender, which was dialled, for a transfer.
+    pub(crate) fn ask(&self, request: Arc<[u8]>) {
+        let mut state = lock(&self.state);
+        // Nobody looks for lost lanes before there is something to do.
+        state.lonely_since = Instant::now();
+        if let Some(asking) = &mut state.asking {
+            asking.ask(request);
+        }
+        state.wake_all();
+        self.changed.notify_all();
     }
 
     /// Ends the session if it has had no lane for too long.
     pub(crate) fn expire(&self, state: &mut State) {
-        let limit = self.options.idle_timeout;
+        let limit = self.patience;
         if state.ended.is_none() && state.lanes.is_empty() && state.lonely_since.elapsed() >= limit {
             let phase = if state.transfer.is_some() { "sending" } else { "idle" };
             let gone = NetError::PeerClosed { phase, hint: Some("it did not come back") };
@@ -191,6 +217,9 @@ impl State {
     pub(super) fn detach(&mut self, lane: LaneId) {
         self.session.detach(lane);
         self.lanes.remove(&lane);
+        if self.asking.as_mut().is_some_and(|asking| asking.detach(lane)) {
+            self.wake_all();
+        }
         if self.lanes.is_empty() {
             self.lonely_since = Instant::now();
         }
@@ -206,7 +235,7 @@ impl State {
         self.ended.is_some()
     }
 
-    pub(super) fn has_lanes(&self) -> bool {
+    pub(crate) fn has_lanes(&self) -> bool {
         !self.lanes.is_empty()
     }
 
@@ -223,7 +252,7 @@ impl State {
         self.wake_all();
     }
 
-    fn wake_all(&self) {
+    pub(crate) fn wake_all(&self) {
         self.lanes.values().for_each(|lane| lane.waker.wake());
     }
 
@@ -236,15 +265,40 @@ impl State {
         }
     }
 
+    /// Whether lane `number` is worth making now, on the side that dials: small transfers are over before a second
+    /// lane is there.
+    pub(crate) fn needs_lane(&self, number: u16) -> bool {
+        let blocks = || self.session.manifest().map_or(0, |manifest| manifest.total_blocks());
+        match number {
+            0 => {
+                let asks = self.asking.as_ref().is_some_and(Asking::is_open);
+                asks || self.transfer.is_some() || self.unconfirmed.is_some()
+            }
+            number => self.transfer.is_some() && blocks() > u64::from(number),
+        }
+    }
+
+    /// Whether the sender has sent anything of the present transfer.
+    pub(crate) fn has_progress(&self) -> bool {
+        self.transfer.is_some() && self.tally.sums().0 > 0
+    }
+
     /// Notes that a transfer has begun, or goes on after its offer was repeated.
-    pub(super) fn begin(&mut self, transfer: TransferId) {
+    ///
+    /// # Errors
+    /// [`SessionError::Unexpected`] when this side has dialled and has asked for nothing.
+    pub(super) fn begin(&mut self, transfer: TransferId) -> Result<(), SessionError> {
         if self.transfer != Some(transfer) {
+            if self.asking.as_mut().is_some_and(|asking| !asking.answered()) {
+                return Err(SessionError::Unexpected { frame: "OFFER", phase: "idle" });
+            }
             self.transfer = Some(transfer);
             // Whoever goes on to the next transfer has read that the last one is in place.
             self.unconfirmed = None;
             self.started = Instant::now();
             self.tally = Tally::on_lanes(self.lanes.len());
         }
+        Ok(())
     }
 
     /// Notes that the transfer is in place, and makes room for the next.
@@ -290,137 +344,5 @@ impl State {
             lanes: self.lanes.len() as u32,
             blocks_resent: 0,
         }
-    }
-}
-
-/// All sessions of a listener, and those that nobody has accepted yet.
-#[derive(Default)]
-pub(crate) struct Registry {
-    sessions: Mutex<Sessions>,
-    arrived: Condvar,
-}
-
-#[derive(Default)]
-struct Sessions {
-    /// Nobody accepts any more.
-    closed: bool,
-    known: HashMap<SessionId, Arc<Session>>,
-    waiting: VecDeque<Arc<Session>>,
-}
-
-impl Registry {
-    /// Adds a session, unless there are `limit` already.
-    pub(crate) fn add(&self, session: &Arc<Session>, limit: usize) -> bool {
-        let mut sessions = lock(&self.sessions);
-        if sessions.known.len() >= limit {
-            return false;
-        }
-        sessions.known.insert(session.id, Arc::clone(session));
-        true
-    }
-
-    /// Offers a session to whoever accepts; ends it if nobody does any more.
-    pub(crate) fn announce(&self, session: &Arc<Session>) {
-        let mut sessions = lock(&self.sessions);
-        if sessions.closed {
-            sessions.known.remove(&session.id);
-            drop(sessions);
-            lock(&session.state).end(None, false);
-            return;
-        }
-        sessions.waiting.push_back(Arc::clone(session));
-        self.arrived.notify_one();
-    }
-
-    pub(crate) fn find(&self, id: &SessionId) -> Option<Arc<Session>> {
-        lock(&self.sessions).known.get(id).cloned()
-    }
-
-    pub(crate) fn remove(&self, session: &Session) {
-        let mut sessions = lock(&self.sessions);
-        sessions.known.remove(&session.id);
-        sessions.waiting.retain(|waiting| waiting.id != session.id);
-    }
-
-    fn all(&self) -> Vec<Arc<Session>> {
-        lock(&self.sessions).known.values().cloned().collect()
-    }
-
-    /// The next session that nobody has accepted yet.
-    pub(crate) fn accept(
-        &self,
-        timeout: Option<Duration>,
-        cancel: &Cancel,
-    ) -> Result<ReceiveSession, NetError> {
-        let start = Instant::now();
-        let mut sessions: MutexGuard<'_, Sessions> = lock(&self.sessions);
-        loop {
-            cancel.check()?;
-            if let Some(session) = sessions.waiting.pop_front() {
-                return Ok(ReceiveSession::new(session));
-            }
-            if let Some(after) = timeout.filter(|limit| start.elapsed() >= *limit) {
-                return Err(NetError::Deadline { what: "a sender", after });
-            }
-            sessions = wait(&self.arrived, sessions, CANCEL_SLICE);
-        }
-    }
-
-    /// Ends sessions without lanes, and forgets those that have ended and that nobody has accepted.
-    pub(crate) fn sweep(&self) {
-        for session in self.all() {
-            let mut state = lock(&session.state);
-            session.expire(&mut state);
-            let over = state.ended.is_some() && !state.has_lanes();
-            drop(state);
-            if over {
-                let mut sessions = lock(&self.sessions);
-                let unaccepted = sessions.waiting.len();
-                sessions.waiting.retain(|waiting| waiting.id != session.id);
-                if sessions.waiting.len() < unaccepted {
-                    sessions.known.remove(&session.id);
-                }
-            }
-        }
-    }
-
-    /// Ends the sessions that nobody has accepted, since nobody will any more.
-    pub(crate) fn end_unaccepted(&self) {
-        let waiting = {
-            let mut sessions = lock(&self.sessions);
-            sessions.closed = true;
-            std::mem::take(&mut sessions.waiting)
-        };
-        for session in waiting {
-            // It says goodbye, as an accepted one would.
-            drop(ReceiveSession::new(session));
-        }
-    }
-
-    /// Ends every other session of the same sender that works on `transfer`: the sender has lost it.
-    ///
-    /// Buffers have no place that two sessions could not work on, and a state of several parts may come from several
-    /// processes that name them alike; such a session is only ended when nothing has come from its sender for longer
-    /// than a sender may be silent.
-    pub(super) fn take_over(&self, manifest: &Manifest, by: &Session) -> Vec<Arc<Session>> {
-        let transfer = manifest.transfer_id();
-        let buffers = manifest.entries().iter().any(|entry| entry.kind == EntryKind::Buffer);
-        let mut others = self.all();
-        others.retain(|other| {
-            if other.id == by.id || other.owner != by.owner {
-                return false;
-            }
-            let mut state = lock(&other.state);
-            let alive = buffers
-                && (state.sink.is_none() || (state.has_lanes() && state.heard.elapsed() < MAX_SILENCE));
-            let same = state.transfer == Some(transfer) && !alive;
-            if same {
-                let hint = Some("the sender goes on in another session");
-                state.end(Some(NetError::PeerClosed { phase: "sending", hint }), false);
-                other.changed.notify_all();
-            }
-            same
-        });
-        others
     }
 }

@@ -83,6 +83,7 @@ impl<'a> Worker<'a> {
             if self.is_to_confirm() {
                 return self.await_confirmation(lane);
             }
+            self.ask(lane)?;
             if !lane.readable()? {
                 self.acknowledge(lane)?;
                 lane.wait(&self.wake)?;
@@ -121,6 +122,12 @@ impl<'a> Worker<'a> {
             }
             lane.keep_alive()?;
         }
+    }
+
+    /// Asks for a transfer, if this side is the one to do so and no other lane has done it.
+    fn ask(&self, lane: &mut Lane) -> Result<(), NetError> {
+        let frame = lock(&self.session.state).asking.as_mut().and_then(|asking| asking.next(self.id));
+        frame.map_or(Ok(()), |frame| lane.send(&frame))
     }
 
     fn over(&self) -> bool {
@@ -259,7 +266,7 @@ impl<'a> Worker<'a> {
     /// Waits for a sink, has it look for what it holds, and tells the sender.
     fn prepare(&self, lane: &mut Lane, manifest: &Arc<Manifest>, base_allowed: bool) -> Result<(), NetError> {
         let transfer = manifest.transfer_id();
-        lock(&self.session.state).begin(transfer);
+        lock(&self.session.state).begin(transfer)?;
         self.session.changed.notify_all();
         let others = self.session.registry.take_over(manifest, self.session);
         let patience = Instant::now() + TAKE_OVER;
@@ -405,6 +412,7 @@ impl<'a> Worker<'a> {
         if !state.has_lanes() {
             let early = NetError::PeerClosed { phase: "sending", hint: Some("it gave the transfer up") };
             let failure = state.transfer.is_some().then_some(early);
+            state.forgotten = state.asking.is_some();
             state.end(failure, false);
         }
     }

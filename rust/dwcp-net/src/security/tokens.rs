@@ -1,4 +1,4 @@
-//! The tokens a receiver takes, and whom each belongs to.
+//! The tokens a listener takes, and whom each belongs to.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -15,16 +15,40 @@ const FREE_ATTEMPTS: u32 = 10;
 /// The longest delay of one check.
 const MAX_DELAY: Duration = Duration::from_secs(1);
 
-/// A token and the client it belongs to since its first use.
+/// A token and the clients it belongs to since they first used it.
 #[derive(Clone, Debug)]
 pub struct Ticket {
     /// The secret.
     pub token: Token,
-    /// The certificate of the client that used it first; nobody else can use it.
-    pub client: Option<Fingerprint>,
+    /// How many clients it is good for; none for any number, which are not kept then.
+    pub most_clients: Option<u32>,
+    /// The certificates of the clients that used it first; when they are as many as it is good for, nobody else can.
+    pub clients: Vec<Fingerprint>,
 }
 
-/// The tokens of a receiver. Each is good for the first client that shows it, and from then on only for that client.
+impl Ticket {
+    /// A token that nobody has used yet.
+    #[must_use]
+    pub fn new(token: Token, most_clients: Option<u32>) -> Ticket {
+        Ticket { token, most_clients, clients: Vec::new() }
+    }
+
+    /// Whether `client` may use it; from then on it belongs to it.
+    fn bind(&mut self, client: &Fingerprint) -> bool {
+        let Some(most) = self.most_clients else { return true };
+        if self.clients.contains(client) {
+            return true;
+        }
+        let room = self.clients.len() < most as usize;
+        if room {
+            self.clients.push(*client);
+        }
+        room
+    }
+}
+
+/// The tokens of a listener. Each is good for the first clients that show it, as many as its ticket says, and from then
+/// on only for those.
 #[derive(Debug, Default)]
 pub struct TokenBook(Mutex<Book>);
 
@@ -41,9 +65,9 @@ impl TokenBook {
         TokenBook(Mutex::new(Book { tickets, wrong: 0 }))
     }
 
-    /// Adds a token that belongs to nobody yet.
+    /// Adds a token for one client, which belongs to nobody yet.
     pub fn add(&self, token: Token) {
-        lock(&self.0).tickets.push(Ticket { token, client: None });
+        lock(&self.0).tickets.push(Ticket::new(token, Some(1)));
     }
 
     /// All tickets, so that a restarted receiver keeps its pairings.
@@ -78,14 +102,10 @@ impl TokenBook {
             book.wrong = book.wrong.saturating_add(1);
             return Err(NetError::Auth { reason: "the token is wrong".to_owned() });
         };
-        match &mut book.tickets[index].client {
-            Some(owner) if owner != client => {
-                Err(NetError::Auth { reason: "the token belongs to another client".to_owned() })
-            }
-            owner => {
-                *owner = Some(*client);
-                Ok(())
-            }
+        if book.tickets[index].bind(client) {
+            Ok(())
+        } else {
+            Err(NetError::Auth { reason: "the token belongs to another client".to_owned() })
         }
     }
 }
@@ -107,6 +127,26 @@ mod tests {
         assert!(matches!(book.admit(&[1; 32], &bob, &cancel), Err(NetError::Auth { .. })));
         book.admit(&[2; 32], &bob, &cancel).unwrap();
         assert!(matches!(book.admit(&[0; 32], &bob, &cancel), Err(NetError::Auth { .. })));
+    }
+
+    #[test]
+    fn a_token_for_two_is_refused_to_the_third_and_one_for_all_to_nobody() {
+        let cancel = Cancel::new();
+        let book = TokenBook::new(vec![
+            Ticket::new(Token::from_bytes([1; 32]), Some(2)),
+            Ticket::new(Token::from_bytes([2; 32]), None),
+        ]);
+        let [alice, bob, carol] = [7, 8, 9].map(|byte| Fingerprint([byte; 32]));
+        for client in [&alice, &bob, &alice] {
+            book.admit(&[1; 32], client, &cancel).unwrap();
+        }
+        let book = TokenBook::new(book.export());
+        assert!(matches!(book.admit(&[1; 32], &carol, &cancel), Err(NetError::Auth { .. })));
+        book.admit(&[1; 32], &bob, &cancel).unwrap();
+        for client in [&alice, &bob, &carol] {
+            book.admit(&[2; 32], client, &cancel).unwrap();
+        }
+        assert!(book.export()[1].clients.is_empty());
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! The sending side: dials lanes, feeds them blocks, and replaces what breaks.
 
-mod dial;
 mod shared;
 mod worker;
 
@@ -10,17 +9,20 @@ use std::time::{Duration, Instant};
 
 use dwcp_codec::Codec;
 use dwcp_proto::error::ProtoError;
-use dwcp_proto::frame::{Committed, ErrorCode};
+use dwcp_proto::frame::Committed;
 use dwcp_proto::limits::{MAX_BLOCK, MAX_LANES, MIN_BLOCK};
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
+use crate::dial::{DialOptions, Plan, first_failure, open_lane};
 use crate::error::NetError;
+use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
 use crate::security::DialSecurity;
-use dial::{Plan, open_lane};
-use shared::{Job, Link, Shared};
+use shared::Job;
+pub(crate) use shared::{Link, Shared};
+pub(crate) use worker::work;
 
 /// How long [`SendSession::close`] lets lanes part in peace.
 const PARTING: Duration = Duration::from_millis(1_500);
@@ -68,7 +70,7 @@ impl Default for SendOptions {
 }
 
 impl SendOptions {
-    fn check(&self) -> Result<(), NetError> {
+    pub(crate) fn check(&self) -> Result<(), NetError> {
         if self.lanes == 0 || self.lanes > MAX_LANES {
             return Err(NetError::Option { name: "lanes", value: self.lanes.into(), range: "1 to 256" });
         }
@@ -87,8 +89,6 @@ impl SendOptions {
 pub struct SendSession {
     shared: Arc<Shared>,
     workers: Mutex<Vec<JoinHandle<()>>>,
-    /// Held by the transfer that is under way.
-    sending: Mutex<()>,
 }
 
 impl SendSession {
@@ -104,27 +104,29 @@ impl SendSession {
         observer: Arc<dyn Observer>,
     ) -> Result<SendSession, NetError> {
         options.check()?;
-        let plan = Plan::new(address, &security)?;
+        let dialling = DialOptions {
+            idle_timeout: options.idle_timeout,
+            connect_timeout: options.connect_timeout,
+            socket_buffer_bytes: options.socket_buffer_bytes,
+            max_block: options.block_bytes,
+            fetches: None,
+        };
+        let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let (cancel, halt) = (cancel.child(), Cancel::new());
-        let first = open_lane(&plan, &options, 0, None, (&cancel, &halt)).map_err(|error| match error {
-            _ if cancel.is_cancelled() => NetError::Cancelled,
-            NetError::Peer { code: ErrorCode::Auth, message, .. } => {
-                NetError::Auth { reason: format!("the receiver reports: {message}") }
-            }
-            error => error,
-        })?;
+        let first =
+            open_lane(&plan, 0, None, (&cancel, &halt)).map_err(|error| first_failure(error, &cancel))?;
         observer.event(Event::SessionOpened { peer: first.lane.transport().peer_addr() });
         let lanes = options.lanes;
-        let shared =
-            Arc::new(Shared::new(plan, options, (cancel, halt), observer, Link::new(&first.welcome)));
-        let session =
-            SendSession { shared: Arc::clone(&shared), workers: Mutex::default(), sending: Mutex::default() };
+        let limiter = options.bandwidth_limit.map(|rate| Arc::new(Limiter::new(rate)));
+        let link = Link::new(&first.welcome);
+        let shared = Arc::new(Shared::new(options, limiter, (cancel, halt), observer, link, None));
+        let session = SendSession { shared: Arc::clone(&shared), workers: Mutex::default() };
         let mut first = Some(first);
         for number in 0..lanes {
-            let (shared, first) = (Arc::clone(&shared), first.take());
+            let (shared, plan, first) = (Arc::clone(&shared), Arc::clone(&plan), first.take());
             let worker = std::thread::Builder::new()
                 .name(format!("dwcp-send-{number}"))
-                .spawn(move || worker::run(&shared, number, first))
+                .spawn(move || worker::run(&shared, &plan, number, first))
                 .map_err(|source| NetError::Io {
                     action: "start a thread for",
                     addr: address.to_owned(),
@@ -140,58 +142,7 @@ impl SendSession {
     /// # Errors
     /// [`NetError`]; where [`NetError::resumable`] holds, sending the same state again goes on where this ended.
     pub fn send(&self, manifest: Arc<Manifest>, source: Arc<dyn Source>) -> Result<SendReport, NetError> {
-        let _one_at_a_time = lock(&self.sending);
-        let shared = &*self.shared;
-        let started = Instant::now();
-        shared.cancel.check()?;
-        {
-            let mut state = lock(&shared.state);
-            if state.closing {
-                return Err(NetError::PeerClosed { phase: "closed", hint: Some("this session was closed") });
-            }
-            if let Some(link) = &state.link {
-                check_limits(&manifest, &link.limits)?;
-            }
-            state.begin(Job::new(manifest, source, shared.options.base_allowed, started));
-            shared.changed.notify_all();
-        }
-        let (committed, job) = self.await_end(started)?;
-        if let Err(error) = job.source.remember(job.tree_digests()) {
-            // The transfer is good; only a later one has one base less to choose from.
-            log::warn!("cannot remember what was sent: {error}");
-        }
-        let round_trip = lock(&shared.state).round_trip;
-        Ok(job.report(&committed, round_trip))
-    }
-
-    fn await_end(&self, started: Instant) -> Result<(Committed, Job), NetError> {
-        let shared = &*self.shared;
-        let mut state = lock(&shared.state);
-        loop {
-            let lonely =
-                state.lanes.is_empty() && state.lonely_since.elapsed() >= shared.options.reconnect_for;
-            let late = shared.options.total_timeout.filter(|limit| started.elapsed() >= *limit);
-            let failure = if let Some((ended, job)) = state.take_ended() {
-                match ended {
-                    Ok(committed) => return Ok((committed, job)),
-                    Err(error) => error,
-                }
-            } else if shared.cancel.is_cancelled() {
-                NetError::Cancelled
-            } else if lonely {
-                let gone = NetError::PeerClosed { phase: "sending", hint: Some("it did not come back") };
-                state.last_failure.take().unwrap_or(gone)
-            } else if let Some(after) = late {
-                NetError::Deadline { what: "the transfer", after }
-            } else {
-                state = wait(&shared.changed, state, CANCEL_SLICE);
-                continue;
-            };
-            let failure = if shared.cancel.is_cancelled() { NetError::Cancelled } else { failure };
-            state.part(&failure);
-            shared.changed.notify_all();
-            return Err(failure);
-        }
+        self.shared.send(manifest, source)
     }
 
     /// Where the transfer stands that is under way.
@@ -202,17 +153,8 @@ impl SendSession {
 
     /// Says goodbye and ends every lane. Dropping the session does the same.
     pub fn close(&self) {
-        // Whoever has cancelled does not want to wait long for the peer to hear of it.
-        let parting = if self.shared.cancel.is_cancelled() { PARTING / 5 } else { PARTING };
-        self.shared.cancel.cancel();
-        {
-            let mut state = lock(&self.shared.state);
-            state.closing = true;
-            state.wake_all();
-            self.shared.changed.notify_all();
-        }
+        let end = Instant::now() + self.shared.say_goodbye();
         let workers = std::mem::take(&mut *lock(&self.workers));
-        let end = Instant::now() + parting;
         while Instant::now() < end && !workers.iter().all(JoinHandle::is_finished) {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -227,6 +169,79 @@ impl SendSession {
 impl Drop for SendSession {
     fn drop(&mut self) {
         self.close();
+    }
+}
+
+impl Shared {
+    /// Sends a state; comes back when the receiver has it in place.
+    pub(crate) fn send(
+        &self,
+        manifest: Arc<Manifest>,
+        source: Arc<dyn Source>,
+    ) -> Result<SendReport, NetError> {
+        let _one_at_a_time = lock(&self.sending);
+        let started = Instant::now();
+        self.cancel.check()?;
+        {
+            let mut state = lock(&self.state);
+            if state.closing {
+                return Err(NetError::PeerClosed { phase: "closed", hint: Some("this session was closed") });
+            }
+            if let Some(link) = &state.link {
+                check_limits(&manifest, &link.limits)?;
+            }
+            state.answer()?;
+            state.begin(Job::new(manifest, source, self.options.base_allowed, started));
+            self.changed.notify_all();
+        }
+        let (committed, job) = self.await_end(started)?;
+        if let Err(error) = job.source.remember(job.tree_digests()) {
+            // The transfer is good; only a later one has one base less to choose from.
+            log::warn!("cannot remember what was sent: {error}");
+        }
+        let round_trip = lock(&self.state).round_trip;
+        Ok(job.report(&committed, round_trip))
+    }
+
+    fn await_end(&self, started: Instant) -> Result<(Committed, Job), NetError> {
+        let mut state = lock(&self.state);
+        loop {
+            let lonely = state.is_lonely(self.options.reconnect_for);
+            let late = self.options.total_timeout.filter(|limit| started.elapsed() >= *limit);
+            let failure = if let Some((ended, job)) = state.take_ended() {
+                match ended {
+                    Ok(committed) => return Ok((committed, job)),
+                    Err(error) => error,
+                }
+            } else if self.cancel.is_cancelled() {
+                NetError::Cancelled
+            } else if state.parted {
+                NetError::PeerClosed { phase: "sending", hint: Some("it gave the transfer up") }
+            } else if lonely {
+                state.gone()
+            } else if let Some(after) = late {
+                NetError::Deadline { what: "the transfer", after }
+            } else {
+                state = wait(&self.changed, state, CANCEL_SLICE);
+                continue;
+            };
+            let failure = if self.cancel.is_cancelled() { NetError::Cancelled } else { failure };
+            state.part(&failure);
+            self.changed.notify_all();
+            return Err(failure);
+        }
+    }
+
+    /// Has every lane say goodbye, and tells how long to wait for that.
+    pub(crate) fn say_goodbye(&self) -> Duration {
+        // Whoever has cancelled does not want to wait long for the peer to hear of it.
+        let parting = if self.cancel.is_cancelled() { PARTING / 5 } else { PARTING };
+        self.cancel.cancel();
+        let mut state = lock(&self.state);
+        state.closing = true;
+        state.wake_all();
+        self.changed.notify_all();
+        parting
     }
 }
 

@@ -5,18 +5,19 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::Digest;
+use dwcp_proto::fetch::Asked;
 use dwcp_proto::frame::{Committed, ErrorCode, ErrorFrame, Frame, Secret, SessionId, Welcome};
 use dwcp_proto::sender::{LaneId, SenderOptions, SenderProgress, SenderSession, Step};
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use super::SendOptions;
-use super::dial::Plan;
 use crate::cancel::Cancel;
 use crate::error::NetError;
 use crate::limiter::Limiter;
+use crate::listen::Registry;
 use crate::report::{Observer, Progress, SendReport, Tally};
-use crate::transport::Waker;
+use crate::transport::{Closer, Waker};
 
 /// This many times altered bytes are sent again; then the path is not fit for use.
 pub(super) const MAX_INTEGRITY_FAILURES: u32 = 3;
@@ -25,36 +26,44 @@ pub(super) const MAX_INTEGRITY_FAILURES: u32 = 3;
 const MAX_UNACKED_BYTES: u64 = 64 << 20;
 
 /// Everything that does not change, and the state that does.
-pub(super) struct Shared {
-    pub(super) plan: Plan,
-    pub(super) options: SendOptions,
+pub(crate) struct Shared {
+    pub(crate) options: SendOptions,
     /// Stops transfers and the making of lanes.
-    pub(super) cancel: Cancel,
+    pub(crate) cancel: Cancel,
     /// Shuts the lanes, which may still have a last word to say when a transfer is stopped.
-    pub(super) halt: Cancel,
+    pub(crate) halt: Cancel,
     pub(super) observer: Arc<dyn Observer>,
-    pub(super) limiter: Option<Limiter>,
-    pub(super) state: Mutex<State>,
+    pub(super) limiter: Option<Arc<Limiter>>,
+    /// Where those who accept wait, if the peer has dialled.
+    pub(super) registry: Option<Arc<Registry>>,
+    /// Held by the transfer that is under way.
+    pub(super) sending: Mutex<()>,
+    pub(crate) state: Mutex<State>,
     /// Signals new work, the end of work, and changes of the session.
-    pub(super) changed: Condvar,
+    pub(crate) changed: Condvar,
 }
 
 impl Shared {
-    pub(super) fn new(
-        plan: Plan,
+    /// With a `registry` the peer has dialled, and asks for what it is sent.
+    pub(crate) fn new(
         options: SendOptions,
+        limiter: Option<Arc<Limiter>>,
         (cancel, halt): (Cancel, Cancel),
         observer: Arc<dyn Observer>,
         link: Link,
+        registry: Option<Arc<Registry>>,
     ) -> Shared {
         Shared {
-            plan,
-            limiter: options.bandwidth_limit.map(Limiter::new),
+            limiter,
             options,
             cancel,
             halt,
             observer,
+            sending: Mutex::default(),
             state: Mutex::new(State {
+                asked: registry.as_ref().map(|_| Asked::default()),
+                broken: None,
+                parted: false,
                 epoch: 0,
                 link: Some(link),
                 opening: false,
@@ -69,6 +78,7 @@ impl Shared {
                 last_failure: None,
                 round_trip: None,
             }),
+            registry,
             changed: Condvar::new(),
         }
     }
@@ -76,11 +86,11 @@ impl Shared {
 
 /// A session that the receiver knows.
 #[derive(Clone)]
-pub(super) struct Link {
-    pub(super) id: SessionId,
-    pub(super) key: Secret,
-    pub(super) max_lanes: u16,
-    pub(super) limits: Limits,
+pub(crate) struct Link {
+    pub(crate) id: SessionId,
+    pub(crate) key: Secret,
+    pub(crate) max_lanes: u16,
+    pub(crate) limits: Limits,
 }
 
 impl Link {
@@ -173,8 +183,24 @@ impl Job {
     }
 }
 
+/// A lane of the session.
+pub(super) struct LaneHandle {
+    /// The number that the side that dials gave it.
+    number: u16,
+    waker: Waker,
+    closer: Closer,
+    /// Its peer has made another in its place.
+    replaced: bool,
+}
+
 /// What changes.
-pub(super) struct State {
+pub(crate) struct State {
+    /// What the peer has asked for, if it is the one that dials.
+    pub(super) asked: Option<Asked>,
+    /// What ended the session of a peer that dials while nothing was sent.
+    pub(crate) broken: Option<NetError>,
+    /// The peer that dials has ended its last lane in peace.
+    pub(super) parted: bool,
     /// Counts sessions; a lane of an earlier one ends itself.
     pub(super) epoch: u64,
     /// The session of this epoch; none when the receiver has forgotten it.
@@ -183,7 +209,7 @@ pub(super) struct State {
     pub(super) opening: bool,
     pub(super) session: Option<SenderSession>,
     pub(super) job: Option<Job>,
-    pub(super) lanes: HashMap<LaneId, Waker>,
+    pub(super) lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
     /// Since when there is no lane, where there is none; lanes that brought nothing do not count.
     pub(super) lonely_since: Instant,
@@ -228,7 +254,7 @@ impl State {
     }
 
     /// Forgets the session; its lanes end themselves, with `parting` as their last word.
-    pub(super) fn renew(&mut self, parting: Option<ErrorFrame>) {
+    pub(crate) fn renew(&mut self, parting: Option<ErrorFrame>) {
         if let (Some(session), Some(job)) = (self.session.take(), &mut self.job) {
             let progress = session.progress();
             job.resent_before += progress.resent_blocks;
@@ -274,7 +300,7 @@ impl State {
     }
 
     /// Whether the lanes have something to do.
-    pub(super) fn busy(&self) -> bool {
+    pub(crate) fn busy(&self) -> bool {
         self.job.as_ref().is_some_and(|job| job.ended.is_none())
     }
 
@@ -288,11 +314,69 @@ impl State {
         self.prepare_session();
     }
 
+    /// What the peer asks for and was not answered, between transfers.
+    pub(crate) fn request(&self) -> Option<&[u8]> {
+        if self.job.is_some() { None } else { self.asked.as_ref().and_then(Asked::waiting) }
+    }
+
+    /// Whether the session can carry another transfer.
+    pub(crate) fn is_reusable(&self) -> bool {
+        self.session.as_ref().is_none_or(SenderSession::is_reusable)
+    }
+
+    /// Whether no lane has been there for `limit`.
+    pub(crate) fn is_lonely(&self, limit: Duration) -> bool {
+        self.lanes.is_empty() && self.lonely_since.elapsed() >= limit
+    }
+
+    /// Why a peer of which no lane came back is given up.
+    pub(crate) fn gone(&mut self) -> NetError {
+        let gone = NetError::PeerClosed { phase: "sending", hint: Some("it did not come back") };
+        self.last_failure.take().unwrap_or(gone)
+    }
+
+    /// Takes the request that the next transfer answers, if it is the peer that dials.
+    pub(super) fn answer(&mut self) -> Result<(), NetError> {
+        if self.asked.is_none() {
+            return Ok(());
+        }
+        if self.is_over() {
+            let over = NetError::PeerClosed { phase: "waiting", hint: Some("its session is over") };
+            return Err(self.broken.take().unwrap_or(over));
+        }
+        if !self.is_reusable() {
+            self.renew(None);
+            return Err(dwcp_proto::SessionError::NotReusable.into());
+        }
+        self.asked.as_mut().and_then(Asked::answer).map(drop).ok_or(NetError::NotAsked)
+    }
+
+    /// Whether the session of a peer that dials has ended: it is never opened again from here.
+    pub(crate) fn is_over(&self) -> bool {
+        self.closing || self.parted || self.link.is_none()
+    }
+
+    /// Adds the lane that the peer calls `number`, unless the session is over or has as many as it may. An earlier
+    /// lane of that number is lost, whether or not that is known here, and what it carried goes again on others.
+    pub(crate) fn admit(&mut self, number: u16, waker: Waker, closer: Closer) -> Option<LaneId> {
+        let limit = usize::from(self.link.as_ref()?.max_lanes);
+        // One that is replaced is there until its thread has noticed.
+        if self.is_over() || self.lanes.len() >= 2 * limit {
+            return None;
+        }
+        for lost in self.lanes.values_mut().filter(|lane| lane.number == number && !lane.replaced) {
+            lost.replaced = true;
+            lost.closer.close();
+        }
+        let present = self.lanes.values().filter(|lane| !lane.replaced).count();
+        (present < limit).then(|| self.attach(number, waker, closer))
+    }
+
     /// Adds a lane of the present epoch.
-    pub(super) fn attach(&mut self, waker: Waker) -> LaneId {
+    pub(super) fn attach(&mut self, number: u16, waker: Waker, closer: Closer) -> LaneId {
         let lane = self.next_lane;
         self.next_lane += 1;
-        self.lanes.insert(lane, waker);
+        self.lanes.insert(lane, LaneHandle { number, waker, closer, replaced: false });
         if let Some(session) = &mut self.session {
             session.attach(lane);
         }
@@ -303,7 +387,7 @@ impl State {
     }
 
     /// Takes a lane away, if it is of the present epoch.
-    pub(super) fn detach(&mut self, lane: LaneId, epoch: u64) {
+    pub(crate) fn detach(&mut self, lane: LaneId, epoch: u64) {
         if self.epoch != epoch || self.lanes.remove(&lane).is_none() {
             return;
         }
@@ -341,6 +425,13 @@ impl State {
         if self.epoch != epoch {
             return Ok(());
         }
+        let frame = match (frame, &mut self.asked) {
+            (Frame::Fetch(fetch), Some(asked)) => {
+                asked.receive(fetch)?;
+                return Ok(());
+            }
+            (frame, _) => frame,
+        };
         let Some(session) = &mut self.session else {
             return match frame {
                 Frame::KeepAlive | Frame::Close => Ok(()),
@@ -380,10 +471,10 @@ impl State {
     }
 
     pub(super) fn wake_all(&self) {
-        self.lanes.values().for_each(Waker::wake);
+        self.lanes.values().for_each(|lane| lane.waker.wake());
     }
 
-    pub(super) fn progress(&self) -> Progress {
+    pub(crate) fn progress(&self) -> Progress {
         let Some(job) = &self.job else { return Progress::default() };
         let session = self.session.as_ref().map(SenderSession::progress);
         let count = |read: fn(&SenderProgress) -> u64| session.as_ref().map_or(0, read);

@@ -1,7 +1,7 @@
 //! The thread of one lane: makes it, works on it, and makes it again when it was lost.
 
 use std::sync::MutexGuard;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dwcp_codec::Digest;
 use dwcp_codec::block::{BlockEncoder, BlockKind};
@@ -10,27 +10,21 @@ use dwcp_proto::sender::{BlockTask, LaneId, Resolution, Step};
 use dwcp_proto::{Manifest, SessionError};
 use dwcp_store::StoreError;
 
-use super::dial::{Dialled, open_lane};
 use super::shared::{Link, MAX_INTEGRITY_FAILURES, Shared, State, Turn};
 use crate::cancel::{CANCEL_SLICE, lock, wait};
+use crate::dial::{Dialled, Plan, WORTHWHILE, backoff, open_lane};
 use crate::error::{NetError, plain};
 use crate::lane::{Lane, guard};
 use crate::report::{Event, thread_cpu};
-use crate::security::random_bytes;
 use crate::transport::{WakeReceiver, wake_pair};
 
-/// The range of the delays between attempts to make a lane.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-
-/// A lane that was up for this long was worth making, even if the receiver took no block on it.
-const WORTHWHILE: Duration = Duration::from_secs(1);
-
 /// Runs lane `number` until the session is closed.
-pub(super) fn run(shared: &Shared, number: u16, first: Option<Dialled>) {
+pub(super) fn run(shared: &Shared, plan: &Plan, number: u16, first: Option<Dialled>) {
     let mut ready = first.map(|dialled| (dialled, 0));
     let mut attempts = 0;
-    while let Some((dialled, epoch)) = ready.take().or_else(|| make_lane(shared, number, &mut attempts)) {
-        match live(shared, dialled, epoch) {
+    while let Some((dialled, epoch)) = ready.take().or_else(|| make_lane(shared, plan, number, &mut attempts))
+    {
+        match live(shared, dialled, number, epoch) {
             Ok(true) => attempts = 0,
             Ok(false) => {
                 attempts += 1;
@@ -47,11 +41,11 @@ pub(super) fn run(shared: &Shared, number: u16, first: Option<Dialled>) {
 }
 
 /// Makes a lane once there is work; none when the session is closed or the receiver wants no more lanes.
-fn make_lane(shared: &Shared, number: u16, attempts: &mut u32) -> Option<(Dialled, u64)> {
+fn make_lane(shared: &Shared, plan: &Plan, number: u16, attempts: &mut u32) -> Option<(Dialled, u64)> {
     loop {
         let (epoch, link) = await_need(shared, number)?;
         let join = link.as_ref().map(|link| (link.id, link.key));
-        let made = open_lane(&shared.plan, &shared.options, number, join, (&shared.cancel, &shared.halt));
+        let made = open_lane(plan, number, join, (&shared.cancel, &shared.halt));
         let mut state = lock(&shared.state);
         if link.is_none() {
             state.opening = false;
@@ -77,7 +71,7 @@ fn make_lane(shared: &Shared, number: u16, attempts: &mut u32) -> Option<(Dialle
                 continue;
             }
             NetError::Peer { code: ErrorCode::Auth, message, .. } if !joining => {
-                let reason = format!("the receiver reports: {}", plain(message));
+                let reason = format!("the peer reports: {}", plain(message));
                 state.fail(NetError::Auth { reason });
             }
             // The receiver still counts lanes that are lost, and will notice.
@@ -137,18 +131,10 @@ fn await_need(shared: &Shared, number: u16) -> Option<(u64, Option<Link>)> {
     }
 }
 
-/// A random delay that grows with the attempts, so that many lanes do not come back all at once.
-fn backoff(attempts: u32) -> Duration {
-    let most = BACKOFF.0.saturating_mul(1 << attempts.min(10)).min(BACKOFF.1);
-    let share = random_bytes::<2>().map_or(0.5, |bytes| f64::from(u16::from_le_bytes(bytes)) / 65_536.0);
-    most.mul_f64(share).max(Duration::from_millis(10))
-}
-
-/// Works on a lane until it ends, and takes it out of the session. Tells whether it was worth making.
-fn live(shared: &Shared, dialled: Dialled, epoch: u64) -> Result<bool, NetError> {
+/// Takes a lane that was made into the session, and works on it. Tells whether it was worth making.
+fn live(shared: &Shared, dialled: Dialled, number: u16, epoch: u64) -> Result<bool, NetError> {
     let Dialled { mut lane, round_trip, .. } = dialled;
     let (waker, wake) = wake_pair()?;
-    let start = Instant::now();
     let id = {
         let mut state = lock(&shared.state);
         if state.epoch != epoch {
@@ -157,8 +143,14 @@ fn live(shared: &Shared, dialled: Dialled, epoch: u64) -> Result<bool, NetError>
             return Ok(true);
         }
         state.round_trip = Some(state.round_trip.map_or(round_trip, |known| known.min(round_trip)));
-        state.attach(waker)
+        state.attach(number, waker, lane.closer())
     };
+    Ok(work(shared, lane, id, epoch, wake))
+}
+
+/// Works on a lane of the session until it ends, and takes it out. Tells whether it was worth making.
+pub(crate) fn work(shared: &Shared, mut lane: Lane, id: LaneId, epoch: u64, wake: WakeReceiver) -> bool {
+    let start = Instant::now();
     shared.observer.event(Event::LaneUp { lane: id, peer: lane.transport().peer_addr() });
     let mut worker = Worker {
         shared,
@@ -176,7 +168,7 @@ fn live(shared: &Shared, dialled: Dialled, epoch: u64) -> Result<bool, NetError>
     worker.part(&mut lane, end);
     shared.changed.notify_all();
     shared.observer.event(Event::LaneDown { lane: id, reason });
-    Ok(worker.worthwhile)
+    worker.worthwhile
 }
 
 struct Worker<'a> {
@@ -248,12 +240,16 @@ impl Worker<'_> {
             Frame::Committed(committed) => Some(Event::Committed { transfer: committed.transfer_id }),
             _ => None,
         };
+        let asks = matches!(frame, Frame::Fetch(_));
         let mut state = lock(&self.shared.state);
         state.receive(self.id, self.epoch, frame)?;
         let ended = !state.busy();
         drop(state);
         if ended {
             self.shared.changed.notify_all();
+        }
+        if asks && let Some(registry) = &self.shared.registry {
+            registry.wake();
         }
         if let Some(event) = event {
             self.shared.observer.event(event);
@@ -322,7 +318,7 @@ impl Worker<'_> {
         };
         match frame {
             Some(frame @ Frame::Block(_)) => {
-                lane.send_block(&frame, body, self.shared.limiter.as_ref(), &self.shared.halt)
+                lane.send_block(&frame, body, self.shared.limiter.as_deref(), &self.shared.halt)
             }
             Some(frame) => lane.send(&frame),
             None => Ok(()),
@@ -341,6 +337,8 @@ impl Worker<'_> {
         }
         let Err(error) = end else {
             state.detach(self.id, self.epoch);
+            // Only a peer that has dialled ends lanes in peace for good; the other makes them as it needs them.
+            state.parted |= state.asked.is_some() && state.lanes.is_empty();
             return;
         };
         let altered = match &error {
@@ -369,6 +367,7 @@ impl Worker<'_> {
                     state.fail(error);
                 } else {
                     state.renew(None);
+                    state.broken = Some(error);
                 }
                 drop(state);
                 if !told {

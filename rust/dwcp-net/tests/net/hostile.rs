@@ -116,7 +116,16 @@ fn hello(session: Option<SessionId>, secret: Secret) -> Frame {
 
 fn numbered_hello(lane: u16, session: Option<SessionId>, secret: Secret) -> Frame {
     let (version, security) = (3, Security::Plaintext);
-    Frame::Hello(Hello { version, security, lane, features: 0, session, secret, max_block: 65_536 })
+    Frame::Hello(Hello {
+        version,
+        security,
+        lane,
+        features: 0,
+        session,
+        secret,
+        max_block: 65_536,
+        fetches: None,
+    })
 }
 
 fn block(bytes: &[u8], offset: u64, digest: Digest) -> Frame {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What happens to the bytes from the sender to the receiver, all connections taken together.
+/// What happens to the bytes from the sender of states to their receiver, all connections taken together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The connection that carries this byte is cut.
@@ -40,14 +40,24 @@ struct Path {
     delay: Duration,
 }
 
-/// The path; senders dial its address.
+/// The path; those who dial dial its address.
 pub struct Link {
     address: SocketAddr,
     path: Arc<Path>,
 }
 
 impl Link {
+    /// A path to a listener that receives.
     pub fn new(target: SocketAddr, delay: Duration, faults: &[Fault]) -> Link {
+        Link::laid(target, delay, faults, false)
+    }
+
+    /// A path to a listener that sends.
+    pub fn back(target: SocketAddr, delay: Duration, faults: &[Fault]) -> Link {
+        Link::laid(target, delay, faults, true)
+    }
+
+    fn laid(target: SocketAddr, delay: Duration, faults: &[Fault], back: bool) -> Link {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let path = Arc::new(Path {
@@ -67,6 +77,7 @@ impl Link {
                 near.set_nodelay(true).unwrap();
                 far.set_nodelay(true).unwrap();
                 shared.open.lock().unwrap().extend([near.try_clone().unwrap(), far.try_clone().unwrap()]);
+                let (near, far) = if back { (far, near) } else { (near, far) };
                 let (near_too, far_too) = (near.try_clone().unwrap(), far.try_clone().unwrap());
                 let path = Arc::clone(&shared);
                 std::thread::spawn(move || carry(&path, near, far));

@@ -3,6 +3,7 @@
 
 mod admission;
 mod faults;
+mod fetching;
 mod hostile;
 mod link;
 mod support;

@@ -6,12 +6,14 @@ use dwcp_codec::block::BlockKind;
 use dwcp_codec::{CodecId, Digest};
 
 use super::{
-    Accept, BlockHead, Committed, Digests, ErrorCode, ErrorFrame, Finish, Frame, FrameKind, Have, HaveSource,
-    Hello, Nack, NackReason, Offer, Same, Secret, Security, SessionId, TransferId, Welcome,
+    Accept, BlockHead, Committed, Digests, ErrorCode, ErrorFrame, FEATURE_FETCH, Fetch, Finish, Frame,
+    FrameKind, Have, HaveSource, Hello, Nack, NackReason, Offer, Same, Secret, Security, SessionId, Takes,
+    TransferId, Welcome,
 };
 use crate::error::ProtoError;
 use crate::limits::{
-    MAX_BLOCK, MAX_CANDIDATES, MAX_ENTRIES, MAX_HEAD, MAX_LANES, MAX_OBJECT, MAX_RUN, MAX_TEXT, MIN_BLOCK,
+    MAX_BLOCK, MAX_CANDIDATES, MAX_ENTRIES, MAX_HEAD, MAX_LANES, MAX_OBJECT, MAX_REQUEST, MAX_RUN, MAX_TEXT,
+    MIN_BLOCK,
 };
 use crate::manifest::{MIN_ENTRY_BYTES, ManifestPart};
 use crate::preface::VERSIONS;
@@ -40,6 +42,7 @@ pub(super) fn head_lengths(kind: FrameKind) -> (usize, usize) {
         FrameKind::Committed => (40, 40),
         FrameKind::Error => (4, 4 + MAX_TEXT),
         FrameKind::Close | FrameKind::KeepAlive => (0, 0),
+        FrameKind::Fetch => (4, 4 + MAX_REQUEST),
     }
 }
 
@@ -73,10 +76,14 @@ pub(super) fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), ProtoError>
             w.u8(hello.version);
             w.u8(hello.security as u8);
             w.u16(hello.lane);
-            w.u32(hello.features);
+            w.u32(hello.features | if hello.fetches.is_some() { FEATURE_FETCH } else { 0 });
             w.bytes(&hello.session.unwrap_or(SessionId([0; 16])).0);
             w.bytes(&hello.secret.0);
-            w.zeros(32);
+            let Takes { max_entries, max_object } =
+                hello.fetches.unwrap_or(Takes { max_entries: 0, max_object: 0 });
+            w.u32(max_entries);
+            w.u64(max_object);
+            w.zeros(20);
             w.u32(hello.max_block);
         }
         Frame::Welcome(welcome) => {
@@ -160,6 +167,10 @@ pub(super) fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), ProtoError>
             w.bytes(error.message.as_bytes());
         }
         Frame::Close | Frame::KeepAlive => {}
+        Frame::Fetch(fetch) => {
+            w.u32(fetch.number);
+            w.bytes(&fetch.request);
+        }
     }
     Ok(())
 }
@@ -208,6 +219,10 @@ pub(super) fn decode(kind: FrameKind, head: &[u8]) -> Result<Frame, ProtoError> 
         FrameKind::Error => Frame::Error(error(&mut r)?),
         FrameKind::Close => Frame::Close,
         FrameKind::KeepAlive => Frame::KeepAlive,
+        FrameKind::Fetch => {
+            let number = r.u32()?;
+            Frame::Fetch(Fetch { number, request: r.bytes(r.left())?.to_vec() })
+        }
     };
     r.finish()?;
     Ok(frame)
@@ -228,9 +243,19 @@ fn hello(r: &mut Reader<'_>) -> Result<Hello, ProtoError> {
     let session = SessionId(r.array()?);
     let session = (session.0 != [0; 16]).then_some(session);
     let secret = Secret(r.array()?);
-    r.zeros("reserved", 32)?;
+    let fetches = if features & FEATURE_FETCH == 0 {
+        r.zeros("reserved", 12)?;
+        None
+    } else {
+        Some(Takes {
+            max_entries: r.number("most entries", 4, 1..=u64::from(MAX_ENTRIES))? as u32,
+            max_object: r.number("largest object", 8, 1..=MAX_OBJECT)?,
+        })
+    };
+    r.zeros("reserved", 20)?;
     let max_block = r.number("largest block", 4, BLOCK_SIZES)? as u32;
-    Ok(Hello { version, security, lane, features, session, secret, max_block })
+    let features = features & !FEATURE_FETCH;
+    Ok(Hello { version, security, lane, features, session, secret, max_block, fetches })
 }
 
 fn welcome(r: &mut Reader<'_>) -> Result<Welcome, ProtoError> {

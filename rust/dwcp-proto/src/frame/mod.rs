@@ -48,6 +48,8 @@ pub enum Frame {
     Close,
     /// A sign of life.
     KeepAlive,
+    /// The receiver that has dialled asks for a transfer.
+    Fetch(Fetch),
 }
 
 impl Frame {
@@ -75,6 +77,7 @@ impl Frame {
             Frame::Error(_) => FrameKind::Error,
             Frame::Close => FrameKind::Close,
             Frame::KeepAlive => FrameKind::KeepAlive,
+            Frame::Fetch(_) => FrameKind::Fetch,
         }
     }
 }
@@ -99,10 +102,11 @@ enum FrameKind {
     Error = 0x0E,
     Close = 0x0F,
     KeepAlive = 0x10,
+    Fetch = 0x11,
 }
 
 impl FrameKind {
-    const ALL: [FrameKind; 16] = [
+    const ALL: [FrameKind; 17] = [
         FrameKind::Hello,
         FrameKind::Welcome,
         FrameKind::Offer,
@@ -119,6 +123,7 @@ impl FrameKind {
         FrameKind::Error,
         FrameKind::Close,
         FrameKind::KeepAlive,
+        FrameKind::Fetch,
     ];
 
     fn name(self) -> &'static str {
@@ -139,6 +144,7 @@ impl FrameKind {
             FrameKind::Error => "ERROR",
             FrameKind::Close => "CLOSE",
             FrameKind::KeepAlive => "KEEPALIVE",
+            FrameKind::Fetch => "FETCH",
         }
     }
 }
@@ -168,26 +174,41 @@ pub enum Security {
     Tls = 1,
 }
 
-/// The sender introduces a lane.
+/// The bit of [`Welcome::features`] by which the listening side takes the part of the sender. In HELLO the bit goes
+/// with [`Hello::fetches`].
+pub const FEATURE_FETCH: u32 = 1;
+
+/// What the side that dials takes as a receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Takes {
+    /// Most entries of a transfer.
+    pub max_entries: u32,
+    /// Largest object.
+    pub max_object: u64,
+}
+
+/// The side that dials introduces a lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The version in force.
     pub version: u8,
     /// What the lane runs over.
     pub security: Security,
-    /// The sender's number for this lane, 0 to 255.
+    /// The number that the side that dials gives this lane, 0 to 255.
     pub lane: u16,
-    /// Feature bits; none is defined.
+    /// Feature bits besides [`FEATURE_FETCH`]; none is defined.
     pub features: u32,
     /// The session to join; none opens one.
     pub session: Option<SessionId>,
     /// Opening: the pairing token or none; joining: the join key.
     pub secret: Secret,
-    /// Largest block size that the sender uses.
+    /// Largest block size that the side that dials uses, or takes if it fetches.
     pub max_block: u32,
+    /// The side that dials is the receiver of this session, and this is what it takes; otherwise it sends.
+    pub fetches: Option<Takes>,
 }
 
-/// The receiver lets a lane in.
+/// The listening side lets a lane in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Welcome {
     /// The version in force.
@@ -196,7 +217,7 @@ pub struct Welcome {
     pub security: Security,
     /// Most lanes of the session at once.
     pub max_lanes: u16,
-    /// The feature bits of HELLO that the receiver takes too.
+    /// The feature bits of HELLO that the listening side takes too.
     pub features: u32,
     /// The session.
     pub session: SessionId,
@@ -288,6 +309,24 @@ pub struct Same {
     pub first_block: u32,
     /// The digest of each block.
     pub digests: Vec<Digest>,
+}
+
+/// The receiver that has dialled asks for a transfer.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Fetch {
+    /// How many FETCH went before it in this session, repetitions not counted.
+    pub number: u32,
+    /// What it asks for, in words that only the two applications know; at most 65,536 bytes.
+    pub request: Vec<u8>,
+}
+
+impl fmt::Debug for Fetch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fetch")
+            .field("number", &self.number)
+            .field("request_bytes", &self.request.len())
+            .finish()
+    }
 }
 
 /// Why a block has to come again.

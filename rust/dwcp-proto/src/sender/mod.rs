@@ -134,13 +134,19 @@ impl SenderSession {
         if self.phase != Phase::Done {
             return Err(self.unexpected("OFFER"));
         }
-        let late = |lane: &Lane| !lane.tasks.is_empty() || lane.in_flight.iter().any(InFlight::may_come_late);
-        if self.lost_frames || self.lanes.values().any(late) {
+        if !self.is_reusable() {
             return Err(SessionError::NotReusable);
         }
         let (lanes, offers) = (std::mem::take(&mut self.lanes), self.offers);
         *self = SenderSession { lanes, offers, ..SenderSession::new(manifest, base_allowed, self.options) };
         Ok(())
+    }
+
+    /// Whether no frame of this transfer could still arrive and be taken for one of the next.
+    #[must_use]
+    pub fn is_reusable(&self) -> bool {
+        let late = |lane: &Lane| !lane.tasks.is_empty() || lane.in_flight.iter().any(InFlight::may_come_late);
+        !self.lost_frames && !self.lanes.values().any(late)
     }
 
     /// Adds a lane after its WELCOME.

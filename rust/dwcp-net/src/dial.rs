@@ -3,52 +3,93 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dwcp_proto::frame::{Frame, Hello, Secret, Security, SessionId, Welcome};
+use dwcp_proto::frame::{
+    ErrorCode, FEATURE_FETCH, Frame, Hello, Secret, Security, SessionId, Takes, Welcome,
+};
 use dwcp_proto::limits::PREFACE_BYTES;
 use dwcp_proto::{error::SessionError, preface};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
-use super::SendOptions;
 use crate::cancel::Cancel;
 use crate::error::{NetError, plain};
 use crate::lane::Lane;
-use crate::security::{DialSecurity, client_config};
+use crate::security::{DialSecurity, client_config, random_bytes};
 use crate::transport::{Patience, TcpTransport, TlsTransport, Transport, dial};
 
+/// The range of the delays between attempts to make a lane.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// A lane that was up for this long was worth making, even if it brought nothing.
+pub(crate) const WORTHWHILE: Duration = Duration::from_secs(1);
+
+/// A random delay that grows with the attempts, so that many lanes do not come back all at once.
+pub(crate) fn backoff(attempts: u32) -> Duration {
+    let most = BACKOFF.0.saturating_mul(1 << attempts.min(10)).min(BACKOFF.1);
+    let share = random_bytes::<2>().map_or(0.5, |bytes| f64::from(u16::from_le_bytes(bytes)) / 65_536.0);
+    most.mul_f64(share).max(Duration::from_millis(10))
+}
+
+/// How lanes are made, whichever way the state goes.
+#[derive(Clone, Debug)]
+pub(crate) struct DialOptions {
+    pub(crate) idle_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) socket_buffer_bytes: Option<u32>,
+    pub(crate) max_block: u32,
+    /// This side is the receiver, and takes this.
+    pub(crate) fetches: Option<Takes>,
+}
+
 /// Where to and how.
-pub(super) struct Plan {
-    pub(super) address: String,
+pub(crate) struct Plan {
+    address: String,
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     token: Secret,
+    options: DialOptions,
 }
 
 impl Plan {
-    pub(super) fn new(address: &str, security: &DialSecurity) -> Result<Plan, NetError> {
+    pub(crate) fn new(
+        address: &str,
+        security: &DialSecurity,
+        options: DialOptions,
+    ) -> Result<Plan, NetError> {
         let token = match security {
             DialSecurity::Paired { token, .. } => Secret(token.to_bytes()),
             DialSecurity::Mutual { .. } | DialSecurity::Insecure => Secret::NONE,
         };
-        Ok(Plan { address: address.to_owned(), tls: client_config(security)?, token })
+        Ok(Plan { address: address.to_owned(), tls: client_config(security)?, token, options })
     }
 }
 
 /// A lane that was let in.
-pub(super) struct Dialled {
-    pub(super) lane: Lane,
-    pub(super) welcome: Welcome,
+pub(crate) struct Dialled {
+    pub(crate) lane: Lane,
+    pub(crate) welcome: Welcome,
     /// How long the TCP handshake took.
-    pub(super) round_trip: Duration,
+    pub(crate) round_trip: Duration,
+}
+
+/// What a failure of the first lane of all means.
+pub(crate) fn first_failure(error: NetError, cancel: &Cancel) -> NetError {
+    match error {
+        _ if cancel.is_cancelled() => NetError::Cancelled,
+        NetError::Peer { code: ErrorCode::Auth, message, .. } => {
+            NetError::Auth { reason: format!("the peer reports: {message}") }
+        }
+        error => error,
+    }
 }
 
 /// Makes lane `number`, which joins a session or opens one. `cancel` stops that, `halt` shuts the lane later.
-pub(super) fn open_lane(
+pub(crate) fn open_lane(
     plan: &Plan,
-    options: &SendOptions,
     number: u16,
     join: Option<(SessionId, Secret)>,
     (cancel, halt): (&Cancel, &Cancel),
 ) -> Result<Dialled, NetError> {
+    let options = &plan.options;
     let limit = options.connect_timeout;
     let (stream, round_trip) = dial(&plan.address, options.socket_buffer_bytes, limit, cancel)?;
     let patience = Patience::for_time(limit);
@@ -76,7 +117,8 @@ pub(super) fn open_lane(
         features: 0,
         session,
         secret,
-        max_block: options.block_bytes,
+        max_block: options.max_block,
+        fetches: options.fetches,
     };
     // HELLO does not wait for the answer to the preface: that would cost every lane a round trip.
     lane.send_behind(&preface::encode(ours.0, ours.1), &Frame::Hello(hello))?;
@@ -96,8 +138,9 @@ pub(super) fn open_lane(
     if welcome.version != version
         || welcome.security != security
         || join.is_some_and(|(id, _)| id != welcome.session)
+        || options.fetches.is_some() != (welcome.features & FEATURE_FETCH != 0)
     {
-        let reason = "the receiver's welcome does not fit what was asked for".to_owned();
+        let reason = "the welcome does not fit what was asked for".to_owned();
         return Err(NetError::Auth { reason });
     }
     lane.enter(&welcome.session, options.idle_timeout, halt);

@@ -1,0 +1,182 @@
+//! The lanes of one session of a side that fetches, and the threads that make them.
+
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use dwcp_proto::frame::ErrorCode;
+
+use super::FetchOptions;
+use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
+use crate::dial::{Dialled, Plan, WORTHWHILE, backoff, open_lane};
+use crate::error::NetError;
+use crate::receive::{self, Names, ReceiveOptions, ReceiveSession, Session};
+use crate::report::{Event, Observer};
+use crate::transport::wake_pair;
+
+/// A session, and a thread for each of its lanes.
+pub(super) struct Crew {
+    pub(super) receiver: ReceiveSession,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Crew {
+    /// Puts the lanes of the session to work that `first` has opened; `halt` shuts them.
+    pub(super) fn start(
+        plan: &Arc<Plan>,
+        options: &FetchOptions,
+        first: Dialled,
+        halt: Cancel,
+        observer: &Arc<dyn Observer>,
+    ) -> Result<Crew, NetError> {
+        let transport = first.lane.transport();
+        let (peer, owner) = (transport.peer_addr(), transport.peer_fingerprint());
+        let names = Names { id: first.welcome.session, key: first.welcome.join_key, owner, peer };
+        let lanes = options.lanes.min(first.welcome.max_lanes);
+        let receiving = ReceiveOptions {
+            limits: options.limits,
+            idle_timeout: options.idle_timeout,
+            ..ReceiveOptions::default()
+        };
+        let patience = Some(options.reconnect_for);
+        let session = Session::new(names, receiving, patience, halt, Arc::clone(observer), Arc::default());
+        let session = Arc::new(session);
+        let crew = Crew { receiver: ReceiveSession::new(Arc::clone(&session)), workers: Mutex::default() };
+        let mut first = Some(first);
+        for number in 0..lanes {
+            let (plan, session, first) = (Arc::clone(plan), Arc::clone(&session), first.take());
+            let worker = std::thread::Builder::new()
+                .name(format!("dwcp-fetch-{number}"))
+                .spawn(move || run(&plan, &session, number, first))
+                .map_err(|source| NetError::Io {
+                    action: "start a thread for",
+                    addr: peer.to_string(),
+                    source,
+                })?;
+            lock(&crew.workers).push(worker);
+        }
+        Ok(crew)
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        self.receiver.session()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        lock(&self.session().state).is_over()
+    }
+
+    /// Whether blocks came for the transfer under way.
+    pub(super) fn has_progress(&self) -> bool {
+        lock(&self.session().state).has_progress()
+    }
+
+    /// Whether the listener may well answer in another session what it did not in this one.
+    pub(super) fn is_worth_another(&self, error: &NetError) -> bool {
+        lock(&self.session().state).forgotten || matches!(error, NetError::Peer { retryable: true, .. })
+    }
+
+    /// Ends the session: an answer that comes late has nobody to go to.
+    pub(super) fn give_up(&self, error: &NetError) {
+        let mut state = lock(&self.session().state);
+        if let NetError::Deadline { what, after } = error {
+            state.end(Some(NetError::Deadline { what, after: *after }), true);
+        } else {
+            state.end(None, false);
+        }
+        self.session().changed.notify_all();
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.receiver.close();
+        // Whoever makes a lane still, or waits in order to, is not needed any more.
+        self.session().cancel.cancel();
+        for worker in std::mem::take(&mut *lock(&self.workers)) {
+            // A worker that panicked has nothing more to say.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Runs lane `number` until the session is over.
+fn run(plan: &Plan, session: &Session, number: u16, first: Option<Dialled>) {
+    let mut ready = first;
+    let mut attempts = 0;
+    while let Some(Dialled { mut lane, .. }) =
+        ready.take().or_else(|| make_lane(plan, session, number, &mut attempts))
+    {
+        let (waker, wake) = match wake_pair() {
+            Ok(pair) => pair,
+            Err(error) => {
+                log::debug!("lane {number} could not start: {error}");
+                return;
+            }
+        };
+        let attached = lock(&session.state).attach(number, waker, lane.closer(), u16::MAX);
+        let Some(id) = attached else {
+            lane.close();
+            return;
+        };
+        let started = Instant::now();
+        receive::run(session, lane, id, wake);
+        if started.elapsed() >= WORTHWHILE {
+            attempts = 0;
+        } else {
+            attempts += 1;
+            if session.cancel.sleep(backoff(attempts)).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Makes a lane once it is needed; none when the session is over.
+fn make_lane(plan: &Plan, session: &Session, number: u16, attempts: &mut u32) -> Option<Dialled> {
+    loop {
+        await_need(session, number)?;
+        let join = Some((session.id, session.key));
+        let error = match open_lane(plan, number, join, (&session.cancel, &session.cancel)) {
+            Ok(dialled) => return Some(dialled),
+            Err(error) => error,
+        };
+        let reason = error.to_string();
+        let mut state = lock(&session.state);
+        let alone = !state.has_lanes();
+        match &error {
+            NetError::Peer { code: ErrorCode::Auth, .. } if alone => {
+                state.forgotten = true;
+                let hint = Some("it does not know the session any more");
+                state.end(Some(NetError::PeerClosed { phase: "being met again", hint }), false);
+            }
+            NetError::Auth { .. } | NetError::Version { .. } | NetError::Peer { retryable: false, .. }
+                if alone =>
+            {
+                state.end(Some(error), false);
+            }
+            _ => state.last_failure = Some(error),
+        }
+        drop(state);
+        session.changed.notify_all();
+        *attempts += 1;
+        let after = backoff(*attempts);
+        session.observer.event(Event::Reconnecting { attempt: *attempts, after, reason });
+        session.cancel.sleep(after).ok()?;
+    }
+}
+
+fn await_need(session: &Session, number: u16) -> Option<()> {
+    /// How often a thread without a lane looks around if nobody calls it.
+    const SLICE: Duration = CANCEL_SLICE.saturating_mul(4);
+    let mut state = lock(&session.state);
+    loop {
+        if state.is_over() || session.cancel.is_cancelled() {
+            return None;
+        }
+        if state.needs_lane(number) {
+            return Some(());
+        }
+        state = wait(&session.changed, state, SLICE);
+    }
+}
