@@ -25,7 +25,7 @@ SHAPES = {"a": (40, 5), "b": (700,), "c": (3,)}
 
 
 class Mirror(MemoryStore):
-    """A store that shows an older state of itself: what was written arrives when it is told to, in any order."""
+    """A store that lags: what was written to its origin arrives when told to, in any order."""
 
     def __init__(self, origin: MemoryStore) -> None:
         super().__init__()

@@ -54,7 +54,7 @@ class MemoryStore:
                 raise FileNotFoundError(key)
             return damaged(self.objects[key], fault)[: length + 1]
 
-    def tell(self, failure: str | None) -> None:
+    def tell(self, version: int | None, failure: str | None) -> None:
         pass
 
     def interrupt(self) -> None:
@@ -119,8 +119,8 @@ class Counter:
 class FaultySystem:
     """The calls of `os` that this thread makes below one directory, one of which goes wrong.
 
-    After "killed" no call has an effect. After "power lost" neither, and what was not synced is undone: content of
-    files as well as names in directories.
+    After "killed" no call has an effect. After "power lost" neither, and what was not synced is undone:
+    content of files as well as names in directories.
     """
 
     def __init__(self, root: Path, counter: Counter) -> None:
@@ -139,9 +139,11 @@ class FaultySystem:
             real = {name: getattr(os, name) for name in ("open", "close")}
 
             def open_(path: Any, *rest: Any, **named: Any) -> int:
-                return self._call(
-                    "open", str(path), lambda: self._note(real["open"](path, *rest, **named), path)
-                )
+                def act() -> int:
+                    return self._note(real["open"](path, *rest, **named), path)
+
+                fd: int = self._call("open", str(path), act)
+                return fd
 
             def close(fd: int) -> None:
                 self._paths.pop(fd, None)
@@ -228,8 +230,8 @@ class FaultySystem:
 
     def _lose_power(self) -> None:
         for path in self._unsynced_files:
-            if os.path.exists(path):
-                os.truncate(path, os.stat(path).st_size // 2)
+            if Path(path).exists():
+                os.truncate(path, Path(path).stat().st_size // 2)
         for _, name, before in reversed(self._unsynced_names):
             if before is None:
                 Path(name).unlink(missing_ok=True)

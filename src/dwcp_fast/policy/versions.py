@@ -91,7 +91,12 @@ def plan_route(
 
 
 def choose_anchor(
-    versions: Sequence[Retained], *, base: str | None, same_tensors: bool, anchor_every: int
+    versions: Sequence[Retained],
+    *,
+    base: str | None,
+    same_tensors: bool,
+    anchor_every: int,
+    failure: str | None = None,
 ) -> Choice[bool]:
     """Choose whether the next version is stored in full too.
 
@@ -100,6 +105,7 @@ def choose_anchor(
         base: Digest of the content that the publisher holds as the base, None if it has none.
         same_tensors: Whether the next version has the names, types and shapes of that base.
         anchor_every: Most versions from one anchor to the next.
+        failure: Why a receiver could not take the newest version, None if it told nothing like that.
 
     Returns:
         Whether an anchor is due.
@@ -110,6 +116,8 @@ def choose_anchor(
         return Choice("anchor", True, "names, types or shapes of tensors changed")
     if versions[-1].digest != base:
         return Choice("anchor", True, "the base held is not the newest version")
+    if failure is not None:
+        return Choice("anchor", True, f"a receiver could not take the version before: {failure}")
     length = 0
     for deltas, entry in enumerate(reversed(versions)):
         if entry.anchor_bytes is not None:

@@ -4,6 +4,7 @@ from dwcp_fast.versions.directory import DirectoryStore
 from dwcp_fast.versions.draft import Draft
 from dwcp_fast.versions.publisher import DeltaPublisher
 from dwcp_fast.versions.reports import CommitReport, PublishReport
+from dwcp_fast.versions.serving import PeerStatus
 from dwcp_fast.versions.state import Tensors
 from dwcp_fast.versions.store import Source, Stamp, Store
 from dwcp_fast.versions.subscriber import AsyncStagedVersion, DeltaSubscriber, StagedVersion
@@ -16,6 +17,7 @@ __all__ = [
     "DeltaSubscriber",
     "DirectoryStore",
     "Draft",
+    "PeerStatus",
     "PublishReport",
     "Source",
     "StagedVersion",

@@ -90,7 +90,7 @@ class BucketStore:
         with typed("read", key):
             return take(obstore.get(self._store, key), length + 1)
 
-    def tell(self, failure: str | None) -> None:
+    def tell(self, version: int | None, failure: str | None) -> None:
         """Do nothing: nobody listens."""
 
     def interrupt(self) -> None:

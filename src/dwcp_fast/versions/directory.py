@@ -66,7 +66,7 @@ class DirectoryStore:
         """Read an object; see :meth:`.store.Source.read`."""
         return read_bounded(self._place(key), length + 1)
 
-    def tell(self, failure: str | None) -> None:
+    def tell(self, version: int | None, failure: str | None) -> None:
         """Do nothing: nobody listens."""
 
     def interrupt(self) -> None:

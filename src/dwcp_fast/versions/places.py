@@ -6,7 +6,9 @@ from typing import Final
 
 from dwcp_fast.errors import ConfigError
 from dwcp_fast.trust import Trust
+from dwcp_fast.versions.asking import AHEAD_BYTES
 from dwcp_fast.versions.directory import DirectoryStore
+from dwcp_fast.versions.peer import PeerSource
 from dwcp_fast.versions.store import Source, Store
 
 __all__ = ["is_address", "open_source", "open_store"]
@@ -43,12 +45,13 @@ def open_store(place: str | PathLike[str] | Store) -> Store:
     return DirectoryStore(place) if isinstance(place, PathLike) else place
 
 
-def open_source(place: str | PathLike[str] | Source, trust: Trust | None) -> Source:
+def open_source(place: str | PathLike[str] | Source, trust: Trust | None, max_version_bytes: int) -> Source:
     """Open a source.
 
     Args:
         place: What :func:`open_store` takes, or the address or pairing string of a publisher that listens.
         trust: How to know that publisher.
+        max_version_bytes: Most bytes that a version may have.
 
     Returns:
         The source.
@@ -56,8 +59,10 @@ def open_source(place: str | PathLike[str] | Source, trust: Trust | None) -> Sou
     Raises:
         ConfigError: `trust` is given for something that is not an address, or as for :func:`open_store`.
     """
+    if isinstance(place, str) and is_address(place):
+        return PeerSource(place, trust, max_bytes=max_version_bytes + max_version_bytes // 8 + AHEAD_BYTES)
     if trust is not None:
-        raise ConfigError(f"trust is for peers, and {place} is none")
+        raise ConfigError(f"trust is for publishers that listen, and {place} is none")
     if isinstance(place, str | PathLike):
         return open_store(place)
     return place

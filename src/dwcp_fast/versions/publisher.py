@@ -5,9 +5,10 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self, get_args
 
 from dwcp_fast import delta
 from dwcp_fast.buffers import BufferLike
@@ -19,8 +20,9 @@ from dwcp_fast.errors import (
     FormatError,
     IntegrityError,
 )
-from dwcp_fast.options import check_block_bytes, check_int
+from dwcp_fast.options import check_block_bytes, check_choice, check_int, check_seconds
 from dwcp_fast.policy.versions import Form, Retained, Step, choose_anchor, choose_retained, plan_route
+from dwcp_fast.trust import Insecure, MutualTls
 from dwcp_fast.versions.draft import Change, Draft
 from dwcp_fast.versions.layout import Layout, arrange
 from dwcp_fast.versions.manifest import (
@@ -35,11 +37,14 @@ from dwcp_fast.versions.places import open_store
 from dwcp_fast.versions.reading import WIDTH_NAMES, Refusal, follow, read_manifest
 from dwcp_fast.versions.record import MAX_NUMBER
 from dwcp_fast.versions.reports import PublishReport
+from dwcp_fast.versions.serving import PeerStatus, Server
 from dwcp_fast.versions.state import State, run_over, tensor_digests
 from dwcp_fast.versions.store import Stamp, Store, manifest_key, pack_key
 from dwcp_fast.versions.tensors import TensorSpec
 
-__all__ = ["DeltaPublisher"]
+__all__ = ["Confirm", "DeltaPublisher"]
+
+Confirm = Literal["store", "any", "all"]
 
 LOG: Final = logging.getLogger(__name__)
 MAX_THREADS: Final = 256
@@ -66,6 +71,12 @@ class DeltaPublisher:
         block_bytes: int = 1 << 20,
         threads: int = 1,
         max_version_bytes: int = 1 << 40,
+        listen: str | None = None,
+        trust: MutualTls | Insecure | None = None,
+        clients: int | None = None,
+        max_peers: int = 64,
+        confirm: Confirm = "store",
+        confirm_timeout_s: float = 30.0,
     ) -> None:
         """Open a store, and go on from its newest version.
 
@@ -77,6 +88,13 @@ class DeltaPublisher:
             block_bytes: Length of a block of a patch: a power of two, 64 KiB to 4 MiB.
             threads: Threads that code, 1 to 256.
             max_version_bytes: Most bytes of a version that is read back from the store.
+            listen: ``HOST:PORT`` where subscribers may dial; None for none. They are answered from the store.
+            trust: How subscribers are known: None for a pairing string, see :func:`~dwcp_fast.listen`.
+            clients: How many clients the pairing string is good for; None for all that have it.
+            max_peers: Most subscribers that are connected at once.
+            confirm: When a version counts as published: ``"store"`` once it is durable in the store, ``"any"``
+                and ``"all"`` only once one or all of the subscribers that are connected hold it.
+            confirm_timeout_s: Seconds to wait for them.
 
         Raises:
             ConfigError: An option cannot be used.
@@ -88,6 +106,13 @@ class DeltaPublisher:
         check_int("keep", keep, 1, 1024)
         check_int("threads", threads, 1, MAX_THREADS)
         check_block_bytes(block_bytes)
+        check_choice("confirm", confirm, get_args(Confirm))
+        check_seconds("confirm_timeout_s", confirm_timeout_s)
+        if listen is None and (confirm != "store" or trust is not None or clients is not None):
+            raise ConfigError("trust, clients and confirm are for subscribers that dial, but listen is not given")
+        self._confirm = confirm
+        self._confirm_timeout_s = confirm_timeout_s
+        self._server: Server | None = None
         self._store: Store = open_store(base)
         self._name = secrets.token_hex(16)
         self._anchor_every = anchor_every
@@ -107,6 +132,9 @@ class DeltaPublisher:
         # Whether what the store holds has to be read before it can be relied on.
         self._doubt = True
         self._settle(opening=True)
+        if listen is not None:
+            self._server = Server(listen, self._store, trust, clients, max_peers)
+            self._show()
 
     @property
     def newest(self) -> int | None:
@@ -159,6 +187,8 @@ class DeltaPublisher:
             ConfigError: As for :meth:`version`, or a tensor cannot be used.
             OSError: The store cannot be written; the version is not published.
             TransportError: The store cannot be reached; the version may or may not be published.
+            DeadlineError: It is published, but not confirmed in time; see `confirm`.
+            PeerError: It is published, but a subscriber could not take it.
             ConflictError: Another publisher has opened the store; this one is of no use any more.
         """
         with self.version(number) as draft:
@@ -168,8 +198,24 @@ class DeltaPublisher:
         assert draft.report is not None  # noqa: S101 - set by a block that ended well; tells the type checker
         return draft.report
 
+    @property
+    def address(self) -> str | None:
+        """Where subscribers may dial, as ``HOST:PORT``; None if nowhere."""
+        return None if self._server is None else self._server.address
+
+    @property
+    def pairing(self) -> str | None:
+        """The pairing string for subscribers, None if there is none. It is a secret."""
+        return None if self._server is None else self._server.pairing
+
+    def peers(self) -> tuple[PeerStatus, ...]:
+        """Tell which subscribers are connected, and how they fare."""
+        return () if self._server is None else self._server.peers()
+
     def close(self) -> None:
-        """Let go of the store; a second time does nothing."""
+        """Part from subscribers and let go of the store; a second time does nothing."""
+        if self._server is not None:
+            self._server.close()
         self._store.close()
 
     def __enter__(self) -> Self:
@@ -189,7 +235,20 @@ class DeltaPublisher:
             self._settle()
             report = self._publish_changes(draft.version, draft.changes(), started)
             self._uncertain = None
+        return self._await_peers(report)
+
+    def _await_peers(self, report: PublishReport) -> PublishReport:
+        if self._server is None or self._confirm == "store":
             return report
+        started = time.perf_counter()
+        confirmed = self._server.wait_confirmed(
+            report.version, self._confirm == "all", self._confirm_timeout_s
+        )
+        return replace(report, confirmed=confirmed, seconds_confirm=time.perf_counter() - started)
+
+    def _show(self) -> None:
+        if self._server is not None and self._stamp is not None:
+            self._server.show(self._stamp, self._head)
 
     def _abandon(self) -> None:
         self._uncertain = "the version before was not published"
@@ -205,6 +264,7 @@ class DeltaPublisher:
             base=None if held is None else held.digest,
             same_tensors=same,
             anchor_every=self._anchor_every,
+            failure=next((peer.failure for peer in self.peers() if peer.failure is not None), None),
         )
         base = (
             held
@@ -314,6 +374,7 @@ class DeltaPublisher:
         self._doubt = True
         self._stamp = self._store.replace_head(told, self._stamp)
         self._head = head
+        self._show()
         self._objects[name] = {manifest_key(name), *map(pack_key, manifest.objects())}
         return tuple(one for one in before if one not in kept)
 
@@ -382,6 +443,7 @@ class DeltaPublisher:
             self._held = self._load()
         self._index()
         self._doubt = False
+        self._show()
         if opening:
             self._sweep()
 

@@ -44,7 +44,7 @@ class Stopped(Exception):  # noqa: N818 - a signal from a caller to itself
     """The caller wants no more of it."""
 
 
-def read_object(source: Source, key: str, length: int, digest: str) -> bytes:
+def read_object(source: Source, key: str, length: int, digest: str) -> bytes | memoryview:
     """Read an object and prove it.
 
     Args:
@@ -90,7 +90,7 @@ def read_manifest(source: Source, step: Step) -> Manifest:
     """
     entry = step.entry
     data = read_object(source, manifest_key(entry.manifest), entry.manifest_bytes, entry.manifest)
-    manifest = Manifest.load(data)
+    manifest = Manifest.load(bytes(data))
     if (manifest.version, manifest.digest, manifest.base) != (entry.version, entry.digest, entry.base):
         raise IntegrityError(f"the manifest of version {entry.version} says something else than the head")
     if (manifest.delta if step.form == "delta" else manifest.anchor) is None:

@@ -70,7 +70,7 @@ class Source(Protocol):
         """
         ...
 
-    def read(self, key: str, length: int) -> bytes:
+    def read(self, key: str, length: int) -> bytes | memoryview:
         """Read an object.
 
         Args:
@@ -87,11 +87,12 @@ class Source(Protocol):
         """
         ...
 
-    def tell(self, failure: str | None) -> None:
-        """Let the other side know, where there is one, how the newest version was taken.
+    def tell(self, version: int | None, failure: str | None) -> None:
+        """Let the other side know, where there is one, how this side fares.
 
         Args:
-            failure: What went wrong, None if it is committed.
+            version: Number of the version that is committed, None for none.
+            failure: What went wrong with the newest version, None if nothing did.
         """
         ...
 

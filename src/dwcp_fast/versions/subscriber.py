@@ -148,7 +148,7 @@ class DeltaSubscriber:
         self._seen: Stamp | None = None
         try:
             self._held = None if self._folder is None else self._folder.load(threads, max_version_bytes)
-            self._source: Source = open_source(source, trust)
+            self._source: Source = open_source(source, trust, max_version_bytes)
         except BaseException:
             if self._folder is not None:
                 self._folder.close()
@@ -243,7 +243,7 @@ class DeltaSubscriber:
                 route = plan_route(versions, held.digest if held else None, {one.key for one in refusals})
                 if route.value is None:
                     self._seen = stamp
-                    self._source.tell(str(refusals[0].error) if refusals else route.why)
+                    self._source.tell(self.version, str(refusals[0].error) if refusals else route.why)
                     if refusals:
                         raise refusals[0].error
                     raise ConflictError(f"{route.why}, which is the newest")
@@ -309,10 +309,10 @@ class DeltaSubscriber:
             except BaseException as exc:
                 # It is offered again.
                 self._seen = None
-                self._source.tell(str(exc))
+                self._source.tell(self.version, str(exc))
                 raise
             self._held = state
-            self._source.tell(None)
+            self._source.tell(state.version, None)
             return True
 
     def __iter__(self) -> Iterator[StagedVersion]:
