@@ -29,8 +29,10 @@ from dwcp_fast.errors import (
     TransportError,
     UnsupportedFormatError,
 )
-from dwcp_fast.listener import IncomingSession, Listener, Received, listen, listen_async
+from dwcp_fast.incoming import IncomingSession
+from dwcp_fast.listener import Listener, listen, listen_async
 from dwcp_fast.options import ReceiveOptions, SendOptions
+from dwcp_fast.received import Received
 from dwcp_fast.reports import Progress, ReceiveReport, SendReport
 from dwcp_fast.session import Session, connect, connect_async
 from dwcp_fast.trust import INSECURE, MutualTls

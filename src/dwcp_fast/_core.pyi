@@ -5,11 +5,20 @@ from typing import Any, Self, final
 from typing_extensions import Buffer
 
 from dwcp_fast.buffers import BufferLike
-from dwcp_fast.told import PatchTold, ProgressTold, ReceiveSettings, ReceiveTold, SendSettings, SendTold
+from dwcp_fast.told import (
+    FetchSettings,
+    PatchTold,
+    ProgressTold,
+    ReceiveSettings,
+    ReceiveTold,
+    SendSettings,
+    SendTold,
+)
 
 __all__ = [
     "Cancel",
     "DialSecurity",
+    "Fetcher",
     "Identity",
     "ListenSecurity",
     "Listener",
@@ -17,6 +26,7 @@ __all__ = [
     "Receiver",
     "Scan",
     "Sender",
+    "Server",
     "compress",
     "compress_into",
     "decompress",
@@ -85,7 +95,7 @@ class DialSecurity:
 @final
 class ListenSecurity:
     @staticmethod
-    def paired(identity: Identity, tickets: bytes | None = None) -> ListenSecurity: ...
+    def paired(identity: Identity, tickets: bytes | None, clients: int | None) -> ListenSecurity: ...
     @staticmethod
     def mutual(identity: Identity, ca: PathLike[str]) -> ListenSecurity: ...
     @staticmethod
@@ -129,6 +139,47 @@ class Sender:
     def close(self) -> None: ...
 
 @final
+class Fetcher:
+    def __new__(
+        cls,
+        address: str,
+        security: DialSecurity,
+        settings: FetchSettings,
+        cancel: Cancel,
+        observer: Callable[[dict[str, Any]], None] | None,
+    ) -> Self: ...
+    def fetch_buffers(
+        self, request: bytes, max_total_bytes: int, timeout_s: float | None
+    ) -> tuple[list[tuple[str, Buffer]], ReceiveTold]: ...
+    def fetch_into(
+        self, request: bytes, buffers: dict[str, BufferLike], timeout_s: float | None
+    ) -> ReceiveTold: ...
+    def fetch_tree(
+        self,
+        request: bytes,
+        into: PathLike[str],
+        overwrite: bool,
+        keep_symlinks: bool,
+        sync: bool,
+        timeout_s: float | None,
+    ) -> ReceiveTold: ...
+    def progress(self) -> ProgressTold: ...
+    def close(self) -> None: ...
+
+@final
+class Server:
+    @property
+    def peer(self) -> str: ...
+    @property
+    def request(self) -> bytes | None: ...
+    def next_request(self, timeout_s: float | None) -> bytes | None: ...
+    def send_buffers(self, buffers: list[tuple[str, BufferLike]], block_bytes: int) -> SendTold: ...
+    def send_scan(self, scan: Scan) -> SendTold: ...
+    def refuse(self, reason: str) -> None: ...
+    def progress(self) -> ProgressTold: ...
+    def close(self) -> None: ...
+
+@final
 class ReceivedBuffer:
     def __len__(self) -> int: ...
 
@@ -139,13 +190,14 @@ class Listener:
         address: str,
         security: ListenSecurity,
         settings: ReceiveSettings,
+        serve: SendSettings | None,
         cancel: Cancel,
         observer: Callable[[dict[str, Any]], None] | None,
         v1: Callable[[int, str, int], None] | None,
     ) -> Self: ...
     @property
     def address(self) -> tuple[str, int]: ...
-    def accept(self, timeout_s: float | None) -> Receiver | None: ...
+    def accept(self, timeout_s: float | None) -> Receiver | Server | None: ...
     def close(self) -> None: ...
 
 @final

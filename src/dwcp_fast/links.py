@@ -19,7 +19,17 @@ from dwcp_fast.state import sent_index
 from dwcp_fast.told import SendSettings, SendTold
 from dwcp_fast.trust import Insecure, Trust, address_of, dial_security
 
-__all__ = ["Link", "ScannedPaths", "V1Link", "V3Link", "scan_paths"]
+__all__ = [
+    "Events",
+    "Link",
+    "ScannedPaths",
+    "V1Link",
+    "V3Link",
+    "base_choice",
+    "scan_paths",
+    "send_report",
+    "send_settings",
+]
 
 V1_TIMEOUT_S: Final = 86_400.0
 LOG: Final = logging.getLogger(__name__)
@@ -128,28 +138,18 @@ class V3Link:
         self._choices: list[Choice[Any]] = [engine, codec, lanes, base_choice(options)]
         self._peer = address_of(target)
         self._transport = "tcp" if isinstance(trust, Insecure) else "tls"
-        bandwidth = options.bandwidth_bits_per_s
-        settings: SendSettings = {
-            "lanes": lanes.value,
-            "block_bytes": options.block_bytes,
-            "codec": codec.value,
-            "idle_timeout_s": options.idle_timeout_s,
-            "connect_timeout_s": options.connect_timeout_s,
-            "reconnect_s": options.reconnect_s,
-            "timeout_s": options.timeout_s,
-            "base_allowed": options.base != "none",
-            "bandwidth_bytes_per_s": None if bandwidth is None else bandwidth // 8,
-            "socket_buffer_bytes": None,
-        }
+        settings = send_settings(options)
         self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers."""
-        return self._report(self._native.send_buffers(list(objects.items()), self._options.block_bytes))
+        told = self._native.send_buffers(list(objects.items()), self._options.block_bytes)
+        return send_report(told, self._peer, self._transport, self._choices)
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send files."""
-        return self._report(self._native.send_scan(scan.native))
+        told = self._native.send_scan(scan.native)
+        return send_report(told, self._peer, self._transport, self._choices)
 
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
@@ -166,14 +166,6 @@ class V3Link:
     def close(self) -> None:
         """Part in peace."""
         self._native.close()
-
-    def _report(self, told: SendTold) -> SendReport:
-        shares = tuple(CodecShare(**share) for share in told["codec_mix"])
-        plain: dict[str, Any] = {**told, "codec_mix": shares}
-        why = {choice.name: f"{choice.value}: {choice.why}" for choice in self._choices}
-        return SendReport(
-            protocol="v3", verified=True, peer=self._peer, transport=self._transport, why=why, **plain
-        )
 
 
 class V1Link:
@@ -250,6 +242,31 @@ class V1Link:
             blocks_sent=told.chunks,
             lanes_used=told.streams,
         )
+
+
+def send_settings(options: SendOptions) -> SendSettings:
+    """Make of options what the native side takes."""
+    bandwidth = options.bandwidth_bits_per_s
+    return {
+        "lanes": choose_lanes(options.streams).value,
+        "block_bytes": options.block_bytes,
+        "codec": choose_codec(options.codec).value,
+        "idle_timeout_s": options.idle_timeout_s,
+        "connect_timeout_s": options.connect_timeout_s,
+        "reconnect_s": options.reconnect_s,
+        "timeout_s": options.timeout_s,
+        "base_allowed": options.base != "none",
+        "bandwidth_bytes_per_s": None if bandwidth is None else bandwidth // 8,
+        "socket_buffer_bytes": None,
+    }
+
+
+def send_report(told: SendTold, peer: str, transport: str, choices: Sequence[Choice[Any]]) -> SendReport:
+    """Make a report of what the native side tells."""
+    shares = tuple(CodecShare(**share) for share in told["codec_mix"])
+    plain: dict[str, Any] = {**told, "codec_mix": shares}
+    why = {choice.name: f"{choice.value}: {choice.why}" for choice in choices}
+    return SendReport(protocol="v3", verified=True, peer=peer, transport=transport, why=why, **plain)
 
 
 def base_choice(options: SendOptions) -> Choice[str]:

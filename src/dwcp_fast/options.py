@@ -31,6 +31,7 @@ MIB: Final = 1 << 20
 MIN_BLOCK_BYTES: Final = 64 * KIB
 MAX_BLOCK_BYTES: Final = 4 * MIB
 MAX_LANES: Final = 256
+MAX_SESSIONS: Final = 65_536
 MAX_ENTRIES: Final = 1 << 20
 MAX_OBJECT_BYTES: Final = 1 << 62
 MAX_SECONDS: Final = 30 * 86_400.0
@@ -117,6 +118,7 @@ class ReceiveOptions:
         max_entries: Most files, directories, links or buffers of one transfer.
         max_block_bytes: Longest block taken: a power of two, 64 KiB to 4 MiB.
         max_lanes: Most lanes of one session, 1 to 256.
+        max_sessions: Most sessions of a listener at once; whoever comes beyond is told to try again.
         idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
         handshake_timeout_s: Seconds for the handshake of a lane.
         allow_v1: Networks (``"10.0.0.0/8"``) whose peers may use v1, which has neither authentication nor
@@ -136,6 +138,7 @@ class ReceiveOptions:
     max_entries: int = MAX_ENTRIES
     max_block_bytes: int = MAX_BLOCK_BYTES
     max_lanes: int = 64
+    max_sessions: int = 64
     idle_timeout_s: float = 30.0
     handshake_timeout_s: float = 10.0
     allow_v1: tuple[str, ...] | None = None
@@ -150,6 +153,7 @@ class ReceiveOptions:
         check_int("max_entries", self.max_entries, 1, MAX_ENTRIES)
         check_block_bytes(self.max_block_bytes, "max_block_bytes")
         check_int("max_lanes", self.max_lanes, 1, MAX_LANES)
+        check_int("max_sessions", self.max_sessions, 1, MAX_SESSIONS)
         check_seconds("idle_timeout_s", self.idle_timeout_s)
         check_seconds("handshake_timeout_s", self.handshake_timeout_s)
         for network in self.allow_v1 or ():

@@ -1,4 +1,4 @@
-"""Sending: sessions with a receiver.
+"""Dialling: sessions with a receiver to send to, or with a listener that serves to fetch from.
 
 Each session carries any number of transfers, one after the other. A transfer either ends with the
 receiver's word that it holds exactly the sender's state, or raises; where the exception says
@@ -22,16 +22,20 @@ receiver's word that it holds exactly the sender's state, or raises; where the e
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.engine import engine_for
+from dwcp_fast.errors import ConfigError, NegotiationError
+from dwcp_fast.fetching import FetchLink
 from dwcp_fast.links import Events, Link, ScannedPaths, V1Link, V3Link, scan_paths
-from dwcp_fast.options import SendOptions
+from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
-from dwcp_fast.reports import Progress, SendReport
+from dwcp_fast.received import Received
+from dwcp_fast.reports import Progress, ReceiveReport, SendReport
 from dwcp_fast.trust import Trust
 from dwcp_fast.waiting import Worker
 
@@ -45,15 +49,17 @@ def connect(
     *,
     trust: Trust | None = None,
     options: SendOptions = DEFAULTS,
+    receive: ReceiveOptions | None = None,
     events: Events | None = None,
 ) -> "Session":
-    """Open a session with a receiver.
+    """Open a session, in order to send or, with `receive`, to fetch.
 
     Args:
         target: ``HOST:PORT``, or the pairing string that the receiver prints.
         trust: How to know the receiver: a pairing string, :class:`~dwcp_fast.MutualTls`, or
             :data:`~dwcp_fast.INSECURE`; None if `target` is a pairing string.
-        options: How to send.
+        options: How to send. A session that fetches takes the number of lanes and the times from it.
+        receive: How to receive what is fetched from a listener that serves; None for a session that sends.
         events: Called with a dictionary for each event, from threads of the library; should return soon.
 
     Returns:
@@ -65,8 +71,9 @@ def connect(
         TransportError: The receiver cannot be reached, or is gone.
         NegotiationError: The two sides have no protocol in common.
         DeadlineError: The handshake took longer than ``options.connect_timeout_s``.
+        PeerError: The listener only receives, or only sends.
     """
-    return Session(open_link(target, trust, options, _core.Cancel(), events), options)
+    return Session(open_link(target, trust, options, receive, _core.Cancel(), events), options)
 
 
 def connect_async(
@@ -74,6 +81,7 @@ def connect_async(
     *,
     trust: Trust | None = None,
     options: SendOptions = DEFAULTS,
+    receive: ReceiveOptions | None = None,
     events: Events | None = None,
 ) -> "AsyncSession":
     """Open a session from a coroutine; the result is for ``async with``.
@@ -82,18 +90,19 @@ def connect_async(
         target: As for :func:`connect`.
         trust: As for :func:`connect`.
         options: As for :func:`connect`.
+        receive: As for :func:`connect`.
         events: As for :func:`connect`.
 
     Returns:
         A session that connects when it is entered. Its entering raises what :func:`connect` raises.
     """
-    return AsyncSession(target, trust, options, events)
+    return AsyncSession(target, trust, options, receive, events)
 
 
 class Session:
-    """A session with a receiver; made by :func:`connect`. One transfer at a time."""
+    """A session with a peer that was dialled; made by :func:`connect`. One transfer at a time."""
 
-    def __init__(self, link: Link, options: SendOptions) -> None:
+    def __init__(self, link: Link | FetchLink, options: SendOptions) -> None:
         """Take over a link."""
         self._link = link
         self._options = options
@@ -118,7 +127,7 @@ class Session:
             DeadlineError: It took longer than ``options.timeout_s``.
             NegotiationError: v1 is used, and there is not exactly one object.
         """
-        return self._link.send(objects)
+        return self._sender().send(objects)
 
     def send_paths(self, paths: Sequence[str | os.PathLike[str]]) -> SendReport:
         """Send files and directories as one state.
@@ -137,7 +146,80 @@ class Session:
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send what :func:`~dwcp_fast.links.scan_paths` found; raises what :meth:`send_paths` raises."""
-        return self._link.send_scan(scan)
+        return self._sender().send_scan(scan)
+
+    def fetch(self, request: bytes = b"", *, timeout_s: float | None = None) -> Received:
+        """Ask for a state of buffers, and receive it into new memory.
+
+        If the listener is lost, it is looked for during ``options.reconnect_s`` and asked again; what had
+        come by then does not come twice.
+
+        Args:
+            request: What is asked for, in words that only the two applications know; up to 65,536 bytes.
+            timeout_s: Seconds to wait for an offer, however long the listener is silent about it; None waits
+                as long as it is there.
+
+        Returns:
+            The buffers, complete and verified.
+
+        Raises:
+            DeadlineError: No offer came in time, or it took longer than ``options.timeout_s``.
+            PeerError: The listener refuses, or reports a failure.
+            LimitExceededError: The state is larger than ``max_total_bytes`` of the receive options.
+            TransportError: The listener is gone and did not come back, or ended the session unanswered.
+            IntegrityError: Bytes were altered on the way, more than once.
+            ConfigError: The session sends, or `request` is too long.
+            DwcpError: The listener offers files, or the session was cancelled.
+        """
+        return self._fetcher().fetch(request, timeout_s)
+
+    def fetch_to(
+        self, buffers: Mapping[str, BufferLike], request: bytes = b"", *, timeout_s: float | None = None
+    ) -> ReceiveReport:
+        """Ask for a state of buffers, and receive it into the caller's memory.
+
+        Until this returns the buffers must not be touched; after an exception their content is unspecified.
+
+        Args:
+            buffers: Writable contiguous buffers by name, each of exactly the length that will come.
+            request: As for :meth:`fetch`.
+            timeout_s: As for :meth:`fetch`.
+
+        Returns:
+            What was done.
+
+        Raises:
+            BufferError: A buffer is not contiguous or read-only.
+            DwcpError: The listener offers another name or length; otherwise as for :meth:`fetch`.
+        """
+        return self._fetcher().fetch_to(buffers, request, timeout_s)
+
+    def fetch_into(
+        self,
+        directory: str | os.PathLike[str],
+        request: bytes = b"",
+        *,
+        timeout_s: float | None = None,
+    ) -> ReceiveReport:
+        """Ask for files, and receive them into a directory.
+
+        Everything is staged in ``.dwcp`` there, and put in place only when all of it is verified. What an
+        exception leaves staged is continued when the same is fetched again.
+
+        Args:
+            directory: A directory that exists.
+            request: As for :meth:`fetch`.
+            timeout_s: As for :meth:`fetch`.
+
+        Returns:
+            What was done.
+
+        Raises:
+            OSError: Something cannot be written, exists and is not to be overwritten, or does not fit.
+            DwcpError: The listener offers what is refused, such as a link out of the directory; otherwise as
+                for :meth:`fetch`.
+        """
+        return self._fetcher().fetch_into(Path(directory), request, timeout_s)
 
     def progress(self) -> Progress:
         """Tell, from any thread, where the transfer stands."""
@@ -165,6 +247,20 @@ class Session:
         """Close it."""
         self.close()
 
+    def _sender(self) -> Link:
+        if isinstance(self._link, FetchLink):
+            raise ConfigError(
+                "this session fetches and cannot send", hint="connect without `receive` to send"
+            )
+        return self._link
+
+    def _fetcher(self) -> FetchLink:
+        if not isinstance(self._link, FetchLink):
+            raise ConfigError(
+                "this session sends and cannot fetch", hint="connect with receive=ReceiveOptions() to fetch"
+            )
+        return self._link
+
 
 class AsyncSession:
     """The same from coroutines; made by :func:`connect_async`.
@@ -173,9 +269,16 @@ class AsyncSession:
     end is awaited.
     """
 
-    def __init__(self, target: str, trust: Trust | None, options: SendOptions, events: Events | None) -> None:
+    def __init__(
+        self,
+        target: str,
+        trust: Trust | None,
+        options: SendOptions,
+        receive: ReceiveOptions | None,
+        events: Events | None,
+    ) -> None:
         """Note what to connect to."""
-        self._open = (target, trust, options)
+        self._open = (target, trust, options, receive)
         self._events = events
         self._options = options
         self._cancel = _core.Cancel()
@@ -196,6 +299,33 @@ class AsyncSession:
 
         return await self._worker.run(send, session.cancel)
 
+    async def fetch(self, request: bytes = b"", *, timeout_s: float | None = None) -> Received:
+        """Ask for buffers; see :meth:`Session.fetch`."""
+        session = self._entered()
+        return await self._worker.run(lambda: session.fetch(request, timeout_s=timeout_s), session.cancel)
+
+    async def fetch_to(
+        self, buffers: Mapping[str, BufferLike], request: bytes = b"", *, timeout_s: float | None = None
+    ) -> ReceiveReport:
+        """Ask for buffers, into the caller's memory; see :meth:`Session.fetch_to`."""
+        session = self._entered()
+        return await self._worker.run(
+            lambda: session.fetch_to(buffers, request, timeout_s=timeout_s), session.cancel
+        )
+
+    async def fetch_into(
+        self,
+        directory: str | os.PathLike[str],
+        request: bytes = b"",
+        *,
+        timeout_s: float | None = None,
+    ) -> ReceiveReport:
+        """Ask for files; see :meth:`Session.fetch_into`."""
+        session = self._entered()
+        return await self._worker.run(
+            lambda: session.fetch_into(directory, request, timeout_s=timeout_s), session.cancel
+        )
+
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
         return self._entered().progress()
@@ -213,10 +343,11 @@ class AsyncSession:
 
     async def __aenter__(self) -> Self:
         """Connect."""
-        target, trust, options = self._open
+        target, trust, options, receive = self._open
 
         def open_session() -> Session:
-            return Session(open_link(target, trust, options, self._cancel, self._events), options)
+            link = open_link(target, trust, options, receive, self._cancel, self._events)
+            return Session(link, options)
 
         try:
             self._session = await self._worker.run(open_session, self._cancel.cancel)
@@ -238,10 +369,19 @@ class AsyncSession:
 
 
 def open_link(
-    target: str, trust: Trust | None, options: SendOptions, cancel: _core.Cancel, events: Events | None
-) -> Link:
+    target: str,
+    trust: Trust | None,
+    options: SendOptions,
+    receive: ReceiveOptions | None,
+    cancel: _core.Cancel,
+    events: Events | None,
+) -> Link | FetchLink:
     """Connect with the engine that is to be used now."""
     engine = engine_for(options.protocol)
+    if receive is not None:
+        if engine.value == "v1":
+            raise NegotiationError(f"v1 cannot fetch, and it is to be used: {engine.why}")
+        return FetchLink(target, trust, options, receive, cancel, events, engine)
     if engine.value == "v1":
         return V1Link(target, options, engine)
     return V3Link(target, trust, options, cancel, events, engine)

@@ -19,12 +19,17 @@ __all__ = [
     "forget_pairing",
     "keep_pairing",
     "kept_pairing",
+    "read_pairing",
     "sent_index",
+    "served_pairing",
     "state_dir",
+    "write_pairing",
 ]
 
 STATE_VARIABLE: Final = "DWCP_STATE_DIR"
 PAIRING_NAME: Final = "pairing.json"
+# The fingerprints of 65,536 clients, in base64, and room for the rest.
+MAX_KEPT_BYTES: Final = 4 << 20
 
 
 def state_dir() -> Path:
@@ -49,6 +54,19 @@ def state_dir() -> Path:
 def sent_index() -> Path:
     """Give the file that remembers what was sent, for ``--base auto``."""
     return state_dir() / "sent.index"
+
+
+def served_pairing(directory: Path) -> Path:
+    """Give the file that keeps the pairing of whoever serves a directory, so that it outlives the process.
+
+    Args:
+        directory: What is served.
+
+    Returns:
+        A file in the state directory; it need not exist.
+    """
+    name = _core.digest(os.fsencode(directory.resolve())).hex()
+    return state_dir() / f"serve-{name}.json"
 
 
 def client_identity() -> _core.Identity:
@@ -101,9 +119,22 @@ def kept_pairing(into: Path) -> KeptPairing | None:
         ConfigError: It is damaged, or others may read it.
         OSError: It cannot be read.
     """
-    if not _core.staged_transfers(into):
-        return None
-    path = into / ".dwcp" / PAIRING_NAME
+    return read_pairing(into / ".dwcp" / PAIRING_NAME) if _core.staged_transfers(into) else None
+
+
+def read_pairing(path: Path) -> KeptPairing | None:
+    """Read a kept pairing.
+
+    Args:
+        path: The file it is kept in.
+
+    Returns:
+        The pairing; None if there is no such file.
+
+    Raises:
+        ConfigError: It is damaged, or others may read it.
+        OSError: It cannot be read.
+    """
     try:
         text = read_secret(path)
     except FileNotFoundError:
@@ -130,12 +161,25 @@ def keep_pairing(into: Path, pairing: KeptPairing) -> None:
         OSError: It cannot be written.
     """
     (into / ".dwcp").mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_pairing(into / ".dwcp" / PAIRING_NAME, pairing)
+
+
+def write_pairing(path: Path, pairing: KeptPairing) -> None:
+    """Keep a pairing in a file that only its owner may read.
+
+    Args:
+        path: The file, in a directory that exists.
+        pairing: What to keep.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     told = {
         "identity": base64.b64encode(pairing.identity).decode(),
         "tickets": base64.b64encode(pairing.tickets).decode(),
         "port": pairing.port,
     }
-    write_secret(into / ".dwcp" / PAIRING_NAME, json.dumps(told).encode(), replace=True)
+    write_secret(path, json.dumps(told).encode(), replace=True)
 
 
 def forget_pairing(into: Path) -> None:
@@ -160,7 +204,7 @@ def read_secret(path: Path) -> bytes:
         mode = os.fstat(file.fileno()).st_mode
         if stat.S_IMODE(mode) & 0o077:
             raise ConfigError(f"{path} holds a secret and others may read it", hint=f"chmod 600 {path}")
-        return file.read(1 << 20)
+        return file.read(MAX_KEPT_BYTES)
 
 
 def write_secret(path: Path, data: bytes, *, replace: bool) -> None:

@@ -3,6 +3,7 @@
 from typing import TypedDict
 
 __all__ = [
+    "FetchSettings",
     "PatchTold",
     "ProgressTold",
     "ReceiveSettings",
@@ -114,6 +115,19 @@ class SendSettings(TypedDict):
     socket_buffer_bytes: int | None
 
 
+class FetchSettings(TypedDict):
+    """How to fetch."""
+
+    lanes: int
+    max_block_bytes: int
+    max_entries: int
+    max_object_bytes: int
+    idle_timeout_s: float
+    connect_timeout_s: float
+    reconnect_s: float
+    timeout_s: float | None
+
+
 class ReceiveSettings(TypedDict):
     """How to receive."""
 
@@ -123,4 +137,6 @@ class ReceiveSettings(TypedDict):
     max_object_bytes: int
     idle_timeout_s: float
     handshake_timeout_s: float
+    senders: bool
+    max_sessions: int
     v1_networks: list[str]

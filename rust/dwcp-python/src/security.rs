@@ -91,7 +91,7 @@ pub struct ListenSecurity(pub net::ListenSecurity);
 
 #[pymethods]
 impl ListenSecurity {
-    /// By the tickets of an earlier listener, or one new token for `clients`, or for any number of them.
+    /// By the tickets of an earlier listener, or one new token, good for `clients`, or for any number of them.
     #[staticmethod]
     #[pyo3(signature = (identity, tickets, clients))]
     fn paired(
@@ -102,7 +102,11 @@ impl ListenSecurity {
     ) -> PyResult<ListenSecurity> {
         let tickets = match tickets {
             Some(blob) => {
-                read_tickets(&blob).ok_or_else(|| Failure::Tickets { length: blob.len() }.raise(py))?
+                let mut tickets =
+                    read_tickets(&blob).ok_or_else(|| Failure::Tickets { length: blob.len() }.raise(py))?;
+                // Whoever is bound already stays so.
+                tickets.iter_mut().for_each(|ticket| ticket.most_clients = clients);
+                tickets
             }
             None => {
                 let token = Token::generate().map_err(|error| Failure::from(error).raise(py))?;

@@ -1,15 +1,14 @@
 """``dwcp recv``."""
 
-import signal
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn, get_args
+from typing import get_args
 
 import click
 
+from dwcp_fast.cli.inbox import Inbox
 from dwcp_fast.cli.output import make_output, output_options
 from dwcp_fast.cli.security import make_trust, security_options
-from dwcp_fast.cli.service import Service
+from dwcp_fast.cli.service import run_service
 from dwcp_fast.cli.units import help_with_example, reading
 from dwcp_fast.cli.v1 import v1_options
 from dwcp_fast.options import (
@@ -22,10 +21,6 @@ from dwcp_fast.options import (
 )
 
 __all__ = ["recv"]
-
-
-class Stopped(BaseException):
-    """The process was told to end, and is to do so in order; no code should take it for a failure."""
 
 
 @click.command(
@@ -115,14 +110,4 @@ def recv(
     )
     trust = make_trust(cert, key, ca, insecure)
     into.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        with Service(listen, trust, options, into, output) as service:
-            return service.run(once=once)
-    except Stopped:
-        return 0
-
-
-def stop(_number: int, _frame: FrameType | None) -> NoReturn:
-    """End in order."""
-    raise Stopped
+    return run_service(lambda: Inbox(listen, trust, options, into, output), once=once)

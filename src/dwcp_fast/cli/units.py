@@ -7,7 +7,7 @@ import click
 
 from dwcp_fast.errors import ConfigError
 
-__all__ = ["help_with_example", "parse_streams", "reading"]
+__all__ = ["help_with_example", "parse_clients", "parse_streams", "reading"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,19 @@ def parse_streams(text: str) -> int | None:
         return None
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 256:
         raise ConfigError(f"{text!r} is no number of streams: write auto, or 1 to 256")
+    return int(text)
+
+
+def parse_clients(text: str) -> int | None:
+    """Read ``any``, which is None, or a number of clients.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if text == "any":
+        return None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 65_536:
+        raise ConfigError(f"{text!r} is no number of clients: write any, or 1 to 65536")
     return int(text)
 
 

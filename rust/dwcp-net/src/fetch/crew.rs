@@ -18,15 +18,18 @@ use crate::transport::wake_pair;
 pub(super) struct Crew {
     pub(super) receiver: ReceiveSession,
     workers: Mutex<Vec<JoinHandle<()>>>,
+    /// Stops the making of lanes.
+    stop: Cancel,
 }
 
 impl Crew {
-    /// Puts the lanes of the session to work that `first` has opened; `halt` shuts them.
+    /// Puts the lanes of the session to work that `first` has opened. `stop` ends the making of lanes, and `halt` shuts
+    /// them, which may still have a last word to say when they are stopped.
     pub(super) fn start(
         plan: &Arc<Plan>,
         options: &FetchOptions,
         first: Dialled,
-        halt: Cancel,
+        (stop, halt): (Cancel, Cancel),
         observer: &Arc<dyn Observer>,
     ) -> Result<Crew, NetError> {
         let transport = first.lane.transport();
@@ -41,13 +44,18 @@ impl Crew {
         let patience = Some(options.reconnect_for);
         let session = Session::new(names, receiving, patience, halt, Arc::clone(observer), Arc::default());
         let session = Arc::new(session);
-        let crew = Crew { receiver: ReceiveSession::new(Arc::clone(&session)), workers: Mutex::default() };
+        let crew = Crew {
+            receiver: ReceiveSession::new(Arc::clone(&session)),
+            workers: Mutex::default(),
+            stop: stop.clone(),
+        };
         let mut first = Some(first);
         for number in 0..lanes {
             let (plan, session, first) = (Arc::clone(plan), Arc::clone(&session), first.take());
+            let stop = stop.clone();
             let worker = std::thread::Builder::new()
                 .name(format!("dwcp-fetch-{number}"))
-                .spawn(move || run(&plan, &session, number, first))
+                .spawn(move || run(&plan, &session, &stop, number, first))
                 .map_err(|source| NetError::Io {
                     action: "start a thread for",
                     addr: peer.to_string(),
@@ -60,6 +68,11 @@ impl Crew {
 
     pub(super) fn session(&self) -> &Session {
         self.receiver.session()
+    }
+
+    /// Shuts all lanes at once.
+    pub(super) fn halt(&self) {
+        self.session().cancel.cancel();
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -92,7 +105,8 @@ impl Drop for Crew {
     fn drop(&mut self) {
         self.receiver.close();
         // Whoever makes a lane still, or waits in order to, is not needed any more.
-        self.session().cancel.cancel();
+        self.stop.cancel();
+        self.halt();
         for worker in std::mem::take(&mut *lock(&self.workers)) {
             // A worker that panicked has nothing more to say.
             let _ = worker.join();
@@ -101,11 +115,11 @@ impl Drop for Crew {
 }
 
 /// Runs lane `number` until the session is over.
-fn run(plan: &Plan, session: &Session, number: u16, first: Option<Dialled>) {
+fn run(plan: &Plan, session: &Session, stop: &Cancel, number: u16, first: Option<Dialled>) {
     let mut ready = first;
     let mut attempts = 0;
     while let Some(Dialled { mut lane, .. }) =
-        ready.take().or_else(|| make_lane(plan, session, number, &mut attempts))
+        ready.take().or_else(|| make_lane(plan, session, stop, number, &mut attempts))
     {
         let (waker, wake) = match wake_pair() {
             Ok(pair) => pair,
@@ -125,7 +139,7 @@ fn run(plan: &Plan, session: &Session, number: u16, first: Option<Dialled>) {
             attempts = 0;
         } else {
             attempts += 1;
-            if session.cancel.sleep(backoff(attempts)).is_err() {
+            if stop.sleep(backoff(attempts)).is_err() {
                 return;
             }
         }
@@ -133,11 +147,17 @@ fn run(plan: &Plan, session: &Session, number: u16, first: Option<Dialled>) {
 }
 
 /// Makes a lane once it is needed; none when the session is over.
-fn make_lane(plan: &Plan, session: &Session, number: u16, attempts: &mut u32) -> Option<Dialled> {
+fn make_lane(
+    plan: &Plan,
+    session: &Session,
+    stop: &Cancel,
+    number: u16,
+    attempts: &mut u32,
+) -> Option<Dialled> {
     loop {
-        await_need(session, number)?;
+        await_need(session, stop, number)?;
         let join = Some((session.id, session.key));
-        let error = match open_lane(plan, number, join, (&session.cancel, &session.cancel)) {
+        let error = match open_lane(plan, number, join, (stop, &session.cancel)) {
             Ok(dialled) => return Some(dialled),
             Err(error) => error,
         };
@@ -162,16 +182,16 @@ fn make_lane(plan: &Plan, session: &Session, number: u16, attempts: &mut u32) ->
         *attempts += 1;
         let after = backoff(*attempts);
         session.observer.event(Event::Reconnecting { attempt: *attempts, after, reason });
-        session.cancel.sleep(after).ok()?;
+        stop.sleep(after).ok()?;
     }
 }
 
-fn await_need(session: &Session, number: u16) -> Option<()> {
+fn await_need(session: &Session, stop: &Cancel, number: u16) -> Option<()> {
     /// How often a thread without a lane looks around if nobody calls it.
     const SLICE: Duration = CANCEL_SLICE.saturating_mul(4);
     let mut state = lock(&session.state);
     loop {
-        if state.is_over() || session.cancel.is_cancelled() {
+        if state.is_over() || stop.is_cancelled() {
             return None;
         }
         if state.needs_lane(number) {

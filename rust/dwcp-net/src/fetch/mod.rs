@@ -93,7 +93,7 @@ impl FetchSession {
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let cancel = cancel.child();
-        let halt = cancel.child();
+        let halt = Cancel::new();
         let first =
             open_lane(&plan, 0, None, (&cancel, &halt)).map_err(|error| first_failure(error, &cancel))?;
         let peer = first.lane.transport().peer_addr();
@@ -143,7 +143,7 @@ impl FetchSession {
             };
             crew.session().ask(Arc::clone(&request));
             let left = timeout.map(|limit| limit.saturating_sub(asked.elapsed()));
-            let error = match crew.receiver.receive_before(Arc::clone(sink), left, end) {
+            let error = match crew.receiver.receive_before(Arc::clone(sink), left, end, &self.cancel) {
                 Ok(Some(report)) => return Ok(report),
                 Ok(None) if fresh => {
                     let hint = Some("it ended the session without an answer");
@@ -188,6 +188,9 @@ impl FetchSession {
         let idle = !matches!(self.fetching.try_lock(), Err(TryLockError::WouldBlock));
         let crew = lock(&self.crew).take();
         if let Some(crew) = crew.filter(|_| idle) {
+            if self.cancel.is_cancelled() {
+                crew.halt();
+            }
             // The listener may not have read yet that the last transfer is in place.
             crew.receiver.close();
         }
@@ -201,7 +204,8 @@ impl FetchSession {
     /// Puts the lanes of a session that was just opened to work.
     fn man(&self, first: Dialled, halt: Cancel) -> Result<Arc<Crew>, NetError> {
         self.observer.event(Event::SessionOpened { peer: first.lane.transport().peer_addr() });
-        let crew = Crew::start(&self.plan, &self.options, first, halt, &self.observer)?;
+        let halts = (self.cancel.child(), halt);
+        let crew = Crew::start(&self.plan, &self.options, first, halts, &self.observer)?;
         let crew = Arc::new(crew);
         // The threads of the last session are joined here.
         let last = lock(&self.crew).replace(Arc::clone(&crew));
@@ -213,7 +217,7 @@ impl FetchSession {
     /// Opens a session anew, for as long as there is patience.
     fn reopen(&self, patient: Instant, attempts: &mut u32) -> Result<Arc<Crew>, NetError> {
         loop {
-            let halt = self.cancel.child();
+            let halt = Cancel::new();
             let error = match open_lane(&self.plan, 0, None, (&self.cancel, &halt)) {
                 Ok(first) => return self.man(first, halt),
                 Err(error) => first_failure(error, &self.cancel),

@@ -13,7 +13,7 @@ use dwcp_store::Sink;
 pub(crate) use shared::{Names, Session};
 pub(crate) use worker::run;
 
-use crate::cancel::{CANCEL_SLICE, lock, wait};
+use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::error::NetError;
 use crate::report::{Progress, ReceiveReport};
 use crate::security::Fingerprint;
@@ -83,15 +83,17 @@ impl ReceiveSession {
         sink: Arc<dyn Sink>,
         timeout: Option<Duration>,
     ) -> Result<Option<ReceiveReport>, NetError> {
-        self.receive_before(sink, timeout, None)
+        self.receive_before(sink, timeout, None, &self.session.cancel)
     }
 
-    /// Takes the next transfer, which has to be in place at a moment; the duration is what a report says.
+    /// Takes the next transfer, which has to be in place at a moment; the duration is what a report says. The sender
+    /// hears of it when `stop` is asked for.
     pub(crate) fn receive_before(
         &self,
         sink: Arc<dyn Sink>,
         timeout: Option<Duration>,
         end: Option<(Instant, Duration)>,
+        stop: &Cancel,
     ) -> Result<Option<ReceiveReport>, NetError> {
         let session = &*self.session;
         let started = Instant::now();
@@ -104,7 +106,7 @@ impl ReceiveSession {
             if let Some(report) = state.done.take() {
                 return Ok(Some(report));
             }
-            if session.cancel.is_cancelled() {
+            if session.cancel.is_cancelled() || stop.is_cancelled() {
                 state.end(Some(NetError::Cancelled), true);
                 break;
             }
@@ -125,7 +127,8 @@ impl ReceiveSession {
         let report = state.done.take();
         let failure = state.take_failure();
         drop(state);
-        session.await_lanes(PARTING);
+        // Whoever has cancelled does not want to wait long for the peer to hear of it.
+        session.await_lanes(if stop.is_cancelled() { PARTING / 5 } else { PARTING });
         sink.abort();
         lock(&session.state).sink = None;
         session.registry.remove(&session.id);

@@ -1,0 +1,208 @@
+"""``dwcp serve``."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import click
+
+from dwcp_fast.cli.output import Output, make_output, output_options
+from dwcp_fast.cli.security import make_trust, security_options
+from dwcp_fast.cli.send import describe
+from dwcp_fast.cli.service import Service, run_service
+from dwcp_fast.cli.units import help_with_example, parse_clients, reading
+from dwcp_fast.errors import DwcpError
+from dwcp_fast.incoming import IncomingSession
+from dwcp_fast.links import scan_paths
+from dwcp_fast.listener import Listener, listen
+from dwcp_fast.options import (
+    ReceiveOptions,
+    SendOptions,
+    Symlinks,
+    parse_bytes,
+    parse_duration,
+    parse_rate,
+)
+from dwcp_fast.state import served_pairing
+from dwcp_fast.trust import Insecure, MutualTls
+
+__all__ = ["serve"]
+
+
+class Outbox(Service):
+    """A directory or file that peers pull."""
+
+    def __init__(
+        self,
+        address: str,
+        trust: MutualTls | Insecure | None,
+        options: SendOptions,
+        path: Path,
+        output: Output,
+        *,
+        clients: int | None,
+        max_sessions: int,
+        pairing_file: Path,
+    ) -> None:
+        """Listen."""
+        self._address = address
+        self._trust = trust
+        self._options = options
+        self._path = path
+        self._clients = clients
+        self._max_sessions = max_sessions
+        self._pairing_file = pairing_file
+        super().__init__(output)
+
+    def _listen(self) -> Listener:
+        return listen(
+            self._address,
+            trust=self._trust,
+            options=ReceiveOptions(max_sessions=self._max_sessions),
+            serve=self._options,
+            receive=False,
+            clients=self._clients,
+            events=self._on_event,
+            pairing_file=self._pairing_file,
+        )
+
+    def _instruct(self, target: str) -> tuple[dict[str, Any], str]:
+        return {"path": os.fsdecode(self._path)}, f"dwcp pull '{target}' DIR"
+
+    def _attend(self, session: IncomingSession) -> None:
+        with self._output.progress(f"to {session.peer}", session.progress):
+            while (request := session.next_request()) is not None:
+                if request:
+                    session.refuse("this server takes no request: ask for all it has")
+                    return
+                try:
+                    scan = scan_paths([self._path], self._options)
+                except (DwcpError, OSError):
+                    # What exactly is wrong is said here, not there.
+                    session.refuse("what is served cannot be read now")
+                    raise
+                report = session.send_scan(scan)
+                told = {"type": "sent", **report.to_dict(), "record": report.record()}
+                self._done(told, f"{describe(report)}, to {report.peer}")
+
+
+@click.command(
+    short_help="Let others pull a directory.",
+    help=help_with_example(
+        "Send a directory or file, as it is then, to each `dwcp pull` that asks. Prints a pairing string, a "
+        "secret that stays the same when the command is run again, and that is good for as many clients as "
+        "--clients says. It is bound to the first that come.",
+        "dwcp serve model --listen 0.0.0.0:7443 --clients 20",
+    ),
+)
+@click.argument("path", type=click.Path(path_type=Path, exists=True), metavar="DIR")
+@click.option("--listen", default="0.0.0.0:7443", show_default=True, metavar="HOST:PORT", help="Port 0: any.")
+@click.option(
+    "--clients",
+    metavar="N|any",
+    callback=reading(parse_clients),
+    default="1",
+    show_default=True,
+    help="How many may use the pairing string; any: whoever has it.",
+)
+@click.option("--new-pairing", is_flag=True, help="Make a new pairing string; the old one is void.")
+@click.option(
+    "--max-sessions",
+    type=click.IntRange(1, 65_536),
+    default=64,
+    show_default=True,
+    help="Most peers at once; others try again.",
+)
+@click.option("--once", is_flag=True, help="End after one transfer.")
+@click.option(
+    "--codec", default="auto", show_default=True, metavar="NAME", help="auto, none, lz4, zstd or zstd:LEVEL."
+)
+@click.option(
+    "--block-size",
+    metavar="LENGTH",
+    callback=reading(parse_bytes),
+    default="1MiB",
+    show_default=True,
+    help="Length of a block.",
+)
+@click.option(
+    "--bwlimit",
+    metavar="RATE",
+    callback=reading(parse_rate),
+    help="Most that is sent to all peers together, such as 500Mbps.",
+)
+@click.option(
+    "--base",
+    type=click.Choice(("auto", "none")),
+    default="auto",
+    show_default=True,
+    help="Whether what a peer has already is made use of.",
+)
+@click.option(
+    "--symlinks",
+    type=click.Choice(get_args(Symlinks)),
+    default="keep",
+    show_default=True,
+    help="Symbolic links.",
+)
+@click.option(
+    "--idle-timeout",
+    metavar="TIME",
+    callback=reading(parse_duration),
+    default="30s",
+    show_default=True,
+    help="Longest silence of a peer.",
+)
+@security_options
+@output_options
+def serve(
+    path: Path,
+    listen: str,
+    clients: int | None,
+    new_pairing: bool,
+    max_sessions: int,
+    once: bool,
+    codec: str,
+    block_size: int,
+    bwlimit: int | None,
+    base: Literal["auto", "none"],
+    symlinks: Symlinks,
+    idle_timeout: float,
+    cert: Path | None,
+    key: Path | None,
+    ca: Path | None,
+    insecure: bool,
+    json: bool,
+    json_lines: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Let others pull a directory."""
+    output = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
+    options = SendOptions(
+        codec=codec,
+        block_bytes=block_size,
+        bandwidth_bits_per_s=bwlimit,
+        base=base,
+        symlinks=symlinks,
+        idle_timeout_s=idle_timeout,
+    )
+    trust = make_trust(cert, key, ca, insecure)
+    pairing_file = served_pairing(path)
+    if new_pairing:
+        pairing_file.unlink(missing_ok=True)
+
+    def make() -> Outbox:
+        return Outbox(
+            listen,
+            trust,
+            options,
+            # Kept as it is named now, whatever becomes of the working directory.
+            path.absolute(),
+            output,
+            clients=clients,
+            max_sessions=max_sessions,
+            pairing_file=pairing_file,
+        )
+
+    return run_service(make, once=once)

@@ -1,0 +1,85 @@
+"""What carries transfers from a listener that serves: a v3 session in which this side asks."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dwcp_fast import _core
+from dwcp_fast.buffers import BufferLike
+from dwcp_fast.links import Events
+from dwcp_fast.options import ReceiveOptions, SendOptions
+from dwcp_fast.policy.choice import Choice
+from dwcp_fast.policy.lanes import choose_lanes
+from dwcp_fast.received import Received, receive_report, received_buffers
+from dwcp_fast.reports import Progress, ReceiveReport
+from dwcp_fast.told import FetchSettings
+from dwcp_fast.trust import Insecure, Trust, address_of, dial_security
+
+__all__ = ["FetchLink"]
+
+
+class FetchLink:
+    """A v3 session with a listener that sends what it is asked for."""
+
+    def __init__(
+        self,
+        target: str,
+        trust: Trust | None,
+        options: SendOptions,
+        receive: ReceiveOptions,
+        cancel: _core.Cancel,
+        events: Events | None,
+        engine: Choice[Any],
+    ) -> None:
+        """Connect."""
+        self._receive = receive
+        self._cancel = cancel
+        self._transport = "tcp" if isinstance(trust, Insecure) else "tls"
+        lanes = choose_lanes(options.streams)
+        self._choices: list[Choice[Any]] = [engine, lanes]
+        settings: FetchSettings = {
+            "lanes": min(lanes.value, receive.max_lanes),
+            "max_block_bytes": receive.max_block_bytes,
+            "max_entries": receive.max_entries,
+            "max_object_bytes": receive.max_object_bytes,
+            "idle_timeout_s": options.idle_timeout_s,
+            "connect_timeout_s": options.connect_timeout_s,
+            "reconnect_s": options.reconnect_s,
+            "timeout_s": options.timeout_s,
+        }
+        security = dial_security(target, trust)
+        self._native = _core.Fetcher(address_of(target), security, settings, cancel, events)
+
+    def fetch(self, request: bytes, timeout_s: float | None) -> Received:
+        """Take the answer into new memory."""
+        outcome = self._native.fetch_buffers(request, self._receive.max_total_bytes, timeout_s)
+        return received_buffers(*outcome, self._transport)
+
+    def fetch_to(
+        self, buffers: Mapping[str, BufferLike], request: bytes, timeout_s: float | None
+    ) -> ReceiveReport:
+        """Take the answer into the caller's memory."""
+        return receive_report(self._native.fetch_into(request, dict(buffers), timeout_s), self._transport)
+
+    def fetch_into(self, directory: Path, request: bytes, timeout_s: float | None) -> ReceiveReport:
+        """Take the answer into a directory."""
+        receive = self._receive
+        keep = receive.symlinks == "keep"
+        told = self._native.fetch_tree(request, directory, receive.overwrite, keep, receive.sync, timeout_s)
+        return receive_report(told, self._transport)
+
+    def progress(self) -> Progress:
+        """Tell where the transfer stands."""
+        return Progress(**self._native.progress())
+
+    def choices(self) -> list[Choice[Any]]:
+        """Tell what was chosen and why."""
+        return self._choices
+
+    def cancel(self) -> None:
+        """Stop what is under way; the session is of no use afterwards."""
+        self._cancel.cancel()
+
+    def close(self) -> None:
+        """Part in peace."""
+        self._native.close()
