@@ -1,4 +1,4 @@
-"""Publishing and following: visible as a whole or not at all, proven, healed, and never more than asked for."""
+"""Publishing and following: visible as a whole or not at all, proven, and healed."""
 
 import asyncio
 import json
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from versions_double import Counter, MemoryStore, is_exactly, publish, take_newest, version_arrays
 
 from dwcp_fast.errors import (
     BaseMismatchError,
@@ -22,9 +21,10 @@ from dwcp_fast.errors import (
     LimitExceededError,
 )
 from dwcp_fast.policy.versions import Retained, choose_retained, plan_route
-from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber, TensorSpec, layout, publisher
+from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber, TensorSpec, layout, publisher, state
 from dwcp_fast.versions.layout import arrange
 from dwcp_fast.versions.manifest import Head, Manifest
+from versions_double import Counter, MemoryStore, is_exactly, publish, take_newest, version_arrays
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_tensor_that_was_forgotten_is_named(store: MemoryStore) -> None:
 
 
 def test_changes_are_refused_where_a_version_may_have_been_lost(store: MemoryStore) -> None:
-    """Otherwise what the caller changed in the version that failed would be missing, and nobody would know."""
+    """Otherwise what the caller changed in the version that failed would be missing, unnoticed."""
     opened = DeltaPublisher(store)
     publish(opened, 1)
     store.before = Counter(0, "refused")
@@ -157,7 +157,11 @@ def test_a_damaged_delta_is_healed_from_an_anchor(store: MemoryStore) -> None:
     assert manifest.delta is not None
     damage(store, f"packs/{manifest.delta.packs[0].digest}")
     staged = subscriber.wait(0)
-    assert staged is not None and staged.report.kind == "anchor" and "delta of version 3" in staged.report.healed[0]
+    assert (
+        staged is not None
+        and staged.report.kind == "anchor"
+        and "delta of version 3" in staged.report.healed[0]
+    )
     assert is_exactly(staged.tensors(), version_arrays(3))
 
 
@@ -288,7 +292,7 @@ def test_a_buffer_that_is_written_to_while_it_is_published_is_found(
 ) -> None:
     opened = DeltaPublisher(store)
     arrays = version_arrays(1)
-    real = publisher.tensor_digests
+    real = state.tensor_digests
 
     def meddle(*given: Any) -> list[str]:
         told = real(*given)

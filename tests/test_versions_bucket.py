@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from urllib.request import Request, urlopen
 
 import pytest
-from versions_double import is_exactly, publish, take_newest, version_arrays
 
 from dwcp_fast.errors import ConfigError, ConflictError, IntegrityError, TransportError
 from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber
+from versions_double import is_exactly, publish, take_newest, version_arrays
 
 pytest.importorskip("obstore", reason="the extra 'object-store' is not installed")
 moto_server = pytest.importorskip("moto.server", reason="the S3 server for tests is not installed")
@@ -50,7 +50,7 @@ def open_bucket(endpoint: str, request: pytest.FixtureRequest) -> Open:
             access_key_id="id",
             secret_access_key="secret",
             client_options={"allow_http": True, "timeout": "20s"},
-            retry_config={"max_retries": 0},  # type: ignore[typeddict-item]
+            retry_config={"max_retries": 0},
         )
         return BucketStore(store, poll_s=0.05)
 
@@ -68,7 +68,7 @@ def test_versions_go_through_a_bucket(open_bucket: Open) -> None:
             assert staged.commit().kind == ("anchor" if number == 1 else "delta")
             assert is_exactly(follower.tensors(), version_arrays(number))
             assert follower.wait(0) is None
-    assert len(list(open_bucket().keys())) <= 8
+    assert len(list(open_bucket().list_keys())) <= 8
     with DeltaPublisher(open_bucket()) as again:
         assert again.newest == 5
         publish(again, 6)
@@ -89,7 +89,7 @@ def test_an_object_that_was_altered_in_the_bucket_is_found(open_bucket: Open) ->
     store = open_bucket()
     with DeltaPublisher(store) as opened:
         publish(opened, 1)
-    pack = next(key for key in store.keys() if key.startswith("packs/"))
+    pack = next(key for key in store.list_keys() if key.startswith("packs/"))
     data = bytearray(store.read(pack, 1 << 20))
     data[100] ^= 1
     store.write(pack, bytes(data))

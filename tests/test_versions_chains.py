@@ -202,4 +202,4 @@ def several_groups(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_receivers_always_hold_a_published_version() -> None:
-    run_state_machine_as_test(Chains, settings=settings(max_examples=150, stateful_step_count=40))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Chains, settings=settings(max_examples=150, stateful_step_count=40))

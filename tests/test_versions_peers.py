@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from versions_double import is_exactly, publish, version_arrays
 
 import dwcp_fast
 from dwcp_fast.errors import ConfigError, DeadlineError, DwcpError, FormatError, PeerError
 from dwcp_fast.options import ReceiveOptions
 from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber, reading
 from dwcp_fast.versions.asking import Question
+from versions_double import is_exactly, publish, version_arrays
 
 WAIT_S = 30.0
 
@@ -29,8 +29,7 @@ def following(subscriber: DeltaSubscriber) -> Iterator[list[int]]:
     def follow() -> None:
         while True:
             try:
-                for staged in subscriber:
-                    seen.append(staged.commit().version)
+                seen.extend(staged.commit().version for staged in subscriber)
                 return
             except DwcpError:
                 continue
@@ -111,9 +110,7 @@ def test_a_failed_apply_is_told_on_both_sides_and_the_next_version_heals_it(
 
 
 def test_a_version_that_is_not_confirmed_in_time_is_published_all_the_same(tmp_path: Path) -> None:
-    with DeltaPublisher(
-        tmp_path, listen="127.0.0.1:0", confirm="all", confirm_timeout_s=0.2
-    ) as opened:
+    with DeltaPublisher(tmp_path, listen="127.0.0.1:0", confirm="all", confirm_timeout_s=0.2) as opened:
         publish(opened, 1)
         subscriber = DeltaSubscriber(pairing_of(opened))
         staged = subscriber.wait(WAIT_S)
@@ -145,7 +142,11 @@ def test_a_publisher_that_comes_back_is_found_again(tmp_path: Path) -> None:
 def test_a_question_that_cannot_be_is_refused_and_others_are_served(tmp_path: Path) -> None:
     with DeltaPublisher(tmp_path, listen="127.0.0.1:0") as opened:
         publish(opened, 1)
-        for question in (b"{}", b"\xff", b'{"format":"dwcp-versions-question","revision":1,"keys":["../head"]}'):
+        for question in (
+            b"{}",
+            b"\xff",
+            b'{"format":"dwcp-versions-question","revision":1,"keys":["../head"]}',
+        ):
             with (
                 dwcp_fast.connect(pairing_of(opened), receive=ReceiveOptions()) as session,
                 pytest.raises(PeerError),
@@ -170,7 +171,11 @@ def test_confirmation_needs_somewhere_to_dial(tmp_path: Path) -> None:
         DeltaPublisher(tmp_path, confirm="all")
 
 
-@given(st.builds(Question, version=st.none() | st.integers(0, 1 << 62), failure=st.none() | st.text(max_size=600)))
+@given(
+    st.builds(
+        Question, version=st.none() | st.integers(0, 1 << 62), failure=st.none() | st.text(max_size=600)
+    )
+)
 def test_questions_survive_the_way(question: Question) -> None:
     told = Question.load(question.dump())
     assert told.version == question.version

@@ -80,7 +80,7 @@ class MemoryStore:
         with self._operation(f"remove {key}"):
             self.objects.pop(key, None)
 
-    def keys(self) -> Iterator[str]:
+    def list_keys(self) -> Iterator[str]:
         with self._operation("list"):
             return iter(list(self.objects))
 

@@ -131,7 +131,7 @@ class BucketStore:
         except FileNotFoundError:
             return
 
-    def keys(self) -> Iterator[str]:
+    def list_keys(self) -> Iterator[str]:
         """List the objects; see :meth:`.store.Store.keys`."""
         with typed("list", ""):
             for batch in obstore.list(self._store):

@@ -103,7 +103,7 @@ class DirectoryStore:
         """Remove an object; see :meth:`.store.Store.remove`."""
         self._place(key).unlink(missing_ok=True)
 
-    def keys(self) -> Iterator[str]:
+    def list_keys(self) -> Iterator[str]:
         """List the objects, and remove what a killed publisher left half written."""
         for room in ROOMS:
             try:

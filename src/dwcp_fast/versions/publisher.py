@@ -88,12 +88,12 @@ class DeltaPublisher:
             block_bytes: Length of a block of a patch: a power of two, 64 KiB to 4 MiB.
             threads: Threads that code, 1 to 256.
             max_version_bytes: Most bytes of a version that is read back from the store.
-            listen: ``HOST:PORT`` where subscribers may dial; None for none. They are answered from the store.
+            listen: ``HOST:PORT`` where subscribers may dial and are answered from the store, or None.
             trust: How subscribers are known: None for a pairing string, see :func:`~dwcp_fast.listen`.
             clients: How many clients the pairing string is good for; None for all that have it.
             max_peers: Most subscribers that are connected at once.
-            confirm: When a version counts as published: ``"store"`` once it is durable in the store, ``"any"``
-                and ``"all"`` only once one or all of the subscribers that are connected hold it.
+            confirm: When a version counts as published: ``"store"`` once it is durable in the store,
+                ``"any"`` and ``"all"`` only once one or all of the subscribers that are connected hold it.
             confirm_timeout_s: Seconds to wait for them.
 
         Raises:
@@ -109,7 +109,7 @@ class DeltaPublisher:
         check_choice("confirm", confirm, get_args(Confirm))
         check_seconds("confirm_timeout_s", confirm_timeout_s)
         if listen is None and (confirm != "store" or trust is not None or clients is not None):
-            raise ConfigError("trust, clients and confirm are for subscribers that dial, but listen is not given")
+            raise ConfigError("trust, clients and confirm are for subscribers that dial, but listen is None")
         self._confirm = confirm
         self._confirm_timeout_s = confirm_timeout_s
         self._server: Server | None = None
@@ -488,7 +488,7 @@ class DeltaPublisher:
 
     def _sweep(self) -> None:
         """Remove what earlier publishers left behind without ever naming it."""
-        self._garbage |= set(self._store.keys())
+        self._garbage |= set(self._store.list_keys())
         self._collect(())
 
     def _report(

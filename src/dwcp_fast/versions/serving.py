@@ -98,7 +98,7 @@ class Server:
         """Let subscribers see a head."""
         with self._changed:
             # What was told so far was about the head before.
-            self._peers = {number: replace(peer, failure=None) for number, peer in self._peers.items()}
+            self._peers = {at: replace(peer, failure=None) for at, peer in self._peers.items()}
             self._shown = (stamp.data, content_digest(stamp.data), head)
             self._changed.notify_all()
 
@@ -107,7 +107,7 @@ class Server:
 
         Args:
             version: Its number.
-            everybody: Whether all that were connected at the beginning, and still are, must hold it; else one.
+            everybody: Whether all that are connected, then and now, must hold it; else one of them.
             timeout_s: Seconds to wait.
 
         Returns:
@@ -135,8 +135,8 @@ class Server:
                 wait_s = until - time.monotonic()
                 if wait_s <= 0:
                     raise DeadlineError(
-                        f"version {version} is published, but {len(left - having)} of {len(left)} subscribers "
-                        f"did not confirm it within {timeout_s:.3g} s"
+                        f"version {version} is published, but {len(left - having)} of {len(left)} "
+                        f"subscribers did not confirm it within {timeout_s:.3g} s"
                     )
                 self._changed.wait(wait_s)
 

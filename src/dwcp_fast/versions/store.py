@@ -150,7 +150,7 @@ class Store(Source, Protocol):
         """
         ...
 
-    def keys(self) -> Iterator[str]:
+    def list_keys(self) -> Iterator[str]:
         """List the objects, the head apart.
 
         Yields:
