@@ -2,8 +2,8 @@
 
 The model is a small multi-layer perceptron that learns to predict the next character of a text. The trainer
 keeps 32-bit weights, takes AdamW steps, and publishes the weights rounded to bf16, as reinforcement learning
-does for its inference workers. The worker follows, and after each version computes the logits of a fixed input.
-The trainer computes them too, from what it published, and compares.
+does for its inference workers. The worker follows and computes the logits of a fixed input each time. The
+trainer computes them too, from what it published, and compares.
 
     python examples/rl_weights.py
     python examples/rl_weights.py --text some.txt --versions 20 --learning-rate 1e-5
