@@ -34,17 +34,18 @@ class Ended:
         return told
 
 
-class Recv:
-    """A running `dwcp recv --json-lines`."""
+class Service:
+    """A running command that listens, with `--json-lines`."""
 
-    def __init__(self, into: Path, env: dict[str, str], arguments: Sequence[str], listen: str) -> None:
-        self.into = into
+    def __init__(self, command: Sequence[str | Path], log: Path, env: dict[str, str]) -> None:
+        self._log = log
+        self._name = f"dwcp {command[0]}"
         self.events: list[dict[str, Any]] = []
         self._new: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._stack = ExitStack()
-        self._err = self._stack.enter_context((into.parent / f"{into.name}.err").open("a+b"))
+        self._err = self._stack.enter_context(log.open("a+b"))
         self.process = subprocess.Popen(
-            [*DWCP, "recv", f"--listen={listen}", f"--into={into}", "--json-lines", "-v", *arguments],
+            [*DWCP, *map(str, command), "--json-lines", "-v"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._err,
@@ -74,7 +75,7 @@ class Recv:
                 pytest.fail(f"no {kind!r} event within {WAIT_S} s; there were {self.events}; {self.err()}")
             if event is None:
                 pytest.fail(
-                    f"dwcp recv ended without a {kind!r} event; there were {self.events}; {self.err()}"
+                    f"{self._name} ended without a {kind!r} event; there were {self.events}; {self.err()}"
                 )
             self.events.append(event)
             if event["type"] == kind:
@@ -82,7 +83,7 @@ class Recv:
 
     def err(self) -> str:
         """What it wrote to stderr so far."""
-        return (self.into.parent / f"{self.into.name}.err").read_text(errors="replace")
+        return self._log.read_text(errors="replace")
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and give the exit code."""
@@ -92,7 +93,7 @@ class Recv:
             return self.process.wait(WAIT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            pytest.fail(f"dwcp recv did not end after signal {number}: {self.err()}")
+            pytest.fail(f"{self._name} did not end after signal {number}: {self.err()}")
         finally:
             self._reader.join(WAIT_S)
             self._stack.close()
@@ -102,6 +103,15 @@ class Recv:
 
     def __exit__(self, *_: object) -> None:
         self.end(signal.SIGKILL)
+
+
+class Recv(Service):
+    """A running `dwcp recv`."""
+
+    def __init__(self, into: Path, env: dict[str, str], arguments: Sequence[str], listen: str) -> None:
+        self.into = into
+        command = ["recv", f"--listen={listen}", f"--into={into}", *arguments]
+        super().__init__(command, into.parent / f"{into.name}.err", env)
 
 
 class Machine:
@@ -118,10 +128,26 @@ class Machine:
         """Start a receiver."""
         return Recv(self.folder / name, self.env("receiver"), arguments, listen)
 
+    def serve(self, path: Path, *arguments: str) -> Service:
+        """Start a server."""
+        command: list[str | Path] = ["serve", path, "--listen=127.0.0.1:0", *arguments]
+        return Service(command, self.folder / "serve.err", self.env("server"))
+
+    def start_pull(self, *arguments: str | Path, user: str = "puller") -> subprocess.Popen[str]:
+        """Start a puller."""
+        return self._start("pull", arguments, user)
+
+    def pull(self, *arguments: str | Path, user: str = "puller") -> Ended:
+        """Run a puller to its end."""
+        return self.finish(self.start_pull(*arguments, user=user))
+
     def start_send(self, *arguments: str | Path, user: str = "sender") -> subprocess.Popen[str]:
         """Start a sender."""
+        return self._start("send", arguments, user)
+
+    def _start(self, command: str, arguments: Sequence[str | Path], user: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*DWCP, "send", *map(str, arguments)],
+            [*DWCP, command, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -135,13 +161,13 @@ class Machine:
         return self.finish(self.start_send(*arguments, user=user))
 
     def finish(self, process: subprocess.Popen[str]) -> Ended:
-        """Wait for the end of a sender."""
+        """Wait for the end of a command."""
         try:
             out, err = process.communicate(timeout=WAIT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()
-            pytest.fail(f"dwcp send did not end within {WAIT_S} s: {out} {err}")
+            pytest.fail(f"dwcp did not end within {WAIT_S} s: {out} {err}")
         return Ended(process.returncode, out, err)
 
     def run(self, *arguments: str | Path) -> Ended:

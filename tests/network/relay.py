@@ -1,4 +1,4 @@
-"""A TCP relay that counts, slows down, cuts and alters what passes towards a receiver."""
+"""A TCP relay that counts, slows down, cuts and alters what passes towards whoever receives."""
 
 import contextlib
 import socket
@@ -11,8 +11,9 @@ PIECE: Final = 16 << 10
 class Relay:
     """Forwards connections; what it does to the bytes is set by its attributes."""
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    def __init__(self, target: tuple[str, int], *, pulled: bool = False) -> None:
         self._target = target
+        self._pulled = pulled
         self._server = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
@@ -84,7 +85,7 @@ class Relay:
     def _pump(self, source: socket.socket, sink: socket.socket, forward: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(PIECE):
-                sink.sendall(self._pass(bytearray(data)) if forward else data)
+                sink.sendall(self._pass(bytearray(data)) if forward != self._pulled else data)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
 
