@@ -1,8 +1,12 @@
 """Patches: the difference of two versions of the same state, checked against the base before it is applied.
 
-A patch (``DWCD``) compares the two versions block by block at the same offsets, names the exact base it was
-made from by its tree digest, and carries a digest of every block. Applying it to anything else raises
-:class:`~dwcp_fast.errors.BaseMismatchError` before a byte is written.
+A patch (``DWCD``) tells each block of the new version in the cheapest way: as in the base, by what differs from the
+base at the same place, by where its content is elsewhere in the base or earlier in the new version, or in full. It
+names the exact base it was made from by its tree digest, and carries a digest of every block. Applying it to anything
+else raises :class:`~dwcp_fast.errors.BaseMismatchError` before a byte is written.
+
+Patches may stand one behind the other, each for the version that the one before makes: a chain, which is taken
+wherever a patch is.
 
 Buffers are taken as in :mod:`dwcp_fast.codec`: C-contiguous, without copying, the interpreter released.
 """
@@ -15,14 +19,25 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.errors import ConfigError
-from dwcp_fast.options import check_block_bytes
+from dwcp_fast.options import check_block_bytes, check_int
 
-__all__ = ["PatchInfo", "apply", "apply_files", "apply_into", "diff_files", "encode", "info"]
+__all__ = [
+    "PatchInfo",
+    "Snapshot",
+    "apply",
+    "apply_files",
+    "apply_into",
+    "apply_onto",
+    "diff_files",
+    "encode",
+    "info",
+    "recover",
+]
 
 WIDTHS: Final = {
     **dict.fromkeys(("int8", "uint8", "bool", "fp8"), 1),
@@ -32,7 +47,8 @@ WIDTHS: Final = {
 }
 """Bytes of an element by the name of its type."""
 
-DEFAULT_BLOCK_BYTES: Final = 1 << 20
+DEFAULT_BLOCK_BYTES: Final = 256 << 10
+MAX_THREADS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,31 +56,41 @@ class PatchInfo:
     """What a patch says of itself.
 
     Attributes:
+        patches: Number of patches, more than one in a chain; blocks and lengths of patches are those of all.
         base_bytes: Length of the version it applies to.
         base_digest: Tree digest of that version, in hex.
         target_bytes: Length of the version it makes.
         target_digest: Tree digest of that version, in hex.
         block_bytes: Length of a block.
-        element_bytes: Length of an element, 1, 2, 4 or 8.
         blocks: Number of blocks of the target.
         blocks_same: Blocks that are as in the base.
-        blocks_fill: Blocks of one repeated byte.
-        blocks_xor: Blocks told by their difference from the base.
         blocks_plain: Blocks told in full.
+        blocks_fill: Blocks of one repeated byte.
+        blocks_planes: Blocks told in full, by the bytes of their elements.
+        blocks_difference: Blocks told by the bytes of the differences of their elements from the base's.
+        blocks_sparse: Blocks told by the elements that changed.
+        blocks_runs: Blocks told by the runs of bytes that changed.
+        blocks_copy: Blocks made of parts of the base and of the target before them.
+        blocks_splice: Blocks made of such parts and of new bytes.
         patch_bytes: Length of the patch itself.
     """
 
+    patches: int
     base_bytes: int
     base_digest: str
     target_bytes: int
     target_digest: str
     block_bytes: int
-    element_bytes: int
     blocks: int
     blocks_same: int
-    blocks_fill: int
-    blocks_xor: int
     blocks_plain: int
+    blocks_fill: int
+    blocks_planes: int
+    blocks_difference: int
+    blocks_sparse: int
+    blocks_runs: int
+    blocks_copy: int
+    blocks_splice: int
     patch_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,6 +105,8 @@ def encode(
     dtype: str | None = None,
     codec: str = "zstd:1",
     block_bytes: int = DEFAULT_BLOCK_BYTES,
+    search: bool = True,
+    threads: int = 1,
 ) -> bytes:
     """Make the patch that turns `old` into `new`; they may differ in length.
 
@@ -86,15 +114,17 @@ def encode(
         old: The version that the other side holds.
         new: The version that it shall hold.
         dtype: Type of the elements (``"bf16"``, ``"fp16"``, ``"fp32"``, ``"fp64"``, ``"int64"`` and so on),
-            which makes patches of numbers smaller; None for bytes.
-        codec: Codec of what changed: ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
+            which makes patches of numbers smaller; None to find it out block by block.
+        codec: Codec of what is told in full: ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
+        search: Whether to look for content that moved, where a block is not much like the base's.
+        threads: How many threads work on it, 1 to 256. The patch does not depend on it.
 
     Returns:
         The patch.
 
     Raises:
-        ConfigError: `dtype`, `codec` or `block_bytes` cannot be used.
+        ConfigError: An option cannot be used.
         BufferError: A buffer is not C-contiguous.
 
     >>> old = bytes(200_000)
@@ -103,15 +133,19 @@ def encode(
     >>> len(patch) < 1000, apply(patch, old) == new
     (True, True)
     """
-    return _core.patch_encode(old, new, width_of(dtype), codec, checked_block_bytes(block_bytes))
+    check_options(block_bytes, threads)
+    return _core.patch_encode(old, new, width_of(dtype), codec, block_bytes, search, threads)
 
 
-def apply(patch: BufferLike, old: BufferLike) -> bytes:
+def apply(patch: BufferLike, old: BufferLike, *, threads: int = 1) -> bytes:
     """Make the new version from a patch and the old one.
 
+    :func:`apply_onto` is faster: new memory costs more than the rest of the work.
+
     Args:
-        patch: What :func:`encode` made.
+        patch: What :func:`encode` made, or several of these, one behind the other.
         old: The exact version the patch was made from.
+        threads: How many threads work on it, 1 to 256.
 
     Returns:
         The new version, every block verified.
@@ -119,24 +153,55 @@ def apply(patch: BufferLike, old: BufferLike) -> bytes:
     Raises:
         BaseMismatchError: `old` is another version.
         FormatError: The patch is damaged.
+        ConfigError: `threads` cannot be used.
         BufferError: A buffer is not C-contiguous.
     """
-    return _core.patch_apply(patch, old)
+    check_int("threads", threads, 1, MAX_THREADS)
+    return _core.patch_apply(patch, old, threads)
 
 
-def apply_into(patch: BufferLike, old: BufferLike) -> None:
+def apply_onto(patch: BufferLike, old: BufferLike, out: BufferLike, *, threads: int = 1) -> None:
+    """Write the new version to a buffer of the caller's; best to one that is used again and again.
+
+    Args:
+        patch: As for :func:`apply`.
+        old: As for :func:`apply`.
+        out: A writable buffer with the length of the new version that shares no memory with the others. After an
+            error its content is unspecified.
+        threads: As for :func:`apply`.
+
+    Raises:
+        BaseMismatchError: `old` is another version.
+        DeltaError: `out` has another length than the new version.
+        FormatError: The patch is damaged.
+        ConfigError: `threads` cannot be used.
+        BufferError: A buffer is not C-contiguous, or `out` is read-only.
+        ValueError: `out` shares memory with another buffer.
+
+    >>> out = bytearray(9)
+    >>> apply_onto(encode(b"version 1", b"version 2"), b"version 1", out)
+    >>> out
+    bytearray(b'version 2')
+    """
+    check_int("threads", threads, 1, MAX_THREADS)
+    _core.patch_apply_onto(patch, old, out, threads)
+
+
+def apply_into(patch: BufferLike, old: BufferLike, *, threads: int = 1) -> None:
     """Turn a buffer with the old version into the new version, in place.
 
     Every changed block is decoded and verified before the first byte is written.
 
     Args:
-        patch: What :func:`encode` made of two versions of the same length.
+        patch: As for :func:`apply`, between versions of the same length.
         old: A writable buffer with the exact version the patch was made from.
+        threads: As for :func:`apply`.
 
     Raises:
         BaseMismatchError: `old` holds another version; it is unchanged.
         DeltaError: The versions differ in length.
         FormatError: The patch is damaged; `old` is unchanged.
+        ConfigError: `threads` cannot be used.
         BufferError: A buffer is not C-contiguous, or `old` is read-only.
 
     >>> held = bytearray(b"version 1")
@@ -144,14 +209,15 @@ def apply_into(patch: BufferLike, old: BufferLike) -> None:
     >>> held
     bytearray(b'version 2')
     """
-    _core.patch_apply_in_place(patch, old)
+    check_int("threads", threads, 1, MAX_THREADS)
+    _core.patch_apply_in_place(patch, old, threads)
 
 
 def info(patch: BufferLike) -> PatchInfo:
     """Read what a patch says of itself, without applying it.
 
     Args:
-        patch: What :func:`encode` made.
+        patch: As for :func:`apply`.
 
     Returns:
         Lengths, digests and the number of blocks of each kind.
@@ -165,6 +231,138 @@ def info(patch: BufferLike) -> PatchInfo:
     return PatchInfo(**_core.patch_info(patch))
 
 
+class Snapshot:
+    """A held version: the sender makes patches of the next version from it, the receiver applies them to it.
+
+    The digests of its blocks are kept, so that a version is hashed once and not for every patch. Every method that
+    changes the version does all of it or, when it raises, nothing. Methods may be called from any thread, one at a
+    time.
+
+    >>> sender, receiver = Snapshot(b"version 1"), Snapshot(b"version 1")
+    >>> receiver.apply(sender.advance(b"version 2"))
+    >>> bytes(receiver.view()), receiver.digest == sender.digest
+    (b'version 2', True)
+    """
+
+    def __init__(
+        self,
+        data: BufferLike,
+        *,
+        dtype: str | None = None,
+        codec: str = "zstd:1",
+        block_bytes: int = DEFAULT_BLOCK_BYTES,
+        search: bool = True,
+        threads: int = 1,
+    ) -> None:
+        """Copy and hash a version.
+
+        Args:
+            data: The version.
+            dtype: As for :func:`encode`; the elements of masks and indices are of this type, bytes if it is None.
+            codec: As for :func:`encode`.
+            block_bytes: As for :func:`encode`; the patches that are applied must have the same.
+            search: As for :func:`encode`.
+            threads: How many threads hash it, 1 to 256.
+
+        Raises:
+            ConfigError: An option cannot be used.
+            BufferError: `data` is not C-contiguous.
+        """
+        check_options(block_bytes, threads)
+        self._held = _core.Snapshot(data, width_of(dtype), codec, block_bytes, search, threads)
+
+    @property
+    def size(self) -> int:
+        """Length of the version in bytes."""
+        return len(self._held)
+
+    @property
+    def digest(self) -> str:
+        """Tree digest of the version, in hex: ``target_digest`` of the patch that led to it."""
+        return self._held.digest
+
+    def view(self) -> memoryview:
+        """Give the version itself, to read; it changes under the view when the version does.
+
+        While there is a view the version can only become one of the same length: others raise :class:`BufferError`.
+        """
+        return memoryview(self._held)
+
+    def advance(self, new: BufferLike, *, threads: int = 1) -> bytes:
+        """Make the patch to `new`, and hold `new` from then on.
+
+        Args:
+            new: The next version.
+            threads: How many threads work on it, 1 to 256. The patch does not depend on it.
+
+        Returns:
+            The patch.
+
+        Raises:
+            ConfigError: `threads` cannot be used.
+            BufferError: `new` is not C-contiguous, or of another length while there is a view.
+        """
+        check_int("threads", threads, 1, MAX_THREADS)
+        return self._held.advance(new, threads)
+
+    def advance_masked(
+        self, new: BufferLike, mask: BufferLike, *, packed: bool = False, threads: int = 1
+    ) -> bytes:
+        """Make the patch to a version that differs only in some elements; the others are not read.
+
+        Args:
+            new: The next version, of the same length.
+            mask: For each element a byte that is not 0 if it may have changed, as of a bool array.
+            packed: Whether the mask has a bit for each element instead, the low bit of a byte first.
+            threads: As for :meth:`advance`.
+
+        Returns:
+            The patch.
+
+        Raises:
+            DeltaError: `new` or `mask` has another length.
+            ConfigError: `threads` cannot be used.
+            BufferError: A buffer is not C-contiguous.
+        """
+        check_int("threads", threads, 1, MAX_THREADS)
+        return self._held.advance_masked(new, mask, packed, threads)
+
+    def advance_sparse(self, index: BufferLike, values: BufferLike, *, threads: int = 1) -> bytes:
+        """Make the patch to a version in which some elements have other values.
+
+        Args:
+            index: The numbers of the elements, as integers of 4 or 8 bytes, in any order, each once.
+            values: Their new values, in the same order.
+            threads: As for :meth:`advance`.
+
+        Returns:
+            The patch.
+
+        Raises:
+            DeltaError: An element is named twice or does not exist, or there are not as many values.
+            ConfigError: `threads` cannot be used.
+            BufferError: A buffer is not C-contiguous.
+        """
+        check_int("threads", threads, 1, MAX_THREADS)
+        return self._held.advance_sparse(index, values, threads)
+
+    def apply(self, patch: BufferLike, *, threads: int = 1) -> None:
+        """Hold the version that a patch makes of the one held, in place if it keeps the length.
+
+        Args:
+            patch: One patch, made with the same `block_bytes`.
+            threads: As for :meth:`advance`.
+
+        Raises:
+            BaseMismatchError: The patch is for another version.
+            FormatError: The patch is damaged, or has other blocks.
+            ConfigError: `threads` cannot be used.
+            BufferError: The length changes while there is a view.
+        """
+        check_int("threads", threads, 1, MAX_THREADS)
+        self._held.apply(patch, threads)
+
+
 def diff_files(
     old: str | PathLike[str],
     new: str | PathLike[str],
@@ -173,10 +371,12 @@ def diff_files(
     dtype: str | None = None,
     codec: str = "zstd:1",
     block_bytes: int = DEFAULT_BLOCK_BYTES,
+    search: bool = True,
+    threads: int = 1,
 ) -> PatchInfo:
     """Write the patch between two files; the patch appears under its name only when it is complete.
 
-    Files are read block by block, whatever their length.
+    Files may have any length: memory is taken for some blocks of them, and up to 64 MiB for what is looked up.
 
     Args:
         old: File with the old version.
@@ -185,28 +385,45 @@ def diff_files(
         dtype: As for :func:`encode`.
         codec: As for :func:`encode`.
         block_bytes: As for :func:`encode`.
+        search: As for :func:`encode`.
+        threads: As for :func:`encode`.
 
     Returns:
         What the patch says of itself.
 
     Raises:
         OSError: A file cannot be read or written.
-        ConfigError: `dtype` or `codec` cannot be used.
+        DeltaError: A file was being changed in place when that ended: see :func:`recover`.
+        ConfigError: An option cannot be used.
     """
+    check_options(block_bytes, threads)
     with staged(Path(patch)) as out:
         told = _core.patch_encode_files(
-            Path(old), Path(new), out, width_of(dtype), codec, checked_block_bytes(block_bytes)
+            Path(old), Path(new), out, width_of(dtype), codec, block_bytes, search, threads
         )
     return PatchInfo(**told)
 
 
-def apply_files(patch: str | PathLike[str], old: str | PathLike[str], new: str | PathLike[str]) -> PatchInfo:
+def apply_files(
+    patch: str | PathLike[str],
+    old: str | PathLike[str],
+    new: str | PathLike[str] | None = None,
+    *,
+    in_place: bool = False,
+    threads: int = 1,
+) -> PatchInfo:
     """Write the new version of a file; `new` appears, or is replaced, only when it is verified.
 
+    In place only the blocks that change are written, twice: to a journal beside the file, and to the file when all of
+    them are there and verified. However this ends, also by a kill, the file is the old or the new version, or the
+    journal is there, and the same call made again, or :func:`recover`, finishes it. Meanwhile readers may see a mix.
+
     Args:
-        patch: File with the patch.
+        patch: File with the patch, or several of them, one behind the other.
         old: File with the exact version the patch was made from.
-        new: File to write; may be `old`, which is then replaced as one step.
+        new: File to write; may be `old`, which is then replaced as one step. Not with `in_place`.
+        in_place: Whether to change `old` itself. If it is the new version already, that is well.
+        threads: How many threads work on it, 1 to 256.
 
     Returns:
         What the patch says of itself.
@@ -214,27 +431,53 @@ def apply_files(patch: str | PathLike[str], old: str | PathLike[str], new: str |
     Raises:
         OSError: A file cannot be read or written.
         BaseMismatchError: `old` is another version.
+        DeltaError: `old` was being changed in place when that ended: see :func:`recover`.
         FormatError: The patch is damaged.
+        ConfigError: An option cannot be used.
     """
+    check_int("threads", threads, 1, MAX_THREADS)
+    if in_place:
+        if new is not None:
+            raise ConfigError(f"new is {str(new)!r}, but the change is to be made in place")
+        return PatchInfo(**_core.patch_apply_in_place_files(Path(patch), Path(old), threads))
+    if new is None:
+        raise ConfigError("new is missing: name a file to write, or change the old one in place")
     with staged(Path(new), like=Path(old)) as out:
-        told = _core.patch_apply_files(Path(patch), Path(old), out)
+        told = _core.patch_apply_files(Path(patch), Path(old), out, threads)
     return PatchInfo(**told)
 
 
-def width_of(dtype: str | None) -> int:
+def recover(file: str | PathLike[str]) -> Literal["nothing", "discarded", "finished"]:
+    """Finish or take back a change of a file in place that ended before it was done.
+
+    Args:
+        file: The file that was to be changed.
+
+    Returns:
+        What there was to do: ``"nothing"``, or the journal was ``"discarded"`` and the file is the old version, or the
+        change is ``"finished"`` now and the file is the new one.
+
+    Raises:
+        OSError: The file or its journal cannot be read or written, or is in use.
+        IntegrityError: The journal is not of this file as it is now; both are left as they are.
+    """
+    return _core.patch_recover(Path(file))
+
+
+def width_of(dtype: str | None) -> int | None:
     """Give the bytes of an element."""
     if dtype is None:
-        return 1
+        return None
     try:
         return WIDTHS[dtype]
     except KeyError:
         raise ConfigError(f"dtype {dtype!r} is not known: it must be one of {', '.join(WIDTHS)}") from None
 
 
-def checked_block_bytes(value: int) -> int:
-    """Refuse a block length that a patch has no room for."""
-    check_block_bytes(value)
-    return value
+def check_options(block_bytes: int, threads: int) -> None:
+    """Refuse a block length that a patch has no room for, and a number of threads that nobody means."""
+    check_block_bytes(block_bytes)
+    check_int("threads", threads, 1, MAX_THREADS)
 
 
 @contextmanager

@@ -36,12 +36,17 @@ RECORD_FIELDS: Final = (
 """The fields of a record, in the order of the shared schema."""
 
 
+KINDS_AGAINST_BASE: Final = ("difference", "sparse", "runs")
+"""The kinds of blocks that are coded against a base."""
+
+
 @dataclass(frozen=True, slots=True)
 class CodecShare:
     """The blocks that were represented and compressed in one way.
 
     Attributes:
-        kind: ``"plain"``, ``"fill"`` (one repeated byte) or ``"xor"`` (against a base).
+        kind: ``"plain"``, ``"fill"`` (one repeated byte), ``"planes"`` (bytes grouped by element), or one of
+            :data:`KINDS_AGAINST_BASE`.
         codec: ``"none"``, ``"lz4"`` or ``"zstd"``.
         blocks: How many.
         raw_bytes: Their length.
@@ -235,7 +240,7 @@ class ReceiveReport:
 def delta_hit_rate(mix: tuple[CodecShare, ...], same: int) -> float | None:
     """Give the share of blocks, of those not held by staging, that a base saved all or part of."""
     blocks = same + sum(share.blocks for share in mix)
-    hits = same + sum(share.blocks for share in mix if share.kind == "xor")
+    hits = same + sum(share.blocks for share in mix if share.kind in KINDS_AGAINST_BASE)
     return hits / blocks if blocks else None
 
 

@@ -17,17 +17,22 @@ __all__ = [
 class PatchTold(TypedDict):
     """What a patch says of itself."""
 
+    patches: int
     base_bytes: int
     base_digest: str
     target_bytes: int
     target_digest: str
     block_bytes: int
-    element_bytes: int
     blocks: int
     blocks_same: int
-    blocks_fill: int
-    blocks_xor: int
     blocks_plain: int
+    blocks_fill: int
+    blocks_planes: int
+    blocks_difference: int
+    blocks_sparse: int
+    blocks_runs: int
+    blocks_copy: int
+    blocks_splice: int
     patch_bytes: int
 
 

@@ -8,7 +8,7 @@ import lz4.block
 import xxhash
 import zstandard
 
-from oracle.wire import ENTRY_KINDS, FILL, LZ4, XOR, ZSTD, WireError, require
+from oracle.wire import ENTRY_KINDS, AGAINST_BASE, FILL, LZ4, PLAIN, ZSTD, WireError, require
 
 
 def digest(data: bytes) -> bytes:
@@ -43,6 +43,11 @@ def decode_block(fields: dict[str, Any], body: bytes, base: bytes = b"") -> byte
     """Decode a BLOCK body; `base` is the object that the receiver holds, at any length."""
     size = fields["raw_length"]
     raw: bytes
+    if fields["kind"] in AGAINST_BASE:
+        piece = base[fields["offset"] : fields["offset"] + size]
+        piece += bytes(size - len(piece))
+        require(digest(piece).hex() == fields["base_digest"], "the base differs")
+    require(fields["kind"] in (PLAIN, FILL), "a kind of block that is only in the oracle of patches")
     if fields["kind"] == FILL:
         require(len(body) == 1, "a fill body is one byte")
         raw = body * size
@@ -53,11 +58,6 @@ def decode_block(fields: dict[str, Any], body: bytes, base: bytes = b"") -> byte
     else:
         raw = body
     require(len(raw) == size, f"{len(raw)} bytes where {size} are due")
-    if fields["kind"] == XOR:
-        piece = base[fields["offset"] : fields["offset"] + size]
-        piece += bytes(size - len(piece))
-        require(digest(piece).hex() == fields["base_digest"], "the base differs")
-        raw = bytes(left ^ right for left, right in zip(raw, piece, strict=True))
     require(digest(raw).hex() == fields["digest"], "the block's digest")
     return raw
 

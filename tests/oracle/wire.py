@@ -14,7 +14,8 @@ ENTRY_LIMIT = 1_048_576
 OBJECT_LIMIT = 1 << 62
 DATA_KINDS = ("file", "buffer")
 ENTRY_KINDS = ("file", "directory", "symlink", "buffer")
-PLAIN, FILL, XOR = range(3)
+PLAIN, FILL, PLANES, DIFFERENCE, SPARSE, RUNS = range(6)
+AGAINST_BASE = (DIFFERENCE, SPARSE, RUNS)
 NONE, LZ4, ZSTD = range(3)
 
 
@@ -171,14 +172,15 @@ def block(head: Fields) -> dict[str, Any]:
         "entry": head.unsigned(4),
         "raw_length": head.unsigned(4, 1, BLOCK_LIMIT),
         "offset": head.unsigned(8, 0, OBJECT_LIMIT),
-        "kind": head.unsigned(1, 0, 2),
+        "kind": head.unsigned(1, 0, RUNS),
         "codec": head.unsigned(1, 0, 2),
     }
     head.zeros(2)
     out["digest"] = head.take(16).hex()
     out["base_digest"] = head.take(16).hex()
-    require(out["kind"] != FILL or out["codec"] == NONE, "a coded fill block")
-    require(out["kind"] == XOR or out["base_digest"] == "00" * 16, "a base digest without XOR")
+    require(out["kind"] == PLAIN or out["codec"] == NONE, "a codec of a kind that has none")
+    against = out["kind"] in AGAINST_BASE
+    require(against or out["base_digest"] == "00" * 16, "a base digest without a base")
     return out
 
 

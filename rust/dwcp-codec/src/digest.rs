@@ -66,11 +66,30 @@ pub fn check64(seed: u64, parts: &[&[u8]]) -> u64 {
         }
         return XxHash3_64::oneshot_with_seed(seed, &joined[..length]);
     }
-    let mut hasher = XxHash3_64::with_seed(seed);
-    for part in parts {
-        std::hash::Hasher::write(&mut hasher, part);
+    let mut hasher = CheckHasher::new(seed);
+    parts.iter().for_each(|part| hasher.update(part));
+    hasher.finish()
+}
+
+/// [`check64`] of parts that come one by one.
+#[derive(Clone)]
+pub(crate) struct CheckHasher(XxHash3_64);
+
+impl CheckHasher {
+    /// A hasher of nothing so far.
+    pub(crate) fn new(seed: u64) -> CheckHasher {
+        CheckHasher(XxHash3_64::with_seed(seed))
     }
-    std::hash::Hasher::finish(&hasher)
+
+    /// Adds the next part.
+    pub(crate) fn update(&mut self, part: &[u8]) {
+        std::hash::Hasher::write(&mut self.0, part);
+    }
+
+    /// The check of the parts so far.
+    pub(crate) fn finish(&self) -> u64 {
+        std::hash::Hasher::finish(&self.0)
+    }
 }
 
 /// The tree digest of an object of `size` bytes whose blocks of `block_bytes` have the digests `leaves`, in order.

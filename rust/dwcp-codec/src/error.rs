@@ -77,6 +77,19 @@ pub enum CodecError {
         /// What the decoder said.
         reason: &'static str,
     },
+    /// A number in a block told by segments is out of its range.
+    #[error("{field} is {value}, over the limit of {limit}")]
+    SegmentField {
+        /// What the number tells.
+        field: &'static str,
+        /// The number.
+        value: u64,
+        /// The highest it may be.
+        limit: u64,
+    },
+    /// A block told by segments ends before all of it is told.
+    #[error("block ends within its segments")]
+    SegmentsTruncated,
     /// Memory could not be had.
     #[error("out of memory asking for {bytes} bytes")]
     OutOfMemory {
@@ -91,9 +104,88 @@ pub enum CodecError {
         /// The codec named.
         codec: CodecId,
     },
-    /// A delta block came without the base it was made against.
-    #[error("delta block needs the base it was made against")]
+    /// A block that is coded against a base came without it.
+    #[error("block is coded against a base and none is given")]
     MissingBase,
+    /// The base is shorter than the block, in a kind that needs all of it.
+    #[error("base block of {length} bytes is shorter than the {needed} bytes of the block coded against it")]
+    ShortBase {
+        /// Length of the base in bytes.
+        length: usize,
+        /// Length of the block in bytes.
+        needed: usize,
+    },
+    /// A width of elements that there is not.
+    #[error("elements of {width} bytes: expected 1, 2, 4 or 8")]
+    ElementWidth {
+        /// The width in bytes.
+        width: u8,
+    },
+    /// The length or the codec of a coded block is not one it can have.
+    #[error(
+        "coded block has {length} bytes of codec {codec} for {raw_length} bytes of at most {limit}: expected fewer, \
+         of codec none"
+    )]
+    CodedBlock {
+        /// The codec named.
+        codec: CodecId,
+        /// Length of the wire bytes.
+        length: usize,
+        /// Length of the block in bytes.
+        raw_length: usize,
+        /// The longest block in bytes.
+        limit: usize,
+    },
+    /// The mode of a coded block is none of its kind.
+    #[error("unknown mode {mode:#04x} of a coded block")]
+    UnknownMode {
+        /// The mode as read.
+        mode: u8,
+    },
+    /// The coder of a stream is not known.
+    #[error("{what}: unknown stream coder {coder}, the highest known is {max}")]
+    UnknownCoder {
+        /// The part of the payload.
+        what: &'static str,
+        /// The coder as read.
+        coder: u8,
+        /// The highest known coder.
+        max: u8,
+    },
+    /// A payload ends within one of its parts.
+    #[error("{what}: {length} bytes are needed and {left} are left of the payload")]
+    PayloadEnds {
+        /// The part of the payload.
+        what: &'static str,
+        /// Length needed in bytes.
+        length: usize,
+        /// Length of what is left in bytes.
+        left: usize,
+    },
+    /// Something follows the last part of a payload.
+    #[error("{bytes} bytes follow the last part of the payload")]
+    PayloadLeft {
+        /// How many bytes.
+        bytes: usize,
+    },
+    /// A number in a payload is outside its range.
+    #[error("{what}: {value} is outside {low}..={high}")]
+    PayloadNumber {
+        /// The part of the payload.
+        what: &'static str,
+        /// The number as read.
+        value: u64,
+        /// The least it can be.
+        low: usize,
+        /// The most it can be.
+        high: usize,
+    },
+    /// A number in a payload takes more bytes than it needs.
+    #[error("{what}: a number takes more bytes than it needs")]
+    LongNumber {
+        /// The part of the payload.
+        what: &'static str,
+    },
     /// The container is shorter than its header.
     #[error("container of {length} bytes is shorter than its header of {needed} bytes")]
     Truncated {

@@ -9,12 +9,17 @@ pub mod codec;
 pub mod container;
 pub mod digest;
 mod error;
+mod kernel;
+pub mod matcher;
 pub mod page;
 pub mod patch;
 pub mod probe;
 #[allow(unsafe_code)] // The bindings to the C libraries, and the few casts to and from uninitialised memory.
 mod raw;
-mod shuffle;
+#[allow(unsafe_code)] // A vector kernel.
+mod sampling;
+pub mod segments;
+mod stream;
 
 pub use codec::{Codec, CodecId, Compressor, Decompressor};
 pub use digest::Digest;

@@ -36,12 +36,7 @@ pub fn compressible(src: &[u8]) -> bool {
     if src.len() <= SAMPLE_BYTES {
         return varies_little(src.chunks(PIECE_BYTES), src.len()) || repeats(src, &mut scratch);
     }
-    let last = src.len() - PIECE_BYTES;
-    let pieces = (0..PIECES).map(|i| {
-        // In this order of operations no length overflows.
-        let at = last / (PIECES - 1) * i + last % (PIECES - 1) * i / (PIECES - 1);
-        &src[at..at + PIECE_BYTES]
-    });
+    let pieces = pieces(src);
     if varies_little(pieces.clone(), SAMPLE_BYTES) || pages_repeat(src) {
         return true;
     }
@@ -50,6 +45,55 @@ pub fn compressible(src: &[u8]) -> bool {
         copy.copy_from_slice(piece);
     }
     repeats(&sample, &mut scratch)
+}
+
+/// What coding the bytes of `src` by their frequencies alone is likely to leave of them, from a few samples: 0 to 1.
+pub(crate) fn entropy_share(src: &[u8]) -> f32 {
+    // A quarter of the pieces is enough to know what coder suits.
+    let step = (src.len() / PIECE_BYTES).div_ceil(PIECES / 4).max(1);
+    let (bits, bytes) = src
+        .chunks(PIECE_BYTES)
+        .step_by(step)
+        .fold((0.0, 0), |(bits, bytes), piece| (bits + entropy_bits(piece), bytes + piece.len()));
+    bits / (8 * bytes.max(1)) as f32
+}
+
+/// The order-0 entropy of all of `src` in bytes.
+pub(crate) fn entropy_bytes(src: &[u8]) -> f32 {
+    let mut counts = [0_u32; 256];
+    for byte in src {
+        counts[usize::from(*byte)] += 1;
+    }
+    let length = src.len() as f32;
+    let bits = counts.iter().filter(|count| **count > 0).map(|count| {
+        let count = *count as f32;
+        count * (length / count).log2()
+    });
+    bits.sum::<f32>() / 8.0
+}
+
+/// Pieces of `src` one behind the other, or all of it if it is not longer than they are together.
+pub(crate) fn sample(src: &[u8]) -> Vec<u8> {
+    if src.len() <= SAMPLE_BYTES { src.to_vec() } else { pieces(src).flatten().copied().collect() }
+}
+
+/// Length in bytes of a [`sample`] after LZ4, at most its own.
+pub(crate) fn lz4_bytes(sample: &[u8]) -> usize {
+    let mut scratch = [MaybeUninit::uninit(); SAMPLE_BYTES];
+    let room = sample.len().min(SAMPLE_BYTES);
+    raw::lz4_compress(sample, &mut scratch[..room]).map_or(sample.len(), |written| written.count())
+}
+
+/// Pieces spread over `src`, which is longer than all of them.
+fn pieces(src: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
+    let last = src.len() - PIECE_BYTES;
+    (0..PIECES).map(move |i| {
+        // In this order of operations no length overflows.
+        let at = last / (PIECES - 1) * i + last % (PIECES - 1) * i / (PIECES - 1);
+        // Each begins with an element, whatever the width.
+        let at = at / 8 * 8;
+        &src[at..at + PIECE_BYTES]
+    })
 }
 
 /// Whether the entropy of the bytes in `pieces`, `length` bytes in all, is low enough to compress.

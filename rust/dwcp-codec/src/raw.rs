@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::mem::MaybeUninit;
 
 use zstd_safe::zstd_sys::ZSTD_ErrorCode;
-use zstd_safe::{CCtx, DCtx, SafeResult, WriteBuf};
+use zstd_safe::{CCtx, CParameter, DCtx, ResetDirective, SafeResult, WriteBuf};
 
 use crate::codec::{CodecId, max_compressed_length};
 use crate::error::CodecError;
@@ -62,12 +62,35 @@ pub(crate) fn zstd_compress(
 ) -> Result<Written, CodecError> {
     let capacity = dst.len();
     let written: SafeResult = context.compress(&mut Uninit { bytes: dst, filled: 0 }, src, level);
-    written.map(Written).map_err(|code| {
-        if zstd_safe::is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_memory_allocation) {
-            return CodecError::OutOfMemory { bytes: 0 };
-        }
-        CodecError::OutputTooSmall { capacity }
-    })
+    written.map(Written).map_err(|code| zstd_compress_error(code, capacity))
+}
+
+/// A context with parameters that stay.
+pub(crate) fn zstd_context(parameters: &[CParameter]) -> Result<CCtx<'static>, CodecError> {
+    let mut context = CCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?;
+    for parameter in parameters {
+        // The parameters are constants of this crate; a library that does not know one is as good without it.
+        let _ = context.set_parameter(*parameter);
+    }
+    Ok(context)
+}
+
+/// Compresses `src` as one zstd frame at the start of `dst`, with the context's own parameters.
+pub(crate) fn zstd_compress_as_set(
+    context: &mut CCtx<'static>,
+    src: &[u8],
+    dst: &mut [MaybeUninit<u8>],
+) -> Result<Written, CodecError> {
+    let capacity = dst.len();
+    let written: SafeResult = context.compress2(&mut Uninit { bytes: dst, filled: 0 }, src);
+    written.map(Written).map_err(|code| zstd_compress_error(code, capacity))
+}
+
+fn zstd_compress_error(code: usize, capacity: usize) -> CodecError {
+    if zstd_safe::is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_memory_allocation) {
+        return CodecError::OutOfMemory { bytes: 0 };
+    }
+    CodecError::OutputTooSmall { capacity }
 }
 
 /// Decompresses zstd frames into `dst`, which they must fill exactly.
@@ -93,6 +116,70 @@ pub(crate) fn zstd_decompress<'d>(
             reason: zstd_safe::get_error_name(code),
         }),
     }
+}
+
+/// Compresses what stands in `joined` behind the first `prefix_bytes` as one zstd frame at the start of `dst`, referring
+/// to these. That they are one piece of memory spares zstd to look at two.
+///
+/// The window holds prefix and source together, and the hash table a quarter of their positions, which is what is put
+/// into it: with the level's own sizes the prefix would have pushed itself out before the first byte is compressed.
+pub(crate) fn zstd_compress_with_prefix(
+    context: &mut CCtx<'static>,
+    level: i32,
+    joined: &[u8],
+    prefix_bytes: usize,
+    dst: &mut [MaybeUninit<u8>],
+) -> Result<Written, CodecError> {
+    let capacity = dst.len();
+    let (prefix, src) = joined.split_at(prefix_bytes);
+    let length_log = usize::BITS - joined.len().leading_zeros();
+    let mut compress = |context: &mut CCtx<'static>| -> SafeResult {
+        context.set_parameter(CParameter::CompressionLevel(level))?;
+        context.set_parameter(CParameter::WindowLog(length_log.clamp(10, 27)))?;
+        context.set_parameter(CParameter::HashLog(length_log.saturating_sub(2).clamp(10, 20)))?;
+        // SAFETY: zstd reads the prefix during the next compression only, which is the one below; the reset behind it
+        // makes it forget the prefix if that did not come to it.
+        let prefix: &'static [u8] = unsafe { std::slice::from_raw_parts(prefix.as_ptr(), prefix.len()) };
+        context.ref_prefix(prefix)?;
+        context.compress2(&mut Uninit { bytes: dst, filled: 0 }, src)
+    };
+    let written = compress(context);
+    // Resetting a session cannot fail; were it to, the prefix would be replaced by the next one.
+    let reset = context.reset(ResetDirective::SessionAndParameters);
+    written.and_then(|written| reset.map(|_| Written(written))).map_err(|code| {
+        if zstd_safe::is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_memory_allocation) {
+            return CodecError::OutOfMemory { bytes: 0 };
+        }
+        CodecError::OutputTooSmall { capacity }
+    })
+}
+
+/// Decompresses one zstd frame that refers to `joined` as its prefix into exactly `length` bytes behind that.
+///
+/// On an error `joined` holds the prefix still.
+pub(crate) fn zstd_decompress_behind_prefix(
+    context: &mut DCtx<'static>,
+    joined: &mut Vec<u8>,
+    src: &[u8],
+    length: usize,
+) -> Result<(), CodecError> {
+    let corrupt = |reason| CodecError::Corrupt { codec: CodecId::Zstd, length: src.len(), reason };
+    let frame = zstd_safe::find_frame_compressed_size(src)
+        .map_err(|code| corrupt(zstd_safe::get_error_name(code)))?;
+    if frame != src.len() {
+        return Err(corrupt("more than one frame"));
+    }
+    joined.try_reserve(length).map_err(|_| CodecError::OutOfMemory { bytes: length })?;
+    // SAFETY: the prefix is read during the next decompression only, which is the one below: the room for that is there
+    // already, so that the vector does not move, and what is written is behind the prefix. The reset makes zstd forget
+    // the prefix if it did not come to that.
+    let prefix: &'static [u8] = unsafe { std::slice::from_raw_parts(joined.as_ptr(), joined.len()) };
+    let decompressed = match context.ref_prefix(prefix) {
+        Ok(_) => append_exactly(joined, length, |spare| zstd_decompress(context, src, spare)),
+        Err(_) => Err(CodecError::OutOfMemory { bytes: 0 }),
+    };
+    context.reset(ResetDirective::SessionAndParameters).map_err(|_| CodecError::OutOfMemory { bytes: 0 })?;
+    decompressed
 }
 
 /// Compresses `src` as one LZ4 block at the start of `dst`.

@@ -220,7 +220,7 @@ pub struct ReceiveReport {
 /// Counts of a transfer that this crate keeps itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
-    shares: [[Share; 3]; 3],
+    shares: [[Share; 3]; 6],
     pub(crate) cpu: Duration,
     pub(crate) lanes_used: u32,
     pub(crate) lanes_lost: u32,
@@ -250,9 +250,8 @@ impl Tally {
 
     /// The counts that are not zero.
     pub(crate) fn codec_mix(&self) -> Vec<CodecShare> {
-        let kinds = [BlockKind::Plain, BlockKind::Fill, BlockKind::Xor];
         let codecs = [CodecId::None, CodecId::Lz4, CodecId::Zstd];
-        kinds
+        BlockKind::ALL
             .into_iter()
             .flat_map(|kind| codecs.map(|codec| (kind, codec)))
             .map(|(kind, codec)| {

@@ -73,20 +73,19 @@ fn entry() -> impl Strategy<Value = Entry> {
 
 fn block() -> impl Strategy<Value = (Frame, u32)> {
     let form = prop_oneof![
-        Just((BlockKind::Fill, CodecId::None)),
-        (
-            prop_oneof![Just(BlockKind::Plain), Just(BlockKind::Xor)],
-            prop_oneof![Just(CodecId::None), Just(CodecId::Lz4), Just(CodecId::Zstd)],
-        ),
+        proptest::sample::select(&BlockKind::ALL[1..]).prop_map(|kind| (kind, CodecId::None)),
+        proptest::sample::select(vec![CodecId::None, CodecId::Lz4, CodecId::Zstd])
+            .prop_map(|codec| (BlockKind::Plain, codec)),
     ];
-    (any::<u32>(), 1..=MAX_BLOCK, 0..MAX_OBJECT, form, digest(), digest(), 0.0..1.0).prop_map(
+    (any::<u32>(), 2..=MAX_BLOCK, 0..MAX_OBJECT, form, digest(), digest(), 0.0..1.0).prop_map(
         |(entry, raw_len, offset, (kind, codec), digest, base, share)| {
             let body = match (kind, codec) {
                 (BlockKind::Fill, _) => 1,
-                (_, CodecId::None) => raw_len,
-                _ => 1 + (f64::from(raw_len - 1) * share) as u32,
+                (BlockKind::Plain, CodecId::None) => raw_len,
+                (BlockKind::Plain, _) => 1 + (f64::from(raw_len - 1) * share) as u32,
+                _ => 1 + (f64::from(raw_len - 2) * share) as u32,
             };
-            let base_digest = (kind == BlockKind::Xor).then_some(base);
+            let base_digest = kind.needs_base().then_some(base);
             (Frame::Block(BlockHead { entry, raw_len, offset, kind, codec, digest, base_digest }), body)
         },
     )

@@ -171,8 +171,9 @@ fn sender() -> Stream {
         told(block(1, 1, BlockKind::Plain, CodecId::Lz4, block_of(0x41), None), lz4_body(0x41)),
         told(block(1, 2, BlockKind::Plain, CodecId::Zstd, block_of(0x5A), None), zstd_body(0x5A)),
         told(
-            block(1, 3, BlockKind::Xor, CodecId::Zstd, block_of(0x11), Some(block_of(0x10))),
-            zstd_body(0x01),
+            block(1, 3, BlockKind::Difference, CodecId::None, block_of(0x11), Some(block_of(0x10))),
+            // Bytes, XOR; a stream that repeats one byte.
+            vec![0x00, 0x01, 0x01],
         ),
         plain(Frame::KeepAlive),
         plain(Frame::Same(Same { entry: 1, first_block: 4, digests: vec![block_of(0x22), block_of(0x33)] })),

@@ -204,3 +204,24 @@ pub fn zeroed(dst: &mut [MaybeUninit<u8>]) -> &mut [u8] {
     // SAFETY: every byte was just written.
     unsafe { std::slice::from_raw_parts_mut(dst.as_mut_ptr().cast(), dst.len()) }
 }
+
+/// Fill a view that the interpreter wants of `length` bytes to read at `start`, which `owner` keeps.
+///
+/// # Safety
+/// `view` is the interpreter's. The bytes stay where they are, initialised, while `owner` lives and has views.
+pub unsafe fn export(
+    owner: &Bound<'_, PyAny>,
+    view: *mut ffi::Py_buffer,
+    flags: c_int,
+    start: *const u8,
+    length: usize,
+) -> PyResult<()> {
+    if view.is_null() {
+        return Err(PyBufferError::new_err("no view to fill"));
+    }
+    let length = ffi::Py_ssize_t::try_from(length)?;
+    // SAFETY: as the caller says; the view is read-only, so that nobody writes through the pointer.
+    let status =
+        unsafe { ffi::PyBuffer_FillInfo(view, owner.as_ptr(), start.cast_mut().cast(), length, 1, flags) };
+    if status == 0 { Ok(()) } else { Err(PyErr::fetch(owner.py())) }
+}

@@ -1,14 +1,14 @@
 //! Native failures as the exceptions of `dwcp_fast.errors`.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use dwcp_codec::{CodecError, PatchError};
 use dwcp_net::NetError;
 use dwcp_proto::error::{ProtoError, SessionError};
 use dwcp_proto::frame::ErrorCode;
 use dwcp_store::StoreError;
-use pyo3::exceptions::{PyFileExistsError, PyMemoryError, PyOSError};
+use pyo3::exceptions::{PyBufferError, PyFileExistsError, PyMemoryError, PyOSError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
@@ -31,14 +31,6 @@ pub enum Failure {
     /// What is to be sent, before anything was sent.
     #[error(transparent)]
     Source(StoreError),
-    /// The system refused something with a file.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -75,6 +67,14 @@ pub enum Failure {
         length: u64,
         /// The limit in bytes.
         limit: u64,
+    },
+    /// Memory that somebody looks at would have to move.
+    #[error("a view of the {held} bytes held exists, so that they cannot become {wanted}")]
+    Viewed {
+        /// Bytes held.
+        held: u64,
+        /// Bytes to be held.
+        wanted: u64,
     },
     /// A mutable buffer was written to by somebody else during the call.
     #[error("the buffer was changed while it was being read")]
@@ -130,8 +130,8 @@ impl Failure {
     fn builtin(&self, py: Python<'_>) -> Option<PyErr> {
         let memory = || Some(PyMemoryError::new_err(self.to_string()));
         match self {
-            Failure::Io { path, source } => Some(os_error(py, source, Some(path))),
             Failure::Thread(source) => Some(os_error(py, source, None)),
+            Failure::Viewed { .. } => Some(PyBufferError::new_err(self.to_string())),
             Failure::Codec(CodecError::OutOfMemory { .. }) => memory(),
             Failure::Patch(PatchError::OutOfMemory { .. }) => memory(),
             Failure::Source(error) | Failure::Net(NetError::Store(error)) => store_error(py, error),
@@ -156,11 +156,12 @@ impl Failure {
             Failure::TooSmall { .. } | Failure::Tickets { .. } => class("ConfigError"),
             Failure::OverLimit { .. } => class("LimitExceededError"),
             Failure::Changed => class("IntegrityError"),
+            Failure::Viewed { .. } => named("viewed"),
             Failure::Cancelled => named("cancelled"),
             Failure::Closed => named("closed"),
             Failure::Forked { .. } => named("forked").hint("connect or listen again in the child"),
             Failure::Panic(_) => named("internal"),
-            Failure::Io { .. } | Failure::Thread(_) => named("system"),
+            Failure::Thread(_) => named("system"),
         }
     }
 }
@@ -181,13 +182,16 @@ fn codec_class(error: &CodecError) -> &'static str {
 
 fn patch_class(error: &PatchError) -> &'static str {
     match error {
-        PatchError::BaseMismatch { .. } => "BaseMismatchError",
-        PatchError::SizeChanged { .. } | PatchError::Length { .. } => "DeltaError",
-        PatchError::HeadCheck { .. } | PatchError::TargetDigest { .. } | PatchError::BlockMismatch { .. } => {
+        PatchError::BaseMismatch { .. } | PatchError::BaseSize { .. } => "BaseMismatchError",
+        PatchError::SizeChanged { .. }
+        | PatchError::Length { .. }
+        | PatchError::NoSuchElement { .. }
+        | PatchError::DuplicateElement { .. } => "DeltaError",
+        PatchError::Check { .. } | PatchError::TargetDigest { .. } | PatchError::BlockMismatch { .. } => {
             "IntegrityError"
         }
         PatchError::UnsupportedVersion { .. } | PatchError::UnknownKind { .. } => "UnsupportedFormatError",
-        PatchError::TooManyBlocks { .. } => "LimitExceededError",
+        PatchError::TooManyBlocks { .. } | PatchError::Size { .. } => "LimitExceededError",
         PatchError::OutOfMemory { .. } => "MemoryError",
         PatchError::Codec { source, .. } => codec_class(source),
         _ => "FormatError",
@@ -280,6 +284,11 @@ fn peer_shape(code: ErrorCode) -> Shape {
 fn store_shape(error: &StoreError) -> Shape {
     match error {
         StoreError::SourceChanged { .. } => named("source-changed"),
+        StoreError::Patch(error) => class(patch_class(error)),
+        StoreError::Unfinished { .. } => {
+            class("DeltaError").hint("dwcp delta recover FILE finishes the change, or takes it back")
+        }
+        StoreError::Journal { .. } => class("IntegrityError"),
         StoreError::Refused { .. } => named("refused"),
         StoreError::Limit { .. } => class("LimitExceededError"),
         StoreError::Cancelled => named("cancelled").resumable(true),
@@ -303,7 +312,9 @@ fn store_error(py: Python<'_>, error: &StoreError) -> Option<PyErr> {
         }
         StoreError::NoSpace { .. } => Some(numbered(ENOSPC, None)),
         StoreError::Busy { path } => Some(numbered(EBUSY, Some(path))),
-        StoreError::OutOfMemory { .. } => Some(PyMemoryError::new_err(error.to_string())),
+        StoreError::OutOfMemory { .. } | StoreError::Patch(PatchError::OutOfMemory { .. }) => {
+            Some(PyMemoryError::new_err(error.to_string()))
+        }
         _ => None,
     }
 }

@@ -35,7 +35,8 @@ mod _core {
     use super::decompress::{decompress, decompress_into, raw_length};
     #[pymodule_export]
     use super::delta::{
-        patch_apply, patch_apply_files, patch_apply_in_place, patch_encode, patch_encode_files, patch_info,
+        Snapshot, patch_apply, patch_apply_files, patch_apply_in_place, patch_apply_in_place_files,
+        patch_apply_onto, patch_encode, patch_encode_files, patch_info, patch_recover,
     };
     #[pymodule_export]
     use super::digest::digest;

@@ -22,7 +22,10 @@ impl From<&CodecShare> for Share {
         let kind = match share.kind {
             BlockKind::Plain => "plain",
             BlockKind::Fill => "fill",
-            BlockKind::Xor => "xor",
+            BlockKind::Planes => "planes",
+            BlockKind::Difference => "difference",
+            BlockKind::Sparse => "sparse",
+            BlockKind::Runs => "runs",
         };
         let codec = match share.codec {
             CodecId::None => "none",

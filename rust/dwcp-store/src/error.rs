@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use dwcp_codec::PatchError;
 use dwcp_proto::error::ProtoError;
 
 /// Why a path or an entry is refused.
@@ -127,10 +128,10 @@ pub enum StoreError {
         /// How long it was to be.
         length: u64,
     },
-    /// Another receiver works on the same staging.
-    #[error("another receiver is using {path:?}")]
+    /// Another receiver works on the same staging, or somebody changes the same file in place.
+    #[error("another process is using {path:?}")]
     Busy {
-        /// The staging directory.
+        /// The staging directory, or a file that is changed in place.
         path: PathBuf,
     },
     /// A method was called before `prepare`, or after the work was committed or aborted.
@@ -142,6 +143,25 @@ pub enum StoreError {
     /// The entries do not make a manifest.
     #[error(transparent)]
     Manifest(#[from] ProtoError),
+    /// A patch, or what it was to be applied to.
+    #[error(transparent)]
+    Patch(#[from] PatchError),
+    /// A change of a file in place was not finished.
+    #[error("{path:?} may be a mix of two versions: its journal {journal:?} has to be recovered first")]
+    Unfinished {
+        /// The file.
+        path: PathBuf,
+        /// Its journal.
+        journal: PathBuf,
+    },
+    /// A journal that cannot be followed.
+    #[error("the journal {journal:?} {reason}")]
+    Journal {
+        /// The journal.
+        journal: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// The caller wished to stop.
     #[error("cancelled")]
     Cancelled,
@@ -165,6 +185,8 @@ impl StoreError {
             | StoreError::SourceChanged { path }
             | StoreError::Exists { path }
             | StoreError::Refused { path, .. }
+            | StoreError::Unfinished { path, .. }
+            | StoreError::Journal { journal: path, .. }
             | StoreError::Busy { path } => Some(path),
             _ => None,
         }

@@ -13,6 +13,7 @@ mod index;
 mod leaves;
 mod memory;
 mod open_files;
+pub mod patching;
 mod platform;
 mod scan;
 mod sink;

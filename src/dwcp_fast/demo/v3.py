@@ -20,6 +20,7 @@ from typing import IO, Any, Self
 
 from dwcp_fast.demo.worker import last_words, scratch_file, wait_for_exit
 from dwcp_fast.errors import DeadlineError, FormatError, TransportError
+from dwcp_fast.reports import KINDS_AGAINST_BASE
 
 __all__ = ["Event", "Receiver", "SendOutcome", "Sender", "reroute"]
 
@@ -159,7 +160,7 @@ class Sender:
             blocks_held=count["blocks_held"],
             blocks_sent=count["blocks_sent"],
             blocks_resent=count["blocks_resent"],
-            blocks_xor=sum(int(share["blocks"]) for share in mix if share["kind"] == "xor"),
+            blocks_xor=sum(int(share["blocks"]) for share in mix if share["kind"] in KINDS_AGAINST_BASE),
             lanes_used=count["lanes_used"],
             lanes_lost=count["lanes_lost"],
             sessions=count["sessions"],

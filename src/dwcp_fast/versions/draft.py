@@ -11,7 +11,6 @@ from dwcp_fast.buffers import BufferLike
 from dwcp_fast.errors import BaseMismatchError, ConfigError, DeltaError
 from dwcp_fast.versions.reports import PublishReport
 from dwcp_fast.versions.safetensors import map_tensors
-from dwcp_fast.versions.state import State
 from dwcp_fast.versions.tensors import TensorSpec, describe, elements_of, plain_view
 
 if TYPE_CHECKING:
@@ -69,13 +68,13 @@ class Sparse:
 
     def __init__(self, index: "npt.NDArray[np.int64]", value: "npt.NDArray[Any]") -> None:
         """Refer to both; they were checked."""
-        self._index = index
-        self._value = value
+        self.index = index
+        self.value = value
 
     def write_onto(self, view: memoryview) -> None:
         """Write the elements."""
-        if self._index.size:
-            elements_of(view, self._value.itemsize)[self._index] = self._value
+        if self.index.size:
+            elements_of(view, self.value.itemsize)[self.index] = self.value
 
 
 class Masked:
@@ -86,13 +85,13 @@ class Masked:
 
     def __init__(self, value: "npt.NDArray[Any]", mask: "npt.NDArray[np.bool_]") -> None:
         """Refer to both; they were checked."""
-        self._value = value
-        self._mask = mask
+        self.value = value
+        self.mask = mask
 
     def write_onto(self, view: memoryview) -> None:
         """Write the elements that changed."""
-        if self._mask.size:
-            np.copyto(elements_of(view, self._value.itemsize), self._value, where=self._mask)
+        if self.mask.size:
+            np.copyto(elements_of(view, self.value.itemsize), self.value, where=self.mask)
 
 
 class Draft:
@@ -109,21 +108,26 @@ class Draft:
     def __init__(
         self,
         version: int,
-        held: State | None,
+        base: Sequence[TensorSpec],
         publish: Callable[["Draft"], PublishReport],
         abandon: Callable[[], None],
         doubt: str | None,
     ) -> None:
-        """Start from what the publisher holds; `doubt` says why changes to it must not be taken."""
+        """Start from the tensors of the base; `doubt` says why changes to it must not be taken."""
         self.version = version
         self._abandon = abandon
         self._doubt = doubt
         self.report: PublishReport | None = None
-        self._held = {} if held is None else {spec.name: spec for spec in held.layout.specs}
+        self._held = {spec.name: spec for spec in base}
         self._publish = publish
         self._changes: dict[str, tuple[TensorSpec, Change]] = {}
         self._dropped: set[str] = set()
         self._open = False
+
+    @property
+    def base_names(self) -> tuple[str, ...]:
+        """Names of the tensors of the base."""
+        return tuple(self._held)
 
     def put(
         self,

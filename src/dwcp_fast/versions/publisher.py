@@ -5,42 +5,43 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from types import TracebackType
 from typing import Final, Literal, Self, get_args
 
 from dwcp_fast import delta
 from dwcp_fast.buffers import BufferLike
+from dwcp_fast.delta import Snapshot
 from dwcp_fast.errors import (
     BaseMismatchError,
     ConfigError,
     ConflictError,
     DwcpError,
     FormatError,
-    IntegrityError,
 )
 from dwcp_fast.options import check_block_bytes, check_choice, check_int, check_seconds
 from dwcp_fast.policy.versions import Form, Retained, Step, choose_anchor, choose_retained, plan_route
 from dwcp_fast.trust import Insecure, MutualTls
-from dwcp_fast.versions.draft import Change, Draft
+from dwcp_fast.versions.base import Base, Changes, Coder, begin_group
+from dwcp_fast.versions.draft import Draft
 from dwcp_fast.versions.layout import Layout, arrange
 from dwcp_fast.versions.manifest import (
     MAX_HEAD_BYTES,
     Head,
     Manifest,
+    Patches,
     content_digest,
     version_digest,
 )
 from dwcp_fast.versions.packing import Packer
 from dwcp_fast.versions.places import open_store
-from dwcp_fast.versions.reading import WIDTH_NAMES, Refusal, follow, read_manifest
+from dwcp_fast.versions.reading import Refusal, follow, read_manifest
 from dwcp_fast.versions.record import MAX_NUMBER
 from dwcp_fast.versions.reports import PublishReport
 from dwcp_fast.versions.serving import PeerStatus, Server
-from dwcp_fast.versions.state import State, run_over, tensor_digests
+from dwcp_fast.versions.state import run_over
 from dwcp_fast.versions.store import Stamp, Store, manifest_key, pack_key
-from dwcp_fast.versions.tensors import TensorSpec
 
 __all__ = ["Confirm", "DeltaPublisher"]
 
@@ -48,7 +49,18 @@ Confirm = Literal["store", "any", "all"]
 
 LOG: Final = logging.getLogger(__name__)
 MAX_THREADS: Final = 256
-Changes = Mapping[str, tuple[TensorSpec, Change]]
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A version whose patches are written, and which nothing names yet."""
+
+    layout: Layout
+    digests: tuple[str, ...]
+    snapshots: tuple[Snapshot, ...]
+    delta: Patches | None
+    anchor: Patches | None
+    changed: int
 
 
 class DeltaPublisher:
@@ -57,8 +69,9 @@ class DeltaPublisher:
     A version is some immutable objects in a store, and becomes visible when one small head is replaced, last.
     One publisher writes to a store at a time: opening another one ends the first one's right to publish.
 
-    What is published is kept in memory once more as the base of the next version, and moves on only when the
-    version is durable in the store. After a failure it is read back from the store where there is doubt.
+    What is published is kept in memory once more as the base of the next version. It becomes what the buffers
+    hold while they are read, once, and is a base only when the version is durable: after a failure it is read
+    back from the store.
     """
 
     def __init__(
@@ -68,7 +81,7 @@ class DeltaPublisher:
         anchor_every: int = 25,
         keep: int = 50,
         codec: str = "zstd:1",
-        block_bytes: int = 1 << 20,
+        block_bytes: int = delta.DEFAULT_BLOCK_BYTES,
         threads: int = 1,
         max_version_bytes: int = 1 << 40,
         listen: str | None = None,
@@ -117,14 +130,13 @@ class DeltaPublisher:
         self._name = secrets.token_hex(16)
         self._anchor_every = anchor_every
         self._keep = keep
-        self._codec = codec
-        self._block_bytes = block_bytes
+        self._coder = Coder(codec, block_bytes)
         self._threads = threads
         self._max_bytes = max_version_bytes
         self._lock = threading.Lock()
         self._head: Head = Head(self._name)
         self._stamp: Stamp | None = None
-        self._held: State | None = None
+        self._base: Base | None = None
         self._objects: dict[str, set[str]] = {}
         self._garbage: set[str] = set()
         # Why it is not certain that the caller's changes are changes to what is held.
@@ -167,11 +179,11 @@ class DeltaPublisher:
                 raise ConfigError(f"version is {number!r}: it must be an integer from 0 to {MAX_NUMBER}")
             if newest is not None and number < newest:
                 raise ConfigError(f"version {number} is below version {newest}, which is the newest")
-            held = self._held
-            if since is not None and (held is None or held.version != since):
-                raise BaseMismatchError(f"the base is version {held and held.version}, not {since}")
+            base = self._base
+            if since is not None and (base is None or base.version != since):
+                raise BaseMismatchError(f"the base is version {base and base.version}, not {since}")
             doubt = None if since is not None else self._uncertain
-            return Draft(number, held, self._publish, self._abandon, doubt)
+            return Draft(number, base.layout.specs if base else (), self._publish, self._abandon, doubt)
 
     def publish(self, number: int, tensors: Mapping[str, BufferLike]) -> PublishReport:
         """Publish a version that consists of exactly these tensors.
@@ -193,8 +205,7 @@ class DeltaPublisher:
         """
         with self.version(number) as draft:
             draft.put_all(tensors)
-            gone = set(self._held.tensors() if self._held else ()) - set(tensors)
-            draft.drop(*gone)
+            draft.drop(*(name for name in draft.base_names if name not in tensors))
         assert draft.report is not None  # noqa: S101 - set by a block that ended well; tells the type checker
         return draft.report
 
@@ -254,98 +265,103 @@ class DeltaPublisher:
         self._uncertain = "the version before was not published"
 
     def _publish_changes(self, number: int, changes: Changes, started: float) -> PublishReport:
-        held, newest = self._held, self._head.newest
-        same = held is not None and {spec.name: spec for spec in held.layout.specs} == {
+        base, newest = self._base, self._head.newest
+        if newest is not None and number < newest.version:
+            raise ConfigError(f"version {number} is below version {newest.version}, which is the newest")
+        same = base is not None and {spec.name: spec for spec in base.layout.specs} == {
             name: spec for name, (spec, _) in changes.items()
         }
-        layout = held.layout if held is not None and same else arrange(spec for spec, _ in changes.values())
         choice = choose_anchor(
             self._head.versions,
-            base=None if held is None else held.digest,
+            base=None if base is None else base.digest,
             same_tensors=same,
             anchor_every=self._anchor_every,
             failure=next((peer.failure for peer in self.peers() if peer.failure is not None), None),
         )
-        base = (
-            held
-            if held is not None and same and newest is not None and held.digest == newest.digest
-            else None
+        # Until the version is published, nobody knows what is held: the base advances while it is coded.
+        self._doubt, self._base = True, None
+        told = (
+            self._code_delta(base, changes, anchored=choice.value)
+            if base is not None and same
+            else self._code_anew(base, changes)
         )
-        anchor = Packer(self._store, self._garbage) if choice.value or base is None else None
-        packer = Packer(self._store, self._garbage) if base is not None else None
-        digests: list[str] = []
-        changed = []
-
-        def code(index: int) -> tuple[bytes | None, bytes | None, list[str]]:
-            return self._code(layout, index, changes, base, held, anchored=anchor is not None)
-
-        for index, (patch, full, told) in enumerate(run_over(self._threads, code, range(len(layout.groups)))):
-            if packer is not None:
-                packer.add(patch)
-            if anchor is not None:
-                anchor.add(full)
-            if patch is not None or base is None:
-                changed.append(index)
-            digests += told
-        content = version_digest(layout.specs, digests)
-        if newest is not None and number <= newest.version:
-            if (number, content) == (newest.version, newest.digest):
-                return self._report(newest, layout, [], "again", "the store has it", (), started)
-            raise ConfigError(f"version {number} is not above version {newest.version}, which is the newest")
+        content = version_digest(told.layout.specs, told.digests)
+        if newest is not None and number == newest.version:
+            if content != newest.digest:
+                raise ConfigError(f"version {number} is published already, with other content")
+            return self._report(newest, told.layout, 0, "again", "the store has it", (), started)
         manifest = Manifest(
             version=number,
-            layout=layout,
-            digests=tuple(digests),
+            layout=told.layout,
+            digests=told.digests,
             digest=content,
-            base=None if base is None else base.digest,
-            delta=None if packer is None else packer.finish(),
-            anchor=None if anchor is None else anchor.finish(),
+            base=None if told.delta is None or base is None else base.digest,
+            delta=told.delta,
+            anchor=told.anchor,
         )
         removed = self._make_visible(manifest)
-        self._advance(manifest, changes, changed, base)
+        self._base = Base(number, content, told.layout, told.digests, told.snapshots)
+        self._doubt = False
         self._collect(removed)
-        kind = (
-            "both" if base is not None and anchor is not None else ("delta" if anchor is None else "anchor")
-        )
-        entry = self._head.versions[-1]
+        forms = (told.delta is not None, told.anchor is not None)
+        kind = {(True, True): "both", (True, False): "delta"}.get(forms, "anchor")
+        gone = tuple(one.version for one in removed)
         return self._report(
-            entry, layout, changed, kind, choice.why, tuple(one.version for one in removed), started
+            self._head.versions[-1], told.layout, told.changed, kind, choice.why, gone, started
         )
 
-    def _code(
-        self,
-        layout: Layout,
-        index: int,
-        changes: Changes,
-        base: State | None,
-        held: State | None,
-        *,
-        anchored: bool,
-    ) -> tuple[bytes | None, bytes | None, list[str]]:
-        group = layout.groups[index]
-        whole = compose(layout, index, changes, base, held)
-        name = WIDTH_NAMES[group.width]
-        patch = full = None
-        told = None
-        if base is not None:
-            before = base.groups[index]
-            if whole is None:
-                told = list(base.digests[group.first : group.first + group.count])
-            else:
-                patch = delta.encode(
-                    before, whole, dtype=name, codec=self._codec, block_bytes=self._block_bytes
-                )
-                found = delta.info(patch)
-                if found.base_digest == found.target_digest:
-                    patch = None
-        if anchored and group.nbytes:
-            content = base.groups[index] if whole is None and base is not None else whole
-            full = delta.encode(
-                b"", content or b"", dtype=name, codec=self._codec, block_bytes=self._block_bytes
+    def _code_delta(self, base: Base, changes: Changes, *, anchored: bool) -> "Coded":
+        """Code a version with the tensors of the base, which becomes that version."""
+        layout = base.layout
+        packer = Packer(self._store, self._garbage)
+        anchor = Packer(self._store, self._garbage)
+
+        def code(index: int) -> tuple[bytes | None, bytes | None, list[str]]:
+            patch, digests = base.advance(index, changes)
+            group = layout.groups[index]
+            full = None
+            if anchored and group.nbytes:
+                full = self._coder.anchor(base.snapshots[index].view(), group.width)
+            return patch, full, digests
+
+        digests: list[str] = []
+        changed = 0
+        for patch, full, told in run_over(self._threads, code, range(len(layout.groups))):
+            packer.add(patch)
+            anchor.add(full)
+            changed += patch is not None
+            digests += told
+        return Coded(
+            layout,
+            tuple(digests),
+            base.snapshots,
+            packer.finish(),
+            anchor.finish() if anchored else None,
+            changed,
+        )
+
+    def _code_anew(self, base: Base | None, changes: Changes) -> "Coded":
+        """Code a version that no base fits."""
+        layout = arrange(spec for spec, _ in changes.values())
+        before = {} if base is None else base.tensors()
+        packer = Packer(self._store, self._garbage)
+
+        def code(index: int) -> tuple[Snapshot, bytes | None, list[str]]:
+            snapshot, digests = begin_group(layout, index, changes, before, self._coder)
+            group = layout.groups[index]
+            return (
+                snapshot,
+                self._coder.anchor(snapshot.view(), group.width) if group.nbytes else None,
+                digests,
             )
-        if told is None:
-            told = tensor_digests(layout, index, whole if whole is not None else b"")
-        return patch, full, told
+
+        digests: list[str] = []
+        snapshots = []
+        for snapshot, full, told in run_over(self._threads, code, range(len(layout.groups))):
+            snapshots.append(snapshot)
+            packer.add(full)
+            digests += told
+        return Coded(layout, tuple(digests), tuple(snapshots), None, packer.finish(), len(snapshots))
 
     def _make_visible(self, manifest: Manifest) -> tuple[Retained, ...]:
         """Write the manifest, then the head; give the versions that the new head no longer names."""
@@ -370,43 +386,11 @@ class DeltaPublisher:
             )
         self._garbage.add(manifest_key(name))
         self._store.write(manifest_key(name), data)
-        # From here until the head is known to be replaced, or known not to be, nobody knows which holds.
-        self._doubt = True
         self._stamp = self._store.replace_head(told, self._stamp)
         self._head = head
         self._show()
         self._objects[name] = {manifest_key(name), *map(pack_key, manifest.objects())}
         return tuple(one for one in before if one not in kept)
-
-    def _advance(self, manifest: Manifest, changes: Changes, changed: list[int], base: State | None) -> None:
-        """Make what was published the base of the next version, and prove that it is that."""
-        layout = manifest.layout
-        old, self._held = self._held, None
-        if base is None:
-            groups: tuple[bytes | bytearray, ...] = tuple(bytearray(group.nbytes) for group in layout.groups)
-        else:
-            groups = base.groups
-        sources = old.tensors() if old is not None and base is None else {}
-        for index in changed:
-            view = memoryview(groups[index])
-            for number, place in layout.groups[index].slices():
-                spec, change = changes[layout.specs[number].name]
-                if spec.name in sources and change.whole is None:
-                    view[place] = sources[spec.name].data
-                change.write_onto(view[place])
-
-        def prove(index: int) -> bool:
-            group = layout.groups[index]
-            told = list(manifest.digests[group.first : group.first + group.count])
-            return tensor_digests(layout, index, groups[index]) == told
-
-        if not all(run_over(self._threads, prove, changed)):
-            raise IntegrityError(
-                f"a buffer was written to while version {manifest.version} was published",
-                hint="buffers must stay as they are until the with block has ended",
-            )
-        self._held = State(manifest.version, manifest.digest, layout, manifest.digests, groups)
-        self._doubt = False
 
     def _collect(self, removed: tuple[Retained, ...]) -> None:
         """Remove what no version needs any more; what cannot be removed now is tried again later."""
@@ -439,15 +423,15 @@ class DeltaPublisher:
             )
         self._head = head
         newest = head.newest
-        if newest is None or self._held is None or self._held.digest != newest.digest:
-            self._held = self._load()
+        if newest is None or self._base is None or self._base.digest != newest.digest:
+            self._base = self._load()
         self._index()
         self._doubt = False
         self._show()
         if opening:
             self._sweep()
 
-    def _load(self) -> State | None:
+    def _load(self) -> Base | None:
         """Read the newest version; None if it is damaged, which makes the next version an anchor."""
         refused: set[tuple[str, Form]] = set()
         while self._head.versions:
@@ -463,8 +447,7 @@ class DeltaPublisher:
                 LOG.warning("version %d cannot be read back: %s", refusal.step.entry.version, refusal.error)
                 refused.add(refusal.key)
                 continue
-            groups = tuple(bytearray(group) for group in state.groups)
-            return State(state.version, state.digest, state.layout, state.digests, groups)
+            return Base.hold(state, self._coder)
         return None
 
     def _index(self) -> None:
@@ -495,7 +478,7 @@ class DeltaPublisher:
         self,
         entry: Retained,
         layout: Layout,
-        changed: list[int],
+        changed: int,
         kind: str,
         why: str,
         removed: tuple[int, ...],
@@ -513,31 +496,8 @@ class DeltaPublisher:
             bytes_delta=None if entry.base is None else entry.delta_bytes,
             bytes_anchor=entry.anchor_bytes,
             ratio=layout.nbytes / read if read else None,
-            groups_changed=len(changed),
+            groups_changed=changed,
             groups=len(layout.groups),
             removed=removed,
             seconds=time.perf_counter() - started,
         )
-
-
-def compose(
-    layout: Layout, index: int, changes: Changes, base: State | None, held: State | None
-) -> memoryview | None:
-    """Give the new bytes of a group; None if all of it is as in the base."""
-    group = layout.groups[index]
-    members = [(place, *changes[layout.specs[number].name]) for number, place in group.slices()]
-    if len(members) == 1 and members[0][2].whole is not None:
-        return members[0][2].whole
-    if base is not None:
-        if all(change.keeps for _, _, change in members):
-            return None
-        whole = bytearray(base.groups[index])
-    else:
-        whole = bytearray(group.nbytes)
-    view = memoryview(whole)
-    sources = held.tensors() if held is not None and base is None else {}
-    for place, spec, change in members:
-        if spec.name in sources and change.whole is None:
-            view[place] = sources[spec.name].data
-        change.write_onto(view[place])
-    return view

@@ -13,6 +13,7 @@ from dwcp_fast.errors import (
 )
 from dwcp_fast.policy.versions import Form, Step
 from dwcp_fast.versions.manifest import Manifest, Patches, Place, content_digest
+from dwcp_fast.versions.spares import Spares
 from dwcp_fast.versions.state import State, run_over, verify
 from dwcp_fast.versions.store import Source, manifest_key, pack_key
 
@@ -106,6 +107,7 @@ def follow(
     threads: int,
     max_bytes: int,
     check: Callable[[], None] = lambda: None,
+    spares: Spares | None = None,
 ) -> State:
     """Take steps from a version that is held to another, which is proven; `held` is not touched.
 
@@ -116,6 +118,7 @@ def follow(
         threads: How many threads to use.
         max_bytes: Most bytes that a version may have.
         check: Called between parts of the work; what it raises ends it.
+        spares: Memory for the version, None for fresh memory.
 
     Returns:
         The version that the last step makes.
@@ -129,6 +132,7 @@ def follow(
     layout = None if held is None else held.layout
     groups = [] if held is None else list(held.groups)
     manifest: Manifest | None = None
+    memory = Memory(groups, spares or Spares())
     for step in steps:
         check()
         try:
@@ -138,7 +142,7 @@ def follow(
                     f"version {manifest.version} has {manifest.layout.nbytes} bytes, the limit is {max_bytes}"
                 )
             if step.form == "anchor":
-                groups = [b"" for _ in manifest.layout.groups]
+                memory.start([b"" for _ in manifest.layout.groups])
                 patches = manifest.anchor
             else:
                 if manifest.base != now or manifest.layout != layout:
@@ -147,7 +151,7 @@ def follow(
                     )
                 patches = manifest.delta
             assert patches is not None  # noqa: S101 - read_manifest proved it; this tells the type checker
-            apply_patches(source, manifest, patches, groups, step.form, threads, check)
+            apply_patches(source, manifest, patches, memory, threads, check)
         except (FormatError, DeltaError, LimitExceededError) as exc:
             raise Refusal(step, exc) from exc
         now, layout = manifest.digest, manifest.layout
@@ -155,17 +159,40 @@ def follow(
         raise ValueError("there are no steps")
     check()
     try:
-        return verify(manifest, groups, threads, held)
+        return verify(manifest, memory.groups, threads, held)
     except IntegrityError as exc:
         raise Refusal(steps[-1], exc) from exc
+
+
+class Memory:
+    """The groups of a version on its way to the next: what was made on the way is used again."""
+
+    def __init__(self, groups: list[bytes | bytearray], spares: Spares) -> None:
+        """Begin with groups that others hold too."""
+        self.groups = groups
+        self.spares = spares
+        self._made: set[int] = set()
+
+    def start(self, groups: list[bytes | bytearray]) -> None:
+        """Begin anew."""
+        self.groups = groups
+        self._made = set()
+
+    def replace(self, number: int, made: bytearray) -> None:
+        """Put another group in place of one; that is given up if it was made on the way."""
+        if number in self._made:
+            old = self.groups[number]
+            self.groups[number] = made
+            self.spares.give([old])
+        self.groups[number] = made
+        self._made.add(number)
 
 
 def apply_patches(
     source: Source,
     manifest: Manifest,
     patches: Patches,
-    groups: list[bytes | bytearray],
-    form: Form,
+    memory: Memory,
     threads: int,
     check: Callable[[], None],
 ) -> None:
@@ -182,19 +209,22 @@ def apply_patches(
         pack = patches.packs[index]
         data = memoryview(read_object(source, pack_key(pack.digest), pack.length, pack.digest))
 
-        def make(item: tuple[int, Place], data: memoryview = data) -> tuple[int, bytes]:
+        def make(item: tuple[int, Place], data: memoryview = data) -> tuple[int, bytearray]:
             check()
             number, place = item
-            base = b"" if form == "anchor" else groups[number]
+            base = memory.groups[number]
             patch = data[place.offset : place.offset + place.length]
             told = delta.info(patch)
             want = (len(base), layout.groups[number].nbytes)
-            if (told.base_bytes, told.target_bytes) != want:
+            # A chain could make anything in between.
+            if told.patches != 1 or (told.base_bytes, told.target_bytes) != want:
                 raise FormatError(
-                    f"a patch makes {told.target_bytes} bytes of {told.base_bytes}, "
+                    f"{told.patches} patches make {told.target_bytes} bytes of {told.base_bytes}, "
                     f"not {want[1]} of {want[0]}"
                 )
-            return number, delta.apply(patch, base)
+            out = memory.spares.take(want[1])
+            delta.apply_onto(patch, base, out)
+            return number, out
 
         for number, made in run_over(threads, make, by_pack[index]):
-            groups[number] = made
+            memory.replace(number, made)

@@ -20,6 +20,7 @@ from dwcp_fast.versions.manifest import Head
 from dwcp_fast.versions.places import open_source
 from dwcp_fast.versions.reading import Refusal, Stopped, follow
 from dwcp_fast.versions.reports import CommitReport
+from dwcp_fast.versions.spares import Spares
 from dwcp_fast.versions.state import State, Tensors
 from dwcp_fast.versions.store import Source, Stamp
 from dwcp_fast.waiting import Worker
@@ -145,6 +146,7 @@ class DeltaSubscriber:
         self._busy = threading.Lock()
         self._worker = Worker("dwcp-subscriber")
         self._closed = False
+        self._spares = Spares()
         self._seen: Stamp | None = None
         try:
             self._held = None if self._folder is None else self._folder.load(threads, max_version_bytes)
@@ -290,7 +292,13 @@ class DeltaSubscriber:
     ) -> State:
         if steps or held is None:
             return follow(
-                self._source, steps, held, threads=self._threads, max_bytes=self._max_bytes, check=check
+                self._source,
+                steps,
+                held,
+                threads=self._threads,
+                max_bytes=self._max_bytes,
+                check=check,
+                spares=self._spares,
             )
         return State(newest.version, held.digest, held.layout, held.digests, held.groups)
 
@@ -312,6 +320,10 @@ class DeltaSubscriber:
                 self._source.tell(self.version, str(exc))
                 raise
             self._held = state
+            if held is not None:
+                staying = set(map(id, state.groups))
+                self._spares.drop()
+                self._spares.give(group for group in held.groups if id(group) not in staying)
             self._source.tell(state.version, None)
             return True
 

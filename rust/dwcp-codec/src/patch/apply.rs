@@ -1,145 +1,317 @@
 //! Applying patches to objects in memory.
 
+use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 
+use super::contents::{Contents, segment_kind, segments_of};
+use super::decode::{EntryDecoder, expect_length};
+use super::encode::append;
 use super::error::PatchError;
-use super::head::{PatchHead, RecordKind, expect_digest, expect_length};
-use crate::block::BlockDecoder;
-use crate::digest::{self, Digest};
+use super::format::{Entry, EntryKind};
+use super::parallel;
+use super::source::{Source, slice};
+use crate::digest::Digest;
+use crate::matcher::Origin;
+use crate::segments::SegmentCoder;
 
-/// A patch in memory whose head has been checked. Dereferences to its [`PatchHead`].
+/// A patch in memory, checked. Dereferences to its [`Contents`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Patch<'a> {
-    head: PatchHead,
+    contents: Contents,
     bytes: &'a [u8],
 }
 
 impl Deref for Patch<'_> {
-    type Target = PatchHead;
+    type Target = Contents;
 
-    fn deref(&self) -> &PatchHead {
-        &self.head
+    fn deref(&self) -> &Contents {
+        &self.contents
     }
 }
 
 impl<'a> Patch<'a> {
-    /// Reads a whole patch.
+    /// Reads a patch that is all of `bytes`.
     ///
     /// # Errors
     ///
-    /// As [`PatchHead::parse`].
+    /// As [`Contents::scan`], or [`PatchError::TrailingBytes`].
     pub fn parse(bytes: &'a [u8]) -> Result<Patch<'a>, PatchError> {
-        PatchHead::parse(bytes, bytes.len() as u64).map(|head| Patch { head, bytes })
+        let (patch, rest) = Patch::parse_next(bytes)?;
+        if rest.is_empty() {
+            return Ok(patch);
+        }
+        let length = bytes.len() as u64;
+        Err(PatchError::TrailingBytes { length, expected: patch.contents.range().end })
     }
 
-    /// Proves that `old` is the base this patch was made for.
+    /// Reads the first patch of a chain and gives the bytes behind it.
     ///
     /// # Errors
     ///
-    /// [`PatchError::BaseMismatch`].
-    pub fn verify_base(&self, old: &[u8]) -> Result<(), PatchError> {
-        self.verified_leaves(old).map(|_| ())
+    /// As [`Contents::scan`].
+    pub fn parse_next(bytes: &'a [u8]) -> Result<(Patch<'a>, &'a [u8]), PatchError> {
+        let contents = Contents::scan(bytes, 0)?;
+        // The patch was found to end within the bytes.
+        let (bytes, rest) = bytes.split_at(contents.range().end as usize);
+        Ok((Patch { contents, bytes }, rest))
     }
 
-    /// Writes the target to `dst`, after proving that `old` is the base, and proves what it has written.
+    /// Writes the target to `dst`, after proving that `old` is the base, and proves what it writes.
     ///
-    /// On an error the contents of `dst` are unspecified.
+    /// What is as in the base is copied while the base is being proven; nothing is decoded before. On an error the
+    /// contents of `dst` are unspecified. Threads beside this one are started if `threads` is more than 1.
     ///
     /// # Errors
     ///
-    /// [`PatchError::Length`] if `dst` has not the target's size, [`PatchError::BaseMismatch`],
-    /// [`PatchError::Codec`] or [`PatchError::BlockMismatch`].
-    pub fn apply(&self, old: &[u8], dst: &mut [u8]) -> Result<(), PatchError> {
+    /// Those of [`Contents::verify_base`], [`PatchError::Length`] if `dst` has not the target's size,
+    /// [`PatchError::Codec`], [`PatchError::BlockMismatch`], and those of `old`.
+    pub fn apply<B: Source + ?Sized>(&self, old: &B, dst: &mut [u8], threads: usize) -> Result<(), B::Error> {
         expect_length("target buffer", self.target_size(), dst.len())?;
-        let leaves = self.verified_leaves(old)?;
-        let mut decoder = BlockDecoder::new();
-        for (index, dst) in (0..).zip(dst.chunks_mut(self.block_bytes() as usize)) {
-            let base = self.base_block(index, old);
-            if self.is_proven_same(index, base, dst.len(), &leaves)? {
-                dst.copy_from_slice(base);
-            } else {
-                self.decode_block(&mut decoder, index, self.payload(index), base, dst)?;
+        self.expect_base_size(old.size())?;
+        let mut leaves = vec![Digest([0; 16]); self.base_blocks()];
+        let targets = dst.chunks_mut(self.block_bytes() as usize).zip(self.blocks()).map(Some);
+        let jobs = (0..).zip(&mut leaves).zip(targets.chain(std::iter::repeat_with(|| None)));
+        parallel::for_each(&mut parallel::states(threads), jobs, |buffer, ((index, leaf), target)| {
+            let block = self.base_block(index, old, buffer)?;
+            if let Some((target, (_, entry))) = target
+                && entry.kind == EntryKind::Same
+            {
+                // An entry was refused unless its blocks lie within the base.
+                target.copy_from_slice(&block[..target.len()]);
             }
-        }
-        Ok(())
+            *leaf = Digest::of(block);
+            Ok::<(), B::Error>(())
+        })?;
+        let shorter = self.shortened_digest(old)?;
+        self.prove(&leaves, shorter)?;
+        self.decode_changed(old, dst, threads)
     }
 
-    /// Turns `buf` from the base into the target.
-    ///
-    /// Every changed block is decoded and proven before the first byte of `buf` is written, so on an error `buf` is
-    /// the base still. Takes as much memory as the changed blocks have bytes.
+    /// [`Patch::apply`] for a base that [`Contents::verify_base`] has proven: it is not hashed again.
     ///
     /// # Errors
     ///
-    /// [`PatchError::SizeChanged`] if base and target differ in size, [`PatchError::BaseMismatch`],
-    /// [`PatchError::OutOfMemory`], [`PatchError::Codec`] or [`PatchError::BlockMismatch`].
-    pub fn apply_in_place(&self, buf: &mut [u8]) -> Result<(), PatchError> {
-        let (base_size, target_size) = (self.base_size(), self.target_size());
-        if base_size != target_size {
-            return Err(PatchError::SizeChanged { base_size, target_size });
+    /// As [`Patch::apply`].
+    pub fn apply_proven<B: Source + ?Sized>(
+        &self,
+        old: &B,
+        dst: &mut [u8],
+        threads: usize,
+    ) -> Result<(), B::Error> {
+        expect_length("target buffer", self.target_size(), dst.len())?;
+        self.expect_base_size(old.size())?;
+        let same = dst.chunks_mut(self.block_bytes() as usize).zip(self.blocks());
+        let same = same.filter(|(_, (_, entry))| entry.kind == EntryKind::Same);
+        parallel::for_each(&mut parallel::states(threads), same, |buffer, (target, (index, _))| {
+            let at = self.target_range(index.into()).start;
+            target.copy_from_slice(old.read(at, target.len(), buffer)?);
+            Ok::<(), B::Error>(())
+        })?;
+        self.decode_changed(old, dst, threads)
+    }
+
+    /// Decodes block `index` of the target alone into `dst`. The caller has proven the base, or lets the digest of the
+    /// block be proof enough; a block that is as in the base is copied without.
+    ///
+    /// # Errors
+    ///
+    /// [`PatchError::NoSuchBlock`], [`PatchError::BaseSize`], [`PatchError::Length`], [`PatchError::Codec`],
+    /// [`PatchError::BlockMismatch`], and those of `old`.
+    pub fn decode_block<B: Source + ?Sized>(
+        &self,
+        decoder: &mut EntryDecoder,
+        index: u32,
+        old: &B,
+        dst: &mut [u8],
+    ) -> Result<(), B::Error> {
+        self.expect_base_size(old.size())?;
+        let entry = self.entry_of(index)?;
+        let parts = Parts::decode(self, decoder, entry, old)?;
+        self.decode_with(decoder, entry, index, old, &parts, dst)
+    }
+
+    fn decode_with<B, T>(
+        &self,
+        decoder: &mut EntryDecoder,
+        entry: &Entry,
+        index: u32,
+        old: &B,
+        target: &T,
+        dst: &mut [u8],
+    ) -> Result<(), B::Error>
+    where
+        B: Source + ?Sized,
+        T: Source<Error = B::Error> + ?Sized,
+    {
+        if entry.kind != EntryKind::Same {
+            return decoder.decode(self, entry, &Slice::new(self.bytes), old, target, dst);
         }
-        expect_length("buffer", base_size, buf.len())?;
-        let leaves = self.verified_leaves(buf)?;
-        let mut decoder = BlockDecoder::new();
-        let mut decoded: Vec<u8> = Vec::new();
-        let mut changed: Vec<Range<usize>> = Vec::new();
-        for (index, base) in (0..).zip(buf.chunks(self.block_bytes() as usize)) {
-            if self.is_proven_same(index, base, base.len(), &leaves)? {
-                continue;
+        expect_length("block buffer", self.block_length(index) as u64, dst.len())?;
+        let at = self.target_range(index.into()).start;
+        dst.copy_from_slice(old.read(at, dst.len(), &mut Vec::new())?);
+        Ok(())
+    }
+
+    /// Decodes what is not as in the base, all of which is in `dst` already.
+    fn decode_changed<B: Source + ?Sized>(
+        &self,
+        old: &B,
+        dst: &mut [u8],
+        threads: usize,
+    ) -> Result<(), B::Error> {
+        let mut decoders = parallel::states::<EntryDecoder>(threads);
+        let patch = Slice::new(self.bytes);
+        let mut chunks = (0..).zip(dst.chunks_mut(self.block_bytes() as usize));
+        let jobs = self.independent().filter_map(|entry| {
+            chunks.by_ref().find(|(index, _)| *index == entry.first).map(|(_, block)| (entry, block))
+        });
+        parallel::for_each(&mut decoders, jobs, |decoder, (entry, block)| {
+            decoder.decode(self, entry, &patch, old, &Slice::new(&[]), block)
+        })?;
+        // These read blocks before their own, which are all written.
+        let mut dependent = self.dependent().peekable();
+        while dependent.peek().is_some() {
+            let mut made: Vec<(&Entry, Vec<u8>)> =
+                dependent.by_ref().take(decoders.len()).map(|entry| (entry, Vec::new())).collect();
+            let target = Slice::new(dst);
+            parallel::for_each(&mut decoders, made.iter_mut(), |decoder, (entry, block)| {
+                zeroed(block, self.block_length(entry.first))?;
+                decoder.decode(self, entry, &patch, old, &target, block)
+            })?;
+            for (entry, block) in made {
+                let range = self.target_range(entry.first.into());
+                // The buffer has the target's size.
+                dst[range.start as usize..range.end as usize].copy_from_slice(&block);
             }
-            let start = decoded.len();
-            let bytes = base.len();
-            decoded.try_reserve(bytes).map_err(|_| PatchError::OutOfMemory { bytes: bytes as u64 })?;
-            decoded.resize(start + bytes, 0);
-            self.decode_block(&mut decoder, index, self.payload(index), base, &mut decoded[start..])?;
-            let at = index as usize * self.block_bytes() as usize;
-            changed.push(at..at + bytes);
-        }
-        let mut decoded = decoded.as_slice();
-        for range in changed {
-            let (block, rest) = decoded.split_at(range.len());
-            buf[range].copy_from_slice(block);
-            decoded = rest;
         }
         Ok(())
     }
 
-    /// The digests of the blocks of `old`, once they have been found to make the digest of the base.
-    fn verified_leaves(&self, old: &[u8]) -> Result<Vec<Digest>, PatchError> {
-        let leaves = digest::leaves_of(old, self.block_bytes());
-        let actual = digest::tree(old.len() as u64, self.block_bytes(), &leaves);
-        let expected = self.base_digest();
-        // The size is part of the digest, but a patch may lie about it.
-        if actual != expected || old.len() as u64 != self.base_size() {
-            return Err(PatchError::BaseMismatch { expected, actual });
-        }
-        Ok(leaves)
+    pub(super) fn bytes(&self) -> &'a [u8] {
+        self.bytes
     }
 
-    /// Whether block `index` is all of `base`, by a digest that is known already.
-    fn is_proven_same(
+    fn base_block<'o, B: Source + ?Sized>(
         &self,
-        index: u32,
-        base: &[u8],
-        length: usize,
-        leaves: &[Digest],
-    ) -> Result<bool, PatchError> {
-        let record = &self.records()[index as usize];
-        if record.kind != RecordKind::Same || base.len() != length {
-            return Ok(false);
+        index: u64,
+        old: &'o B,
+        buffer: &'o mut Vec<u8>,
+    ) -> Result<&'o [u8], B::Error> {
+        let range = self.base_range(index);
+        old.read(range.start, (range.end - range.start) as usize, buffer)
+    }
+}
+
+/// Memory as a source whose errors are those of another.
+pub(super) struct Slice<'a, E> {
+    bytes: &'a [u8],
+    error: PhantomData<fn() -> E>,
+}
+
+impl<'a, E> Slice<'a, E> {
+    pub(super) fn new(bytes: &'a [u8]) -> Slice<'a, E> {
+        Slice { bytes, error: PhantomData }
+    }
+}
+
+impl<E: From<PatchError> + Send> Source for Slice<'_, E> {
+    type Error = E;
+
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read<'a>(&'a self, offset: u64, length: usize, _: &'a mut Vec<u8>) -> Result<&'a [u8], E> {
+        slice(self.bytes, offset, length).map_err(E::from)
+    }
+}
+
+/// Parts of a target, decoded for a block that is made of them.
+struct Parts<E> {
+    /// Where each part is in the target, in order, and where it begins in `bytes`.
+    ranges: Vec<(Range<u64>, usize)>,
+    bytes: Vec<u8>,
+    size: u64,
+    error: PhantomData<fn() -> E>,
+}
+
+impl<E: From<PatchError> + Send> Parts<E> {
+    /// Decodes each block that `entry` uses once, and keeps what it uses of it.
+    fn decode<B>(patch: &Patch<'_>, decoder: &mut EntryDecoder, entry: &Entry, old: &B) -> Result<Parts<E>, E>
+    where
+        B: Source<Error = E> + ?Sized,
+    {
+        let mut parts =
+            Parts { ranges: Vec::new(), bytes: Vec::new(), size: patch.target_size(), error: PhantomData };
+        let Some(kind) = segment_kind(entry.kind) else { return Ok(parts) };
+        let payload = slice(patch.bytes, entry.offset, entry.length as usize)?;
+        let mut wanted: Vec<Range<u64>> = segments_of(&mut SegmentCoder::new(), patch.head(), entry, kind, payload)?
+            .iter()
+            .filter(|segment| segment.origin == Origin::Target)
+            .map(|segment| segment.offset..segment.end())
+            .collect();
+        wanted.sort_unstable_by_key(|range| (range.start, range.end));
+        wanted.dedup_by(|next, range| {
+            let joins = next.start <= range.end;
+            range.end = if joins { range.end.max(next.end) } else { range.end };
+            joins
+        });
+        let mut block = Vec::new();
+        let mut held = None;
+        for range in wanted {
+            let start = parts.bytes.len();
+            let mut at = range.start;
+            while at < range.end {
+                // Segments lie before a block of the target, whose number fits.
+                let index = (at / u64::from(patch.block_bytes())) as u32;
+                if held != Some(index) {
+                    zeroed(&mut block, patch.block_length(index))?;
+                    // The patch is refused where this block is made of others.
+                    patch.decode_with(
+                        decoder,
+                        patch.entry_of(index)?,
+                        index,
+                        old,
+                        &Slice::new(&[]),
+                        &mut block,
+                    )?;
+                    held = Some(index);
+                }
+                let here = patch.target_range(index.into());
+                let end = range.end.min(here.end);
+                append(&mut parts.bytes, &block[(at - here.start) as usize..(end - here.start) as usize])?;
+                at = end;
+            }
+            parts.ranges.push((range, start));
         }
-        expect_digest(index, record.digest, leaves[index as usize]).map(|()| true)
+        Ok(parts)
+    }
+}
+
+impl<E: From<PatchError> + Send> Source for Parts<E> {
+    type Error = E;
+
+    fn size(&self) -> u64 {
+        self.size
     }
 
-    /// The part of `old`, which has the size of the base, at block `index`.
-    fn base_block<'o>(&self, index: u32, old: &'o [u8]) -> &'o [u8] {
-        let range = self.base_range(index.into());
-        &old[range.start as usize..range.end as usize]
+    fn read<'a>(&'a self, offset: u64, length: usize, _: &'a mut Vec<u8>) -> Result<&'a [u8], E> {
+        let after = self.ranges.partition_point(|(range, _)| range.start <= offset);
+        let part = after.checked_sub(1).map(|number| &self.ranges[number]);
+        match part {
+            Some((range, start)) if offset + length as u64 <= range.end => {
+                Ok(slice(&self.bytes, *start as u64 + (offset - range.start), length)?)
+            }
+            _ => Err(PatchError::Truncated { length: self.size, at: offset, needed: offset + length as u64 }
+                .into()),
+        }
     }
+}
 
-    fn payload(&self, index: u32) -> &'a [u8] {
-        let record = &self.records()[index as usize];
-        // The head was refused unless all payloads lie within the patch.
-        &self.bytes[record.offset as usize..][..record.length as usize]
-    }
+/// Makes `block` have `length` bytes.
+pub(super) fn zeroed(block: &mut Vec<u8>, length: usize) -> Result<(), PatchError> {
+    let missing = length.saturating_sub(block.len());
+    block.try_reserve_exact(missing).map_err(|_| PatchError::OutOfMemory { bytes: length as u64 })?;
+    block.resize(length, 0);
+    Ok(())
 }

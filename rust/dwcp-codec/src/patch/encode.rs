@@ -1,174 +1,430 @@
 //! Making patches.
 
+use std::collections::BTreeSet;
+
+use super::contents::used_blocks;
 use super::error::PatchError;
-use super::head::{PatchHead, Record, RecordKind, block_range, expect_length, expect_shape, head_length};
-use crate::block::BlockEncoder;
+use super::format::{EntryKind, PatchHead};
+use super::parallel;
+use super::source::{Between, Source, Usable};
+use super::write::Writer;
+use crate::block::{BlockEncoder, BlockKind};
 use crate::codec::{Codec, CodecId};
-use crate::digest::{Digest, TreeHasher};
+use crate::digest::Digest;
+use crate::matcher::{Found, Index, Origin};
+use crate::page;
+use crate::segments::{SegmentCoder, SegmentKind};
 
 /// How a patch is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PatchOptions {
     /// Size of a block in bytes: a power of two from 64 KiB to 4 MiB.
     pub block_bytes: u32,
-    /// Bytes per element of the data (1, 2, 4 or 8). Differences of wider elements compress better when like bytes
-    /// stand together.
-    pub width: u8,
-    /// The codec of blocks and of differences; differences always use zstd.
+    /// Bytes per element of the data (1, 2, 4 or 8); `None` to find out block by block.
+    pub width: Option<u8>,
+    /// The codec of blocks that are told in full.
     pub codec: Codec,
+    /// How many threads work on the patch, which does not depend on it. 0 counts as 1.
+    pub threads: usize,
+    /// Whether the content of blocks that the base does not explain where they are is looked for elsewhere.
+    pub search: bool,
 }
 
 impl Default for PatchOptions {
-    /// Blocks of 1 MiB, no elements, zstd level 1.
+    /// Blocks of 256 KiB, elements found out, zstd level 1, one thread, with search.
     fn default() -> PatchOptions {
-        PatchOptions { block_bytes: 0x10_0000, width: 1, codec: Codec::Zstd { level: 1 } }
+        PatchOptions {
+            block_bytes: 0x4_0000,
+            width: None,
+            codec: Codec::Zstd { level: 1 },
+            threads: 1,
+            search: true,
+        }
     }
 }
+
+/// What is known of a patch that was made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Encoded {
+    /// Tree digest of the target.
+    pub target_digest: Digest,
+    /// The digests of the blocks of the target.
+    pub leaves: Vec<Digest>,
+    /// The blocks of the target that are not as in the base, in order.
+    pub changed: Vec<u32>,
+    /// Length of the patch in bytes.
+    pub length: u64,
+}
+
+/// How many bytes of the target are worked on before their entries are written. What is found depends on it, so that
+/// it does not depend on the number of threads.
+const WINDOW_BYTES: u32 = 32 << 20;
+/// A block that the base at its place was of no use to is looked for elsewhere if its payload is more than this share.
+const UNUSED_BASE_SHARE: usize = 64;
+/// A block told by runs is looked for elsewhere if its payload is more than this share: much of it is new.
+const NEW_RUNS_SHARE: usize = 10;
+/// What is made of parts of the base is looked for in the target, too, if its payload is more than this share.
+const MISSING_IN_BASE_SHARE: usize = 16;
+/// What was found elsewhere is also coded without, for comparison, if its payload is more than this share.
+const FOUND_LITTLE_SHARE: usize = 4;
+/// How many samples are compared to see whether the base block has anything to do with a block, and of how many bytes.
+const SAMPLES: usize = 64;
+const SAMPLE_BYTES: usize = 64;
+/// One in this many bytes is equal by chance, in text and programs.
+const LEAST_EQUAL_SHARE: usize = 8;
+/// Parts of the target are used if they are one part in this many of a block: no other block may use that block then.
+const LEAST_TARGET_SHARE: usize = 32;
 
 /// The patch that turns `old` into `new`.
 ///
 /// # Errors
 ///
-/// [`PatchError::BlockBytes`], [`PatchError::Width`], [`PatchError::TooManyBlocks`] or [`PatchError::Codec`].
+/// [`PatchError::BlockBytes`], [`PatchError::Width`], [`PatchError::TooManyBlocks`], [`PatchError::OutOfMemory`] or
+/// [`PatchError::Codec`].
 pub fn encode(old: &[u8], new: &[u8], options: &PatchOptions) -> Result<Vec<u8>, PatchError> {
-    let mut encoder = PatchEncoder::new(old.len() as u64, new.len() as u64, options)?;
-    let block_bytes = options.block_bytes as usize;
-    // The head is known last and stands first.
-    let mut patch = vec![0; encoder.head_length() as usize];
-    let (mut old, mut new) = (old.chunks(block_bytes), new.chunks(block_bytes));
-    for _ in 0..encoder.block_count() {
-        let payload = encoder.push(old.next().unwrap_or_default(), new.next().unwrap_or_default())?;
-        patch.extend_from_slice(payload);
-    }
-    let head = encoder.finish()?;
-    patch[..head.len()].copy_from_slice(&head);
+    let mut patch = Vec::new();
+    encode_into(old, new, None, options, |part| append(&mut patch, part))?;
     Ok(patch)
 }
 
-/// Makes a patch block by block.
+/// [`encode()`] for objects that need not be in memory, to a patch that need not be either: `emit` is given its parts
+/// in order. Takes memory for 32 MiB of both objects and for what is looked up, whatever their size.
 ///
-/// The caller leaves [`PatchEncoder::head_length`] bytes free, writes what each [`PatchEncoder::push`] returns behind
-/// them, and what [`PatchEncoder::finish`] returns into the gap.
-pub struct PatchEncoder {
-    head: PatchHead,
-    codec: Codec,
-    blocks: BlockEncoder,
-    base_tree: TreeHasher,
-    target_tree: TreeHasher,
-    pushed: u64,
-    offset: u64,
+/// `leaves`, if they are known, are the digests of the blocks of `old`, which is not hashed then.
+///
+/// # Errors
+///
+/// Those of [`encode()`], of reading and of `emit`.
+pub fn encode_into<O, N>(
+    old: &O,
+    new: &N,
+    leaves: Option<&[Digest]>,
+    options: &PatchOptions,
+    emit: impl FnMut(&[u8]) -> Result<(), O::Error>,
+) -> Result<Encoded, O::Error>
+where
+    O: Source + ?Sized,
+    N: Source<Error = O::Error> + ?Sized,
+{
+    if let Some(width) = options.width.filter(|width| ![1, 2, 4, 8].contains(width)) {
+        return Err(PatchError::Width { width }.into());
+    }
+    let head = PatchHead::new(options.block_bytes, old.size(), new.size())?;
+    let mut maker = Maker { head, options, old, new, leaves, index: None, target_indexed: false, nested: BTreeSet::new() };
+    let mut workers = parallel::states(options.threads);
+    let mut writer = Writer::new(head, emit)?;
+    let count = head.base_size().div_ceil(head.block_bytes().into()).max(head.block_count().into());
+    let step = u64::from(WINDOW_BYTES / head.block_bytes());
+    let mut slots = Vec::new();
+    for start in (0..count).step_by(step as usize) {
+        slots.clear();
+        slots.extend((start..count.min(start + step)).map(Slot::new));
+        parallel::for_each(&mut workers, slots.iter_mut(), |worker, slot| maker.compare(worker, slot))?;
+        if slots.iter().any(|slot| slot.pending) {
+            maker.search(&mut workers, &mut slots)?;
+        }
+        let scratch = &mut workers[0].new;
+        for slot in &slots {
+            maker.write(slot, scratch, &mut writer)?;
+        }
+    }
+    writer.finish()
 }
 
-impl PatchEncoder {
-    /// An encoder for a base and a target of these sizes in bytes.
-    ///
-    /// # Errors
-    ///
-    /// [`PatchError::BlockBytes`], [`PatchError::Width`] or [`PatchError::TooManyBlocks`].
-    pub fn new(base_size: u64, target_size: u64, options: &PatchOptions) -> Result<PatchEncoder, PatchError> {
-        let PatchOptions { block_bytes, width, codec } = *options;
-        expect_shape(block_bytes, width)?;
-        let blocks = target_size.div_ceil(block_bytes.into());
-        let limit = u64::from(u32::MAX);
-        let Ok(count) = u32::try_from(blocks) else {
-            return Err(PatchError::TooManyBlocks { target_size, blocks, limit });
-        };
-        let base_tree = TreeHasher::new(base_size, block_bytes);
-        let target_tree = TreeHasher::new(target_size, block_bytes);
-        let head = PatchHead {
-            width,
-            block_bytes,
-            base_size,
-            target_size,
-            base_digest: base_tree.finish(),
-            target_digest: target_tree.finish(),
-            records: Vec::new(),
-        };
-        let offset = head_length(count);
-        Ok(PatchEncoder {
-            head,
-            codec,
-            blocks: BlockEncoder::new(),
-            base_tree,
-            target_tree,
-            pushed: 0,
-            offset,
-        })
+/// What one thread keeps.
+#[derive(Default)]
+struct Worker {
+    blocks: BlockEncoder,
+    segments: SegmentCoder,
+    found: Found,
+    old: Vec<u8>,
+    new: Vec<u8>,
+    gathered: Vec<u8>,
+}
+
+/// A block of the base, of the target or of both, on its way into the patch.
+struct Slot {
+    index: u64,
+    base_leaf: Option<Digest>,
+    digest: Option<Digest>,
+    coded: Coded,
+    /// The block is to be looked for elsewhere.
+    pending: bool,
+    /// It has not been coded without that.
+    untried: bool,
+    /// What it could be made of, with parts of the target.
+    found: Option<Found>,
+}
+
+enum Coded {
+    /// As in the base, or past the end of the target.
+    Same,
+    /// The block itself.
+    Raw,
+    /// This payload.
+    Payload(EntryKind, CodecId, Vec<u8>),
+}
+
+impl Slot {
+    fn new(index: u64) -> Slot {
+        Slot { index, base_leaf: None, digest: None, coded: Coded::Same, pending: false, untried: false, found: None }
     }
 
-    /// Length in bytes of the head.
-    #[must_use]
-    pub fn head_length(&self) -> u64 {
-        self.target_blocks() * (head_length(1) - head_length(0)) + head_length(0)
-    }
-
-    /// How many blocks have to be pushed: those of the base or those of the target, whichever are more.
-    #[must_use]
-    pub fn block_count(&self) -> u64 {
-        self.head.base_size.div_ceil(self.head.block_bytes.into()).max(self.target_blocks())
-    }
-
-    fn target_blocks(&self) -> u64 {
-        self.head.target_size.div_ceil(self.head.block_bytes.into())
-    }
-
-    /// Takes the next block of the base and of the target, empty past the end of either, and returns the payload to
-    /// write, which may be empty.
-    ///
-    /// # Errors
-    ///
-    /// [`PatchError::Length`] if a block has another length than the sizes say, [`PatchError::NoSuchBlock`] after the
-    /// last, [`PatchError::Codec`].
-    pub fn push<'a>(&'a mut self, old: &[u8], new: &'a [u8]) -> Result<&'a [u8], PatchError> {
-        let (index, count) = (self.pushed, self.block_count());
-        if index >= count {
-            return Err(PatchError::NoSuchBlock { index, count });
+    /// Length of the payload of a block of `length` bytes.
+    fn payload_length(&self, length: usize) -> usize {
+        match &self.coded {
+            Coded::Same => 0,
+            Coded::Raw => length,
+            Coded::Payload(_, _, payload) => payload.len(),
         }
-        let base_range = self.head.base_range(index);
-        let range = block_range(index, self.head.block_bytes, self.head.target_size);
-        expect_length("base block", base_range.end - base_range.start, old.len())?;
-        expect_length("target block", range.end - range.start, new.len())?;
-        let old_digest = Digest::of(old);
+    }
+
+    /// Whether the payload of a block of `length` bytes is longer than `most`.
+    fn is_over(&self, most: usize, length: usize) -> bool {
+        self.payload_length(length) > most
+    }
+}
+
+struct Maker<'a, O: ?Sized, N: ?Sized> {
+    head: PatchHead,
+    options: &'a PatchOptions,
+    old: &'a O,
+    new: &'a N,
+    leaves: Option<&'a [Digest]>,
+    index: Option<Index>,
+    /// Whether the index has something of the target.
+    target_indexed: bool,
+    /// The blocks that are made of parts of the target, which no other block may use.
+    nested: BTreeSet<u32>,
+}
+
+impl<O, N> Maker<'_, O, N>
+where
+    O: Source + ?Sized,
+    N: Source<Error = O::Error> + ?Sized,
+{
+    /// Compares a block with the base at the same place, and codes it if it differs.
+    fn compare(&self, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
+        let (base, target) = (self.head.base_range(slot.index), self.head.target_range(slot.index));
+        let old = self.old.read(base.start, (base.end - base.start) as usize, &mut worker.old)?;
+        let new = self.new.read(target.start, (target.end - target.start) as usize, &mut worker.new)?;
         let same = old.get(..new.len()) == Some(new);
-        let (kind, codec, payload, digest) = if new.is_empty() {
-            (RecordKind::Same, CodecId::None, &new[..0], None)
-        } else if same {
-            let digest = if old.len() == new.len() { old_digest } else { Digest::of(new) };
-            (RecordKind::Same, CodecId::None, &new[..0], Some(digest))
-        } else {
-            let block = self
-                .blocks
-                .encode_elements(self.codec, new, Some(old), self.head.width)
-                // The constructor has made sure that block numbers of the target fit.
-                .map_err(|source| PatchError::Codec { index: index as u32, source })?;
-            (RecordKind::Block(block.kind), block.codec, block.wire, Some(Digest::of(new)))
+        slot.base_leaf = match self.leaves {
+            Some(leaves) => leaves.get(slot.index as usize).copied(),
+            None if old.is_empty() => None,
+            // Right after the comparison it is in the cache.
+            None => Some(Digest::of(old)),
         };
-        if !old.is_empty() {
-            self.base_tree.push(old_digest);
+        if new.is_empty() {
+            return Ok(());
         }
-        if let Some(digest) = digest {
-            self.target_tree.push(digest);
-            // A payload is never longer than its block.
-            let length = payload.len() as u32;
-            self.head.records.push(Record { kind, codec, offset: self.offset, length, digest });
-            self.offset += u64::from(length);
+        if same && old.len() == new.len() {
+            slot.digest = slot.base_leaf;
+            return Ok(());
         }
-        self.pushed += 1;
-        Ok(payload)
+        slot.digest = Some(Digest::of(new));
+        if same {
+            return Ok(());
+        }
+        if self.options.search && !old.is_empty() && is_elsewhere(old, new) && page::fill_byte(new).is_none() {
+            // Coding it against the base here would be for nothing.
+            (slot.coded, slot.pending, slot.untried) = (Coded::Raw, true, true);
+            return Ok(());
+        }
+        let base = (!old.is_empty()).then_some(old);
+        let kind = self.code_block(&mut worker.blocks, slot, new, base)?;
+        let share = match kind {
+            Some(BlockKind::Plain | BlockKind::Planes) => UNUSED_BASE_SHARE,
+            Some(BlockKind::Runs) => NEW_RUNS_SHARE,
+            _ => return Ok(()),
+        };
+        slot.pending = self.options.search && slot.is_over(new.len() / share, new.len());
+        Ok(())
     }
 
-    /// The head of the patch.
-    ///
-    /// # Errors
-    ///
-    /// [`PatchError::Incomplete`] if blocks are missing.
-    pub fn finish(mut self) -> Result<Vec<u8>, PatchError> {
-        let expected = self.block_count();
-        if self.pushed != expected {
-            return Err(PatchError::Incomplete { pushed: self.pushed, expected });
+    /// Codes a block in full or against the base block, if that makes it smaller than it is; the kind, if it does.
+    fn code_block(
+        &self,
+        encoder: &mut BlockEncoder,
+        slot: &mut Slot,
+        new: &[u8],
+        base: Option<&[u8]>,
+    ) -> Result<Option<BlockKind>, PatchError> {
+        let made = encoder.encode_elements(self.options.codec, new, base, self.options.width);
+        // The blocks of a target can be counted.
+        let made = made.map_err(|source| PatchError::Codec { index: slot.index as u32, source })?;
+        let is_first = matches!(slot.coded, Coded::Same);
+        if !is_first && made.wire.len() >= slot.payload_length(new.len()) {
+            return Ok(None);
         }
-        self.head.base_digest = self.base_tree.finish();
-        self.head.target_digest = self.target_tree.finish();
-        Ok(self.head.to_bytes())
+        slot.coded = match (made.kind, made.codec) {
+            (BlockKind::Plain, CodecId::None) => Coded::Raw,
+            (kind, codec) => Coded::Payload(EntryKind::Block(kind), codec, made.wire.to_vec()),
+        };
+        Ok(Some(made.kind))
     }
+
+    /// Looks for the content of pending blocks elsewhere: in the base, then in the target before them.
+    fn search(&mut self, workers: &mut [Worker], slots: &mut [Slot]) -> Result<(), O::Error> {
+        let mut index = match self.index.take() {
+            Some(index) => index,
+            None => self.index_base(&mut workers[0])?,
+        };
+        let pending = slots.iter_mut().filter(|slot| slot.pending);
+        parallel::for_each(workers, pending, |worker, slot| self.search_base(&index, worker, slot))?;
+        // What a block may use depends on the blocks before it.
+        for slot in slots.iter_mut().filter(|slot| slot.pending) {
+            self.search_target(&mut index, &mut workers[0], slot)?;
+        }
+        let rest = slots.iter_mut().filter(|slot| slot.found.is_some() || slot.untried);
+        parallel::for_each(workers, rest, |worker, slot| {
+            let range = self.head.target_range(slot.index);
+            let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
+            if let Some(found) = slot.found.take() {
+                let usable = Usable::Except(self.head.block_bytes(), &self.nested);
+                let buffer = &mut worker.gathered;
+                let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
+                self.code_segments(&mut worker.segments, slot, new, &found, origins)?;
+            }
+            if slot.untried && slot.is_over(new.len() / FOUND_LITTLE_SHARE, new.len()) {
+                let base = self.head.base_range(slot.index);
+                let old = self.old.read(base.start, (base.end - base.start) as usize, &mut worker.old)?;
+                self.code_block(&mut worker.blocks, slot, new, Some(old))?;
+            }
+            Ok::<(), O::Error>(())
+        })?;
+        self.index = Some(index);
+        Ok(())
+    }
+
+    fn index_base(&self, worker: &mut Worker) -> Result<Index, O::Error> {
+        let mut index = Index::new(self.head.base_size(), self.head.target_size());
+        let mut at = 0;
+        while at < self.head.base_size() {
+            let length = (self.head.base_size() - at).min(self.head.block_bytes().into());
+            index.add(Origin::Base, at, self.old.read(at, length as usize, &mut worker.old)?);
+            at += length;
+        }
+        Ok(index)
+    }
+
+    fn search_base(&self, index: &Index, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
+        let range = self.head.target_range(slot.index);
+        let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
+        let (usable, buffer) = (Usable::Nothing, &mut worker.gathered);
+        let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
+        let number = slot.index as u32;
+        index.find(range.start, new, origins, &mut worker.found).map_err(|error| error.of_block(number))?;
+        if worker.found.covered_bytes() > 0 {
+            self.code_segments(&mut worker.segments, slot, new, &worker.found, origins)?;
+        }
+        slot.pending = slot.is_over(new.len() / MISSING_IN_BASE_SHARE, new.len());
+        Ok(())
+    }
+
+    /// Decides what a block is made of if parts of the target help, and lets later blocks use it if they do not.
+    fn search_target(
+        &mut self,
+        index: &mut Index,
+        worker: &mut Worker,
+        slot: &mut Slot,
+    ) -> Result<(), O::Error> {
+        let range = self.head.target_range(slot.index);
+        let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
+        let usable = Usable::Except(self.head.block_bytes(), &self.nested);
+        let origins = &mut Between { base: self.old, target: self.new, usable, buffer: &mut worker.gathered };
+        let number = slot.index as u32;
+        if !self.target_indexed {
+            self.target_indexed = true;
+            index.add(Origin::Target, range.start, new);
+            return Ok(());
+        }
+        index.find(range.start, new, origins, &mut worker.found).map_err(|error| error.of_block(number))?;
+        let pieces = worker.found.pieces().iter().filter(|piece| piece.segment.origin == Origin::Target);
+        let share: usize = pieces.map(|piece| piece.segment.length as usize).sum();
+        if share >= new.len() / LEAST_TARGET_SHARE && share > 0 {
+            slot.found = Some(std::mem::take(&mut worker.found));
+            self.nested.insert(number);
+        } else {
+            index.add(Origin::Target, range.start, new);
+        }
+        Ok(())
+    }
+
+    /// Codes a block by segments if that makes it smaller than it is.
+    fn code_segments(
+        &self,
+        coder: &mut SegmentCoder,
+        slot: &mut Slot,
+        new: &[u8],
+        found: &Found,
+        origins: &mut Between<'_, O, N>,
+    ) -> Result<(), O::Error> {
+        let level = match self.options.codec {
+            Codec::Zstd { level } => level,
+            Codec::None | Codec::Lz4 => 1,
+        };
+        let limit = slot.payload_length(new.len());
+        let offset = self.head.target_range(slot.index).start;
+        let made = coder.encode(level, offset, new, found, limit, origins);
+        if let Some((kind, payload)) = made.map_err(|error| error.of_block(slot.index as u32))? {
+            let segments: Vec<_> = found.pieces().iter().map(|piece| piece.segment).collect();
+            // No reader takes it otherwise.
+            if used_blocks(&segments, self.head.block_bytes()).len() > payload.len() {
+                return Ok(());
+            }
+            let kind = match kind {
+                SegmentKind::Copy => EntryKind::Copy,
+                SegmentKind::Splice => EntryKind::Splice,
+            };
+            slot.coded = Coded::Payload(kind, CodecId::None, payload.to_vec());
+        }
+        Ok(())
+    }
+
+    fn write<F>(&self, slot: &Slot, scratch: &mut Vec<u8>, writer: &mut Writer<F>) -> Result<(), O::Error>
+    where
+        F: FnMut(&[u8]) -> Result<(), O::Error>,
+    {
+        if let Some(leaf) = slot.base_leaf {
+            writer.push_base(leaf);
+        }
+        let Some(digest) = slot.digest else { return Ok(()) };
+        match &slot.coded {
+            Coded::Same => {
+                writer.push_same(digest);
+                Ok(())
+            }
+            Coded::Raw => {
+                let range = self.head.target_range(slot.index);
+                let new = self.new.read(range.start, (range.end - range.start) as usize, scratch)?;
+                writer.push_block(EntryKind::Block(BlockKind::Plain), CodecId::None, digest, new)
+            }
+            Coded::Payload(kind, codec, payload) => writer.push_block(*kind, *codec, digest, payload),
+        }
+    }
+}
+
+/// Whether a block seems to have nothing to do with the base at its place: of the bytes in samples of it that are not
+/// 0, hardly more than chance makes equal are equal.
+fn is_elsewhere(old: &[u8], new: &[u8]) -> bool {
+    let length = old.len().min(new.len());
+    let mut equal = 0;
+    let mut set = 0;
+    for at in (0..length).step_by((length / SAMPLES).max(SAMPLE_BYTES)) {
+        let end = length.min(at + SAMPLE_BYTES);
+        for (old, new) in old[at..end].iter().zip(&new[at..end]) {
+            equal += usize::from(*new != 0 && old == new);
+            set += usize::from(*new != 0);
+        }
+    }
+    set > 0 && equal < set / LEAST_EQUAL_SHARE
+}
+
+/// Adds to a patch in memory.
+pub(super) fn append(patch: &mut Vec<u8>, part: &[u8]) -> Result<(), PatchError> {
+    let bytes = part.len();
+    patch.try_reserve(bytes).map_err(|_| PatchError::OutOfMemory { bytes: bytes as u64 })?;
+    patch.extend_from_slice(part);
+    Ok(())
 }

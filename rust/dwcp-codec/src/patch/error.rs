@@ -23,6 +23,16 @@ pub enum PatchError {
         /// The width.
         width: u8,
     },
+    /// An object that is larger than a patch can tell of.
+    #[error("{what} has {size} bytes, over the limit of {limit}")]
+    Size {
+        /// Which object.
+        what: &'static str,
+        /// Its size.
+        size: u64,
+        /// The largest size.
+        limit: u64,
+    },
     /// More blocks than a patch can list.
     #[error("target of {target_size} bytes needs {blocks} blocks, over the limit of {limit}")]
     TooManyBlocks {
@@ -34,19 +44,21 @@ pub enum PatchError {
         limit: u64,
     },
     /// The patch is shorter than it says.
-    #[error("patch of {length} bytes is shorter than the {needed} bytes it says it has")]
+    #[error("patch ends at byte {length}, its part at byte {at} goes on to byte {needed} at least")]
     Truncated {
-        /// Length of what is there.
+        /// Where the bytes end.
         length: u64,
-        /// Length needed.
+        /// Where the part begins that is cut short.
+        at: u64,
+        /// How far it goes.
         needed: u64,
     },
-    /// The patch is longer than its records say.
-    #[error("patch of {length} bytes is longer than the {expected} bytes its records say")]
+    /// There are bytes behind the tail.
+    #[error("patch of {length} bytes ends at byte {expected}")]
     TrailingBytes {
-        /// Length of the patch.
+        /// Length of what is there.
         length: u64,
-        /// Length by its records.
+        /// Where the tail ends.
         expected: u64,
     },
     /// The patch does not begin with its magic.
@@ -56,64 +68,36 @@ pub enum PatchError {
         found: [u8; 4],
     },
     /// The patch is of another version.
-    #[error("patch version {version} is not supported, the highest known is {max}")]
+    #[error("patch version {version} is not supported, only {supported} is")]
     UnsupportedVersion {
         /// The version as read.
         version: u8,
-        /// The highest known version.
-        max: u8,
+        /// The version that is read.
+        supported: u8,
     },
     /// A field that must be zero is not.
-    #[error("reserved patch field at byte {offset} is {value:#06x}, it must be zero")]
+    #[error("reserved patch field at byte {at} is {value:#x}, it must be zero")]
     ReservedNotZero {
         /// Where the field is.
-        offset: u64,
+        at: u64,
         /// The value as read.
-        value: u16,
+        value: u32,
     },
-    /// The block count does not follow from target size and block size.
-    #[error("patch lists {count} blocks, its target of {target_size} bytes has {expected}")]
-    BlockCount {
-        /// The count as read.
-        count: u32,
-        /// The count that follows from the sizes.
-        expected: u64,
-        /// Size of the target.
-        target_size: u64,
-    },
-    /// The head of the patch is damaged.
-    #[error("check of the patch head is {actual:016x}, expected {expected:016x}")]
-    HeadCheck {
-        /// The check as read.
-        expected: u64,
-        /// The check as computed.
-        actual: u64,
-    },
-    /// The digests of the blocks do not make the digest of the target.
-    #[error("block digests of the patch make {actual}, its target is {expected}")]
-    TargetDigest {
-        /// The target's tree digest as read.
-        expected: Digest,
-        /// The tree digest over the records.
-        actual: Digest,
-    },
-    /// A record of an unknown kind.
-    #[error("block {index} has unknown kind {kind}: the highest known is {max}")]
+    /// An entry of an unknown kind.
+    #[error("patch entry {entry} has unknown kind {kind}")]
     UnknownKind {
-        /// The block.
-        index: u32,
+        /// The entry, counted from 0.
+        entry: u32,
         /// The kind as read.
         kind: u8,
-        /// The highest known kind.
-        max: u8,
     },
-    /// A record whose codec or length does not go with its kind.
+    /// An entry whose codec or length does not go with its kind.
     #[error(
-        "block {index}: {length} payload bytes of codec {codec} cannot make {block_length} bytes of kind {kind}"
+        "patch entry {entry}: {length} payload bytes of codec {codec} cannot make {block_length} bytes of kind {kind}"
     )]
-    Record {
-        /// The block.
-        index: u32,
+    Entry {
+        /// The entry, counted from 0.
+        entry: u32,
         /// The kind as read.
         kind: u8,
         /// The codec id as read.
@@ -122,6 +106,34 @@ pub enum PatchError {
         length: u32,
         /// The length of the block.
         block_length: u32,
+    },
+    /// Entries that tell of more blocks than the target has.
+    #[error("patch entry {entry} tells of {blocks} blocks from {first} on, the target has {count}")]
+    PastTarget {
+        /// The entry, counted from 0.
+        entry: u32,
+        /// The first block of the entry.
+        first: u32,
+        /// How many blocks it tells of.
+        blocks: u32,
+        /// How many there are.
+        count: u32,
+    },
+    /// Blocks of the target that no entry tells of.
+    #[error("patch tells of {told} blocks, the target has {count}")]
+    MissingBlocks {
+        /// Blocks told of.
+        told: u32,
+        /// Blocks there are.
+        count: u32,
+    },
+    /// The tail counts other entries than there are.
+    #[error("patch says that it has {count} entries, there are {entries}")]
+    EntryCount {
+        /// The count as read.
+        count: u32,
+        /// Entries there are.
+        entries: u32,
     },
     /// A block that is said to be in the base reaches past its end.
     #[error("block {index} is to be taken from the base up to byte {end}, the base has {base_size}")]
@@ -133,6 +145,28 @@ pub enum PatchError {
         /// Size of the base.
         base_size: u64,
     },
+    /// A block is made of a part of the target that is itself made of parts of the target.
+    #[error("block {used} is made of other blocks, so that no block can be made of it")]
+    NestedSegment {
+        /// The block that is used.
+        used: u32,
+    },
+    /// The fields of the patch are damaged.
+    #[error("check of the patch is {actual:016x}, expected {expected:016x}")]
+    Check {
+        /// The check as read.
+        expected: u64,
+        /// The check as computed.
+        actual: u64,
+    },
+    /// The digests of the blocks do not make the digest of the target.
+    #[error("block digests of the patch make {actual}, its target is {expected}")]
+    TargetDigest {
+        /// The target's tree digest as read.
+        expected: Digest,
+        /// The tree digest over the blocks.
+        actual: Digest,
+    },
     /// The base is not the one the patch was made for.
     #[error("base has digest {actual}, the patch is for {expected}")]
     BaseMismatch {
@@ -140,6 +174,14 @@ pub enum PatchError {
         expected: Digest,
         /// The digest of the base given.
         actual: Digest,
+    },
+    /// The base has not the size of the one the patch was made for.
+    #[error("base has {actual} bytes, the patch is for one of {expected}")]
+    BaseSize {
+        /// The size the patch asks for.
+        expected: u64,
+        /// The size of the base given.
+        actual: u64,
     },
     /// A block of the target came out wrong.
     #[error("block {index} came out with digest {actual}, expected {expected}")]
@@ -175,17 +217,23 @@ pub enum PatchError {
     #[error("block {index} is beyond the last of {count}")]
     NoSuchBlock {
         /// The block asked for.
+        index: u32,
+        /// How many there are.
+        count: u32,
+    },
+    /// An element number beyond the last.
+    #[error("element {index} is beyond the last of {count}")]
+    NoSuchElement {
+        /// The element named.
         index: u64,
         /// How many there are.
         count: u64,
     },
-    /// An encoder was finished before it had all blocks.
-    #[error("patch encoder was given {pushed} of {expected} blocks")]
-    Incomplete {
-        /// Blocks given.
-        pushed: u64,
-        /// Blocks there are.
-        expected: u64,
+    /// An element that is named twice.
+    #[error("element {index} is named more than once")]
+    DuplicateElement {
+        /// The element named.
+        index: u64,
     },
     /// Memory could not be had.
     #[error("out of memory asking for {bytes} bytes")]

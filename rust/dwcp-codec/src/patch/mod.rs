@@ -1,22 +1,37 @@
-//! Patches: what turns a base into a target, block by block, each block at the offset it has in both.
+//! Patches: what turns a base into a target, block by block. `docs/format-files.md` has the bytes.
 //!
 //! A patch names its base by size and tree digest and is of no use with any other: [`Patch::apply`] proves the base
-//! before it applies a difference, and every block it writes afterwards. `docs/format-files.md` has the bytes.
+//! before it decodes a block, and every block it writes afterwards. A block is told by the cheapest of: the base's
+//! bytes at the same place; what differs from them ([`crate::block`]); parts of the base and of the target elsewhere
+//! ([`crate::segments`]).
 //!
-//! [`encode()`] and [`Patch`] work on whole objects in memory; [`PatchEncoder`] and [`PatchHead`] on one block at a time,
-//! for objects that need not be held.
+//! [`encode()`] and [`Patch`] work in memory, [`Snapshot`] keeps a version to make and apply patches of the next one.
+//! [`encode_into`], [`Contents`] and [`EntryDecoder`] work on any [`Source`], for objects that need not be in memory.
 
 mod apply;
+mod contents;
+mod decode;
 mod encode;
 mod error;
-mod head;
+mod format;
+mod in_place;
+mod overlay;
+mod parallel;
+mod snapshot;
+mod source;
+mod write;
 
 pub use apply::Patch;
-pub use encode::{PatchEncoder, PatchOptions, encode};
+pub use contents::{BlockCounts, Contents};
+pub use decode::{EntryDecoder, decode_each};
+pub use encode::{Encoded, PatchOptions, encode, encode_into};
 pub use error::PatchError;
-pub use head::{
-    FIXED_BYTES, MAGIC, MAX_BLOCK_BYTES, MIN_BLOCK_BYTES, PatchHead, Record, RecordKind, VERSION,
+pub use format::{
+    Entry, EntryKind, MAGIC, MAX_BLOCK_BYTES, MAX_OBJECT_BYTES, MIN_BLOCK_BYTES, PatchHead, VERSION,
 };
+pub use overlay::Mask;
+pub use snapshot::{Snapshot, SnapshotOptions};
+pub use source::Source;
 
 #[cfg(test)]
 mod tests;

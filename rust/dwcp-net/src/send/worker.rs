@@ -4,7 +4,7 @@ use std::sync::MutexGuard;
 use std::time::Instant;
 
 use dwcp_codec::Digest;
-use dwcp_codec::block::{BlockEncoder, BlockKind};
+use dwcp_codec::block::BlockEncoder;
 use dwcp_proto::frame::{ErrorCode, Frame};
 use dwcp_proto::sender::{BlockTask, LaneId, Resolution, Step};
 use dwcp_proto::{Manifest, SessionError};
@@ -294,10 +294,8 @@ impl Worker<'_> {
                 Resolution::Same { digest }
             } else {
                 let encoded = self.encoder.encode(self.shared.options.codec, raw, base)?;
-                let base_digest = match (encoded.kind, base) {
-                    (BlockKind::Xor, Some(base)) => Some(padded_digest(base, raw.len())),
-                    _ => None,
-                };
+                let base_digest =
+                    base.filter(|_| encoded.kind.needs_base()).map(|base| padded_digest(base, raw.len()));
                 body = encoded.wire;
                 let wire_len = body.len() as u32;
                 Resolution::Block { digest, base_digest, kind: encoded.kind, codec: encoded.codec, wire_len }

@@ -50,8 +50,10 @@ pub(super) fn head_lengths(kind: FrameKind) -> (usize, usize) {
 pub(super) fn check_body(frame: &Frame, length: u32) -> Result<(), ProtoError> {
     let (low, high) = match frame {
         Frame::Block(BlockHead { kind: BlockKind::Fill, .. }) => (1, 1),
-        Frame::Block(BlockHead { codec: CodecId::None, raw_len, .. }) => (*raw_len, *raw_len),
-        Frame::Block(BlockHead { raw_len, .. }) => (1, *raw_len),
+        Frame::Block(BlockHead { kind: BlockKind::Plain, codec, raw_len, .. }) => {
+            (if *codec == CodecId::None { *raw_len } else { 1 }, *raw_len)
+        }
+        Frame::Block(BlockHead { raw_len, .. }) => (1, raw_len.saturating_sub(1)),
         _ => (0, 0),
     };
     if (low..=high).contains(&length) {
@@ -323,19 +325,15 @@ fn block(r: &mut Reader<'_>) -> Result<BlockHead, ProtoError> {
     let entry = r.u32()?;
     let raw_len = r.number("raw length", 4, 1..=u64::from(MAX_BLOCK))? as u32;
     let offset = r.number("offset", 8, 0..=MAX_OBJECT - 1)?;
-    let kind = match r.number("kind", 1, 0..=2)? {
-        0 => BlockKind::Plain,
-        1 => BlockKind::Fill,
-        _ => BlockKind::Xor,
-    };
-    let codec = match r.number("codec", 1, if kind == BlockKind::Fill { 0..=0 } else { 0..=2 })? {
+    let kind = BlockKind::ALL[r.number("kind", 1, 0..=5)? as usize];
+    let codec = match r.number("codec", 1, if kind == BlockKind::Plain { 0..=2 } else { 0..=0 })? {
         0 => CodecId::None,
         1 => CodecId::Lz4,
         _ => CodecId::Zstd,
     };
     r.zeros("reserved", 2)?;
     let digest = r.digest()?;
-    let base_digest = if kind == BlockKind::Xor {
+    let base_digest = if kind.needs_base() {
         Some(r.digest()?)
     } else {
         r.zeros("base digest", 16)?;

@@ -296,7 +296,7 @@ pub struct BlockHead {
     pub codec: CodecId,
     /// The digest of the block.
     pub digest: Digest,
-    /// The digest of the base block; there for [`BlockKind::Xor`] only.
+    /// The digest of the base block; there for kinds that [need one](BlockKind::needs_base) only.
     pub base_digest: Option<Digest>,
 }
 

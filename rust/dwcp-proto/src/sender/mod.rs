@@ -48,7 +48,7 @@ enum Phase {
 enum Carried {
     Same,
     Full,
-    Xor,
+    Difference,
 }
 
 #[derive(Debug)]
@@ -464,10 +464,10 @@ impl SenderSession {
                 (*digest, task.candidate.is_some() || (!staged && held == Some(*digest)))
             }
             Resolution::Block { digest, base_digest, kind, codec, wire_len } => {
-                let is_xor = *kind == BlockKind::Xor;
-                let fill = *kind != BlockKind::Fill || (*codec == CodecId::None && *wire_len == 1);
-                let length = (1..=task.raw_len).contains(wire_len);
-                let base = is_xor == base_digest.is_some() && (!is_xor || task.candidate.is_some());
+                let (needs_base, plain) = (kind.needs_base(), *kind == BlockKind::Plain);
+                let fill = *kind != BlockKind::Fill || *wire_len == 1;
+                let length = (1..=task.raw_len).contains(wire_len) && (plain || *codec == CodecId::None);
+                let base = needs_base == base_digest.is_some() && (!needs_base || task.candidate.is_some());
                 (*digest, fill && length && base)
             }
         };
@@ -511,7 +511,7 @@ impl SenderSession {
                 Some(Frame::Same(Same { entry, first_block, digests: vec![digest] }))
             }
             Resolution::Block { base_digest, kind, codec, wire_len, .. } => {
-                fly(state, if kind == BlockKind::Xor { Carried::Xor } else { Carried::Full });
+                fly(state, if kind.needs_base() { Carried::Difference } else { Carried::Full });
                 self.table.clear(block, HELD | STAGED);
                 self.progress.sent_wire_bytes += u64::from(wire_len);
                 Some(Frame::Block(BlockHead {

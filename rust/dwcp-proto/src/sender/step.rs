@@ -70,7 +70,7 @@ pub enum Resolution {
     Block {
         /// The digest of the block.
         digest: Digest,
-        /// The digest of the candidate's block; for [`BlockKind::Xor`] only.
+        /// The digest of the candidate's block; for kinds that [need a base](BlockKind::needs_base) only.
         base_digest: Option<Digest>,
         /// How the body represents it.
         kind: BlockKind,

@@ -164,8 +164,8 @@ impl Pair {
             2 => Resolution::Block {
                 digest,
                 base_digest: Some(digest),
-                kind: BlockKind::Xor,
-                codec: CodecId::Zstd,
+                kind: BlockKind::Difference,
+                codec: CodecId::None,
                 wire_len: 1,
             },
             _ => Resolution::Block {

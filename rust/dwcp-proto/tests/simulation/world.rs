@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::AddAssign;
 use std::sync::Arc;
 
-use dwcp_codec::block::{BlockDecoder, BlockEncoder, BlockKind};
+use dwcp_codec::block::{BlockDecoder, BlockEncoder};
 use dwcp_codec::digest::{leaves_of, tree};
 use dwcp_codec::{Codec, Digest};
 use dwcp_proto::error::SessionError;
@@ -38,7 +38,7 @@ pub struct Met {
     pub held: u64,
     pub same: u64,
     pub sent: u64,
-    pub xor: u64,
+    pub differences: u64,
     pub reoffered: u64,
     pub recommitted: u64,
     pub settled: u64,
@@ -58,7 +58,7 @@ impl AddAssign for Met {
         self.held += other.held;
         self.same += other.same;
         self.sent += other.sent;
-        self.xor += other.xor;
+        self.differences += other.differences;
         self.reoffered += other.reoffered;
         self.recommitted += other.recommitted;
         self.settled += other.settled;
@@ -387,8 +387,8 @@ impl World {
         } else {
             let encoded = self.encoder.encode(Codec::Lz4, &block, base.as_deref()).unwrap();
             let (kind, codec, body) = (encoded.kind, encoded.codec, encoded.wire.to_vec());
-            let base_digest = base.filter(|_| kind == BlockKind::Xor).map(|base| Digest::of(&base));
-            self.met.xor += u64::from(base_digest.is_some());
+            let base_digest = base.filter(|_| kind.needs_base()).map(|base| Digest::of(&base));
+            self.met.differences += u64::from(base_digest.is_some());
             assert!(!self.announced.contains(&(task.entry, task.offset)), "a staged block is sent again");
             (Resolution::Block { digest, base_digest, kind, codec, wire_len: body.len() as u32 }, body)
         };

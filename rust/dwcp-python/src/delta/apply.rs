@@ -1,36 +1,134 @@
-//! `patch_apply` and `patch_apply_in_place`.
+//! `patch_apply`, `patch_apply_onto` and `patch_apply_in_place`.
 
-use dwcp_codec::patch::Patch;
+use std::sync::atomic::AtomicBool;
+
+use dwcp_codec::patch::{Patch, PatchError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::watch::{self, Watched};
 use crate::buffer::{Input, NewBytes, Output, zeroed};
-use crate::native;
+use crate::error::Failure;
 
 /// Make the new version from a patch and the old one.
 #[pyfunction]
-#[pyo3(signature = (patch, old))]
-pub fn patch_apply<'py>(py: Python<'py>, patch: Input, old: Input) -> PyResult<Bound<'py, PyBytes>> {
+#[pyo3(signature = (patch, old, threads))]
+pub fn patch_apply<'py>(
+    py: Python<'py>,
+    patch: Input,
+    old: Input,
+    threads: usize,
+) -> PyResult<Bound<'py, PyBytes>> {
     let (patch, old) = (patch.bytes(), old.bytes());
-    let parsed = native::run(py, || {
-        let parsed = Patch::parse(patch)?;
-        // Before memory is taken for a target whose length the patch only claims.
-        parsed.verify_base(old)?;
-        Ok(parsed)
+    let (last, before) = watch::run(py, old.len(), |stop| {
+        let mut chain = chain(patch)?;
+        let last = chain.pop();
+        let before = through(&chain, old, threads, stop)?;
+        let held = before.as_deref().unwrap_or(old);
+        if let Some(last) = &last {
+            // Before memory is taken for a target whose length the patch only claims.
+            last.verify_base(&Watched { bytes: held, stop }, threads)?;
+        }
+        Ok((last, before))
     })?;
-    let length = usize::try_from(parsed.target_size())?;
-    let mut out = NewBytes::new(py, length)?;
+    let held = before.as_deref().unwrap_or(old);
+    let length = last.as_ref().map_or(0, |last| last.target_size());
+    let mut out = NewBytes::new(py, usize::try_from(length)?)?;
     let memory = out.memory();
-    native::run(py, || Ok(parsed.apply(old, zeroed(memory))?))?;
-    // SAFETY: `zeroed` wrote all of it, and `apply` again.
+    watch::run(py, memory.len(), |stop| {
+        let memory = zeroed(memory);
+        match &last {
+            Some(last) => last.apply_proven(&Watched { bytes: held, stop }, memory, threads),
+            None => Ok(()),
+        }
+    })?;
+    // SAFETY: `zeroed` wrote all of it, and the patch again.
     Ok(unsafe { out.finish() })
+}
+
+/// Write the new version to a buffer of its length, which shares no memory with the others.
+#[pyfunction]
+#[pyo3(signature = (patch, old, out, threads))]
+pub fn patch_apply_onto(
+    py: Python<'_>,
+    patch: Input,
+    old: Input,
+    mut out: Output,
+    threads: usize,
+) -> PyResult<()> {
+    out.refuse_overlap(&patch)?;
+    out.refuse_overlap(&old)?;
+    let (patch, old, out) = (patch.bytes(), old.bytes(), out.bytes_mut());
+    watch::run(py, old.len() + out.len(), |stop| {
+        let mut chain = chain(patch)?;
+        let Some(last) = chain.pop() else { return Ok(()) };
+        let before = through(&chain, old, threads, stop)?;
+        last.apply(&Watched { bytes: before.as_deref().unwrap_or(old), stop }, out, threads)
+    })
 }
 
 /// Turn `old` into the new version; it is unchanged if that fails.
 #[pyfunction]
-#[pyo3(signature = (patch, old))]
-pub fn patch_apply_in_place(py: Python<'_>, patch: Input, mut old: Output) -> PyResult<()> {
+#[pyo3(signature = (patch, old, threads))]
+pub fn patch_apply_in_place(py: Python<'_>, patch: Input, mut old: Output, threads: usize) -> PyResult<()> {
     old.refuse_overlap(&patch)?;
     let (patch, held) = (patch.bytes(), old.bytes_mut());
-    native::run(py, || Ok(Patch::parse(patch)?.apply_in_place(held)?))
+    watch::run(py, held.len(), |stop| {
+        let mut chain = chain(patch)?;
+        let Some(last) = chain.pop() else { return Ok(()) };
+        let base_size = chain.first().unwrap_or(&last).base_size();
+        let target_size = last.target_size();
+        if base_size != target_size {
+            return Err(PatchError::SizeChanged { base_size, target_size }.into());
+        }
+        if chain.is_empty() {
+            let leaves = last.verify_base(&Watched { bytes: held, stop }, threads)?;
+            return last.apply_in_place_onto(&leaves, held, threads, || watch::check(stop));
+        }
+        // No version in the middle is ever to be seen.
+        chain.push(last);
+        if let Some(made) = through(&chain, held, threads, stop)? {
+            held.copy_from_slice(&made);
+        }
+        Ok(())
+    })
+}
+
+/// The patches that stand one behind the other, each for what the one before makes.
+pub fn chain(bytes: &[u8]) -> Result<Vec<Patch<'_>>, PatchError> {
+    let (patch, mut rest) = Patch::parse_next(bytes)?;
+    let mut chain = vec![patch];
+    while !rest.is_empty() {
+        let patch;
+        (patch, rest) = Patch::parse_next(rest)?;
+        if let Some(before) = chain.last() {
+            patch.expect_base_size(before.target_size())?;
+        }
+        chain.push(patch);
+    }
+    Ok(chain)
+}
+
+/// The version that patches lead to; `None` if there are none.
+fn through(
+    chain: &[Patch<'_>],
+    old: &[u8],
+    threads: usize,
+    stop: &AtomicBool,
+) -> Result<Option<Vec<u8>>, Failure> {
+    let mut held: Option<Vec<u8>> = None;
+    for patch in chain {
+        let base = Watched { bytes: held.as_deref().unwrap_or(old), stop };
+        patch.verify_base(&base, threads)?;
+        let length = usize::try_from(patch.target_size());
+        let out_of_memory = PatchError::OutOfMemory { bytes: patch.target_size() };
+        let mut made = Vec::new();
+        match length.map(|length| made.try_reserve_exact(length).map(|()| length)) {
+            Ok(Ok(length)) => made.resize(length, 0),
+            _ => return Err(out_of_memory.into()),
+        }
+        patch.apply_proven(&base, &mut made, threads)?;
+        held = Some(made);
+    }
+    Ok(held)
 }

@@ -14,7 +14,8 @@ use portable as system;
 use unix as system;
 
 pub(crate) use system::{
-    Dir, bytes_of, is_hole, open_no_follow, path_of, punch_hole, read_at, stat_file, stat_path, write_all_at,
+    Dir, bytes_of, is_hole, open_no_follow, path_of, punch_hole, read_at, stat_file, stat_path, try_lock,
+    unlock, write_all_at,
 };
 
 /// The kind of a thing in a file system.

@@ -74,11 +74,7 @@ impl Dir {
     /// Opens or makes a file and takes its lock until it is closed; `None` if somebody else has it.
     pub(crate) fn open_lock(&self, name: &[u8]) -> io::Result<Option<File>> {
         let file = self.open_write(name, true)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        Ok(try_lock(&file)?.then_some(file))
     }
 
     /// Renames `name` to `to_name` in `to`, replacing what is there only if `replace`.
@@ -208,6 +204,21 @@ pub(crate) fn stat_path(path: &Path) -> io::Result<Stat> {
 
 pub(crate) fn stat_file(file: &File) -> io::Result<Stat> {
     Ok(from_metadata(&file.metadata()?))
+}
+
+/// Gives the lock of a file back. A child that is just being started may have the file open, too, and would keep the
+/// lock until it runs another program.
+pub(crate) fn unlock(file: &File) -> io::Result<()> {
+    Ok(rustix::fs::flock(file, FlockOperation::Unlock)?)
+}
+
+/// Takes the lock of a file until it is closed; false if somebody else has it.
+pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 pub(crate) fn read_at(file: &File, dst: &mut [u8], offset: u64) -> io::Result<usize> {

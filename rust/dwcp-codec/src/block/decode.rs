@@ -1,0 +1,91 @@
+//! Decoding blocks.
+
+use super::runs::RunsDecoder;
+use super::sparse::SparseDecoder;
+use super::{BlockKind, MAX_BLOCK_BYTES, planes};
+use crate::codec::{CodecId, Decompressor};
+use crate::error::CodecError;
+
+/// Decodes blocks, keeping its state between them.
+#[derive(Default)]
+pub struct BlockDecoder {
+    decompressor: Decompressor,
+    planes: [Vec<u8>; 8],
+    sparse: SparseDecoder,
+    runs: RunsDecoder,
+}
+
+impl BlockDecoder {
+    /// A decoder whose buffers grow with the blocks it is given.
+    #[must_use]
+    pub fn new() -> BlockDecoder {
+        BlockDecoder::default()
+    }
+
+    /// Decodes `wire` into `dst`, whose length must be the block's.
+    ///
+    /// `base` is needed for kinds that [need one](BlockKind::needs_base) and must be what the encoder was given; that
+    /// it is so can only be proven by digests, of the base before and of the block afterwards. On an error the
+    /// contents of `dst` are unspecified.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::MissingBase`], [`CodecError::ShortBase`] and those of [`BlockDecoder::decode_onto`].
+    pub fn decode(
+        &mut self,
+        kind: BlockKind,
+        codec: CodecId,
+        wire: &[u8],
+        base: Option<&[u8]>,
+        dst: &mut [u8],
+    ) -> Result<(), CodecError> {
+        if kind.needs_base() {
+            let base = base.ok_or(CodecError::MissingBase)?;
+            let (needed, length) = (dst.len(), base.len());
+            if kind != BlockKind::Difference && length < needed {
+                return Err(CodecError::ShortBase { length, needed });
+            }
+            let (copied, missing) = dst.split_at_mut(length.min(needed));
+            copied.copy_from_slice(&base[..copied.len()]);
+            missing.fill(0);
+        }
+        self.decode_onto(kind, codec, wire, dst)
+    }
+
+    /// Decodes `wire` into `dst`, which holds the base block if the kind needs one; only what differs is written then.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Decompressor::decompress_into`], [`CodecError::FillBlock`], [`CodecError::CodedBlock`] and those that
+    /// name a part of a payload. On an error the contents of `dst` are unspecified.
+    pub fn decode_onto(
+        &mut self,
+        kind: BlockKind,
+        codec: CodecId,
+        wire: &[u8],
+        dst: &mut [u8],
+    ) -> Result<(), CodecError> {
+        match (kind, wire) {
+            (BlockKind::Fill, [byte]) if codec == CodecId::None => {
+                dst.fill(*byte);
+                return Ok(());
+            }
+            (BlockKind::Fill, _) => return Err(CodecError::FillBlock { length: wire.len(), codec }),
+            (BlockKind::Plain, _) => return self.decompressor.decompress_into_slice(codec, wire, dst),
+            _ => {}
+        }
+        if codec != CodecId::None || !(1..dst.len()).contains(&wire.len()) || dst.len() > MAX_BLOCK_BYTES {
+            let (length, raw_length) = (wire.len(), dst.len());
+            return Err(CodecError::CodedBlock { codec, length, raw_length, limit: MAX_BLOCK_BYTES });
+        }
+        let decompressor = &mut self.decompressor;
+        match kind {
+            BlockKind::Sparse => self.sparse.decode(wire, decompressor, dst),
+            BlockKind::Runs => self.runs.decode(wire, decompressor, dst),
+            _ => {
+                let differs = kind == BlockKind::Difference;
+                planes::decode(differs, wire, decompressor, &mut self.planes, dst)
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Encoding blocks: in which kind.
+
+use super::choose::{self, Against};
+use super::runs::RunsEncoder;
+use super::sparse::SparseEncoder;
+use super::{BlockKind, EncodedBlock, MAX_BLOCK_BYTES, planes};
+use crate::codec::{Codec, CodecId, Compressor};
+use crate::error::CodecError;
+use crate::kernel::planes::Transform;
+use crate::kernel::{Level, lines};
+use crate::stream::StreamEncoder;
+use crate::{page, probe};
+
+/// Encodes blocks, keeping its buffers between them.
+#[derive(Default)]
+pub struct BlockEncoder {
+    level: Level,
+    compressor: Compressor,
+    streams: StreamEncoder,
+    sparse: SparseEncoder,
+    runs: RunsEncoder,
+    plain: Vec<u8>,
+    coded: Vec<u8>,
+    planes: Vec<u8>,
+    padded: Vec<u8>,
+    dirty: Vec<u64>,
+}
+
+impl BlockEncoder {
+    /// An encoder whose buffers grow with the blocks it is given.
+    #[must_use]
+    pub fn new() -> BlockEncoder {
+        BlockEncoder::default()
+    }
+
+    /// Encodes `src` in the smallest of the forms worth trying.
+    ///
+    /// `base`, if there is one, holds the base's bytes at the same offset; it may be shorter or longer than `src`.
+    /// `codec` is the codec of plain blocks; what is coded against the base is compressed whatever it says. Data that
+    /// looks incompressible is not given to a compressor.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Compressor::compress_into`] other than [`CodecError::OutputTooSmall`].
+    pub fn encode<'a>(
+        &'a mut self,
+        codec: Codec,
+        src: &'a [u8],
+        base: Option<&[u8]>,
+    ) -> Result<EncodedBlock<'a>, CodecError> {
+        self.encode_elements(codec, src, base, None)
+    }
+
+    /// [`BlockEncoder::encode`] of elements of `width` bytes (1, 2, 4 or 8); a probe finds a width if none is given.
+    /// The width has no influence but on the size.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::ElementWidth`] and those of [`BlockEncoder::encode`].
+    pub fn encode_elements<'a>(
+        &'a mut self,
+        codec: Codec,
+        src: &'a [u8],
+        base: Option<&[u8]>,
+        width: Option<u8>,
+    ) -> Result<EncodedBlock<'a>, CodecError> {
+        if let Some(width) = width.filter(|width| !super::WIDTHS.contains(width)) {
+            return Err(CodecError::ElementWidth { width });
+        }
+        let width = width.map(usize::from);
+        if page::fill_byte(src).is_some() {
+            return Ok(EncodedBlock { kind: BlockKind::Fill, codec: CodecId::None, wire: &src[..1] });
+        }
+        let mut coded = match base {
+            Some(base) if !base.is_empty() && src.len() <= MAX_BLOCK_BYTES => {
+                self.encode_against(src, base, width)?
+            }
+            _ => None,
+        };
+        // What saves well is taken without trying the rest.
+        let is_good = coded.is_some() && self.coded.len() <= src.len() / 5 * 3;
+        let mut is_plain = false;
+        if !is_good && codec != Codec::None && probe::compressible(src) {
+            match choose::planes(src, width) {
+                Some((transform, width)) if coded.is_none() && src.len() <= MAX_BLOCK_BYTES => {
+                    coded = self.encode_planes(transform, width, src, src)?.then_some(BlockKind::Planes);
+                }
+                _ => {
+                    self.plain.clear();
+                    self.compressor.compress(codec, src, &mut self.plain)?;
+                    let limit = if coded.is_some() { self.coded.len() } else { src.len() };
+                    is_plain = self.plain.len() < limit;
+                }
+            }
+        }
+        Ok(match coded {
+            _ if is_plain => EncodedBlock { kind: BlockKind::Plain, codec: codec.id(), wire: &self.plain },
+            Some(kind) => EncodedBlock { kind, codec: CodecId::None, wire: &self.coded },
+            None => EncodedBlock { kind: BlockKind::Plain, codec: CodecId::None, wire: src },
+        })
+    }
+
+    /// Fills `self.coded` with what differs from the base, in the kind returned, if that is smaller than `src`.
+    fn encode_against(
+        &mut self,
+        src: &[u8],
+        base: &[u8],
+        width: Option<usize>,
+    ) -> Result<Option<BlockKind>, CodecError> {
+        let is_short = base.len() < src.len();
+        let mut padded = std::mem::take(&mut self.padded);
+        let base = if is_short {
+            padded.clear();
+            padded.extend_from_slice(base);
+            padded.resize(src.len(), 0);
+            &padded
+        } else {
+            &base[..src.len()]
+        };
+        self.dirty.resize(lines::words_for(src.len()), 0);
+        let dirty_count = lines::dirty_lines(self.level, base, src, &mut self.dirty);
+        let mut choice = choose::against(src, base, &self.dirty, dirty_count, width);
+        // Only differences fill up a short base.
+        if is_short {
+            choice = match choice {
+                Against::Sparse(width) => Against::Difference(width),
+                Against::Runs => Against::Difference(1),
+                other => other,
+            };
+        }
+        self.coded.clear();
+        let kind = match choice {
+            Against::Nothing => None,
+            Against::Sparse(width) => {
+                self.sparse.append(width, src, base, &self.dirty, &mut self.streams, &mut self.coded)?;
+                Some(BlockKind::Sparse)
+            }
+            Against::Runs => {
+                self.runs.append(src, base, &self.dirty, &mut self.streams, &mut self.coded)?;
+                Some(BlockKind::Runs)
+            }
+            Against::Difference(width) => {
+                self.encode_planes(Transform::Zigzag, width, src, base)?.then_some(BlockKind::Difference)
+            }
+        };
+        self.padded = padded;
+        Ok(kind.filter(|_| self.coded.len() < src.len()))
+    }
+
+    /// Fills `self.coded` with planes; says whether that is smaller than `src`.
+    fn encode_planes(
+        &mut self,
+        transform: Transform,
+        width: usize,
+        src: &[u8],
+        base: &[u8],
+    ) -> Result<bool, CodecError> {
+        self.coded.clear();
+        planes::append(transform, width, src, base, &mut self.planes, &mut self.streams, &mut self.coded)?;
+        Ok(self.coded.len() < src.len())
+    }
+}

@@ -1,0 +1,81 @@
+//! One block of an object, coded in one of six kinds: "Coded blocks" of docs/format-files.md.
+
+mod choose;
+mod decode;
+mod encode;
+mod planes;
+mod runs;
+mod sparse;
+#[cfg(test)]
+mod tests;
+mod values;
+
+pub use decode::BlockDecoder;
+pub use encode::BlockEncoder;
+
+use crate::codec::CodecId;
+use crate::error::CodecError;
+
+/// The longest block that is coded in a kind other than [`BlockKind::Plain`] and [`BlockKind::Fill`], in bytes.
+pub const MAX_BLOCK_BYTES: usize = 4 << 20;
+
+/// Widths of elements in bytes.
+pub(crate) const WIDTHS: [u8; 4] = [1, 2, 4, 8];
+
+/// How a block is represented.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum BlockKind {
+    /// The block's bytes, compressed by the codec.
+    Plain = 0,
+    /// One byte that every byte of the block equals.
+    Fill = 1,
+    /// The bytes of its elements, grouped by their place in the element.
+    Planes = 2,
+    /// The difference of its elements from those of the base, grouped likewise. Where the base ends early it counts
+    /// as zero bytes.
+    Difference = 3,
+    /// The places and the differences of the elements that are not those of the base.
+    Sparse = 4,
+    /// The places and the bytes of what is not the base's.
+    Runs = 5,
+}
+
+impl BlockKind {
+    /// All kinds, by number.
+    pub const ALL: [BlockKind; 6] = [
+        BlockKind::Plain,
+        BlockKind::Fill,
+        BlockKind::Planes,
+        BlockKind::Difference,
+        BlockKind::Sparse,
+        BlockKind::Runs,
+    ];
+
+    /// Whether a block of this kind is coded against a base block.
+    #[must_use]
+    pub fn needs_base(self) -> bool {
+        matches!(self, BlockKind::Difference | BlockKind::Sparse | BlockKind::Runs)
+    }
+}
+
+impl TryFrom<u8> for BlockKind {
+    type Error = CodecError;
+
+    fn try_from(kind: u8) -> Result<BlockKind, CodecError> {
+        let max = BlockKind::Runs as u8;
+        BlockKind::ALL.get(usize::from(kind)).copied().ok_or(CodecError::UnknownBlockKind { kind, max })
+    }
+}
+
+/// A block ready to be sent or stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EncodedBlock<'a> {
+    /// How the block is represented.
+    pub kind: BlockKind,
+    /// The codec of `wire`; [`CodecId::None`] for all kinds but [`BlockKind::Plain`].
+    pub codec: CodecId,
+    /// The bytes to send: those of the encoder, or the source itself when nothing makes it smaller. Never longer
+    /// than the source, and as long only if it is the source.
+    pub wire: &'a [u8],
+}

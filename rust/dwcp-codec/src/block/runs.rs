@@ -1,0 +1,129 @@
+//! Payloads of runs: which bytes changed, as they are.
+
+use std::ops::Range;
+
+use super::values::{self, POSITION_BITS, POSITION_MANTISSA, ValueScratch, ValueWriter};
+use crate::codec::Decompressor;
+use crate::error::CodecError;
+use crate::kernel::{LINE_BYTES, Level, lines};
+use crate::stream::{Content, PayloadReader, StreamEncoder, append_number};
+
+/// Runs with no more unchanged bytes between them are told as one: another run takes about as much.
+const MERGED_GAP_BYTES: usize = 2;
+
+/// Encodes, keeping its buffers.
+#[derive(Default)]
+pub(super) struct RunsEncoder {
+    level: Level,
+    masks: Vec<u64>,
+    gaps: ValueWriter,
+    lengths: ValueWriter,
+    bytes: Vec<u8>,
+    count: u64,
+    end: usize,
+}
+
+impl RunsEncoder {
+    /// Appends the payload; `dirty` has the lines in which `src` differs from `base`, which is as long. There is at
+    /// least one.
+    pub(super) fn append(
+        &mut self,
+        src: &[u8],
+        base: &[u8],
+        dirty: &[u64],
+        streams: &mut StreamEncoder,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        self.masks.clear();
+        lines::byte_masks(self.level, base, src, dirty, &mut self.masks);
+        self.gaps.start(POSITION_MANTISSA, self.masks.len());
+        self.lengths.start(POSITION_MANTISSA, self.masks.len());
+        self.bytes.clear();
+        (self.count, self.end) = (0, 0);
+        let mut run = 0..0;
+        for (index, line) in lines::set_bits(dirty).enumerate() {
+            let (start, mut mask) = (line * LINE_BYTES, self.masks[index]);
+            while mask != 0 {
+                let first = mask.trailing_zeros() as usize;
+                let length = (!(mask >> first)).trailing_zeros() as usize;
+                let found = start + first..start + first + length;
+                if run.is_empty() {
+                    run = found;
+                } else if found.start - run.end <= MERGED_GAP_BYTES {
+                    run.end = found.end;
+                } else {
+                    self.push(src, run);
+                    run = found;
+                }
+                // A run up to the last bit leaves nothing.
+                mask = if first + length == 64 { 0 } else { mask & (u64::MAX << (first + length)) };
+            }
+        }
+        self.push(src, run);
+        append_number(self.count, out);
+        self.gaps.finish(streams, out)?;
+        self.lengths.finish(streams, out)?;
+        streams.append(&self.bytes, Content::Bytes, out)
+    }
+
+    fn push(&mut self, src: &[u8], run: Range<usize>) {
+        self.gaps.push((run.start - self.end) as u64);
+        self.lengths.push((run.len() - 1) as u64);
+        self.end = run.end;
+        self.bytes.extend_from_slice(&src[run]);
+        self.count += 1;
+    }
+}
+
+/// Decodes, keeping its buffers.
+#[derive(Default)]
+pub(super) struct RunsDecoder {
+    gaps: ValueScratch,
+    lengths: ValueScratch,
+    bytes: Vec<u8>,
+}
+
+impl RunsDecoder {
+    /// Decodes a payload to `dst`, which holds the base.
+    pub(super) fn decode(
+        &mut self,
+        payload: &[u8],
+        decompressor: &mut Decompressor,
+        dst: &mut [u8],
+    ) -> Result<(), CodecError> {
+        let mut reader = PayloadReader::new(payload);
+        let count = reader.number("runs", 1, dst.len().div_ceil(2))?;
+        let (mantissa, bits) = (POSITION_MANTISSA, POSITION_BITS);
+        let what = "gaps between runs";
+        let gaps = values::read(what, &mut reader, count, mantissa, bits, decompressor, &mut self.gaps)?;
+        let what = "lengths of runs";
+        let lengths =
+            values::read(what, &mut reader, count, mantissa, bits, decompressor, &mut self.lengths)?;
+        // At most 2^22 values of at most 32 bits.
+        let total = lengths.iter().map(|length| length + 1).sum::<u64>();
+        if total > dst.len() as u64 {
+            let (what, high) = ("bytes of all runs", dst.len());
+            return Err(CodecError::PayloadNumber { what, value: total, low: 1, high });
+        }
+        let bytes = reader.stream("bytes of runs", total as usize, decompressor, &mut self.bytes)?;
+        reader.finish()?;
+        let (mut rest, mut at) = (bytes, 0);
+        for (index, (gap, length)) in gaps.iter().zip(lengths.iter()).enumerate() {
+            // The gap has at most 32 bits, and what precedes it lies within the block.
+            let start = at + gap as usize;
+            let end = start + length as usize + 1;
+            let what = "end of a run";
+            if gap == 0 && index > 0 {
+                return Err(CodecError::PayloadNumber { what: "gap", value: 0, low: 1, high: dst.len() });
+            }
+            let Some(place) = dst.get_mut(start..end) else {
+                return Err(CodecError::PayloadNumber { what, value: end as u64, low: 1, high: dst.len() });
+            };
+            // All lengths together are those of the stream.
+            let (run, after) = rest.split_at(place.len());
+            place.copy_from_slice(run);
+            (rest, at) = (after, end);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,326 @@
+use super::planes::append as append_planes;
+use super::runs::RunsEncoder;
+use super::sparse::SparseEncoder;
+use super::*;
+use crate::codec::Codec;
+use crate::kernel::planes::Transform;
+use crate::kernel::{Level, lines};
+use crate::probe::tests::{noise, text, weights};
+use crate::stream::StreamEncoder;
+use proptest::prelude::*;
+
+const ZSTD: Codec = Codec::Zstd { level: 1 };
+
+fn roundtrip(
+    codec: Codec,
+    src: &[u8],
+    base: Option<&[u8]>,
+    width: Option<u8>,
+) -> (BlockKind, CodecId, usize) {
+    let mut encoder = BlockEncoder::new();
+    let block = encoder.encode_elements(codec, src, base, width).unwrap();
+    assert!(block.wire.len() <= src.len(), "{codec} made {} bytes of {}", block.wire.len(), src.len());
+    let mut back = vec![0xee; src.len()];
+    let mut decoder = BlockDecoder::new();
+    decoder.decode(block.kind, block.codec, block.wire, base, &mut back).unwrap();
+    assert!(back == src);
+    (block.kind, block.codec, block.wire.len())
+}
+
+/// Every form in which a block against `base` can be coded, whatever suits it.
+fn all_forms(src: &[u8], base: &[u8]) -> Vec<(BlockKind, Vec<u8>)> {
+    let mut dirty = vec![0; lines::words_for(src.len())];
+    lines::dirty_lines(Level::detected(), base, src, &mut dirty);
+    let mut streams = StreamEncoder::default();
+    let mut forms = vec![(BlockKind::Runs, vec![])];
+    RunsEncoder::default().append(src, base, &dirty, &mut streams, &mut forms[0].1).unwrap();
+    let mut sparse = SparseEncoder::default();
+    for width in [1, 2, 4, 8] {
+        let mut payload = vec![];
+        sparse.append(width, src, base, &dirty, &mut streams, &mut payload).unwrap();
+        forms.push((BlockKind::Sparse, payload));
+        for (kind, transform) in [
+            (BlockKind::Planes, Transform::Keep),
+            (BlockKind::Planes, Transform::Rotate),
+            (BlockKind::Difference, Transform::Xor),
+            (BlockKind::Difference, Transform::Zigzag),
+        ] {
+            let mut payload = vec![];
+            append_planes(transform, width, src, base, &mut vec![], &mut streams, &mut payload).unwrap();
+            forms.push((kind, payload));
+        }
+    }
+    forms
+}
+
+/// A block and a base of its length, which differs from it.
+fn pairs() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+    let bytes = prop_oneof![
+        prop::collection::vec(any::<u8>(), 1..2_000),
+        (1..2_000_usize, any::<u8>()).prop_map(|(length, byte)| vec![byte; length]),
+    ];
+    let edits = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 1..200_usize), 0..40);
+    (bytes, edits, any::<prop::sample::Index>()).prop_map(|(base, edits, certain)| {
+        let mut src = base.clone();
+        for (at, byte, count) in edits {
+            let at = at.index(src.len());
+            src[at..].iter_mut().take(count).for_each(|b| *b = b.wrapping_mul(3).wrapping_add(byte));
+        }
+        let at = certain.index(src.len());
+        src[at] = !base[at];
+        (src, base)
+    })
+}
+
+#[test]
+fn coders_move_between_threads() {
+    fn moves<T: Send>() {}
+    moves::<BlockEncoder>();
+    moves::<BlockDecoder>();
+}
+
+#[test]
+fn constant_block_is_one_byte_even_with_a_base() {
+    for codec in [Codec::None, Codec::Lz4, ZSTD] {
+        let src = vec![9; 70_000];
+        assert_eq!(roundtrip(codec, &src, None, None), (BlockKind::Fill, CodecId::None, 1));
+        assert_eq!(
+            roundtrip(codec, &src, Some(&noise(1, 70_000)), None),
+            (BlockKind::Fill, CodecId::None, 1)
+        );
+    }
+}
+
+#[test]
+fn incompressible_block_is_the_source_itself() {
+    let src = noise(5, 100_000);
+    for base in [None, Some(&noise(6, 100_000)[..])] {
+        for width in [None, Some(1), Some(2), Some(8)] {
+            let mut encoder = BlockEncoder::new();
+            let block = encoder.encode_elements(ZSTD, &src, base, width).unwrap();
+            assert_eq!((block.kind, block.codec), (BlockKind::Plain, CodecId::None));
+            assert!(std::ptr::eq(block.wire, &src[..]));
+        }
+    }
+}
+
+#[test]
+fn block_that_changed_little_takes_little_in_a_kind_that_suits_the_change() {
+    let base = noise(5, 1 << 20);
+    let mut byte = base.clone();
+    byte[77_777] ^= 1;
+    let mut strings = base.clone();
+    strings[500..40_000].chunks_mut(1_000).for_each(|s| s[..60].copy_from_slice(&text(4_000)[300..360]));
+    let mut counters = base.clone();
+    for counter in counters.chunks_exact_mut(8).step_by(100) {
+        let count = u64::from_le_bytes(counter.try_into().unwrap()).wrapping_add(300);
+        counter.copy_from_slice(&count.to_le_bytes());
+    }
+    for codec in [Codec::None, Codec::Lz4, ZSTD] {
+        let (kind, _, length) = roundtrip(codec, &byte, Some(&base), None);
+        assert!(kind.needs_base() && length < 20, "{kind:?} {length}");
+        let (kind, _, length) = roundtrip(codec, &strings, Some(&base), None);
+        assert!(kind == BlockKind::Runs && length < 400, "{kind:?} {length}");
+        let (kind, _, length) = roundtrip(codec, &counters, Some(&base), None);
+        assert!(kind == BlockKind::Sparse && length < 3_000, "{kind:?} {length}");
+    }
+}
+
+#[test]
+fn weights_that_all_moved_take_less_than_half_and_their_width_is_found() {
+    let base = weights(1 << 20);
+    let mut src = base.clone();
+    for (element, step) in src.chunks_exact_mut(2).zip(noise(8, 1 << 19)) {
+        let moved = u16::from_le_bytes([element[0], element[1]]).wrapping_add(u16::from(step % 7));
+        element.copy_from_slice(&moved.to_le_bytes());
+    }
+    let (kind, _, given) = roundtrip(ZSTD, &src, Some(&base), Some(2));
+    assert_eq!(roundtrip(ZSTD, &src, Some(&base), None), (kind, CodecId::None, given));
+    assert!(given < 250_000, "{given}");
+}
+
+#[test]
+fn unrelated_base_does_not_stop_plain_compression() {
+    let (src, base) = (text(100_000), noise(5, 100_000));
+    assert_eq!(roundtrip(ZSTD, &src, Some(&base), None).0, BlockKind::Plain);
+    assert_eq!(roundtrip(Codec::Lz4, &src, Some(&base), None).1, CodecId::Lz4);
+    // A base of the same nature makes differences that compress, but worse than the block itself does.
+    let (kind, _, length) = roundtrip(ZSTD, &src, Some(&text(100_100)[50..]), None);
+    assert!(kind == BlockKind::Plain || length < 60_000);
+}
+
+#[test]
+fn weights_without_a_base_go_as_planes_and_text_does_not() {
+    for width in [None, Some(2)] {
+        let (kind, codec, length) = roundtrip(ZSTD, &weights(1 << 20), None, width);
+        assert_eq!((kind, codec), (BlockKind::Planes, CodecId::None));
+        assert!(length < 740_000, "{length}");
+        assert_eq!(roundtrip(ZSTD, &text(1 << 20), None, width).0, BlockKind::Plain);
+    }
+}
+
+#[test]
+fn what_contradicts_the_kind_is_refused() {
+    let mut dst = [0; 8];
+    let mut decoder = BlockDecoder::new();
+    for (codec, wire) in [(CodecId::None, &b""[..]), (CodecId::None, b"ab"), (CodecId::Lz4, b"a")] {
+        let refused = decoder.decode(BlockKind::Fill, codec, wire, None, &mut dst);
+        assert_eq!(refused, Err(CodecError::FillBlock { length: wire.len(), codec }));
+    }
+    for kind in [BlockKind::Difference, BlockKind::Sparse, BlockKind::Runs] {
+        assert_eq!(
+            decoder.decode(kind, CodecId::None, &[0; 4], None, &mut dst),
+            Err(CodecError::MissingBase)
+        );
+        for (codec, wire) in [(CodecId::Zstd, &[0; 4][..]), (CodecId::None, &[]), (CodecId::None, &[0; 8])] {
+            let refused = decoder.decode(kind, codec, wire, Some(&[0; 8]), &mut dst);
+            assert!(matches!(refused, Err(CodecError::CodedBlock { .. })), "{kind:?} {refused:?}");
+        }
+    }
+    for kind in [BlockKind::Sparse, BlockKind::Runs] {
+        let refused = decoder.decode(kind, CodecId::None, &[0; 4], Some(&[0; 7]), &mut dst);
+        assert_eq!(refused, Err(CodecError::ShortBase { length: 7, needed: 8 }));
+    }
+    let mut too_long = vec![0; MAX_BLOCK_BYTES + 1];
+    let refused = decoder.decode(BlockKind::Planes, CodecId::None, &[0, 1, 0], None, &mut too_long);
+    assert!(matches!(refused, Err(CodecError::CodedBlock { .. })), "{refused:?}");
+    assert_eq!(BlockKind::try_from(6), Err(CodecError::UnknownBlockKind { kind: 6, max: 5 }));
+    assert_eq!(
+        BlockEncoder::new().encode_elements(ZSTD, &[1, 2], None, Some(3)),
+        Err(CodecError::ElementWidth { width: 3 })
+    );
+}
+
+#[test]
+fn each_lie_in_a_payload_is_refused() {
+    use BlockKind::{Difference, Planes, Runs, Sparse};
+    // A block of 16 bytes; values of up to 127 are their own codes.
+    let as_it_is: &[(BlockKind, &[u8])] = &[
+        // Elements 1 and 3 of 8, by gaps and by mask; the zigzags 1 and 2.
+        (Sparse, &[1, 2, 0, 1, 1, 0, 0, 1, 2, 0]),
+        (Sparse, &[5, 2, 0, 10, 0, 1, 2, 0]),
+        // Bytes 2..4 and 15.
+        (Runs, &[2, 0, 2, 11, 0, 0, 1, 0, 0, 0, 9, 9, 9]),
+        (Planes, &[0, 1, 7]),
+        (Difference, &[5, 1, 7, 1, 0]),
+    ];
+    let lies: &[(BlockKind, &[u8])] = &[
+        // Modes.
+        (Sparse, &[9, 2, 0, 1, 1, 0, 0, 1, 2, 0]),
+        (Planes, &[8, 1, 7]),
+        (Difference, &[16, 1, 7]),
+        // More elements than there are, and fewer than the mask has.
+        (Sparse, &[1, 9, 0, 1, 1, 0, 0, 1, 2, 0]),
+        (Sparse, &[5, 1, 0, 10, 0, 1, 0]),
+        (Sparse, &[4, 0]),
+        // The last gap leads past the end.
+        (Sparse, &[1, 2, 0, 1, 6, 0, 0, 1, 2, 0]),
+        // A change by nothing.
+        (Sparse, &[1, 2, 0, 1, 1, 0, 0, 1, 0, 0]),
+        // A code of more than 16 bits, extra bits of nothing, and too few of them.
+        (Sparse, &[1, 2, 0, 1, 1, 0, 0, 1, 200, 0]),
+        (Sparse, &[1, 2, 0, 1, 1, 0, 0, 1, 2, 1, 0]),
+        (Sparse, &[1, 2, 0, 1, 1, 0, 0, 1, 199, 1, 0]),
+        // Extra bits past the last.
+        (Sparse, &[1, 2, 0, 1, 1, 0, 0, 1, 128, 1, 0x10]),
+        // An unknown coder, a frame longer than what it holds, a number that is too long.
+        (Planes, &[0, 3, 7]),
+        (Planes, &[0, 2, 17, 0]),
+        (Sparse, &[1, 0x82, 0, 0, 1, 1, 0, 0, 1, 2, 0]),
+        // No run, a gap of nothing, an end past the block, more bytes than the block has.
+        (Runs, &[0, 0]),
+        (Runs, &[2, 0, 2, 0, 0, 0, 1, 0, 0, 0, 9, 9, 9]),
+        (Runs, &[2, 0, 2, 12, 0, 0, 1, 0, 0, 0, 9, 9, 9]),
+        (Runs, &[1, 0, 0, 0, 0, 16, 0, 1, 9]),
+        // Something behind the end.
+        (Planes, &[0, 1, 7, 0]),
+        (Runs, &[2, 0, 2, 11, 0, 0, 1, 0, 0, 0, 9, 9, 9, 9]),
+    ];
+    let mut decoder = BlockDecoder::new();
+    for (kind, payload) in as_it_is {
+        decoder.decode(*kind, CodecId::None, payload, Some(&[0; 16]), &mut [0; 16]).unwrap();
+        for length in 1..payload.len() {
+            let refused =
+                decoder.decode(*kind, CodecId::None, &payload[..length], Some(&[0; 16]), &mut [0; 16]);
+            assert!(refused.is_err(), "{kind:?} cut to {length}");
+        }
+    }
+    for (kind, payload) in lies {
+        let refused = decoder.decode(*kind, CodecId::None, payload, Some(&[0; 16]), &mut [0; 16]);
+        assert!(refused.is_err(), "{kind:?} {payload:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_form_of_a_block_gives_it_back((src, base) in pairs()) {
+        let mut decoder = BlockDecoder::new();
+        for (kind, payload) in all_forms(&src, &base) {
+            // A payload that is not shorter is never sent.
+            if payload.len() < src.len() {
+                let mut back = base.clone();
+                decoder.decode_onto(kind, CodecId::None, &payload, &mut back).unwrap();
+                prop_assert_eq!(&back, &src, "{:?} {:?}", kind, payload);
+            }
+        }
+    }
+
+    #[test]
+    fn every_block_is_given_back(
+        src in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..3_000),
+            (0..9_000_usize).prop_map(text),
+            (0..9_000_usize).prop_map(weights),
+            (any::<u8>(), 0..3_000_usize).prop_map(|(byte, length)| vec![byte; length]),
+        ],
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..50),
+        base_length in prop::option::of(0..9_000_usize),
+        codec in prop::sample::select(vec![Codec::None, Codec::Lz4, ZSTD, Codec::Zstd { level: 9 }]),
+        width in prop::option::of(prop::sample::select(&WIDTHS[..])),
+    ) {
+        let base = base_length.map(|length| {
+            let mut base = src.clone();
+            for (at, byte) in changes.iter().filter(|_| !src.is_empty()) {
+                base[at.index(src.len())] = *byte;
+            }
+            base.resize(length, 1);
+            base
+        });
+        roundtrip(codec, &src, base.as_deref(), width);
+    }
+
+    #[test]
+    fn altered_payload_never_panics_the_decoder_and_shows_nothing_of_the_output(
+        (src, base) in pairs(),
+        alterations in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        for (kind, mut payload) in all_forms(&src, &base) {
+            for (at, byte) in &alterations {
+                let at = at.index(payload.len().min(12));
+                payload[at] = *byte;
+            }
+            let cut = cut.index(2 * payload.len());
+            let payload = &payload[..cut.min(payload.len())];
+            let decode = |fill| {
+                let mut dst = vec![fill; src.len()];
+                BlockDecoder::new().decode(kind, CodecId::None, payload, Some(&base), &mut dst).map(|()| dst)
+            };
+            prop_assert_eq!(decode(0), decode(0xff));
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic_the_decoder(
+        wire in prop::collection::vec(any::<u8>(), 0..300),
+        base in prop::option::of(prop::collection::vec(any::<u8>(), 0..300)),
+        length in 0..5_000_usize,
+    ) {
+        let mut dst = vec![0; length];
+        for kind in BlockKind::ALL {
+            for codec in [CodecId::None, CodecId::Lz4, CodecId::Zstd] {
+                let _ = BlockDecoder::new().decode(kind, codec, &wire, base.as_deref(), &mut dst);
+            }
+        }
+    }
+}

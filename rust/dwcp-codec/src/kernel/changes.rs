@@ -1,0 +1,106 @@
+//! The elements that differ between two versions of a block: found, and put in place.
+
+use super::element::Element;
+use super::lines::{differing_bytes, line, set_bits};
+use super::{LINE_BYTES, Level};
+
+/// How many words hold a bit for each of `count` elements.
+pub(crate) fn words_for(count: usize) -> usize {
+    count.div_ceil(64)
+}
+
+/// Finds the elements of `width` bytes that differ, in the lines whose bits are set in `lines`, and returns how many.
+///
+/// Sets their bits in `mask`, which is all zero and as long as [`words_for`] says, and writes the zigzags of `new`
+/// minus `old`, in order, to `zigzags`, which has a line more bytes than the block. Bytes after the last element are
+/// not looked at.
+pub(crate) fn find(
+    level: Level,
+    width: usize,
+    old: &[u8],
+    new: &[u8],
+    lines: &[u64],
+    mask: &mut [u64],
+    zigzags: &mut [u8],
+) -> usize {
+    let whole = new.len() / width * width;
+    let (old, new) = (&old[..whole], &new[..whole]);
+    match level {
+        Level::Portable => match width {
+            2 => find_with::<u16>(old, new, lines, mask, zigzags, differing_bytes),
+            4 => find_with::<u32>(old, new, lines, mask, zigzags, differing_bytes),
+            8 => find_with::<u64>(old, new, lines, mask, zigzags, differing_bytes),
+            _ => find_with::<u8>(old, new, lines, mask, zigzags, differing_bytes),
+        },
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => super::x86::find_avx2(width, old, new, lines, mask, zigzags),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => super::x86::find_avx512(width, old, new, lines, mask, zigzags),
+    }
+}
+
+#[inline(always)]
+pub(super) fn find_with<E: Element>(
+    old: &[u8],
+    new: &[u8],
+    lines: &[u64],
+    mask: &mut [u64],
+    zigzags: &mut [u8],
+    differing_bytes: impl Fn(&[u8; LINE_BYTES], &[u8; LINE_BYTES]) -> u64,
+) -> usize {
+    let of_element = u64::MAX >> (64 - E::WIDTH);
+    let mut end = 0;
+    for index in set_bits(lines) {
+        if index * LINE_BYTES >= new.len() {
+            // The line of the tail alone.
+            break;
+        }
+        let (old, new) = (&line(old, index), &line(new, index));
+        let first = index * (LINE_BYTES / E::WIDTH);
+        let mut bytes = differing_bytes(old, new);
+        let mut bits = 0;
+        while bytes != 0 {
+            let element = bytes.trailing_zeros() as usize / E::WIDTH;
+            let at = element * E::WIDTH;
+            E::read(&new[at..]).zigzag_from(E::read(&old[at..])).write(&mut zigzags[end..]);
+            end += E::WIDTH;
+            bits |= 1 << element;
+            bytes &= !(of_element << at);
+        }
+        mask[first / 64] |= bits << (first % 64);
+    }
+    end / E::WIDTH
+}
+
+/// Changes the elements of `dst` whose bits are set in `mask` by the zigzags in `zigzags`, in order.
+///
+/// `mask` has no bits past the last element, and `zigzags` has as many elements as it has bits, and a line more.
+pub(crate) fn apply(level: Level, width: usize, mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
+    match level {
+        Level::Portable => match width {
+            2 => apply_with::<u16>(mask, zigzags, dst),
+            4 => apply_with::<u32>(mask, zigzags, dst),
+            8 => apply_with::<u64>(mask, zigzags, dst),
+            _ => apply_with::<u8>(mask, zigzags, dst),
+        },
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => super::x86::apply_avx2(width, mask, zigzags, dst),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => super::x86::apply_avx512(width, mask, zigzags, dst),
+    }
+}
+
+#[inline(always)]
+pub(super) fn apply_with<E: Element>(mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
+    let zigzags = zigzags.chunks_exact(E::WIDTH);
+    for (element, zigzag) in set_bits(mask).zip(zigzags) {
+        change::<E>(E::read(zigzag), element, dst);
+    }
+}
+
+/// Changes one element by its zigzag.
+#[inline(always)]
+pub(crate) fn change<E: Element>(zigzag: E, element: usize, dst: &mut [u8]) {
+    let place = &mut dst[element * E::WIDTH..][..E::WIDTH];
+    zigzag.zigzag_onto(E::read(place)).write(place);
+}

@@ -1,0 +1,134 @@
+//! All loops at all levels that the processor has, against what they mean, written byte by byte.
+
+use proptest::prelude::*;
+
+use super::element::Element;
+use super::planes::Transform;
+use super::{LINE_BYTES, Level, changes, lines, planes};
+
+/// Two versions of a block, equal in many lines and elements.
+fn versions() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+    let edits = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 1..9_usize), 0..60);
+    (prop::collection::vec(any::<u8>(), 0..6_000), edits).prop_map(|(old, edits)| {
+        let mut new = old.clone();
+        for (at, byte, count) in edits.into_iter().filter(|_| !old.is_empty()) {
+            let at = at.index(old.len());
+            new[at..].iter_mut().take(count).for_each(|b| *b = b.wrapping_add(byte));
+        }
+        (old, new)
+    })
+}
+
+fn element(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
+
+/// The zigzag of `new - old` in `width` bytes, by its definition.
+fn zigzag(width: usize, new: u64, old: u64) -> u64 {
+    let modulus = 1_i128 << (8 * width);
+    let difference = (i128::from(new) - i128::from(old)).rem_euclid(modulus);
+    let signed = if difference >= modulus / 2 { difference - modulus } else { difference };
+    (if signed >= 0 { 2 * signed } else { -2 * signed - 1 }) as u64
+}
+
+fn dirty(level: Level, old: &[u8], new: &[u8]) -> (Vec<u64>, usize) {
+    // What was in the words before must not stay.
+    let mut words = vec![u64::MAX; lines::words_for(new.len())];
+    let count = lines::dirty_lines(level, old, new, &mut words);
+    (words, count)
+}
+
+proptest! {
+    #[test]
+    fn dirty_lines_and_their_bytes_are_those_that_differ((old, new) in versions()) {
+        let differing: Vec<usize> = old
+            .chunks(LINE_BYTES)
+            .zip(new.chunks(LINE_BYTES))
+            .enumerate()
+            .filter_map(|(i, (old, new))| (old != new).then_some(i))
+            .collect();
+        for level in Level::available() {
+            let (words, count) = dirty(level, &old, &new);
+            prop_assert_eq!(count, differing.len(), "{:?}", level);
+            prop_assert_eq!(&lines::set_bits(&words).collect::<Vec<_>>(), &differing, "{:?}", level);
+            let mut masks = vec![];
+            lines::byte_masks(level, &old, &new, &words, &mut masks);
+            prop_assert_eq!(masks.len(), count);
+            for (mask, index) in masks.iter().zip(&differing) {
+                for bit in 0..LINE_BYTES {
+                    let at = index * LINE_BYTES + bit;
+                    prop_assert_eq!(mask >> bit & 1 == 1, old.get(at) != new.get(at), "{:?} {}", level, at);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn changes_are_found_and_make_the_new_version_of_the_old(
+        (old, new) in versions(),
+        width in prop::sample::select(vec![1, 2, 4, 8_usize]),
+    ) {
+        let whole = new.len() / width * width;
+        let changed: Vec<(usize, u64)> = (0..new.len() / width)
+            .map(|i| (i, element(&old[i * width..][..width]), element(&new[i * width..][..width])))
+            .filter(|(_, old, new)| old != new)
+            .map(|(i, old, new)| (i, zigzag(width, new, old)))
+            .collect();
+        for level in Level::available() {
+            let (words, _) = dirty(level, &old, &new);
+            let mut mask = vec![0; changes::words_for(new.len() / width)];
+            let mut zigzags = vec![0xee; new.len() + LINE_BYTES];
+            let count = changes::find(level, width, &old, &new, &words, &mut mask, &mut zigzags);
+            let found: Vec<(usize, u64)> = lines::set_bits(&mask)
+                .zip(zigzags.chunks(width).map(element))
+                .collect();
+            prop_assert_eq!(count, changed.len(), "{:?}", level);
+            prop_assert_eq!(&found, &changed, "{:?}", level);
+            let mut applied = old.clone();
+            changes::apply(level, width, &mask, &zigzags[..count * width + LINE_BYTES], &mut applied[..whole]);
+            prop_assert_eq!(&applied[..whole], &new[..whole], "{:?}", level);
+            prop_assert_eq!(&applied[whole..], &old[whole..], "{:?}", level);
+        }
+    }
+
+    #[test]
+    fn planes_are_split_by_place_and_joined_again(
+        (base, src) in versions(),
+        width in prop::sample::select(vec![1, 2, 4, 8_usize]),
+        transform in prop::sample::select(vec![
+            Transform::Keep,
+            Transform::Rotate,
+            Transform::Xor,
+            Transform::Zigzag,
+        ]),
+    ) {
+        let count = src.len() / width;
+        let changed: Vec<u64> = (0..count)
+            .map(|i| (element(&src[i * width..][..width]), element(&base[i * width..][..width])))
+            .map(|(src, base)| match transform {
+                Transform::Keep => src,
+                Transform::Rotate => {
+                    let bits = 8 * width as u32;
+                    (src << 1 | src >> (bits - 1)) & (u64::MAX >> (64 - bits))
+                }
+                Transform::Xor => src ^ base,
+                Transform::Zigzag => zigzag(width, src, base),
+            })
+            .collect();
+        for level in Level::available() {
+            let mut split = vec![0xee; count * width];
+            planes::split(level, transform, width, &src, &base, &mut split);
+            for (i, byte) in split.iter().enumerate() {
+                let (position, element) = (i / count, i % count);
+                prop_assert_eq!(*byte, changed[element].byte(position), "{:?} {}", level, i);
+            }
+            let mut parts: [&[u8]; 8] = [&[]; 8];
+            for (part, plane) in parts.iter_mut().zip(split.chunks(count.max(1))) {
+                *part = plane;
+            }
+            let mut joined = base[..count * width].to_vec();
+            planes::join(level, transform, width, &parts, &mut joined);
+            prop_assert_eq!(&joined, &src[..count * width], "{:?}", level);
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! The loops for AVX2 and AVX-512.
+
+use std::arch::x86_64::*;
+
+use super::LINE_BYTES;
+use super::changes::{apply_with, find_with};
+use super::element::Element;
+use super::lines::{byte_masks_with, dirty_lines_with, line, set_bits};
+use super::planes::{Transform, join_from, join_portable, split_from, split_portable};
+
+type Line = [u8; LINE_BYTES];
+
+pub(super) fn has_avx2() -> bool {
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("lzcnt")
+        && is_x86_feature_detected!("popcnt")
+}
+
+pub(super) fn has_avx512() -> bool {
+    has_avx2()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vbmi")
+        && is_x86_feature_detected!("avx512vbmi2")
+}
+
+/// Makes a safe function of one that needs AVX2.
+macro_rules! avx2 {
+    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
+        pub(super) fn $name($($arg: $type),*) $(-> $result)? {
+            #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+            fn inner($($arg: $type),*) $(-> $result)? $body
+            debug_assert!(has_avx2());
+            // SAFETY: only the level Avx2 leads here, which is there if the processor has all of these.
+            unsafe { inner($($arg),*) }
+        }
+    )*};
+}
+
+/// Makes a safe function of one that needs AVX-512.
+macro_rules! avx512 {
+    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block)*) => {$(
+        pub(super) fn $name($($arg: $type),*) $(-> $result)? {
+            #[target_feature(
+                enable = "avx2,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2"
+            )]
+            fn inner($($arg: $type),*) $(-> $result)? $body
+            debug_assert!(has_avx512());
+            // SAFETY: only the level Avx512 leads here, which is there if the processor has all of these.
+            unsafe { inner($($arg),*) }
+        }
+    )*};
+}
+
+avx2! {
+    fn dirty_lines_avx2(old: &[u8], new: &[u8], lines: &mut [u64]) -> usize {
+        dirty_lines_with(old, new, lines, |old, new| {
+            let [a, b] = load_halves(old);
+            let [c, d] = load_halves(new);
+            let differences = _mm256_or_si256(_mm256_xor_si256(a, c), _mm256_xor_si256(b, d));
+            _mm256_testz_si256(differences, differences) == 0
+        })
+    }
+
+    fn byte_masks_avx2(old: &[u8], new: &[u8], lines: &[u64], masks: &mut Vec<u64>) {
+        byte_masks_with(old, new, lines, masks, |old, new| differing_bytes_avx2(old, new));
+    }
+
+    fn find_avx2(
+        width: usize,
+        old: &[u8],
+        new: &[u8],
+        lines: &[u64],
+        mask: &mut [u64],
+        zigzags: &mut [u8],
+    ) -> usize {
+        match width {
+            2 => find_with::<u16>(old, new, lines, mask, zigzags, |old, new| differing_bytes_avx2(old, new)),
+            4 => find_with::<u32>(old, new, lines, mask, zigzags, |old, new| differing_bytes_avx2(old, new)),
+            8 => find_with::<u64>(old, new, lines, mask, zigzags, |old, new| differing_bytes_avx2(old, new)),
+            _ => find_with::<u8>(old, new, lines, mask, zigzags, |old, new| differing_bytes_avx2(old, new)),
+        }
+    }
+
+    fn apply_avx2(width: usize, mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
+        match width {
+            2 => apply_with::<u16>(mask, zigzags, dst),
+            4 => apply_with::<u32>(mask, zigzags, dst),
+            8 => apply_with::<u64>(mask, zigzags, dst),
+            _ => apply_with::<u8>(mask, zigzags, dst),
+        }
+    }
+
+    fn split_avx2(transform: Transform, width: usize, src: &[u8], base: &[u8], planes: &mut [u8]) {
+        split_portable(transform, width, src, base, planes);
+    }
+
+    fn join_avx2(transform: Transform, width: usize, planes: &[&[u8]; 8], dst: &mut [u8]) {
+        join_portable(transform, width, planes, dst);
+    }
+}
+
+avx512! {
+    fn dirty_lines_avx512(old: &[u8], new: &[u8], lines: &mut [u64]) -> usize {
+        dirty_lines_with(old, new, lines, |old, new| _mm512_cmpneq_epi64_mask(load(old), load(new)) != 0)
+    }
+
+    fn byte_masks_avx512(old: &[u8], new: &[u8], lines: &[u64], masks: &mut Vec<u64>) {
+        byte_masks_with(old, new, lines, masks, |old, new| _mm512_cmpneq_epi8_mask(load(old), load(new)));
+    }
+
+    fn find_avx512(
+        width: usize,
+        old: &[u8],
+        new: &[u8],
+        lines: &[u64],
+        mask: &mut [u64],
+        zigzags: &mut [u8],
+    ) -> usize {
+        match width {
+            2 => find_lines::<2>(old, new, lines, mask, zigzags),
+            4 => find_lines::<4>(old, new, lines, mask, zigzags),
+            8 => find_lines::<8>(old, new, lines, mask, zigzags),
+            _ => find_lines::<1>(old, new, lines, mask, zigzags),
+        }
+    }
+
+    fn apply_avx512(width: usize, mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
+        match width {
+            2 => apply_lines::<2, u16>(mask, zigzags, dst),
+            4 => apply_lines::<4, u32>(mask, zigzags, dst),
+            8 => apply_lines::<8, u64>(mask, zigzags, dst),
+            _ => apply_lines::<1, u8>(mask, zigzags, dst),
+        }
+    }
+
+    fn split_avx512(transform: Transform, width: usize, src: &[u8], base: &[u8], planes: &mut [u8]) {
+        match width {
+            2 => split_lines::<2>(transform, src, base, planes),
+            4 => split_lines::<4>(transform, src, base, planes),
+            8 => split_lines::<8>(transform, src, base, planes),
+            _ => split_lines::<1>(transform, src, base, planes),
+        }
+    }
+
+    fn join_avx512(transform: Transform, width: usize, planes: &[&[u8]; 8], dst: &mut [u8]) {
+        match width {
+            2 => join_lines::<2>(transform, planes, dst),
+            4 => join_lines::<4>(transform, planes, dst),
+            // Eight loads for each line are slower than what the compiler makes of whole planes.
+            8 => join_avx2(transform, width, planes, dst),
+            _ => join_lines::<1>(transform, planes, dst),
+        }
+    }
+}
+
+/// A function for AVX-512, to be called from such only.
+macro_rules! for_avx512 {
+    ($($(#[$doc:meta])* fn $name:ident $([$($generic:tt)*])? ($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)?
+        $body:block)*) => {$(
+        $(#[$doc])*
+        #[target_feature(
+            enable = "avx2,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2"
+        )]
+        #[inline]
+        fn $name $(<$($generic)*>)? ($($arg: $type),*) $(-> $result)? $body
+    )*};
+}
+
+for_avx512! {
+    /// The search of changed elements: those of a line are put side by side at once.
+    fn find_lines[const W: usize](
+        old: &[u8],
+        new: &[u8],
+        lines: &[u64],
+        mask: &mut [u64],
+        zigzags: &mut [u8],
+    ) -> usize {
+        let mut count = 0;
+        for index in set_bits(lines) {
+            if index * LINE_BYTES >= new.len() {
+                // The line of the tail alone.
+                break;
+            }
+            let zigzag = zigzag::<W>(load(&line(new, index)), load(&line(old, index)));
+            let (bits, side_by_side) = match W {
+                2 => {
+                    let mask = _mm512_test_epi16_mask(zigzag, zigzag);
+                    (u64::from(mask), _mm512_maskz_compress_epi16(mask, zigzag))
+                }
+                4 => {
+                    let mask = _mm512_test_epi32_mask(zigzag, zigzag);
+                    (u64::from(mask), _mm512_maskz_compress_epi32(mask, zigzag))
+                }
+                8 => {
+                    let mask = _mm512_test_epi64_mask(zigzag, zigzag);
+                    (u64::from(mask), _mm512_maskz_compress_epi64(mask, zigzag))
+                }
+                _ => {
+                    let mask = _mm512_test_epi8_mask(zigzag, zigzag);
+                    (mask, _mm512_maskz_compress_epi8(mask, zigzag))
+                }
+            };
+            // All of the register is written, and what does not belong there the next line overwrites.
+            let Some(place) = zigzags[count * W..].first_chunk_mut() else { break };
+            store(place, side_by_side);
+            let first = index * (LINE_BYTES / W);
+            mask[first / 64] |= bits << (first % 64);
+            count += bits.count_ones() as usize;
+        }
+        count
+    }
+
+    /// The change of elements, of a whole line at once.
+    fn apply_lines[const W: usize, E: Element](mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
+        let per_line = LINE_BYTES / W;
+        let low = u64::MAX >> (64 - per_line);
+        let mut used = 0;
+        let (whole, tail) = dst.as_chunks_mut::<LINE_BYTES>();
+        for (index, line) in whole.iter_mut().enumerate() {
+            let first = index * per_line;
+            let bits = mask[first / 64] >> (first % 64) & low;
+            if bits == 0 {
+                continue;
+            }
+            let Some(next) = zigzags[used * W..].first_chunk() else { return };
+            let next = load(next);
+            let zigzag = match W {
+                2 => _mm512_maskz_expand_epi16(bits as u32, next),
+                4 => _mm512_maskz_expand_epi32(bits as u16, next),
+                8 => _mm512_maskz_expand_epi64(bits as u8, next),
+                _ => _mm512_maskz_expand_epi8(bits, next),
+            };
+            let changed = zigzag_onto::<W>(zigzag, load(line));
+            store(line, changed);
+            used += bits.count_ones() as usize;
+        }
+        let first = whole.len() * per_line;
+        if !tail.is_empty() && first / 64 < mask.len() {
+            let bits = [mask[first / 64] >> (first % 64) & low];
+            apply_with::<E>(&bits, &zigzags[used * W..], tail);
+        }
+    }
+
+    fn split_lines[const W: usize](transform: Transform, src: &[u8], base: &[u8], planes: &mut [u8]) {
+        // The byte that stands at each place after the split.
+        const { assert!(W.is_power_of_two() && W <= 8) };
+        let order = const {
+            let mut order = [0; LINE_BYTES];
+            let mut at = 0;
+            while at < LINE_BYTES {
+                order[at] = (at % (LINE_BYTES / W) * W + at / (LINE_BYTES / W)) as u8;
+                at += 1;
+            }
+            order
+        };
+        let order = load(&order);
+        let (count, per_line) = (src.len() / W, LINE_BYTES / W);
+        let (lines, _) = src.as_chunks();
+        let (base_lines, _) = base.as_chunks();
+        for (index, (src, base)) in lines.iter().zip(base_lines).enumerate() {
+            let changed = match transform {
+                Transform::Keep => load(src),
+                Transform::Rotate => rotate::<W>(load(src)),
+                Transform::Xor => _mm512_xor_si512(load(src), load(base)),
+                Transform::Zigzag => zigzag::<W>(load(src), load(base)),
+            };
+            let mut split = [0; LINE_BYTES];
+            store(&mut split, _mm512_permutexvar_epi8(order, changed));
+            for (position, part) in split.chunks_exact(per_line).enumerate() {
+                planes[position * count + index * per_line..][..per_line].copy_from_slice(part);
+            }
+        }
+        split_from(transform, W, lines.len() * LINE_BYTES, src, base, planes);
+    }
+
+    fn join_lines[const W: usize](transform: Transform, planes: &[&[u8]; 8], dst: &mut [u8]) {
+        let order = const {
+            let mut order = [0; LINE_BYTES];
+            let mut at = 0;
+            while at < LINE_BYTES {
+                order[at] = (at % W * (LINE_BYTES / W) + at / W) as u8;
+                at += 1;
+            }
+            order
+        };
+        let order = load(&order);
+        let per_line = LINE_BYTES / W;
+        let (lines, _) = dst.as_chunks_mut();
+        let done = lines.len() * LINE_BYTES;
+        for (index, line) in lines.iter_mut().enumerate() {
+            let part = |position: usize| &planes[position][index * per_line..][..per_line];
+            let split = match W {
+                1 => load_parts::<1>([part(0)]),
+                2 => load_parts::<2>([part(0), part(1)]),
+                _ => load_parts::<4>([part(0), part(1), part(2), part(3)]),
+            };
+            let changed = _mm512_permutexvar_epi8(order, split);
+            let joined = match transform {
+                Transform::Keep => changed,
+                Transform::Rotate => rotate_back::<W>(changed),
+                Transform::Xor => _mm512_xor_si512(changed, load(line)),
+                Transform::Zigzag => zigzag_onto::<W>(changed, load(line)),
+            };
+            store(line, joined);
+        }
+        join_from(transform, W, done, planes, dst);
+    }
+
+    /// A register of parts side by side.
+    fn load_parts[const W: usize](parts: [&[u8]; W]) -> __m512i {
+        let word = |part: &[u8], at: usize| {
+            part[8 * at..].first_chunk().map_or(0, |word| i64::from_le_bytes(*word))
+        };
+        let per_part = 8 / W;
+        let words: [i64; 8] = std::array::from_fn(|i| word(parts[i / per_part], i % per_part));
+        let [a, b, c, d, e, f, g, h] = words;
+        _mm512_setr_epi64(a, b, c, d, e, f, g, h)
+    }
+
+    /// The zigzags of `new - old`.
+    fn zigzag[const W: usize](new: __m512i, old: __m512i) -> __m512i {
+        let (doubled, sign) = match W {
+            2 => {
+                let difference = _mm512_sub_epi16(new, old);
+                (_mm512_slli_epi16::<1>(difference), _mm512_srai_epi16::<15>(difference))
+            }
+            4 => {
+                let difference = _mm512_sub_epi32(new, old);
+                (_mm512_slli_epi32::<1>(difference), _mm512_srai_epi32::<31>(difference))
+            }
+            8 => {
+                let difference = _mm512_sub_epi64(new, old);
+                (_mm512_slli_epi64::<1>(difference), _mm512_srai_epi64::<63>(difference))
+            }
+            _ => {
+                let difference = _mm512_sub_epi8(new, old);
+                (_mm512_add_epi8(difference, difference), _mm512_movm_epi8(_mm512_movepi8_mask(difference)))
+            }
+        };
+        _mm512_xor_si512(doubled, sign)
+    }
+
+    /// The elements whose zigzags from `old` are given.
+    fn zigzag_onto[const W: usize](zigzag: __m512i, old: __m512i) -> __m512i {
+        let zero = _mm512_setzero_si512();
+        match W {
+            2 => {
+                let sign = _mm512_sub_epi16(zero, _mm512_and_si512(zigzag, _mm512_set1_epi16(1)));
+                _mm512_add_epi16(old, _mm512_xor_si512(_mm512_srli_epi16::<1>(zigzag), sign))
+            }
+            4 => {
+                let sign = _mm512_sub_epi32(zero, _mm512_and_si512(zigzag, _mm512_set1_epi32(1)));
+                _mm512_add_epi32(old, _mm512_xor_si512(_mm512_srli_epi32::<1>(zigzag), sign))
+            }
+            8 => {
+                let sign = _mm512_sub_epi64(zero, _mm512_and_si512(zigzag, _mm512_set1_epi64(1)));
+                _mm512_add_epi64(old, _mm512_xor_si512(_mm512_srli_epi64::<1>(zigzag), sign))
+            }
+            _ => {
+                let sign = _mm512_sub_epi8(zero, _mm512_and_si512(zigzag, _mm512_set1_epi8(1)));
+                let half = _mm512_and_si512(_mm512_srli_epi16::<1>(zigzag), _mm512_set1_epi8(0x7f));
+                _mm512_add_epi8(old, _mm512_xor_si512(half, sign))
+            }
+        }
+    }
+
+    /// Each element rotated left by one bit.
+    fn rotate[const W: usize](elements: __m512i) -> __m512i {
+        match W {
+            2 => _mm512_or_si512(_mm512_slli_epi16::<1>(elements), _mm512_srli_epi16::<15>(elements)),
+            4 => _mm512_rol_epi32::<1>(elements),
+            8 => _mm512_rol_epi64::<1>(elements),
+            _ => {
+                let top = _mm512_and_si512(_mm512_srli_epi16::<7>(elements), _mm512_set1_epi8(1));
+                _mm512_or_si512(_mm512_add_epi8(elements, elements), top)
+            }
+        }
+    }
+
+    /// Each element rotated right by one bit.
+    fn rotate_back[const W: usize](elements: __m512i) -> __m512i {
+        match W {
+            2 => _mm512_or_si512(_mm512_srli_epi16::<1>(elements), _mm512_slli_epi16::<15>(elements)),
+            4 => _mm512_ror_epi32::<1>(elements),
+            8 => _mm512_ror_epi64::<1>(elements),
+            _ => {
+                let half = _mm512_and_si512(_mm512_srli_epi16::<1>(elements), _mm512_set1_epi8(0x7f));
+                let low = _mm512_and_si512(_mm512_slli_epi16::<7>(elements), _mm512_set1_epi8(-0x80));
+                _mm512_or_si512(half, low)
+            }
+        }
+    }
+
+    fn load(line: &Line) -> __m512i {
+        // SAFETY: a line is 64 bytes, and the load needs no alignment.
+        unsafe { _mm512_loadu_si512(line.as_ptr().cast()) }
+    }
+
+    fn store(line: &mut Line, value: __m512i) {
+        // SAFETY: a line is 64 bytes, and the store needs no alignment.
+        unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), value) }
+    }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn load_halves(line: &Line) -> [__m256i; 2] {
+    let (halves, _) = line.as_chunks::<32>();
+    // SAFETY: both halves are 32 bytes, and the load needs no alignment.
+    [0, 1].map(|half: usize| unsafe { _mm256_loadu_si256(halves[half].as_ptr().cast()) })
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn differing_bytes_avx2(old: &Line, new: &Line) -> u64 {
+    let [a, b] = load_halves(old);
+    let [c, d] = load_halves(new);
+    let low = _mm256_movemask_epi8(_mm256_cmpeq_epi8(a, c)) as u32;
+    let high = _mm256_movemask_epi8(_mm256_cmpeq_epi8(b, d)) as u32;
+    !(u64::from(high) << 32 | u64::from(low))
+}

@@ -1,0 +1,164 @@
+//! Applying a patch to memory that holds its base.
+
+use std::marker::PhantomData;
+
+use super::apply::{Patch, Slice, zeroed};
+use super::contents::Contents;
+use super::decode::{EntryDecoder, expect_length};
+use super::error::PatchError;
+use super::format::{Entry, EntryKind};
+use super::parallel;
+use super::source::{Source, slice};
+use crate::block::BlockKind;
+use crate::digest::Digest;
+
+impl Patch<'_> {
+    /// Turns `buf` from the base into the target.
+    ///
+    /// Every changed block is decoded and proven before the first byte of `buf` is written, so on an error `buf` is
+    /// the base still. Takes as much memory as the changed blocks have bytes, but for those that are told by the
+    /// elements or runs that changed, or by one byte: they are decoded a second time, into place.
+    ///
+    /// # Errors
+    ///
+    /// [`PatchError::SizeChanged`] if base and target differ in size, [`PatchError::BaseSize`],
+    /// [`PatchError::BaseMismatch`], [`PatchError::TargetDigest`], [`PatchError::OutOfMemory`],
+    /// [`PatchError::Codec`] or [`PatchError::BlockMismatch`].
+    pub fn apply_in_place(&self, buf: &mut [u8], threads: usize) -> Result<(), PatchError> {
+        self.expect_same_size()?;
+        self.verify_base(&*buf, threads)?;
+        self.overwrite(buf, threads, || Ok::<(), PatchError>(()))
+    }
+
+    /// [`Patch::apply_in_place`] for a base whose blocks are known to have the digests `leaves`: it is not hashed
+    /// again. `check` is called before every block is decoded for the first time, and may refuse to go on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Patch::apply_in_place`], and those of `check`.
+    pub fn apply_in_place_onto<E: From<PatchError> + Send>(
+        &self,
+        leaves: &[Digest],
+        buf: &mut [u8],
+        threads: usize,
+        check: impl Fn() -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        self.expect_same_size()?;
+        self.expect_base_size(buf.len() as u64)?;
+        self.prove(leaves, None)?;
+        self.overwrite(buf, threads, check)
+    }
+
+    fn expect_same_size(&self) -> Result<(), PatchError> {
+        let (base_size, target_size) = (self.base_size(), self.target_size());
+        if base_size == target_size {
+            Ok(())
+        } else {
+            Err(PatchError::SizeChanged { base_size, target_size })
+        }
+    }
+
+    fn overwrite<E: From<PatchError> + Send>(
+        &self,
+        buf: &mut [u8],
+        threads: usize,
+        check: impl Fn() -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        expect_length("buffer", self.base_size(), buf.len())?;
+        let mut workers = parallel::states::<Worker>(threads);
+        let mut changed: Vec<Changed<'_>> = self.independent().map(Changed::new).collect();
+        let independent = changed.len();
+        changed.extend(self.dependent().map(Changed::new));
+        let (first, second) = changed.split_at_mut(independent);
+        let (patch, old) = (&Slice::new(self.bytes()), &Slice::new(buf));
+        parallel::for_each(&mut workers, first.iter_mut(), |worker, change| -> Result<(), E> {
+            check()?;
+            let entry = change.entry;
+            let aside = self.is_used(entry.first) || !is_decoded_twice(entry.kind);
+            let block = if aside { change.decoded.insert(Vec::new()) } else { &mut worker.block };
+            zeroed(block, self.block_length(entry.first))?;
+            worker.decoder.decode(self, entry, patch, old, &Slice::new(&[]), block)
+        })?;
+        let target = &Decoded { contents: self, changed: first, old: buf, error: PhantomData };
+        parallel::for_each(&mut workers, second.iter_mut(), |worker, change| -> Result<(), E> {
+            check()?;
+            let block = change.decoded.insert(Vec::new());
+            zeroed(block, self.block_length(change.entry.first))?;
+            worker.decoder.decode(self, change.entry, patch, old, target, block)
+        })?;
+        changed.sort_unstable_by_key(|change| change.entry.first);
+        let mut chunks = (0..).zip(buf.chunks_mut(self.block_bytes() as usize));
+        let jobs = changed.iter().filter_map(|change| {
+            chunks.by_ref().find(|(index, _)| *index == change.entry.first).map(|(_, block)| (change, block))
+        });
+        parallel::for_each(&mut workers, jobs, |worker, (change, block)| match &change.decoded {
+            Some(decoded) => {
+                block.copy_from_slice(decoded);
+                Ok(())
+            }
+            None => worker.decoder.decode_onto(self.bytes(), change.entry, block).map_err(E::from),
+        })
+    }
+}
+
+/// Blocks that touch little of what they replace, or nothing but the block itself.
+fn is_decoded_twice(kind: EntryKind) -> bool {
+    matches!(kind, EntryKind::Block(BlockKind::Fill | BlockKind::Sparse | BlockKind::Runs))
+}
+
+#[derive(Default)]
+struct Worker {
+    decoder: EntryDecoder,
+    block: Vec<u8>,
+}
+
+/// A block that is to be written, and what it will be if that was kept.
+struct Changed<'a> {
+    entry: &'a Entry,
+    decoded: Option<Vec<u8>>,
+}
+
+impl<'a> Changed<'a> {
+    fn new(entry: &'a Entry) -> Changed<'a> {
+        Changed { entry, decoded: None }
+    }
+}
+
+/// The target, where it is as in the base or was decoded and kept.
+struct Decoded<'a, E> {
+    contents: &'a Contents,
+    /// In the order of their blocks.
+    changed: &'a [Changed<'a>],
+    old: &'a [u8],
+    error: PhantomData<fn() -> E>,
+}
+
+impl<E: From<PatchError> + Send> Source for Decoded<'_, E> {
+    type Error = E;
+
+    fn size(&self) -> u64 {
+        self.contents.target_size()
+    }
+
+    fn read<'a>(&'a self, offset: u64, length: usize, buffer: &'a mut Vec<u8>) -> Result<&'a [u8], E> {
+        buffer.clear();
+        let (mut at, end) = (offset, offset.saturating_add(length as u64));
+        while at < end {
+            // Segments lie before a block of the target, whose number fits.
+            let index = (at / u64::from(self.contents.block_bytes())) as u32;
+            let range = self.contents.target_range(index.into());
+            let part = (end.min(range.end) - at) as usize;
+            let found = self.changed.binary_search_by_key(&index, |change| change.entry.first);
+            let bytes = match found.ok().and_then(|place| self.changed[place].decoded.as_deref()) {
+                Some(block) => slice(block, at - range.start, part)?,
+                None => slice(self.old, at, part)?,
+            };
+            if part == 0 {
+                return Err(PatchError::Truncated { length: self.size(), at, needed: end }.into());
+            }
+            buffer.extend_from_slice(bytes);
+            at += part as u64;
+        }
+        Ok(buffer)
+    }
+}

@@ -1,0 +1,230 @@
+//! New versions that are told by what changes: the rest is that of the held version, and is not read again.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::error::PatchError;
+use super::source::{Source, slice};
+
+/// Which elements may have changed; one that has not is allowed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mask<'a> {
+    /// A byte for each element, not 0 if it may have changed.
+    Bytes(&'a [u8]),
+    /// A bit for each element, the low bit of each byte first; those past the last element are not looked at.
+    Bits(&'a [u8]),
+}
+
+/// Changes to elements of a held version.
+pub(super) trait Overlay: Sync {
+    /// Size of an element in bytes.
+    fn element_bytes(&self) -> usize;
+
+    /// Whether there may be changes to elements in `range`.
+    fn touches(&self, range: Range<usize>) -> bool;
+
+    /// Makes the changes to `elements`, the first of which is number `first`.
+    fn put(&self, first: usize, elements: &mut [u8]);
+}
+
+/// A version of which some elements are taken from `new`.
+pub(super) struct Masked<'a> {
+    new: &'a [u8],
+    mask: Mask<'a>,
+    width: usize,
+}
+
+impl<'a> Masked<'a> {
+    pub(super) fn new(
+        held: &[u8],
+        new: &'a [u8],
+        mask: Mask<'a>,
+        width: usize,
+    ) -> Result<Masked<'a>, PatchError> {
+        let elements = held.len() / width;
+        let (actual, expected) = match mask {
+            Mask::Bytes(mask) => (mask.len(), elements),
+            Mask::Bits(mask) => (mask.len(), elements.div_ceil(8)),
+        };
+        for (what, expected, actual) in [("new version", held.len(), new.len()), ("mask", expected, actual)] {
+            if expected != actual {
+                let (expected, actual) = (expected as u64, actual as u64);
+                return Err(PatchError::Length { what, expected, actual });
+            }
+        }
+        Ok(Masked { new, mask, width })
+    }
+
+    fn put_element(&self, first: usize, at: usize, elements: &mut [u8]) {
+        let here = at * self.width..(at + 1) * self.width;
+        let there = (first + at) * self.width..(first + at + 1) * self.width;
+        elements[here].copy_from_slice(&self.new[there]);
+    }
+}
+
+impl Overlay for Masked<'_> {
+    fn element_bytes(&self) -> usize {
+        self.width
+    }
+
+    fn touches(&self, range: Range<usize>) -> bool {
+        match self.mask {
+            Mask::Bytes(mask) => mask[range].iter().any(|byte| *byte != 0),
+            // Bits beside the range may be seen too: there is nothing to be changed then.
+            Mask::Bits(mask) => mask[range.start / 8..range.end.div_ceil(8)].iter().any(|byte| *byte != 0),
+        }
+    }
+
+    fn put(&self, first: usize, elements: &mut [u8]) {
+        let count = elements.len() / self.width;
+        match self.mask {
+            Mask::Bytes(mask) => {
+                for (number, eight) in mask[first..first + count].chunks(8).enumerate() {
+                    if eight.iter().all(|byte| *byte == 0) {
+                        continue;
+                    }
+                    for (at, byte) in eight.iter().enumerate() {
+                        if *byte != 0 {
+                            self.put_element(first, number * 8 + at, elements);
+                        }
+                    }
+                }
+            }
+            Mask::Bits(mask) => {
+                for at in 0..count {
+                    let bit = first + at;
+                    if mask[bit / 8] >> (bit % 8) & 1 != 0 {
+                        self.put_element(first, at, elements);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A version of which some elements have told values.
+pub(super) struct Assigned<'a> {
+    /// In order, each once.
+    index: Cow<'a, [u64]>,
+    /// Where the values of these are, if not in the same order.
+    places: Option<Vec<usize>>,
+    values: &'a [u8],
+    width: usize,
+}
+
+impl<'a> Assigned<'a> {
+    pub(super) fn new(
+        held: &[u8],
+        index: &'a [u64],
+        values: &'a [u8],
+        width: usize,
+    ) -> Result<Assigned<'a>, PatchError> {
+        let (expected, actual) = ((index.len() * width) as u64, values.len() as u64);
+        if expected != actual {
+            return Err(PatchError::Length { what: "values", expected, actual });
+        }
+        let mut assigned = Assigned { index: Cow::Borrowed(index), places: None, values, width };
+        if !index.is_sorted() {
+            let mut places: Vec<usize> = (0..index.len()).collect();
+            places.sort_unstable_by_key(|place| index[*place]);
+            assigned.index = places.iter().map(|place| index[*place]).collect();
+            assigned.places = Some(places);
+        }
+        let count = (held.len() / width) as u64;
+        if let Some(&index) = assigned.index.last().filter(|index| **index >= count) {
+            return Err(PatchError::NoSuchElement { index, count });
+        }
+        if let Some(pair) = assigned.index.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(PatchError::DuplicateElement { index: pair[0] });
+        }
+        Ok(assigned)
+    }
+
+    /// The assignments to elements in `range`, by number.
+    fn within(&self, range: Range<usize>) -> Range<usize> {
+        let start = self.index.partition_point(|index| *index < range.start as u64);
+        let end = self.index.partition_point(|index| *index < range.end as u64);
+        start..end
+    }
+}
+
+impl Overlay for Assigned<'_> {
+    fn element_bytes(&self) -> usize {
+        self.width
+    }
+
+    fn touches(&self, range: Range<usize>) -> bool {
+        !self.within(range).is_empty()
+    }
+
+    fn put(&self, first: usize, elements: &mut [u8]) {
+        let count = elements.len() / self.width;
+        for number in self.within(first..first + count) {
+            // No index is past the end of the version, which is in memory.
+            let at = (self.index[number] as usize - first) * self.width;
+            let place = self.places.as_ref().map_or(number, |places| places[number]) * self.width;
+            elements[at..at + self.width].copy_from_slice(&self.values[place..place + self.width]);
+        }
+    }
+}
+
+/// A held version with changes, as a source. `check` is called at every reading, and may refuse to go on.
+pub(super) struct Overlaid<'a, O, C> {
+    pub(super) held: &'a [u8],
+    pub(super) overlay: &'a O,
+    pub(super) check: C,
+}
+
+impl<O, C, E> Source for Overlaid<'_, O, C>
+where
+    O: Overlay,
+    C: Fn() -> Result<(), E> + Sync,
+    E: From<PatchError> + Send,
+{
+    type Error = E;
+
+    fn size(&self) -> u64 {
+        self.held.len() as u64
+    }
+
+    fn read<'a>(&'a self, offset: u64, length: usize, buffer: &'a mut Vec<u8>) -> Result<&'a [u8], E> {
+        (self.check)()?;
+        let held = slice(self.held, offset, length)?;
+        let width = self.overlay.element_bytes();
+        let start = offset as usize;
+        // The elements that the bytes are parts of; those past the last whole one do not change.
+        let (first, last) = (start / width, (start + length).div_ceil(width).min(self.held.len() / width));
+        if first >= last || !self.overlay.touches(first..last) {
+            return Ok(held);
+        }
+        let from = first * width;
+        let to = (last * width).max(start + length);
+        buffer.clear();
+        buffer.extend_from_slice(&self.held[from..to]);
+        self.overlay.put(first, &mut buffer[..(last - first) * width]);
+        Ok(&buffer[start - from..start - from + length])
+    }
+}
+
+/// Memory as a source that asks `check` at every reading.
+pub(super) struct Checked<'a, C> {
+    pub(super) bytes: &'a [u8],
+    pub(super) check: C,
+}
+
+impl<C, E> Source for Checked<'_, C>
+where
+    C: Fn() -> Result<(), E> + Sync,
+    E: From<PatchError> + Send,
+{
+    type Error = E;
+
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read<'a>(&'a self, offset: u64, length: usize, _: &'a mut Vec<u8>) -> Result<&'a [u8], E> {
+        (self.check)()?;
+        Ok(slice(self.bytes, offset, length)?)
+    }
+}

@@ -1,0 +1,55 @@
+//! Work on many blocks, shared among a stated number of threads.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+/// Calls `work` with every job, from as many threads as there are `states`, this one included; each keeps its state.
+///
+/// After an error no further job is begun; the one returned is of the earliest job that failed, as far as they were
+/// begun. If the system has no thread to give, the others do its work.
+pub(super) fn for_each<J: Send, S: Send, E: Send>(
+    states: &mut [S],
+    jobs: impl Iterator<Item = J> + Send,
+    work: impl Fn(&mut S, J) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    let Some((mine, others)) = states.split_first_mut() else { return Ok(()) };
+    if others.is_empty() {
+        return { jobs }.try_for_each(|job| work(mine, job));
+    }
+    let jobs = Mutex::new(jobs.enumerate());
+    let failure = Mutex::new(None);
+    let failed = AtomicBool::new(false);
+    let drain = |state: &mut S| {
+        while !failed.load(Ordering::Relaxed) {
+            let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((number, job)) = job else { break };
+            if let Err(error) = work(state, job) {
+                failed.store(true, Ordering::Relaxed);
+                let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                if failure.as_ref().is_none_or(|(earlier, _)| number < *earlier) {
+                    *failure = Some((number, error));
+                }
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for state in others {
+            let drain = &drain;
+            let started = thread::Builder::new().name("dwcp-patch".to_owned());
+            if started.spawn_scoped(scope, move || drain(state)).is_err() {
+                break;
+            }
+        }
+        drain(mine);
+    });
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// One state for each of `threads` threads, at least one.
+pub(super) fn states<S: Default>(threads: usize) -> Vec<S> {
+    std::iter::repeat_with(S::default).take(threads.max(1)).collect()
+}

@@ -1,0 +1,119 @@
+//! Writing the fields of a patch around its payloads.
+
+use super::encode::Encoded;
+use super::error::PatchError;
+use super::format::{Check, EntryKind, PatchHead, Tail, entry_bytes, same_bytes};
+use crate::codec::CodecId;
+use crate::digest::{Digest, TreeHasher};
+
+/// Writes a patch from front to back through `emit`.
+pub(super) struct Writer<F> {
+    emit: F,
+    check: Check,
+    base_tree: TreeHasher,
+    target_tree: TreeHasher,
+    leaves: Vec<Digest>,
+    changed: Vec<u32>,
+    entries: u32,
+    same: u32,
+    length: u64,
+}
+
+impl<F> Writer<F> {
+    pub(super) fn new<E>(head: PatchHead, emit: F) -> Result<Writer<F>, E>
+    where
+        F: FnMut(&[u8]) -> Result<(), E>,
+    {
+        let mut writer = Writer {
+            emit,
+            check: Check::new(),
+            base_tree: TreeHasher::new(head.base_size(), head.block_bytes()),
+            target_tree: TreeHasher::new(head.target_size(), head.block_bytes()),
+            leaves: Vec::new(),
+            changed: Vec::new(),
+            entries: 0,
+            same: 0,
+            length: 0,
+        };
+        let bytes = head.to_bytes();
+        writer.check.update(&bytes);
+        writer.put(&bytes)?;
+        Ok(writer)
+    }
+
+    /// Adds the digest of the next block of the base.
+    pub(super) fn push_base(&mut self, leaf: Digest) {
+        self.base_tree.push(leaf);
+    }
+
+    /// Adds a block that is as in the base.
+    pub(super) fn push_same(&mut self, digest: Digest) {
+        self.push_leaf(digest);
+        self.same += 1;
+    }
+
+    /// Adds a block with a payload.
+    pub(super) fn push_block<E>(
+        &mut self,
+        kind: EntryKind,
+        codec: CodecId,
+        digest: Digest,
+        payload: &[u8],
+    ) -> Result<(), E>
+    where
+        F: FnMut(&[u8]) -> Result<(), E>,
+    {
+        self.put_same()?;
+        // The blocks of a target can be counted, and a payload is no longer than its block.
+        self.changed.push(self.leaves.len() as u32);
+        self.push_leaf(digest);
+        let bytes = entry_bytes(kind, codec, payload.len() as u32, digest);
+        self.put_fields(&bytes)?;
+        self.put(payload)
+    }
+
+    /// Writes the tail.
+    pub(super) fn finish<E>(mut self) -> Result<Encoded, E>
+    where
+        F: FnMut(&[u8]) -> Result<(), E>,
+        E: From<PatchError>,
+    {
+        self.put_same()?;
+        let (base_digest, target_digest) = (self.base_tree.finish(), self.target_tree.finish());
+        let tail = Tail { entries: self.entries, base_digest, target_digest }.to_bytes(self.check.clone());
+        self.put(&tail)?;
+        Ok(Encoded { target_digest, leaves: self.leaves, changed: self.changed, length: self.length })
+    }
+
+    fn push_leaf(&mut self, digest: Digest) {
+        self.target_tree.push(digest);
+        self.leaves.push(digest);
+    }
+
+    fn put_same<E>(&mut self) -> Result<(), E>
+    where
+        F: FnMut(&[u8]) -> Result<(), E>,
+    {
+        match std::mem::take(&mut self.same) {
+            0 => Ok(()),
+            blocks => self.put_fields(&same_bytes(blocks)),
+        }
+    }
+
+    fn put_fields<E>(&mut self, bytes: &[u8]) -> Result<(), E>
+    where
+        F: FnMut(&[u8]) -> Result<(), E>,
+    {
+        self.check.update(bytes);
+        self.entries += 1;
+        self.put(bytes)
+    }
+
+    fn put<E>(&mut self, bytes: &[u8]) -> Result<(), E>
+    where
+        F: FnMut(&[u8]) -> Result<(), E>,
+    {
+        self.length += bytes.len() as u64;
+        (self.emit)(bytes)
+    }
+}

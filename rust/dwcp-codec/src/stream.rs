@@ -1,0 +1,215 @@
+//! The parts of which the payloads of coded blocks consist: numbers and streams.
+
+use zstd_safe::{CCtx, CParameter, ParamSwitch};
+
+use crate::codec::{CodecId, Decompressor, max_compressed_length};
+use crate::error::CodecError;
+use crate::{page, probe, raw};
+
+/// Coders of a stream.
+const AS_IT_IS: u8 = 0;
+const REPEATED: u8 = 1;
+const ZSTD: u8 = 2;
+
+/// Shorter streams are not compressed: a zstd frame and its length take about as much as could be saved.
+const MIN_COMPRESSED_BYTES: usize = 32;
+/// Shorter streams are tried without looking at them first.
+const MIN_PROBED_BYTES: usize = 1_024;
+/// What entropy coding must leave at most to be tried.
+const MOST_ENTROPY: f32 = 0.97;
+/// Below this a code of one bit for each byte, the least there is, is too much: repetition is looked for.
+const LEAST_ENTROPY: f32 = 0.16;
+/// Bytes left free for the length of a frame, which is known after the frame.
+const LENGTH_BYTES: usize = 4;
+
+/// What a stream holds, and so what is worth looking for in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Content {
+    /// Codes and byte planes: unevenly distributed bytes in no order.
+    Codes,
+    /// Bytes of the object, which may repeat.
+    Bytes,
+}
+
+/// Appends `number` in the fewest bytes.
+pub(crate) fn append_number(mut number: u64, out: &mut Vec<u8>) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+/// Appends streams, keeping the compressors between them.
+#[derive(Default)]
+pub(crate) struct StreamEncoder {
+    codes: Option<CCtx<'static>>,
+    bytes: Option<CCtx<'static>>,
+}
+
+impl StreamEncoder {
+    /// Appends `stream` to `out`, by the coder that suits it.
+    ///
+    /// Fails with [`CodecError::OutOfMemory`].
+    pub(crate) fn append(
+        &mut self,
+        stream: &[u8],
+        content: Content,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        if stream.is_empty() {
+            return Ok(());
+        }
+        if let Some(byte) = page::fill_byte(stream) {
+            out.extend([REPEATED, byte]);
+            return Ok(());
+        }
+        let start = out.len();
+        if let Some(content) = coder_for(stream, content) {
+            out.push(ZSTD);
+            out.extend([0; LENGTH_BYTES]);
+            let frame = out.len();
+            let context = self.context(content)?;
+            let room = max_compressed_length(CodecId::Zstd, stream.len());
+            raw::append_with(out, room, |spare| raw::zstd_compress_as_set(context, stream, spare))?;
+            let length = out.len() - frame;
+            if length < stream.len() - LENGTH_BYTES {
+                let mut number = Vec::with_capacity(LENGTH_BYTES);
+                append_number(length as u64, &mut number);
+                out[start + 1..][..number.len()].copy_from_slice(&number);
+                out.copy_within(frame.., start + 1 + number.len());
+                out.truncate(start + 1 + number.len() + length);
+                return Ok(());
+            }
+            out.truncate(start);
+        }
+        out.push(AS_IT_IS);
+        out.extend_from_slice(stream);
+        Ok(())
+    }
+
+    fn context(&mut self, content: Content) -> Result<&mut CCtx<'static>, CodecError> {
+        let (slot, parameters): (_, &[CParameter]) = match content {
+            Content::Codes => (
+                &mut self.codes,
+                &[
+                    // The level that looks for next to no repetition; it would not code literals by itself.
+                    CParameter::CompressionLevel(-131_072),
+                    CParameter::LiteralCompressionMode(ParamSwitch::Enable),
+                ],
+            ),
+            Content::Bytes => (&mut self.bytes, &[CParameter::CompressionLevel(1)]),
+        };
+        Ok(match slot {
+            Some(context) => context,
+            empty => empty.insert(raw::zstd_context(parameters)?),
+        })
+    }
+}
+
+/// How `stream` is to be compressed, if it is to be at all.
+fn coder_for(stream: &[u8], content: Content) -> Option<Content> {
+    if stream.len() < MIN_COMPRESSED_BYTES {
+        return None;
+    }
+    match content {
+        Content::Codes if stream.len() < MIN_PROBED_BYTES => Some(Content::Codes),
+        Content::Codes => match probe::entropy_share(stream) {
+            share if share > MOST_ENTROPY => None,
+            share if share < LEAST_ENTROPY => Some(Content::Bytes),
+            _ => Some(Content::Codes),
+        },
+        Content::Bytes => probe::compressible(stream).then_some(Content::Bytes),
+    }
+}
+
+/// Reads a payload from front to back.
+pub(crate) struct PayloadReader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> PayloadReader<'a> {
+    pub(crate) fn new(payload: &'a [u8]) -> PayloadReader<'a> {
+        PayloadReader { rest: payload }
+    }
+
+    /// The next `length` bytes.
+    pub(crate) fn bytes(&mut self, what: &'static str, length: usize) -> Result<&'a [u8], CodecError> {
+        let left = self.rest.len();
+        let (bytes, rest) =
+            self.rest.split_at_checked(length).ok_or(CodecError::PayloadEnds { what, length, left })?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    /// The next byte.
+    pub(crate) fn byte(&mut self, what: &'static str) -> Result<u8, CodecError> {
+        self.bytes(what, 1).map(|byte| byte[0])
+    }
+
+    /// A number from `low` to `high`.
+    pub(crate) fn number(
+        &mut self,
+        what: &'static str,
+        low: usize,
+        high: usize,
+    ) -> Result<usize, CodecError> {
+        let mut number = 0_u64;
+        // Nothing that is counted here needs more than five bytes.
+        for shift in (0..35).step_by(7) {
+            let byte = self.byte(what)?;
+            number |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                if byte == 0 && shift > 0 {
+                    return Err(CodecError::LongNumber { what });
+                }
+                return match usize::try_from(number) {
+                    Ok(number) if (low..=high).contains(&number) => Ok(number),
+                    _ => Err(CodecError::PayloadNumber { what, value: number, low, high }),
+                };
+            }
+        }
+        Err(CodecError::PayloadNumber { what, value: number, low, high })
+    }
+
+    /// A stream of `length` bytes: as it stands in the payload, or decoded into `scratch`.
+    ///
+    /// The caller has bounded `length` by the block's.
+    pub(crate) fn stream<'s>(
+        &mut self,
+        what: &'static str,
+        length: usize,
+        decompressor: &mut Decompressor,
+        scratch: &'s mut Vec<u8>,
+    ) -> Result<&'s [u8], CodecError>
+    where
+        'a: 's,
+    {
+        if length == 0 {
+            return Ok(&[]);
+        }
+        match self.byte(what)? {
+            AS_IT_IS => self.bytes(what, length),
+            REPEATED => {
+                let byte = self.byte(what)?;
+                scratch.clear();
+                scratch.try_reserve(length).map_err(|_| CodecError::OutOfMemory { bytes: length })?;
+                scratch.resize(length, byte);
+                Ok(scratch)
+            }
+            ZSTD => {
+                let compressed = self.number(what, 1, length)?;
+                let frames = self.bytes(what, compressed)?;
+                scratch.clear();
+                raw::append_exactly(scratch, length, |out| decompressor.fill(CodecId::Zstd, frames, out))?;
+                Ok(scratch)
+            }
+            coder => Err(CodecError::UnknownCoder { what, coder, max: ZSTD }),
+        }
+    }
+
+    /// Refuses a payload of which something is left.
+    pub(crate) fn finish(self) -> Result<(), CodecError> {
+        if self.rest.is_empty() { Ok(()) } else { Err(CodecError::PayloadLeft { bytes: self.rest.len() }) }
+    }
+}

@@ -1,0 +1,244 @@
+//! Applying patches to files.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use dwcp_codec::patch::{Contents, EntryKind, PatchError, Source, decode_each};
+
+use super::Check;
+use super::disk::{Disk, System};
+use super::file::{self, FileSource};
+use super::journal::{self, Journal, Recovery};
+use crate::error::{IoContext, StoreError};
+use crate::platform;
+
+/// Writes the new version of file `old` to the existing file `out`, another file, and tells what was in the patches.
+///
+/// Of a chain all versions but the last are kept in a file beside `out` meanwhile. The base is proven before a block is
+/// decoded, every block afterwards; on an error the contents of `out` are unspecified.
+///
+/// # Errors
+///
+/// [`StoreError::Io`], [`StoreError::Unfinished`], [`StoreError::Patch`], and those of `check`.
+pub fn apply_files(
+    patch: &Path,
+    old: &Path,
+    out: &Path,
+    threads: usize,
+    check: &Check<'_>,
+) -> Result<Vec<Contents>, StoreError> {
+    let patch = FileSource::open(patch, check)?;
+    let chain = file::chain(&patch)?;
+    let mut base = FileSource::open(old, check)?;
+    base.refuse_unfinished()?;
+    for (number, contents) in chain.iter().enumerate() {
+        if number + 1 == chain.len() {
+            apply_one(contents, &patch, &base, overwrite(out)?, out, threads, check)?;
+        } else {
+            let step = Step::create(out, number)?;
+            apply_one(contents, &patch, &base, step.open()?, &step.path, threads, check)?;
+            // Open, it outlives its name.
+            base = FileSource::open(&step.path, check)?;
+        }
+    }
+    Ok(chain)
+}
+
+/// Turns a file from the base of a patch into its target, where it is, and tells what was in the patches.
+///
+/// An unfinished change is finished first. A file that is the target already is left as it is, and one that is the
+/// target of a patch of the chain goes on from there, so that the same call can be made until it succeeds. While it
+/// works, others that change this file in place are refused. Readers may see a mix meanwhile.
+///
+/// # Errors
+///
+/// [`StoreError::Io`], [`StoreError::Busy`], [`StoreError::Patch`], those of [`recover`](super::recover), and those of
+/// `check`.
+pub fn apply_in_place(
+    patch: &Path,
+    file: &Path,
+    threads: usize,
+    check: &Check<'_>,
+) -> Result<Vec<Contents>, StoreError> {
+    apply_in_place_on(&System, patch, file, threads, check)
+}
+
+pub(super) fn apply_in_place_on<D: Disk>(
+    disk: &D,
+    patch: &Path,
+    file: &Path,
+    threads: usize,
+    check: &Check<'_>,
+) -> Result<Vec<Contents>, StoreError> {
+    let patch = FileSource::open(patch, check)?;
+    let chain = file::chain(&patch)?;
+    let held = Held::open(file)?;
+    held.recover(disk, check)?;
+    let Some(start) = held.first_step(&chain, threads, check)? else { return Ok(chain) };
+    for (number, contents) in chain.iter().enumerate().skip(start) {
+        let base = held.source(check)?;
+        if number > start {
+            contents.verify_base(&base, threads)?;
+        }
+        let path = journal::journal_of(&held.path)?;
+        let mut journal = Journal::create(disk, &path, contents)?;
+        let made = fill_journal(disk, &mut journal, contents, &patch, &base, threads, check);
+        if let Err(error) = made.and_then(|()| journal.commit(disk)) {
+            // The file was not written to. If the journal cannot be removed, the next call does it.
+            let _ = disk.remove(&path);
+            return Err(error);
+        }
+        // From here on only going on leads to one of the versions: nobody is asked any more.
+        journal.redo(disk, &held.file, &held.path)?;
+        journal.remove(disk)?;
+    }
+    Ok(chain)
+}
+
+fn fill_journal<D: Disk>(
+    disk: &D,
+    journal: &mut Journal,
+    contents: &Contents,
+    patch: &FileSource<'_>,
+    base: &FileSource<'_>,
+    threads: usize,
+    check: &Check<'_>,
+) -> Result<(), StoreError> {
+    decode_each(contents, contents.independent(), patch, base, base, threads, |entry, block| {
+        journal.add(disk, entry.first, block)
+    })?;
+    // No block is made of those that follow.
+    let target = journal.target(base, check)?;
+    decode_each(contents, contents.dependent(), patch, base, &target, threads, |entry, block| {
+        journal.add(disk, entry.first, block)
+    })
+}
+
+/// Writes the target of one patch to `out`, which is empty.
+fn apply_one(
+    contents: &Contents,
+    patch: &FileSource<'_>,
+    base: &FileSource<'_>,
+    out: File,
+    path: &Path,
+    threads: usize,
+    check: &Check<'_>,
+) -> Result<(), StoreError> {
+    let disk = System;
+    disk.set_size(&out, contents.target_size()).on("resize", path)?;
+    contents.verify_base_with(base, threads, |index, block| {
+        let range = contents.target_range(index);
+        let same =
+            index < contents.block_count().into() && contents.entry_of(index as u32)?.kind == EntryKind::Same;
+        if same {
+            // An entry was refused unless its blocks lie within the base.
+            let length = (range.end - range.start) as usize;
+            disk.write(&out, &block[..length], range.start).on("write", path)?;
+        }
+        Ok(())
+    })?;
+    let target = FileSource::of(path, out.try_clone().on("open", path)?, check)?;
+    for entries in [contents.independent().collect::<Vec<_>>(), contents.dependent().collect()] {
+        decode_each(contents, entries.into_iter(), patch, base, &target, threads, |entry, block| {
+            let at = contents.target_range(entry.first.into()).start;
+            disk.write(target.file(), block, at).on("write", path)
+        })?;
+    }
+    Ok(())
+}
+
+fn overwrite(path: &Path) -> Result<File, StoreError> {
+    File::options().read(true).write(true).truncate(true).open(path).on("open", path)
+}
+
+/// A version in the middle of a chain, in a file that goes with this.
+struct Step {
+    path: PathBuf,
+}
+
+impl Step {
+    fn create(out: &Path, number: usize) -> Result<Step, StoreError> {
+        let mut path = out.as_os_str().to_owned();
+        path.push(format!(".{number}"));
+        let path = PathBuf::from(path);
+        File::options().write(true).create_new(true).open(&path).on("create", &path)?;
+        Ok(Step { path })
+    }
+
+    fn open(&self) -> Result<File, StoreError> {
+        overwrite(&self.path)
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        // What is left is a file too many beside one that is staged too.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Closing the file does it later at the latest.
+        let _ = platform::unlock(&self.file);
+    }
+}
+
+/// A file that nobody else changes in place.
+pub(super) struct Held {
+    pub(super) path: PathBuf,
+    file: File,
+}
+
+impl Held {
+    pub(super) fn open(path: &Path) -> Result<Held, StoreError> {
+        // Beside a link to it, its journal would not be found.
+        let path = path.canonicalize().on("open", path)?;
+        let file = File::options().read(true).write(true).open(&path).on("open", &path)?;
+        if !platform::try_lock(&file).on("lock", &path)? {
+            return Err(StoreError::Busy { path });
+        }
+        Ok(Held { path, file })
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The file as it is now.
+    pub(super) fn source<'a>(&self, check: &'a Check<'a>) -> Result<FileSource<'a>, StoreError> {
+        FileSource::of(&self.path, self.file.try_clone().on("open", &self.path)?, check)
+    }
+
+    pub(super) fn recover<D: Disk>(&self, disk: &D, check: &Check<'_>) -> Result<Recovery, StoreError> {
+        Journal::recover(disk, self, check)
+    }
+
+    /// Which patch of a chain is the next for this file; `None` if it is the target of the last.
+    fn first_step(
+        &self,
+        chain: &[Contents],
+        threads: usize,
+        check: &Check<'_>,
+    ) -> Result<Option<usize>, StoreError> {
+        let now = self.source(check)?;
+        let mut refused = None;
+        for (number, contents) in chain.iter().enumerate() {
+            match contents.verify_base(&now, threads) {
+                Ok(_) => return Ok(Some(number)),
+                Err(StoreError::Patch(
+                    error @ (PatchError::BaseMismatch { .. } | PatchError::BaseSize { .. }),
+                )) => refused = refused.or(Some(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        match (chain.last(), refused) {
+            (Some(last), Some(refused)) => {
+                let is_target = now.size() == last.target_size()
+                    && journal::tree_of(&now, last.block_bytes())? == last.target_digest();
+                if is_target { Ok(None) } else { Err(refused.into()) }
+            }
+            _ => Ok(None),
+        }
+    }
+}
