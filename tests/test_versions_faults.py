@@ -114,6 +114,8 @@ def test_a_fault_at_every_operation_of_a_store_never_diverges_silently() -> None
     print(f"{tried} faults of a store, {told} of them told as errors, none silent")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("fault", SYSTEM_FAULTS)
 def test_a_fault_at_every_call_of_the_system_never_diverges_silently(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -76,11 +76,12 @@ class BucketStore:
     def wait_head(self, seen: Stamp | None, held: str | None, timeout_s: float) -> Stamp | None:  # noqa: ARG002
         """Wait for another head; see :meth:`.store.Source.wait_head`."""
         until = time.monotonic() + timeout_s
-        self._interrupted.clear()
         while True:
             head = self._changed_head(seen)
             left = until - time.monotonic()
             if head is not None or left <= 0 or self._interrupted.wait(min(left, self._poll_s)):
+                # Cleared here and not before, so that an interruption that came too early counts.
+                self._interrupted.clear()
                 return head
 
     def read(self, key: str, length: int) -> bytes:

@@ -53,13 +53,14 @@ class DirectoryStore:
     def wait_head(self, seen: Stamp | None, held: str | None, timeout_s: float) -> Stamp | None:  # noqa: ARG002
         """Wait for another head; see :meth:`.store.Source.wait_head`."""
         until = time.monotonic() + timeout_s
-        self._interrupted.clear()
         while True:
             head = self.read_head()
             if head is not None and (seen is None or head.token != seen.token):
                 return head
             left = until - time.monotonic()
             if left <= 0 or self._interrupted.wait(min(left, POLL_S)):
+                # Cleared here and not before, so that an interruption that came too early counts.
+                self._interrupted.clear()
                 return None
 
     def read(self, key: str, length: int) -> bytes:
@@ -105,7 +106,7 @@ class DirectoryStore:
 
     def list_keys(self) -> Iterator[str]:
         """List the objects, and remove what a killed publisher left half written."""
-        for room in ROOMS:
+        for room in (".", *ROOMS):
             try:
                 found = list((self._path / room).iterdir())
             except FileNotFoundError:

@@ -76,10 +76,13 @@ class PeerSource:
         self._drop()
 
     def _head_from(self, seen: Stamp | None, held: str | None, wait_s: int) -> Stamp | None:
-        self._stop.clear()
         version, failure = self._told
         token = None if seen is None else seen.token
-        answer = self._ask(Question(token, held, version, failure, wait_s))
+        try:
+            answer = self._ask(Question(token, held, version, failure, wait_s))
+        finally:
+            # Cleared here and not before, so that an interruption that came too early counts.
+            self._stop.clear()
         head = bytes(answer.pop(HEAD_NAME, b""))
         if not head:
             return None
@@ -98,6 +101,8 @@ class PeerSource:
                     self._session = connect(
                         self._target, trust=self._trust, options=SendOptions(), receive=self._receive
                     )
+                if self._stop.is_set():
+                    return {}
                 found = self._session.fetch(question.dump(), timeout_s=question.wait_s + ANSWER_S)
                 answer = {key: found[name] for name, key in key_of(found)}
                 if HEAD_NAME in found:

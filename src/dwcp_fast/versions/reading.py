@@ -22,8 +22,8 @@ __all__ = ["WIDTH_NAMES", "Refusal", "Stopped", "follow", "read_manifest", "read
 WIDTH_NAMES: Final = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint64"}
 """What patches call elements of a width."""
 
-SLACK_BYTES: Final = 1 << 20
-"""What packs may have on top of the bytes they stand for: heads of patches that did not shrink."""
+SLACK_BYTES: Final = 4096
+"""What a patch may have on top of an eighth more than the bytes it stands for, where nothing shrank."""
 
 
 class Refusal(Exception):  # noqa: N818 - carries an error, and never reaches a caller
