@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,16 @@ def test_changes_are_refused_where_a_version_may_have_been_lost(store: MemorySto
     again = DeltaPublisher(store)
     with pytest.raises(BaseMismatchError), again.version(4) as draft:
         draft.keep_rest()
+
+
+def test_a_version_that_was_begun_on_another_base_is_refused(store: MemoryStore) -> None:
+    opened = DeltaPublisher(store)
+    publish(opened, 1)
+    late = opened.version(3)
+    publish(opened, 2)
+    with pytest.raises(BaseMismatchError, match="begun on version 1"), late:
+        late.keep_rest()
+    assert opened.newest == 2
 
 
 def test_a_late_joiner_comes_from_the_newest_anchor(store: MemoryStore) -> None:
@@ -433,6 +444,32 @@ def test_awaiting_versions_is_cancelled_without_harm(store: MemoryStore) -> None
         return [version for version in committed if version is not None]
 
     assert asyncio.run(asyncio.wait_for(follow(), 60)) == [1, 2]
+
+
+def test_a_follower_keeps_up_while_versions_are_published_and_removed(tmp_path: Path) -> None:
+    last = 60
+    failures: list[BaseException] = []
+    seen: list[int] = []
+
+    def follow() -> None:
+        try:
+            with DeltaSubscriber(tmp_path / "store", tmp_path / "held") as subscriber:
+                while not seen or seen[-1] < last:
+                    staged = subscriber.wait(60)
+                    assert staged is not None
+                    assert is_exactly(staged.tensors(), version_arrays(staged.version))
+                    staged.commit()
+                    seen.append(staged.version)
+        except BaseException as exc:  # noqa: BLE001 - told by the test's own thread
+            failures.append(exc)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    with DeltaPublisher(tmp_path / "store", keep=1, anchor_every=2) as opened:
+        for number in range(1, last + 1):
+            publish(opened, number)
+    thread.join(100)
+    assert failures == [] and seen == sorted(set(seen)) and seen[-1] == last
 
 
 def test_closing_ends_an_iteration(tmp_path: Path) -> None:

@@ -102,12 +102,14 @@ class Draft:
 
     Attributes:
         version: Its number.
+        since: Number of the version that changes are changes to, None if there is none.
         report: What publishing did, after the block.
     """
 
     def __init__(
         self,
         version: int,
+        since: int | None,
         base: Sequence[TensorSpec],
         publish: Callable[["Draft"], PublishReport],
         abandon: Callable[[], None],
@@ -115,6 +117,7 @@ class Draft:
     ) -> None:
         """Start from the tensors of the base; `doubt` says why changes to it must not be taken."""
         self.version = version
+        self.since = since
         self._abandon = abandon
         self._doubt = doubt
         self.report: PublishReport | None = None

@@ -183,7 +183,10 @@ class DeltaPublisher:
             if since is not None and (base is None or base.version != since):
                 raise BaseMismatchError(f"the base is version {base and base.version}, not {since}")
             doubt = None if since is not None else self._uncertain
-            return Draft(number, base.layout.specs if base else (), self._publish, self._abandon, doubt)
+            specs = () if base is None else base.layout.specs
+            return Draft(
+                number, None if base is None else base.version, specs, self._publish, self._abandon, doubt
+            )
 
     def publish(self, number: int, tensors: Mapping[str, BufferLike]) -> PublishReport:
         """Publish a version that consists of exactly these tensors.
@@ -244,6 +247,11 @@ class DeltaPublisher:
             started = time.perf_counter()
             self._uncertain = f"version {draft.version} was not published for certain"
             self._settle()
+            if draft.since != (self._base and self._base.version):
+                raise BaseMismatchError(
+                    f"version {draft.version} was begun on version {draft.since}, newest is {self.newest}",
+                    hint="begin a version when the one before has been published",
+                )
             report = self._publish_changes(draft.version, draft.changes(), started)
             self._uncertain = None
         return self._await_peers(report)
