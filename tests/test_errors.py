@@ -31,6 +31,7 @@ CLASSES: list[type[DwcpError]] = [
         ("AuthError", "auth", 5, False, errors.NegotiationError),
         ("DeadlineError", "deadline", 7, True, TimeoutError),
         ("LimitExceededError", "limit", 8, False, DwcpError),
+        ("ConflictError", "conflict", 1, False, DwcpError),
         ("ConfigError", "config", 2, False, ValueError),
     ],
 )
@@ -43,7 +44,7 @@ def test_codes_never_change(
 
 
 def test_every_class_is_listed_and_has_a_code_of_its_own() -> None:
-    assert len(CLASSES) == 13
+    assert len(CLASSES) == 14
     assert len({found.code for found in CLASSES}) == len(CLASSES)
 
 

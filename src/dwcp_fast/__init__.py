@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from dwcp_fast import delta, snap
+from dwcp_fast import delta, snap, versions
 from dwcp_fast.codec import (
     compress,
     compress_into,
@@ -18,6 +18,7 @@ from dwcp_fast.errors import (
     AuthError,
     BaseMismatchError,
     ConfigError,
+    ConflictError,
     DeadlineError,
     DeltaError,
     DwcpError,
@@ -38,14 +39,18 @@ from dwcp_fast.received import Received
 from dwcp_fast.reports import Progress, ReceiveReport, SendReport
 from dwcp_fast.session import Session, connect, connect_async
 from dwcp_fast.trust import INSECURE, MutualTls
+from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber
 
 __all__ = [
     "INSECURE",
     "AuthError",
     "BaseMismatchError",
     "ConfigError",
+    "ConflictError",
     "DeadlineError",
     "DeltaError",
+    "DeltaPublisher",
+    "DeltaSubscriber",
     "Dictionary",
     "DwcpError",
     "FormatError",
@@ -83,6 +88,7 @@ __all__ = [
     "max_compressed_length",
     "needed_dictionary",
     "snap",
+    "versions",
 ]
 
 try:

@@ -15,6 +15,7 @@ The tree::
     │   └── AuthError                       a side could not prove who it is
     ├── DeadlineError (TimeoutError)        it did not finish in the time given
     ├── LimitExceededError                  a size, count or ratio above its limit
+    ├── ConflictError                       somebody else changed what was to be replaced
     └── ConfigError (ValueError)            an option or a setting that cannot be used
 
 Failures of files and sockets that the operating system reports stay plain :class:`OSError`.
@@ -29,6 +30,7 @@ __all__ = [
     "AuthError",
     "BaseMismatchError",
     "ConfigError",
+    "ConflictError",
     "DeadlineError",
     "DeltaError",
     "DwcpError",
@@ -168,6 +170,12 @@ class LimitExceededError(DwcpError):
 
     code = "limit"
     exit_code = 8
+
+
+class ConflictError(DwcpError):
+    """What was to be replaced was changed by somebody else in between; nothing was replaced."""
+
+    code = "conflict"
 
 
 class ConfigError(DwcpError, ValueError):

@@ -1,0 +1,179 @@
+"""A directory that keeps versions: every file is complete and on disk before it has its name."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Final
+
+from dwcp_fast.errors import ConflictError, LimitExceededError
+from dwcp_fast.versions.manifest import MAX_HEAD_BYTES, content_digest
+from dwcp_fast.versions.store import Stamp, is_key
+
+__all__ = ["DirectoryStore", "replace_file"]
+
+HEAD_NAME: Final = "head.json"
+LOCK_NAME: Final = "head.lock"
+ROOMS: Final = ("manifests", "packs")
+POLL_S: Final = 0.05
+
+
+class DirectoryStore:
+    """Versions in a directory, also one that several hosts share."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        """Use a directory; a publisher makes it.
+
+        Args:
+            path: The directory.
+        """
+        self._path = Path(path)
+        self._interrupted = threading.Event()
+
+    def __repr__(self) -> str:
+        """Give its place."""
+        return f"DirectoryStore({str(self._path)!r})"
+
+    def read_head(self) -> Stamp | None:
+        """Read the head; see :meth:`.store.Source.read_head`."""
+        try:
+            data = read_bounded(self._path / HEAD_NAME, MAX_HEAD_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        if len(data) > MAX_HEAD_BYTES:
+            raise LimitExceededError(f"the head has more than {MAX_HEAD_BYTES} bytes, which is the limit")
+        return Stamp(data, content_digest(data))
+
+    def wait_head(self, seen: Stamp | None, held: str | None, timeout_s: float) -> Stamp | None:  # noqa: ARG002
+        """Wait for another head; see :meth:`.store.Source.wait_head`."""
+        until = time.monotonic() + timeout_s
+        while True:
+            head = self.read_head()
+            if head is not None and (seen is None or head.token != seen.token):
+                return head
+            left = until - time.monotonic()
+            if left <= 0 or self._interrupted.wait(min(left, POLL_S)):
+                # Cleared here and not before, so that an interruption that came too early counts.
+                self._interrupted.clear()
+                return None
+
+    def read(self, key: str, length: int) -> bytes:
+        """Read an object; see :meth:`.store.Source.read`."""
+        return read_bounded(self._place(key), length + 1)
+
+    def tell(self, version: int | None, failure: str | None) -> None:
+        """Do nothing: nobody listens."""
+
+    def interrupt(self) -> None:
+        """End a wait; see :meth:`.store.Source.interrupt`."""
+        self._interrupted.set()
+
+    def close(self) -> None:
+        """Do nothing: nothing is held between calls."""
+
+    def replace_head(self, data: bytes, seen: Stamp | None) -> Stamp:
+        """Replace the head; see :meth:`.store.Store.replace_head`."""
+        if not self._path.is_dir():
+            self._path.mkdir(parents=True, exist_ok=True)
+            sync_directory(self._path.parent)
+        lock = os.open(self._path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            # The lock makes comparing and replacing one step for publishers; readers do not need it.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            now = self.read_head()
+            if (now and now.token) != (seen and seen.token):
+                raise ConflictError(f"the head of {self._path} was changed by another publisher")
+            replace_file(self._path / HEAD_NAME, [data])
+        finally:
+            os.close(lock)
+        return Stamp(data, content_digest(data))
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write an object; see :meth:`.store.Store.write`."""
+        place = self._place(key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(place, [data])
+
+    def remove(self, key: str) -> None:
+        """Remove an object; see :meth:`.store.Store.remove`."""
+        self._place(key).unlink(missing_ok=True)
+
+    def list_keys(self) -> Iterator[str]:
+        """List the objects, and remove what a killed publisher left half written."""
+        for room in (".", *ROOMS):
+            try:
+                found = list((self._path / room).iterdir())
+            except FileNotFoundError:
+                continue
+            for path in found:
+                key = f"{room}/{path.name}"
+                if is_key(key):
+                    yield key
+                elif path.name.startswith(".") and path.name.endswith(".part"):
+                    path.unlink(missing_ok=True)
+
+    def _place(self, key: str) -> Path:
+        if not is_key(key):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
+        return self._path / key
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Read a file, at most `limit` bytes of it; links and devices are not followed."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        length = os.fstat(descriptor).st_size
+        wanted = min(length, limit)
+        data = bytearray()
+        while len(data) < wanted:
+            part = os.read(descriptor, wanted - len(data))
+            if not part:
+                break
+            data += part
+        return bytes(data)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> None:
+    """Write a file that takes its name, whole and on disk, as one step.
+
+    Args:
+        path: The file.
+        parts: Its content.
+
+    Raises:
+        OSError: It cannot be written; what was there is unchanged, unless only the last sync failed.
+    """
+    staged = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.part")
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            for part in parts:
+                left = memoryview(part)
+                while left.nbytes:
+                    left = left[os.write(descriptor, left[: 1 << 30]) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        staged.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            staged.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Put the names in a directory on disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
