@@ -24,14 +24,18 @@ RESULTS = Path(__file__).with_name("results")
 Samples = dict[str, list[float]]
 
 
-def arguments(description: str, repeats: int) -> argparse.Namespace:
-    """Parse the options every benchmark has."""
+def arguments(
+    description: str, repeats: int, extend: Callable[[argparse.ArgumentParser], object] | None = None
+) -> argparse.Namespace:
+    """Parse the options every benchmark has, and those that `extend` adds."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--repeats", type=int, default=repeats, help="interleaved rounds (default %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="smaller data, for a look; do not publish")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")
+    if extend is not None:
+        extend(parser)
     return parser.parse_args()
 
 

@@ -33,11 +33,19 @@ FOREIGN_CRATES = {
 }
 SANS_IO_CRATES = ("dwcp-codec", "dwcp-proto")
 UNSAFE_FILES = {
-    "dwcp-codec": {"kernel/x86.rs", "raw.rs"},
+    "dwcp-codec": {"kernel/x86.rs", "raw.rs", "sampling.rs"},
     "dwcp-proto": set[str](),
     "dwcp-store": {"memory/region.rs"},
     "dwcp-net": set[str](),
-    "dwcp-python": {"buffer.rs", "compress.rs", "decompress.rs", "delta/apply.rs", "target.rs"},
+    "dwcp-python": {
+        "buffer.rs",
+        "compress.rs",
+        "decompress.rs",
+        "delta/apply.rs",
+        "delta/encode.rs",
+        "delta/snapshot.rs",
+        "target.rs",
+    },
 }
 """The files of a crate, where there are any, whose purpose needs unsafe code."""
 IO_IN_RUST = re.compile(

@@ -1,7 +1,9 @@
 """Patches between buffers and between files: exact results, proven bases, nothing half done."""
 
 import doctest
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +45,51 @@ def test_what_did_not_change_costs_nearly_nothing() -> None:
     assert len(patch) < 1000
 
 
+def test_the_number_of_threads_changes_nothing() -> None:
+    old, new = versions(3_000_000)
+    patch = delta.encode(old, new, block_bytes=BLOCK)
+    assert delta.encode(old, new, block_bytes=BLOCK, threads=3) == patch
+    out = bytearray(len(new))
+    for threads in (1, 3):
+        assert delta.apply(patch, old, threads=threads) == new
+        delta.apply_onto(patch, old, out, threads=threads)
+        assert out == new
+        out[:] = bytes(len(out))
+
+
+def test_moved_content_is_found_unless_it_is_not_to_be() -> None:
+    rng = np.random.default_rng(3)
+    old = rng.bytes(500_000)
+    new = old[:100_000] + b"put in" + old[100_000:]
+    assert len(delta.encode(old, new, block_bytes=BLOCK)) < 2_000
+    assert len(delta.encode(old, new, block_bytes=BLOCK, search=False)) > 300_000
+
+
+def test_a_chain_is_taken_wherever_a_patch_is() -> None:
+    steps = [b"version 1", b"the second version", b"a third", b"version 4"]
+    chain = b"".join(delta.encode(old, new) for old, new in pairwise(steps))
+    assert delta.apply(chain, steps[0]) == steps[-1]
+    out = bytearray(9)
+    delta.apply_onto(chain, steps[0], out)
+    assert out == steps[-1]
+    held = bytearray(steps[0])
+    delta.apply_into(chain, held)
+    assert held == steps[-1]
+    told = delta.info(chain)
+    assert (told.patches, told.base_bytes, told.target_bytes, told.blocks) == (3, 9, 9, 3)
+    with pytest.raises(errors.BaseMismatchError):
+        delta.apply(delta.encode(steps[0], steps[1]) + delta.encode(steps[2], steps[3]), steps[0])
+
+
+def test_apply_onto_refuses_a_buffer_of_another_length_or_shared_memory() -> None:
+    patch = delta.encode(b"version 1", b"version 2")
+    with pytest.raises(errors.DeltaError, match="10 bytes, expected 9"):
+        delta.apply_onto(patch, b"version 1", bytearray(10))
+    held = bytearray(b"version 1")
+    with pytest.raises(ValueError, match="share memory"):
+        delta.apply_onto(patch, held, held)
+
+
 def test_apply_into_changes_the_buffer_in_place() -> None:
     old, new = versions()
     held = np.frombuffer(old, dtype=np.float32).copy()
@@ -79,7 +126,7 @@ def test_a_damaged_patch_is_refused_or_harmless_wherever_the_damage_is() -> None
         damaged[position] ^= 0x10
         try:
             assert delta.apply(damaged, old) == new
-        except (errors.FormatError, errors.DeltaError):
+        except (errors.FormatError, errors.DeltaError, errors.LimitExceededError):
             continue
 
 
@@ -101,16 +148,17 @@ def test_info_counts_every_block_once() -> None:
     old, new = versions()
     patch = delta.encode(old, new, dtype="fp32", block_bytes=BLOCK)
     told = delta.info(patch)
-    kinds = told.blocks_same + told.blocks_fill + told.blocks_xor + told.blocks_plain
-    assert kinds == told.blocks == -(-len(new) // BLOCK)
+    kinds = [count for name, count in told.to_dict().items() if name.startswith("blocks_")]
+    assert sum(kinds) == told.blocks == -(-len(new) // BLOCK)
     assert (told.base_bytes, told.target_bytes) == (len(old), len(new))
-    assert (told.element_bytes, told.patch_bytes) == (4, len(patch))
-    assert told.blocks_fill > 0 and told.blocks_xor > 0
+    assert (told.patches, told.patch_bytes) == (1, len(patch))
+    assert told.blocks_fill > 0 and told.blocks_sparse > 0
     assert told.to_dict()["block_bytes"] == BLOCK
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("dtype", "complex"), ("codec", "brotli"), ("block_bytes", 100_000)]
+    ("option", "value"),
+    [("dtype", "complex"), ("codec", "brotli"), ("block_bytes", 100_000), ("threads", 0), ("threads", 1000)],
 )
 def test_an_option_that_cannot_be_used_is_named(option: str, value: object) -> None:
     with pytest.raises(errors.ConfigError, match=str(value)):
@@ -131,6 +179,41 @@ def test_files_are_patched_as_buffers_are(tmp_path: Path) -> None:
     assert (tmp_path / "old").read_bytes() == new
     assert (tmp_path / "old").stat().st_mode & 0o777 == 0o640
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "new", "old", "patch"]
+
+
+def test_a_file_is_changed_in_place_and_again_without_harm(tmp_path: Path) -> None:
+    old, new = versions(3_000_000)
+    held = tmp_path / "held"
+    held.write_bytes(old)
+    (tmp_path / "patch").write_bytes(delta.encode(old, new))
+    number = held.stat().st_ino
+    for _ in range(2):
+        told = delta.apply_files(tmp_path / "patch", held, in_place=True)
+        assert (held.read_bytes(), held.stat().st_ino) == (new, number)
+        assert told.target_bytes == len(new)
+    assert delta.recover(held) == "nothing"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["held", "patch"]
+    held.write_bytes(new + b"!")
+    with pytest.raises(errors.BaseMismatchError):
+        delta.apply_files(tmp_path / "patch", held, in_place=True)
+    with pytest.raises(errors.ConfigError, match="in place"):
+        delta.apply_files(tmp_path / "patch", held, held, in_place=True)
+    with pytest.raises(errors.ConfigError, match="missing"):
+        delta.apply_files(tmp_path / "patch", held)
+
+
+def test_a_file_with_a_journal_is_not_used_before_it_is_recovered(tmp_path: Path) -> None:
+    old, new = versions()
+    held = tmp_path / "held"
+    held.write_bytes(old)
+    (tmp_path / "new").write_bytes(new)
+    (tmp_path / ".held.dwcp-journal").write_bytes(b"cut off")
+    with pytest.raises(errors.DeltaError, match="journal") as caught:
+        delta.diff_files(held, tmp_path / "new", tmp_path / "patch")
+    assert caught.value.hint is not None and "recover" in caught.value.hint
+    assert delta.recover(held) == "discarded"
+    delta.diff_files(held, tmp_path / "new", tmp_path / "patch")
+    assert held.read_bytes() == old
 
 
 def test_empty_files_are_patched_too(tmp_path: Path) -> None:
@@ -161,6 +244,71 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         delta.diff_files(tmp_path / "nowhere", tmp_path / "nowhere", tmp_path / "patch")
     assert caught.value.filename == str(tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_snapshot_makes_the_patches_that_encode_makes() -> None:
+    old, new = versions(3_000_000)
+    sender = delta.Snapshot(old, dtype="fp32", block_bytes=BLOCK)
+    receiver = delta.Snapshot(old, block_bytes=BLOCK)
+    patch = sender.advance(new, threads=2)
+    assert patch == delta.encode(old, new, dtype="fp32", block_bytes=BLOCK)
+    receiver.apply(patch)
+    assert receiver.view() == sender.view() == new
+    assert receiver.digest == sender.digest == delta.info(patch).target_digest
+    assert sender.size == len(new)
+    with pytest.raises(errors.BaseMismatchError):
+        receiver.apply(patch)
+    assert receiver.view() == new
+
+
+def test_a_view_of_a_snapshot_follows_it_and_holds_its_length() -> None:
+    held = delta.Snapshot(b"version 1")
+    view = held.view()
+    assert view.readonly
+    held.advance(b"version 2")
+    assert bytes(view) == b"version 2"
+    with pytest.raises(BufferError, match="10"):
+        held.advance(b"version 10")
+    with pytest.raises(BufferError):
+        held.apply(delta.encode(b"version 2", b"version 10"))
+    view.release()
+    held.advance(b"version 10")
+    assert bytes(held.view()) == b"version 10"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.integers(0, 49_999), max_size=300), st.booleans(), st.sampled_from([np.uint32, np.int64]))
+def test_changes_told_by_mask_or_index_are_those_of_the_whole(
+    changed: set[int], backwards: bool, kind: type[np.integer[Any]]
+) -> None:
+    old = np.random.default_rng(1).integers(0, 1 << 16, 50_000, dtype=np.uint16)
+    index = np.array(sorted(changed, reverse=backwards), dtype=kind)
+    new, mask = old.copy(), np.zeros(old.size, dtype=bool)
+    new[index] += 7
+    mask[index] = True
+    whole = delta.Snapshot(old, dtype="uint16", block_bytes=BLOCK).advance(new)
+    # What the mask does not name is not looked at.
+    noise = np.where(mask, new, 9)
+    for packed in (False, True):
+        held = delta.Snapshot(old, dtype="uint16", block_bytes=BLOCK)
+        bits = np.packbits(mask, bitorder="little") if packed else mask
+        assert held.advance_masked(noise.astype(np.uint16), bits, packed=packed) == whole
+    held = delta.Snapshot(old, dtype="uint16", block_bytes=BLOCK)
+    assert held.advance_sparse(index, new[index]) == whole
+    assert held.view() == new.tobytes()
+
+
+def test_an_index_that_is_wrong_is_refused_and_changes_nothing() -> None:
+    held = delta.Snapshot(bytes(16), dtype="fp32")
+    values = np.ones(2, dtype=np.float32)
+    for index, told in (([1, 1], "more than once"), ([0, 4], "beyond"), ([0, -1], "beyond")):
+        with pytest.raises(errors.DeltaError, match=told):
+            held.advance_sparse(np.array(index), values)
+    with pytest.raises(errors.DeltaError, match="index"):
+        held.advance_sparse(np.array([0, 1, 2]), values)
+    with pytest.raises(errors.DeltaError, match="mask"):
+        held.advance_masked(bytes(16), bytes(5))
+    assert held.view() == bytes(16)
 
 
 def test_the_examples_in_the_documentation_hold() -> None:

@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from dwcp_fast import delta, versions
+from dwcp_fast import delta, snap, versions
 from dwcp_fast.codec import (
     compress,
     compress_into,
@@ -10,7 +10,9 @@ from dwcp_fast.codec import (
     decompress_into,
     digest,
     max_compressed_length,
+    needed_dictionary,
 )
+from dwcp_fast.dictionary import Dictionary
 from dwcp_fast.engine import force_v1
 from dwcp_fast.errors import (
     AuthError,
@@ -32,6 +34,7 @@ from dwcp_fast.errors import (
 from dwcp_fast.incoming import IncomingSession
 from dwcp_fast.listener import Listener, listen, listen_async
 from dwcp_fast.options import ReceiveOptions, SendOptions
+from dwcp_fast.pages import compress_pages, decompress_pages_into
 from dwcp_fast.received import Received
 from dwcp_fast.reports import Progress, ReceiveReport, SendReport
 from dwcp_fast.session import Session, connect, connect_async
@@ -48,6 +51,7 @@ __all__ = [
     "DeltaError",
     "DeltaPublisher",
     "DeltaSubscriber",
+    "Dictionary",
     "DwcpError",
     "FormatError",
     "IncomingSession",
@@ -70,16 +74,20 @@ __all__ = [
     "__version__",
     "compress",
     "compress_into",
+    "compress_pages",
     "connect",
     "connect_async",
     "decompress",
     "decompress_into",
+    "decompress_pages_into",
     "delta",
     "digest",
     "force_v1",
     "listen",
     "listen_async",
     "max_compressed_length",
+    "needed_dictionary",
+    "snap",
     "versions",
 ]
 

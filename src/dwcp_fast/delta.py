@@ -1,12 +1,13 @@
 """Patches: the difference of two versions of the same state, checked against the base before it is applied.
 
-A patch (``DWCD``) tells each block of the new version in the cheapest way: as in the base, by what differs from the
-base at the same place, by where its content is elsewhere in the base or earlier in the new version, or in full. It
-names the exact base it was made from by its tree digest, and carries a digest of every block. Applying it to anything
-else raises :class:`~dwcp_fast.errors.BaseMismatchError` before a byte is written.
+A patch (``DWCD``) tells each block of the new version in the cheapest way: as in the base, by what differs
+from the base at the same place, by where its content is elsewhere in the base or earlier in the new
+version, or in full. It names the exact base it was made from by its tree digest, and carries a digest of
+every block. Applying it to anything else raises :class:`~dwcp_fast.errors.BaseMismatchError` before a byte
+is written.
 
-Patches may stand one behind the other, each for the version that the one before makes: a chain, which is taken
-wherever a patch is.
+Patches may stand one behind the other, each for the version that the one before makes: a chain, which is
+taken wherever a patch is.
 
 Buffers are taken as in :mod:`dwcp_fast.codec`: C-contiguous, without copying, the interpreter released.
 """
@@ -47,7 +48,7 @@ WIDTHS: Final = {
 }
 """Bytes of an element by the name of its type."""
 
-DEFAULT_BLOCK_BYTES: Final = 256 << 10
+DEFAULT_BLOCK_BYTES: Final = 1 << 20
 MAX_THREADS: Final = 256
 
 
@@ -166,8 +167,8 @@ def apply_onto(patch: BufferLike, old: BufferLike, out: BufferLike, *, threads: 
     Args:
         patch: As for :func:`apply`.
         old: As for :func:`apply`.
-        out: A writable buffer with the length of the new version that shares no memory with the others. After an
-            error its content is unspecified.
+        out: A writable buffer with the length of the new version that shares no memory with the others.
+            After an error its content is unspecified.
         threads: As for :func:`apply`.
 
     Raises:
@@ -234,9 +235,9 @@ def info(patch: BufferLike) -> PatchInfo:
 class Snapshot:
     """A held version: the sender makes patches of the next version from it, the receiver applies them to it.
 
-    The digests of its blocks are kept, so that a version is hashed once and not for every patch. Every method that
-    changes the version does all of it or, when it raises, nothing. Methods may be called from any thread, one at a
-    time.
+    The digests of its blocks are kept, so that a version is hashed once and not for every patch. Every
+    method that changes the version does all of it or, when it raises, nothing. Methods may be called from
+    any thread, one at a time.
 
     >>> sender, receiver = Snapshot(b"version 1"), Snapshot(b"version 1")
     >>> receiver.apply(sender.advance(b"version 2"))
@@ -258,7 +259,8 @@ class Snapshot:
 
         Args:
             data: The version.
-            dtype: As for :func:`encode`; the elements of masks and indices are of this type, bytes if it is None.
+            dtype: As for :func:`encode`; the elements of masks and indices are of this type, bytes if it is
+                None.
             codec: As for :func:`encode`.
             block_bytes: As for :func:`encode`; the patches that are applied must have the same.
             search: As for :func:`encode`.
@@ -284,7 +286,8 @@ class Snapshot:
     def view(self) -> memoryview:
         """Give the version itself, to read; it changes under the view when the version does.
 
-        While there is a view the version can only become one of the same length: others raise :class:`BufferError`.
+        While there is a view the version can only become one of the same length: others raise
+        :class:`BufferError`.
         """
         return memoryview(self._held)
 
@@ -376,7 +379,8 @@ def diff_files(
 ) -> PatchInfo:
     """Write the patch between two files; the patch appears under its name only when it is complete.
 
-    Files may have any length: memory is taken for some blocks of them, and up to 64 MiB for what is looked up.
+    Files may have any length: memory is taken for some blocks of them, and up to 64 MiB for what is looked
+    up.
 
     Args:
         old: File with the old version.
@@ -414,9 +418,10 @@ def apply_files(
 ) -> PatchInfo:
     """Write the new version of a file; `new` appears, or is replaced, only when it is verified.
 
-    In place only the blocks that change are written, twice: to a journal beside the file, and to the file when all of
-    them are there and verified. However this ends, also by a kill, the file is the old or the new version, or the
-    journal is there, and the same call made again, or :func:`recover`, finishes it. Meanwhile readers may see a mix.
+    In place only the blocks that change are written, twice: to a journal beside the file, and to the file
+    when all of them are there and verified. However this ends, also by a kill, the file is the old or the
+    new version, or the journal is there, and the same call made again, or :func:`recover`, finishes it.
+    Meanwhile readers may see a mix.
 
     Args:
         patch: File with the patch, or several of them, one behind the other.
@@ -454,8 +459,8 @@ def recover(file: str | PathLike[str]) -> Literal["nothing", "discarded", "finis
         file: The file that was to be changed.
 
     Returns:
-        What there was to do: ``"nothing"``, or the journal was ``"discarded"`` and the file is the old version, or the
-        change is ``"finished"`` now and the file is the new one.
+        What there was to do: ``"nothing"``, or the journal was ``"discarded"`` and the file is the old
+        version, or the change is ``"finished"`` now and the file is the new one.
 
     Raises:
         OSError: The file or its journal cannot be read or written, or is in use.

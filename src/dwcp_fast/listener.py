@@ -167,6 +167,7 @@ class Listener:
         self._options = options
         self._serve = serve
         self._clients = clients
+        self._kept_tickets: bytes | None = None
         self._file = None if pairing_file is None else Path(pairing_file)
         self._cancel = _core.Cancel()
         self._into = None if keep_pairing_in is None else Path(keep_pairing_in)
@@ -275,8 +276,9 @@ class Listener:
 
     def _keep(self) -> None:
         tickets = self._security.tickets()
-        if self._identity is None or tickets is None:
+        if self._identity is None or tickets is None or tickets == self._kept_tickets:
             return
+        self._kept_tickets = tickets
         pairing = KeptPairing(self._identity.to_blob(), tickets, self._native.address[1])
         if self._file is not None:
             write_pairing(self._file, pairing)

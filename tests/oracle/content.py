@@ -8,7 +8,7 @@ import lz4.block
 import xxhash
 import zstandard
 
-from oracle.wire import ENTRY_KINDS, AGAINST_BASE, FILL, LZ4, PLAIN, ZSTD, WireError, require
+from oracle.wire import AGAINST_BASE, ENTRY_KINDS, FILL, LZ4, PLAIN, ZSTD, WireError, require
 
 
 def digest(data: bytes) -> bytes:

@@ -297,7 +297,9 @@ class Lane:
         reader.end()
         body = data[HEADER.size + head_len : end]
         if name == "block":
-            whole = fields["codec"] == NONE and fields["kind"] != FILL
-            require(not whole or body_len == fields["raw_length"], "an uncoded body of another length")
-            require(body_len <= fields["raw_length"], "a body larger than its block")
+            raw, plain = fields["raw_length"], fields["kind"] == PLAIN
+            whole = plain and fields["codec"] == NONE
+            require(not whole or body_len == raw, "an uncoded body of another length")
+            most = raw if plain or fields["kind"] == FILL else raw - 1
+            require(1 <= body_len <= most, "a body larger than its block")
         return Frame(name, fields, body), end

@@ -150,6 +150,9 @@ fn bound(old: &[u8], new: &[u8], width: usize) -> f64 {
     (values + term(changed, all) + term(all - changed, all)) / 8.0
 }
 
+/// What is measured, by name.
+type Case<'a> = (String, Box<dyn FnMut() + 'a>);
+
 /// Processor time of this thread: others may run on the machine.
 fn processor_seconds() -> f64 {
     let time = clock_gettime(ClockId::ThreadCPUTime);
@@ -157,7 +160,7 @@ fn processor_seconds() -> f64 {
 }
 
 /// Runs all cases in turns and returns the median of each, in seconds of processor time.
-fn medians(cases: &mut [(String, Box<dyn FnMut() + '_>)]) -> Vec<f64> {
+fn medians(cases: &mut [Case<'_>]) -> Vec<f64> {
     let mut seconds = vec![vec![]; cases.len()];
     for _ in 0..ROUNDS {
         for ((_, case), seconds) in cases.iter_mut().zip(&mut seconds) {
@@ -177,7 +180,7 @@ fn medians(cases: &mut [(String, Box<dyn FnMut() + '_>)]) -> Vec<f64> {
 
 fn measure_loops(name: &str, old: &[u8], new: &[u8], width: usize) {
     let blocks = || old.chunks(*BLOCK_BYTES).zip(new.chunks(*BLOCK_BYTES));
-    let mut cases: Vec<(String, Box<dyn FnMut()>)> = vec![];
+    let mut cases: Vec<Case> = vec![];
     let copy = old.to_vec();
     cases.push((
         "memcmp (equal)".into(),
@@ -303,7 +306,7 @@ fn measure_kinds(name: &str, old: Option<&[u8]>, new: &[u8], width: Option<u8>) 
     let (mut decoder, mut onto) = (BlockDecoder::new(), BlockDecoder::new());
     let (mut out, mut zstd, mut xored, mut sink) = (vec![0; *BLOCK_BYTES], Compressor::new(), vec![], vec![]);
     let mut verified = vec![0; *BLOCK_BYTES];
-    let mut cases: Vec<(String, Box<dyn FnMut()>)> = vec![
+    let mut cases: Vec<Case> = vec![
         (
             "encode".into(),
             Box::new(|| {

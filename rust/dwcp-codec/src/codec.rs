@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use zstd_safe::{CCtx, DCtx};
 
+use crate::dictionary::Dictionary;
 use crate::error::CodecError;
 use crate::raw::{self, Written};
 
@@ -185,12 +186,29 @@ impl Compressor {
             Codec::Lz4 => raw::lz4_compress(src, dst),
             Codec::Zstd { level } => {
                 Codec::zstd(level)?;
-                let context = match &mut self.zstd {
-                    Some(context) => context,
-                    empty => empty.insert(CCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?),
-                };
-                raw::zstd_compress(context, level, src, dst)
+                raw::zstd_compress(self.zstd()?, level, src, dst)
             }
+        }
+    }
+}
+
+impl Compressor {
+    /// [`Compressor::write`] with zstd and a dictionary.
+    pub(crate) fn write_with(
+        &mut self,
+        dictionary: &Dictionary,
+        level: i32,
+        src: &[u8],
+        dst: &mut [MaybeUninit<u8>],
+    ) -> Result<Written, CodecError> {
+        let encoder = dictionary.encoder(level)?;
+        raw::zstd_compress_with(self.zstd()?, &encoder, src, dst)
+    }
+
+    fn zstd(&mut self) -> Result<&mut CCtx<'static>, CodecError> {
+        match &mut self.zstd {
+            Some(context) => Ok(context),
+            empty => Ok(empty.insert(CCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?)),
         }
     }
 }
@@ -249,13 +267,24 @@ impl Decompressor {
         match codec {
             CodecId::None => raw::copy_exactly(src, dst),
             CodecId::Lz4 => raw::lz4_decompress(src, dst),
-            CodecId::Zstd => {
-                let context = match &mut self.zstd {
-                    Some(context) => context,
-                    empty => empty.insert(DCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?),
-                };
-                raw::zstd_decompress(context, src, dst)
-            }
+            CodecId::Zstd => raw::zstd_decompress(self.zstd()?, None, src, dst),
+        }
+    }
+
+    /// [`Decompressor::fill`] with zstd and a dictionary.
+    pub(crate) fn fill_with<'d>(
+        &mut self,
+        dictionary: &Dictionary,
+        src: &[u8],
+        dst: &'d mut [MaybeUninit<u8>],
+    ) -> Result<&'d mut [u8], CodecError> {
+        raw::zstd_decompress(self.zstd()?, Some(dictionary.decoder()), src, dst)
+    }
+
+    fn zstd(&mut self) -> Result<&mut DCtx<'static>, CodecError> {
+        match &mut self.zstd {
+            Some(context) => Ok(context),
+            empty => Ok(empty.insert(DCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?)),
         }
     }
 }

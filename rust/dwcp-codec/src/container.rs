@@ -1,13 +1,15 @@
 //! The self-describing form of compressed bytes: a short header, then the payload.
 //!
-//! Little-endian: magic `DWCB`, version (1), codec id, flags (bit 0: a digest follows), zero, raw length (u64), the
-//! XXH3-128 digest of the raw bytes if flagged, then the payload to the end.
+//! Little-endian: magic `DWCB`, version (1), codec id, flags (bit 0: a digest follows, bit 1: a dictionary was used),
+//! zero, raw length (u64), the XXH3-128 digest of the raw bytes if flagged, that of the dictionary if flagged, then the
+//! payload to the end.
 
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::str::FromStr;
 
 use crate::codec::{self, Codec, CodecId, Compressor, Decompressor};
+use crate::dictionary::Dictionary;
 use crate::digest::Digest;
 use crate::error::CodecError;
 use crate::probe;
@@ -17,10 +19,12 @@ use crate::raw::{self, Written};
 pub const MAGIC: [u8; 4] = *b"DWCB";
 /// The version written, and the highest that is read.
 pub const VERSION: u8 = 1;
-/// Length in bytes of a header without and with a digest.
+/// Length in bytes of a header without digests, and with as many as it can have.
 const SHORT_HEADER: usize = 16;
-const LONG_HEADER: usize = 32;
+const LONG_HEADER: usize = 48;
+const DIGEST_BYTES: usize = 16;
 const FLAG_DIGEST: u8 = 0x01;
+const FLAG_DICTIONARY: u8 = 0x02;
 
 /// From this length on the probe costs next to nothing beside compressing, so that no codec is run on what would not
 /// shrink, whichever was asked for.
@@ -55,6 +59,31 @@ impl fmt::Display for CodecChoice {
     }
 }
 
+/// How a container is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct ContainerOptions<'a> {
+    /// The codec.
+    pub choice: CodecChoice,
+    /// Whether to add a digest of the data.
+    pub checksum: bool,
+    /// A dictionary to use; the codec must be zstd, or left to be chosen, and is then zstd level 1.
+    pub dictionary: Option<&'a Dictionary>,
+}
+
+impl ContainerOptions<'_> {
+    /// The level with which the dictionary is used, if there is one and the data is to be compressed at all.
+    fn dictionary_level(&self) -> Result<Option<(i32, &Dictionary)>, CodecError> {
+        match (self.dictionary, self.choice) {
+            (None, _) | (_, CodecChoice::Fixed(Codec::None)) => Ok(None),
+            (Some(dictionary), CodecChoice::Auto) => Ok(Some((1, dictionary))),
+            (Some(dictionary), CodecChoice::Fixed(Codec::Zstd { level })) => Ok(Some((level, dictionary))),
+            (Some(_), CodecChoice::Fixed(Codec::Lz4)) => {
+                Err(CodecError::DictionaryCodec { codec: CodecId::Lz4 })
+            }
+        }
+    }
+}
+
 impl CodecChoice {
     fn decide(self, src: &[u8]) -> Codec {
         let (codec, look) = match self {
@@ -74,13 +103,15 @@ pub struct Header {
     pub raw_length: u64,
     /// Digest of the decoded bytes, if the container carries one.
     pub digest: Option<Digest>,
+    /// Digest of the dictionary that the payload was made with, if it was.
+    pub dictionary: Option<Digest>,
     /// Where the payload begins.
     pub payload_offset: usize,
 }
 
 /// The size of the output buffer with which [`compress_into`] is fastest and cannot run out of room.
 ///
-/// What is written is at most 32 bytes longer than the source.
+/// What is written is at most 48 bytes longer than the source, and 32 without a dictionary.
 #[must_use]
 pub fn max_compressed_length(n: usize) -> usize {
     let payload = [CodecId::Lz4, CodecId::Zstd].map(|id| codec::max_compressed_length(id, n));
@@ -91,65 +122,79 @@ pub fn max_compressed_length(n: usize) -> usize {
 ///
 /// # Errors
 ///
-/// Those of [`Compressor::compress_into`].
+/// Those of [`Compressor::compress_into`], or [`CodecError::DictionaryCodec`].
 pub fn compress_into(
     compressor: &mut Compressor,
-    choice: CodecChoice,
-    checksum: bool,
+    options: &ContainerOptions<'_>,
     src: &[u8],
     dst: &mut [MaybeUninit<u8>],
 ) -> Result<usize, CodecError> {
-    write(compressor, choice, checksum, src, dst).map(Written::count)
+    write(compressor, options, src, dst).map(Written::count)
 }
 
 /// Appends `src` as a container to `out`.
 ///
 /// # Errors
 ///
-/// Those of [`Compressor::compress`].
+/// Those of [`Compressor::compress`], or [`CodecError::DictionaryCodec`].
 pub fn compress(
     compressor: &mut Compressor,
-    choice: CodecChoice,
-    checksum: bool,
+    options: &ContainerOptions<'_>,
     src: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<(), CodecError> {
     let room = max_compressed_length(src.len());
-    raw::append_with(out, room, |spare| write(compressor, choice, checksum, src, spare))
+    raw::append_with(out, room, |spare| write(compressor, options, src, spare))
 }
 
 fn write(
     compressor: &mut Compressor,
-    choice: CodecChoice,
-    checksum: bool,
+    options: &ContainerOptions<'_>,
     src: &[u8],
     dst: &mut [MaybeUninit<u8>],
 ) -> Result<Written, CodecError> {
-    let digest = checksum.then(|| Digest::of(src));
-    let head_length = if checksum { LONG_HEADER } else { SHORT_HEADER };
-    raw::write_framed(dst, head_length, |payload| {
-        let codec = choice.decide(src);
+    let digest = options.checksum.then(|| Digest::of(src));
+    let dictionary = options.dictionary_level()?;
+    let plain_length = SHORT_HEADER + if options.checksum { DIGEST_BYTES } else { 0 };
+    if let Some((level, dictionary)) = dictionary {
+        let framed = raw::write_framed(dst, plain_length + DIGEST_BYTES, |payload| {
+            let written = compressor.write_with(dictionary, level, src, payload)?;
+            Ok((head(CodecId::Zstd, src, digest, Some(dictionary.digest())), written))
+        });
+        match framed {
+            Ok(written) if written.count() < plain_length + src.len() => return Ok(written),
+            Ok(_) | Err(CodecError::OutputTooSmall { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    raw::write_framed(dst, plain_length, |payload| {
+        let codec = if dictionary.is_some() { Codec::None } else { options.choice.decide(src) };
         let (id, written) = match compressor.write(codec, src, payload) {
             Ok(written) if codec == Codec::None || written.count() < src.len() => (codec.id(), written),
             // Stored, it may fit where the compressed form did not.
             Ok(_) | Err(CodecError::OutputTooSmall { .. }) => (CodecId::None, raw::copy(src, payload)?),
             Err(error) => return Err(error),
         };
-        let mut head = Vec::with_capacity(LONG_HEADER);
-        head.extend(MAGIC);
-        head.extend([VERSION, id as u8, if checksum { FLAG_DIGEST } else { 0 }, 0]);
-        head.extend((src.len() as u64).to_le_bytes());
-        head.extend(digest.iter().flat_map(|digest| digest.0));
-        Ok((head, written))
+        Ok((head(id, src, digest, None), written))
     })
 }
 
-/// Reads the header of a container; `src` need not hold more than its first 32 bytes.
+fn head(codec: CodecId, src: &[u8], digest: Option<Digest>, dictionary: Option<Digest>) -> Vec<u8> {
+    let mut head = Vec::with_capacity(LONG_HEADER);
+    let flags = digest.map_or(0, |_| FLAG_DIGEST) | dictionary.map_or(0, |_| FLAG_DICTIONARY);
+    head.extend(MAGIC);
+    head.extend([VERSION, codec as u8, flags, 0]);
+    head.extend((src.len() as u64).to_le_bytes());
+    head.extend(digest.into_iter().chain(dictionary).flat_map(|digest| digest.0));
+    head
+}
+
+/// Reads the header of a container; `src` need not hold more than its first 48 bytes.
 ///
 /// # Errors
 ///
 /// [`CodecError::BadMagic`], [`CodecError::Truncated`], [`CodecError::UnsupportedVersion`],
-/// [`CodecError::UnknownCodecId`] or [`CodecError::ReservedNotZero`].
+/// [`CodecError::UnknownCodecId`], [`CodecError::ReservedNotZero`] or [`CodecError::DictionaryCodec`].
 pub fn read_header(src: &[u8]) -> Result<Header, CodecError> {
     let truncated = |needed| CodecError::Truncated { length: src.len(), needed };
     let (magic, rest) = src.split_first_chunk().ok_or(truncated(SHORT_HEADER))?;
@@ -162,18 +207,31 @@ pub fn read_header(src: &[u8]) -> Result<Header, CodecError> {
         return Err(CodecError::UnsupportedVersion { version, max: VERSION });
     }
     let codec = CodecId::try_from(codec)?;
-    for value in [flags & !FLAG_DIGEST, reserved] {
+    for value in [flags & !(FLAG_DIGEST | FLAG_DICTIONARY), reserved] {
         if value != 0 {
             return Err(CodecError::ReservedNotZero { value });
         }
     }
-    let (raw_length, rest) = rest.split_first_chunk().ok_or(truncated(SHORT_HEADER))?;
-    let digest = match flags {
-        FLAG_DIGEST => Some(Digest(*rest.first_chunk().ok_or(truncated(LONG_HEADER))?)),
-        _ => None,
+    if flags & FLAG_DICTIONARY != 0 && codec != CodecId::Zstd {
+        return Err(CodecError::DictionaryCodec { codec });
+    }
+    let (raw_length, mut rest) = rest.split_first_chunk().ok_or(truncated(SHORT_HEADER))?;
+    let payload_offset = SHORT_HEADER + DIGEST_BYTES * flags.count_ones() as usize;
+    let mut digest = |flag| {
+        if flags & flag == 0 {
+            return Ok(None);
+        }
+        let (bytes, behind) = rest.split_first_chunk().ok_or(truncated(payload_offset))?;
+        rest = behind;
+        Ok(Some(Digest(*bytes)))
     };
-    let payload_offset = if digest.is_some() { LONG_HEADER } else { SHORT_HEADER };
-    Ok(Header { codec, raw_length: u64::from_le_bytes(*raw_length), digest, payload_offset })
+    Ok(Header {
+        codec,
+        raw_length: u64::from_le_bytes(*raw_length),
+        digest: digest(FLAG_DIGEST)?,
+        dictionary: digest(FLAG_DICTIONARY)?,
+        payload_offset,
+    })
 }
 
 /// Decodes the container `src` to the start of `dst`, checks its digest and returns how many bytes it decoded to.
@@ -183,9 +241,11 @@ pub fn read_header(src: &[u8]) -> Result<Header, CodecError> {
 /// # Errors
 ///
 /// Those of [`read_header`] and [`Decompressor::decompress_into`], [`CodecError::OutputTooSmall`] if `dst` is shorter
-/// than the raw length, [`CodecError::DigestMismatch`].
+/// than the raw length, [`CodecError::DictionaryMissing`], [`CodecError::DictionaryMismatch`],
+/// [`CodecError::DigestMismatch`].
 pub fn decompress_into(
     decompressor: &mut Decompressor,
+    dictionary: Option<&Dictionary>,
     src: &[u8],
     dst: &mut [MaybeUninit<u8>],
 ) -> Result<usize, CodecError> {
@@ -193,7 +253,7 @@ pub fn decompress_into(
     let capacity = dst.len();
     let dst = usize::try_from(header.raw_length).ok().and_then(|length| dst.get_mut(..length));
     let dst = dst.ok_or(CodecError::OutputTooSmall { capacity })?;
-    decode(decompressor, &header, src, dst).map(|raw| raw.len())
+    decode(decompressor, dictionary, &header, src, dst).map(|raw| raw.len())
 }
 
 /// Appends what the container `src` decodes to to `out`, if that is at most `max_length` bytes.
@@ -204,9 +264,11 @@ pub fn decompress_into(
 /// # Errors
 ///
 /// Those of [`read_header`] and [`Decompressor::decompress_into`], [`CodecError::OverLimit`],
-/// [`CodecError::DigestMismatch`], [`CodecError::OutOfMemory`].
+/// [`CodecError::DictionaryMissing`], [`CodecError::DictionaryMismatch`], [`CodecError::DigestMismatch`],
+/// [`CodecError::OutOfMemory`].
 pub fn decompress(
     decompressor: &mut Decompressor,
+    dictionary: Option<&Dictionary>,
     src: &[u8],
     max_length: u64,
     out: &mut Vec<u8>,
@@ -231,16 +293,25 @@ pub fn decompress(
     if !possible {
         return Err(CodecError::RawLength { expected: length });
     }
-    raw::append_exactly(out, length, |spare| decode(decompressor, &header, src, spare))
+    raw::append_exactly(out, length, |spare| decode(decompressor, dictionary, &header, src, spare))
 }
 
 fn decode<'d>(
     decompressor: &mut Decompressor,
+    dictionary: Option<&Dictionary>,
     header: &Header,
     src: &[u8],
     dst: &'d mut [MaybeUninit<u8>],
 ) -> Result<&'d mut [u8], CodecError> {
-    let raw = decompressor.fill(header.codec, &src[header.payload_offset..], dst)?;
+    let payload = &src[header.payload_offset..];
+    let raw = match (header.dictionary, dictionary) {
+        (None, _) => decompressor.fill(header.codec, payload, dst)?,
+        (Some(needed), None) => return Err(CodecError::DictionaryMissing { needed }),
+        (Some(needed), Some(dictionary)) if dictionary.digest() != needed => {
+            return Err(CodecError::DictionaryMismatch { needed, given: dictionary.digest() });
+        }
+        (Some(_), Some(dictionary)) => decompressor.fill_with(dictionary, payload, dst)?,
+    };
     match header.digest {
         Some(expected) => match Digest::of(raw) {
             actual if actual == expected => Ok(raw),
@@ -253,18 +324,20 @@ fn decode<'d>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dictionary::tests::{records, trained};
     use crate::probe::tests::{noise, text};
     use proptest::prelude::*;
 
     fn make(choice: CodecChoice, checksum: bool, src: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        compress(&mut Compressor::new(), choice, checksum, src, &mut out).unwrap();
+        let options = ContainerOptions { choice, checksum, dictionary: None };
+        compress(&mut Compressor::new(), &options, src, &mut out).unwrap();
         out
     }
 
     fn read(src: &[u8], max_length: u64) -> Result<Vec<u8>, CodecError> {
         let mut out = Vec::new();
-        decompress(&mut Decompressor::new(), src, max_length, &mut out).map(|()| out)
+        decompress(&mut Decompressor::new(), None, src, max_length, &mut out).map(|()| out)
     }
 
     #[test]
@@ -289,13 +362,14 @@ mod tests {
     fn container_is_never_more_than_its_header_longer_than_the_source() {
         let src = noise(1, 10_000);
         for codec in [Codec::Lz4, Codec::Zstd { level: 3 }] {
-            assert_eq!(make(CodecChoice::Fixed(codec), true, &src).len(), src.len() + LONG_HEADER);
-            let mut exact = vec![MaybeUninit::uninit(); src.len() + LONG_HEADER];
+            assert_eq!(make(CodecChoice::Fixed(codec), true, &src).len(), src.len() + 32);
+            let mut exact = vec![MaybeUninit::uninit(); src.len() + 32];
             let choice = CodecChoice::Fixed(codec);
-            let length = compress_into(&mut Compressor::new(), choice, true, &src, &mut exact).unwrap();
+            let options = ContainerOptions { choice, checksum: true, dictionary: None };
+            let length = compress_into(&mut Compressor::new(), &options, &src, &mut exact).unwrap();
             assert_eq!(length, exact.len());
             exact.pop();
-            let refused = compress_into(&mut Compressor::new(), choice, true, &src, &mut exact);
+            let refused = compress_into(&mut Compressor::new(), &options, &src, &mut exact);
             assert!(matches!(refused, Err(CodecError::OutputTooSmall { .. })));
         }
     }
@@ -309,8 +383,13 @@ mod tests {
                 bad[8..16].copy_from_slice(&u64::to_le_bytes(lie));
                 assert!(read(&bad, u64::MAX).is_err(), "{codec} {lie}");
                 assert!(
-                    decompress_into(&mut Decompressor::new(), &bad, &mut [MaybeUninit::uninit(); 6_000])
-                        .is_err()
+                    decompress_into(
+                        &mut Decompressor::new(),
+                        None,
+                        &bad,
+                        &mut [MaybeUninit::uninit(); 6_000]
+                    )
+                    .is_err()
                 );
             }
             assert_eq!(read(&good, 4_999), Err(CodecError::OverLimit { length: 5_000, limit: 4_999 }));
@@ -329,9 +408,54 @@ mod tests {
         assert_eq!(with(0, b'X'), CodecError::BadMagic { found: *b"XWCB" });
         assert_eq!(with(4, 2), CodecError::UnsupportedVersion { version: 2, max: 1 });
         assert_eq!(with(5, 3), CodecError::UnknownCodecId { id: 3, max: 2 });
-        assert_eq!(with(6, 3), CodecError::ReservedNotZero { value: 2 });
+        assert_eq!(with(6, 5), CodecError::ReservedNotZero { value: 4 });
+        assert_eq!(with(6, 3), CodecError::DictionaryCodec { codec: CodecId::Lz4 });
         assert_eq!(with(7, 1), CodecError::ReservedNotZero { value: 1 });
         assert!(matches!(with(16, !good[16]), CodecError::DigestMismatch { .. }));
+    }
+
+    #[test]
+    fn dictionary_makes_small_containers_smaller_and_is_asked_for_by_name() {
+        let dictionary = trained();
+        let other = Dictionary::new(text(2_000)).unwrap();
+        let record = records(401).pop().unwrap();
+        for checksum in [false, true] {
+            let choice = CodecChoice::Fixed(Codec::Zstd { level: 3 });
+            let options = ContainerOptions { choice, checksum, dictionary: Some(&dictionary) };
+            let mut packed = Vec::new();
+            compress(&mut Compressor::new(), &options, &record, &mut packed).unwrap();
+            assert!(packed.len() < make(choice, checksum, &record).len() / 3 * 2, "{}", packed.len());
+            let needed = dictionary.digest();
+            assert_eq!(read_header(&packed).unwrap().dictionary, Some(needed));
+            let unpack = |dictionary: Option<&Dictionary>| {
+                let mut out = Vec::new();
+                decompress(&mut Decompressor::new(), dictionary, &packed, 1000, &mut out).map(|()| out)
+            };
+            assert_eq!(unpack(Some(&dictionary)), Ok(record.clone()));
+            assert_eq!(unpack(None), Err(CodecError::DictionaryMissing { needed }));
+            let mismatch = CodecError::DictionaryMismatch { needed, given: other.digest() };
+            assert_eq!(unpack(Some(&other)), Err(mismatch));
+            for length in 0..packed.len() {
+                let mut out = Vec::new();
+                let cut = &packed[..length];
+                assert!(
+                    decompress(&mut Decompressor::new(), Some(&dictionary), cut, 1000, &mut out).is_err()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn dictionary_that_does_not_help_is_not_named_and_lz4_takes_none() {
+        let dictionary = trained();
+        let options = |choice| ContainerOptions { choice, checksum: false, dictionary: Some(&dictionary) };
+        let src = noise(3, 500);
+        let mut packed = Vec::new();
+        compress(&mut Compressor::new(), &options(CodecChoice::Auto), &src, &mut packed).unwrap();
+        assert_eq!(packed, make(CodecChoice::Fixed(Codec::None), false, &src));
+        let lz4 = options(CodecChoice::Fixed(Codec::Lz4));
+        let refused = compress(&mut Compressor::new(), &lz4, &src, &mut packed);
+        assert_eq!(refused, Err(CodecError::DictionaryCodec { codec: CodecId::Lz4 }));
     }
 
     #[test]

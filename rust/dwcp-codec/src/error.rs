@@ -222,6 +222,52 @@ pub enum CodecError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// A page that the memory does not have.
+    #[error("there is no page {number}: the memory has {pages}")]
+    Page {
+        /// Its number.
+        number: u64,
+        /// How many pages there are.
+        pages: usize,
+    },
+    /// Bytes that cannot be used as a dictionary.
+    #[error("{length} bytes cannot be used as a dictionary: {reason}")]
+    Dictionary {
+        /// How many bytes there are.
+        length: usize,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// No dictionary can be made of these samples.
+    #[error("cannot train a dictionary on {samples} samples of {bytes} bytes in all: {reason}")]
+    Training {
+        /// How many samples there are.
+        samples: usize,
+        /// How many bytes they have together.
+        bytes: usize,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A codec that takes no dictionary was asked to use one.
+    #[error("codec {codec} takes no dictionary, only zstd does")]
+    DictionaryCodec {
+        /// The codec.
+        codec: CodecId,
+    },
+    /// The container was made with a dictionary, which was not given.
+    #[error("the container needs dictionary {needed}")]
+    DictionaryMissing {
+        /// Digest of the dictionary.
+        needed: Digest,
+    },
+    /// The container was made with another dictionary than the one given.
+    #[error("the container needs dictionary {needed}, not {given}")]
+    DictionaryMismatch {
+        /// Digest of the dictionary that is needed.
+        needed: Digest,
+        /// Digest of the one given.
+        given: Digest,
+    },
     /// The decoded bytes are not those that were encoded.
     #[error("digest of the decoded bytes is {actual}, expected {expected}")]
     DigestMismatch {

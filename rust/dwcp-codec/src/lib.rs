@@ -7,11 +7,13 @@
 pub mod block;
 pub mod codec;
 pub mod container;
+pub mod dictionary;
 pub mod digest;
 mod error;
 mod kernel;
 pub mod matcher;
 pub mod page;
+pub mod pages;
 pub mod patch;
 pub mod probe;
 #[allow(unsafe_code)] // The bindings to the C libraries, and the few casts to and from uninitialised memory.
@@ -22,6 +24,7 @@ pub mod segments;
 mod stream;
 
 pub use codec::{Codec, CodecId, Compressor, Decompressor};
+pub use dictionary::Dictionary;
 pub use digest::Digest;
 pub use error::CodecError;
 pub use patch::PatchError;

@@ -7,6 +7,7 @@
 
 use std::ops::Range;
 
+use crate::codec::CodecId;
 use crate::error::CodecError;
 use crate::sampling::{FINGERPRINT_BYTES, Sample, Sampler};
 
@@ -414,8 +415,14 @@ impl<O: Origins> Search<'_, O> {
             start = start.max(piece.end() as usize);
             break;
         }
+        let length = self.block.len();
+        let limit = u32::MAX as usize;
         let narrow = |value: usize| {
-            u32::try_from(value).map_err(|_| CodecError::OutOfMemory { bytes: self.block.len() })
+            u32::try_from(value).map_err(|_| CodecError::InputTooLarge {
+                codec: CodecId::None,
+                length,
+                limit,
+            })
         };
         let segment =
             Segment { origin, offset: offset - (at - start) as u64, length: narrow(at + forward - start)? };

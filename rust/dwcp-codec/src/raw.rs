@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::mem::MaybeUninit;
 
 use zstd_safe::zstd_sys::ZSTD_ErrorCode;
-use zstd_safe::{CCtx, CParameter, DCtx, ResetDirective, SafeResult, WriteBuf};
+use zstd_safe::{CCtx, CDict, CParameter, DCtx, DDict, ResetDirective, SafeResult, WriteBuf};
 
 use crate::codec::{CodecId, max_compressed_length};
 use crate::error::CodecError;
@@ -61,8 +61,18 @@ pub(crate) fn zstd_compress(
     dst: &mut [MaybeUninit<u8>],
 ) -> Result<Written, CodecError> {
     let capacity = dst.len();
-    let written: SafeResult = context.compress(&mut Uninit { bytes: dst, filled: 0 }, src, level);
-    written.map(Written).map_err(|code| zstd_compress_error(code, capacity))
+    written(context.compress(&mut Uninit { bytes: dst, filled: 0 }, src, level), capacity)
+}
+
+/// Compresses `src` as one zstd frame, made with a dictionary, at the start of `dst`.
+pub(crate) fn zstd_compress_with(
+    context: &mut CCtx<'static>,
+    dictionary: &CDict<'static>,
+    src: &[u8],
+    dst: &mut [MaybeUninit<u8>],
+) -> Result<Written, CodecError> {
+    let capacity = dst.len();
+    written(context.compress_using_cdict(&mut Uninit { bytes: dst, filled: 0 }, src, dictionary), capacity)
 }
 
 /// A context with parameters that stay.
@@ -82,25 +92,33 @@ pub(crate) fn zstd_compress_as_set(
     dst: &mut [MaybeUninit<u8>],
 ) -> Result<Written, CodecError> {
     let capacity = dst.len();
-    let written: SafeResult = context.compress2(&mut Uninit { bytes: dst, filled: 0 }, src);
-    written.map(Written).map_err(|code| zstd_compress_error(code, capacity))
+    written(context.compress2(&mut Uninit { bytes: dst, filled: 0 }, src), capacity)
 }
 
-fn zstd_compress_error(code: usize, capacity: usize) -> CodecError {
-    if zstd_safe::is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_memory_allocation) {
-        return CodecError::OutOfMemory { bytes: 0 };
-    }
-    CodecError::OutputTooSmall { capacity }
+/// What zstd says of a compression.
+fn written(result: SafeResult, capacity: usize) -> Result<Written, CodecError> {
+    result.map(Written).map_err(|code| {
+        if zstd_safe::is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_memory_allocation) {
+            return CodecError::OutOfMemory { bytes: 0 };
+        }
+        CodecError::OutputTooSmall { capacity }
+    })
 }
 
 /// Decompresses zstd frames into `dst`, which they must fill exactly.
 pub(crate) fn zstd_decompress<'d>(
     context: &mut DCtx<'static>,
+    dictionary: Option<&DDict<'static>>,
     src: &[u8],
     dst: &'d mut [MaybeUninit<u8>],
 ) -> Result<&'d mut [u8], CodecError> {
     let expected = dst.len();
-    match context.decompress(&mut Uninit { bytes: dst, filled: 0 }, src) {
+    let mut out = Uninit { bytes: dst, filled: 0 };
+    let decoded = match dictionary {
+        Some(dictionary) => context.decompress_using_ddict(&mut out, src, dictionary),
+        None => context.decompress(&mut out, src),
+    };
+    match decoded {
         // SAFETY: zstd has written as many bytes as there are.
         Ok(written) if written == expected => Ok(unsafe { assume_written(dst) }),
         Ok(_) => Err(CodecError::RawLength { expected }),
@@ -175,7 +193,7 @@ pub(crate) fn zstd_decompress_behind_prefix(
     // the prefix if it did not come to that.
     let prefix: &'static [u8] = unsafe { std::slice::from_raw_parts(joined.as_ptr(), joined.len()) };
     let decompressed = match context.ref_prefix(prefix) {
-        Ok(_) => append_exactly(joined, length, |spare| zstd_decompress(context, src, spare)),
+        Ok(_) => append_exactly(joined, length, |spare| zstd_decompress(context, None, src, spare)),
         Err(_) => Err(CodecError::OutOfMemory { bytes: 0 }),
     };
     context.reset(ResetDirective::SessionAndParameters).map_err(|_| CodecError::OutOfMemory { bytes: 0 })?;
@@ -274,6 +292,13 @@ pub(crate) fn copy_exactly<'d>(
     copy(src, dst)?;
     // SAFETY: the copy covers all of it, the lengths being equal.
     Ok(unsafe { assume_written(dst) })
+}
+
+/// Fills output memory with zero bytes, for those who want bytes that they may read.
+pub(crate) fn zeroed(dst: &mut [MaybeUninit<u8>]) -> &mut [u8] {
+    dst.fill(MaybeUninit::new(0));
+    // SAFETY: every byte was just written.
+    unsafe { assume_written(dst) }
 }
 
 /// Lets `body` write behind the first `head_length` bytes of `dst`, then copies the head it returns in front.

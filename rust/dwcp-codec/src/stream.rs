@@ -18,7 +18,7 @@ const MIN_PROBED_BYTES: usize = 1_024;
 /// What entropy coding must leave at most to be tried.
 const MOST_ENTROPY: f32 = 0.97;
 /// Below this a code of one bit for each byte, the least there is, is too much: repetition is looked for.
-const LEAST_ENTROPY: f32 = 0.16;
+const LEAST_ENTROPY: f32 = 0.1;
 /// Bytes left free for the length of a frame, which is known after the frame.
 const LENGTH_BYTES: usize = 4;
 

@@ -170,7 +170,9 @@ impl<'py> NewBytes<'py> {
             Bound::from_owned_ptr_or_err(py, ffi::PyBytes_FromStringAndSize(std::ptr::null(), size))?
                 .cast_into_unchecked()
         };
-        Ok(NewBytes { object, length })
+        let mut made = NewBytes { object, length };
+        prefer_huge_pages(made.memory());
+        Ok(made)
     }
 
     /// The memory to fill.
@@ -198,11 +200,28 @@ pub fn uninit(dst: &mut [u8]) -> &mut [MaybeUninit<u8>] {
     unsafe { std::slice::from_raw_parts_mut(dst.as_mut_ptr().cast(), dst.len()) }
 }
 
-/// Zero the memory, for work that wants bytes it may read.
-pub fn zeroed(dst: &mut [MaybeUninit<u8>]) -> &mut [u8] {
-    dst.fill(MaybeUninit::new(0));
-    // SAFETY: every byte was just written.
-    unsafe { std::slice::from_raw_parts_mut(dst.as_mut_ptr().cast(), dst.len()) }
+/// Write bytes to memory of their length.
+pub fn uninit_copy(bytes: &[u8], memory: &mut [MaybeUninit<u8>]) {
+    // SAFETY: same layout, and what is initialised may be seen as what may be not.
+    let bytes: &[MaybeUninit<u8>] = unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) };
+    memory.copy_from_slice(bytes);
+}
+
+/// Have new memory come in few large pages: it is written at twice the speed, and read faster.
+pub fn prefer_huge_pages(memory: &mut [MaybeUninit<u8>]) {
+    /// Below this, page faults are not what counts.
+    const WORTH_BYTES: usize = 4 << 20;
+    const PAGE_BYTES: usize = 4 << 10;
+    #[cfg(target_os = "linux")]
+    if memory.len() >= WORTH_BYTES {
+        let ahead = memory.as_ptr().align_offset(PAGE_BYTES);
+        let inner = memory.get_mut(ahead..).unwrap_or_default();
+        let length = inner.len() / PAGE_BYTES * PAGE_BYTES;
+        let start = inner.as_mut_ptr().cast();
+        // SAFETY: whole pages of memory that the caller has for itself; their content does not change. That the advice
+        // is not taken does no harm.
+        let _ = unsafe { rustix::mm::madvise(start, length, rustix::mm::Advice::LinuxHugepage) };
+    }
 }
 
 /// Fill a view that the interpreter wants of `length` bytes to read at `start`, which `owner` keeps.

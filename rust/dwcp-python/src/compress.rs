@@ -3,15 +3,16 @@
 use std::mem::MaybeUninit;
 
 use dwcp_codec::codec::Codec;
-use dwcp_codec::container::{self, CodecChoice};
+use dwcp_codec::container::{self, CodecChoice, ContainerOptions};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::buffer::{Input, NewBytes, Output, uninit};
+use crate::dictionary::Dictionary;
 use crate::error::Failure;
 use crate::{contexts, native};
 
-/// Length of a container's header without and with a digest: what a stored container is longer than its content.
+/// Length of a stored container's header without and with a digest: what it is longer than its content.
 const HEADERS: [usize; 2] = [16, 32];
 
 /// A copy this short takes less time than to give the interpreter away and take it back.
@@ -23,17 +24,18 @@ const KEPT_ROOM: usize = 4 << 20;
 
 /// Compress a buffer into a self-describing container.
 #[pyfunction]
-#[pyo3(signature = (buf, codec, checksum))]
+#[pyo3(signature = (buf, codec, checksum, dictionary))]
 pub fn compress<'py>(
     py: Python<'py>,
     buf: Input,
     codec: &str,
     checksum: bool,
+    dictionary: Option<PyRef<'_, Dictionary>>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let src = buf.bytes();
-    let choice = parse(py, codec)?;
-    if src.len() <= KEPT_ROOM && choice != CodecChoice::Fixed(Codec::None) {
-        return compress_in_kept_room(py, src, choice, checksum);
+    let options = options(py, codec, checksum, dictionary.as_deref())?;
+    if src.len() <= KEPT_ROOM && options.choice != CodecChoice::Fixed(Codec::None) {
+        return compress_in_kept_room(py, src, &options);
     }
     // As long as a stored container, which is the longest there is and is then not copied again. The stable ABI
     // cannot shrink a `bytes`, so a shorter one is copied: cheaper than the compression was, as it is short.
@@ -42,7 +44,7 @@ pub fn compress<'py>(
     let capacity = memory.len();
     let length = native::run(py, || {
         contexts::with(|contexts| {
-            Ok(container::compress_into(&mut contexts.compressor, choice, checksum, src, memory)?)
+            Ok(container::compress_into(&mut contexts.compressor, &options, src, memory)?)
         })
     })?;
     if length == capacity {
@@ -55,14 +57,13 @@ pub fn compress<'py>(
 fn compress_in_kept_room<'py>(
     py: Python<'py>,
     src: &[u8],
-    choice: CodecChoice,
-    checksum: bool,
+    options: &ContainerOptions<'_>,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let mut made = native::run(py, || {
         contexts::with(|contexts| {
             let mut room = std::mem::take(&mut contexts.scratch);
             room.clear();
-            container::compress(&mut contexts.compressor, choice, checksum, src, &mut room)?;
+            container::compress(&mut contexts.compressor, options, src, &mut room)?;
             Ok(room)
         })
     })?;
@@ -86,20 +87,21 @@ fn copied<'py>(py: Python<'py>, made: &[MaybeUninit<u8>]) -> PyResult<Bound<'py,
 
 /// Compress a buffer into one of the caller's; the number of bytes written.
 #[pyfunction]
-#[pyo3(signature = (buf, out, codec, checksum))]
+#[pyo3(signature = (buf, out, codec, checksum, dictionary))]
 pub fn compress_into(
     py: Python<'_>,
     buf: Input,
     mut out: Output,
     codec: &str,
     checksum: bool,
+    dictionary: Option<PyRef<'_, Dictionary>>,
 ) -> PyResult<usize> {
     out.refuse_overlap(&buf)?;
-    let choice = parse(py, codec)?;
+    let options = options(py, codec, checksum, dictionary.as_deref())?;
     let (src, dst) = (buf.bytes(), out.bytes_mut());
     native::run(py, || {
         contexts::with(|contexts| {
-            Ok(container::compress_into(&mut contexts.compressor, choice, checksum, src, uninit(dst))?)
+            Ok(container::compress_into(&mut contexts.compressor, &options, src, uninit(dst))?)
         })
     })
 }
@@ -110,6 +112,12 @@ pub fn max_compressed_length(length: usize) -> usize {
     container::max_compressed_length(length)
 }
 
-fn parse(py: Python<'_>, codec: &str) -> PyResult<CodecChoice> {
-    codec.parse().map_err(|error| Failure::Codec(error).raise(py))
+fn options<'d>(
+    py: Python<'_>,
+    codec: &str,
+    checksum: bool,
+    dictionary: Option<&'d Dictionary>,
+) -> PyResult<ContainerOptions<'d>> {
+    let choice = codec.parse().map_err(|error| Failure::Codec(error).raise(py))?;
+    Ok(ContainerOptions { choice, checksum, dictionary: dictionary.map(Dictionary::inner) })
 }

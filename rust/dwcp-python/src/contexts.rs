@@ -12,6 +12,8 @@ pub struct Contexts {
     pub decompressor: Decompressor,
     /// Room for a result whose length is not known before.
     pub scratch: Vec<u8>,
+    /// Room for pages brought together.
+    pub pages: Vec<u8>,
 }
 
 thread_local! {
@@ -19,6 +21,7 @@ thread_local! {
         compressor: Compressor::new(),
         decompressor: Decompressor::new(),
         scratch: Vec::new(),
+        pages: Vec::new(),
     });
 }
 

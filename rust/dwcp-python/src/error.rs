@@ -170,7 +170,9 @@ impl Failure {
 fn codec_class(error: &CodecError) -> &'static str {
     match error {
         CodecError::UnknownCodecName { .. } | CodecError::LevelOutOfRange { .. } => "ConfigError",
-        CodecError::OutputTooSmall { .. } => "ConfigError",
+        CodecError::OutputTooSmall { .. } | CodecError::DictionaryCodec { .. } => "ConfigError",
+        CodecError::Training { .. } | CodecError::Page { .. } => "ConfigError",
+        CodecError::DictionaryMissing { .. } | CodecError::DictionaryMismatch { .. } => "BaseMismatchError",
         CodecError::UnknownCodecId { .. }
         | CodecError::UnknownBlockKind { .. }
         | CodecError::UnsupportedVersion { .. } => "UnsupportedFormatError",
@@ -222,7 +224,7 @@ fn net_shape(error: &NetError) -> Shape {
     let shape = match error {
         NetError::Io { .. } | NetError::PeerClosed { .. } => class("PeerClosedError"),
         NetError::Unreachable { .. } => {
-            class("TransportError").hint("check that the receiver is running and the address is right")
+            class("TransportError").hint("check that the other side is running and the address is right")
         }
         NetError::Tls { .. } => class("TransportError"),
         NetError::Auth { .. } => class("AuthError"),

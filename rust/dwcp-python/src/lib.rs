@@ -9,6 +9,7 @@ mod compress;
 mod contexts;
 mod decompress;
 mod delta;
+mod dictionary;
 mod digest;
 mod error;
 mod fetch;
@@ -16,6 +17,7 @@ mod logging;
 mod native;
 mod observer;
 mod owner;
+mod pages;
 mod receive;
 mod report;
 mod security;
@@ -32,16 +34,20 @@ mod _core {
     #[pymodule_export]
     use super::compress::{compress, compress_into, max_compressed_length};
     #[pymodule_export]
-    use super::decompress::{decompress, decompress_into, raw_length};
+    use super::decompress::{decompress, decompress_into, needed_dictionary, raw_length};
     #[pymodule_export]
     use super::delta::{
         Snapshot, patch_apply, patch_apply_files, patch_apply_in_place, patch_apply_in_place_files,
         patch_apply_onto, patch_encode, patch_encode_files, patch_info, patch_recover,
     };
     #[pymodule_export]
+    use super::dictionary::Dictionary;
+    #[pymodule_export]
     use super::digest::digest;
     #[pymodule_export]
     use super::fetch::Fetcher;
+    #[pymodule_export]
+    use super::pages::{compress_pages, decompress_pages_into};
     #[pymodule_export]
     use super::receive::{Listener, Receiver, staged_transfers};
     #[pymodule_export]

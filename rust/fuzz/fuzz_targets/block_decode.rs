@@ -9,12 +9,20 @@ fuzz_target!(|data: &[u8]| {
     let Some((&[kind, codec, low, high, base_length], rest)) = data.split_first_chunk() else { return };
     let (Ok(kind), Ok(codec)) = (BlockKind::try_from(kind), CodecId::try_from(codec)) else { return };
     let (base, wire) = rest.split_at(rest.len().min(base_length.into()));
-    let base = (!base.is_empty()).then_some(base);
+    let length = usize::from(u16::from_le_bytes([low, high]));
+    // A base that is there at all is repeated, so that kinds that need all of it get further.
+    let base: Vec<u8> = base.iter().copied().cycle().take(length).collect();
+    let base = (!base.is_empty()).then_some(&base[..]);
     let mut decoder = BlockDecoder::new();
     let mut decode = |fill| {
-        let mut dst = vec![fill; u16::from_le_bytes([low, high]).into()];
+        let mut dst = vec![fill; length];
         decoder.decode(kind, codec, wire, base, &mut dst).map(|()| dst)
     };
+    let decoded = decode(0x00);
     // What was in the output before must not show.
-    assert_eq!(decode(0x00), decode(0xff));
+    assert_eq!(decoded, decode(0xff));
+    if let Some(base) = base {
+        let mut dst = base.to_vec();
+        assert_eq!(decoder.decode_onto(kind, codec, wire, &mut dst).map(|()| dst), decoded);
+    }
 });

@@ -6,11 +6,19 @@ import click
 
 from dwcp_fast.cli.output import format_bytes, make_output, output_options
 from dwcp_fast.cli.units import help_with_example
-from dwcp_fast.delta import PatchInfo, apply_files, diff_files
+from dwcp_fast.delta import MAX_THREADS, PatchInfo, apply_files, diff_files
+from dwcp_fast.delta import recover as recover_file
 
 __all__ = ["delta"]
 
 FILE = click.Path(path_type=Path)
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    default=1,
+    show_default=True,
+    help="How many threads work on it.",
+)
 
 
 @click.group(
@@ -37,6 +45,8 @@ def delta() -> None:
 @click.option("-o", "--output", required=True, type=FILE, help="The patch to write.")
 @click.option("--dtype", help="Type of the elements, such as bf16 or fp32; bytes otherwise.")
 @click.option("--codec", default="zstd:1", show_default=True, help="none, lz4, zstd or zstd:LEVEL.")
+@click.option("--search/--no-search", default=True, help="Whether to look for content that moved.")
+@THREADS
 @output_options
 def diff(
     old: Path,
@@ -44,6 +54,8 @@ def diff(
     output: Path,
     dtype: str | None,
     codec: str,
+    search: bool,
+    threads: int,
     json: bool,
     json_lines: bool,
     quiet: bool,
@@ -51,27 +63,31 @@ def diff(
 ) -> None:
     """Write the patch between two files."""
     printer = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
-    told = diff_files(old, new, output, dtype=dtype, codec=codec)
+    told = diff_files(old, new, output, dtype=dtype, codec=codec, search=search, threads=threads)
     printer.result({"type": "diff", **told.to_dict()}, f"wrote {output}: {describe(told)}")
 
 
 @delta.command(
     short_help="Apply a patch.",
     help=help_with_example(
-        "Make the new file from PATCH and its base. It appears under its name only when it is verified.",
+        "Make the new file from PATCH and its base. It appears under its name only when it is verified. "
+        "In place only what changes is written, with a journal beside the file: "
+        "a call that was cut off can be made again.",
         "dwcp delta apply step.dwcd --base model-1.bin -o model-2.bin",
     ),
 )
 @click.argument("patch", type=FILE)
 @click.option("--base", required=True, type=FILE, help="The file that the patch was made from.")
 @click.option("-o", "--output", type=FILE, help="The file to write.")
-@click.option("--in-place", is_flag=True, help="Replace the base itself.")
+@click.option("--in-place", is_flag=True, help="Change the base itself.")
+@THREADS
 @output_options
 def apply(
     patch: Path,
     base: Path,
     output: Path | None,
     in_place: bool,
+    threads: int,
     json: bool,
     json_lines: bool,
     quiet: bool,
@@ -82,9 +98,30 @@ def apply(
     if in_place == (output is not None):
         raise click.UsageError("give either -o NEW or --in-place")
     made = base if output is None else output
-    told = apply_files(patch, base, made)
+    told = apply_files(patch, base, output, in_place=in_place, threads=threads)
     text = f"wrote {made}: {format_bytes(told.target_bytes)}, verified"
     printer.result({"type": "applied", "verified": True, **told.to_dict()}, text)
+
+
+@delta.command(
+    short_help="Finish or take back a change in place that was cut off.",
+    help=help_with_example(
+        "Make FILE the new version if its journal is complete, and else the old one, which it is still.",
+        "dwcp delta recover model.bin",
+    ),
+)
+@click.argument("file", type=FILE)
+@output_options
+def recover(file: Path, json: bool, json_lines: bool, quiet: bool, verbose: bool) -> None:
+    """Finish or take back a change in place that was cut off."""
+    printer = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
+    done = recover_file(file)
+    text = {
+        "nothing": f"{file} needs no recovery",
+        "discarded": f"{file} is the old version",
+        "finished": f"{file} is the new version",
+    }[done]
+    printer.result({"type": "recovered", "journal": done}, text)
 
 
 def describe(told: PatchInfo) -> str:

@@ -8,11 +8,13 @@ import click
 from dwcp_fast import __version__
 from dwcp_fast.cli.delta import delta
 from dwcp_fast.cli.demo import demo
+from dwcp_fast.cli.dictionary import dictionary
 from dwcp_fast.cli.output import report_failure
 from dwcp_fast.cli.pull import pull
 from dwcp_fast.cli.recv import recv
 from dwcp_fast.cli.send import send
 from dwcp_fast.cli.serve import serve
+from dwcp_fast.cli.snap import snap
 from dwcp_fast.cli.units import help_with_example
 from dwcp_fast.errors import exit_code_for
 
@@ -48,6 +50,8 @@ program.add_command(recv)
 program.add_command(serve)
 program.add_command(pull)
 program.add_command(delta)
+program.add_command(dictionary)
+program.add_command(snap)
 program.add_command(demo)
 
 

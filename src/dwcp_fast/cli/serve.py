@@ -111,7 +111,7 @@ class Outbox(Service):
     type=click.IntRange(1, 65_536),
     default=64,
     show_default=True,
-    help="Most peers at once; others try again.",
+    help="Most peers at once; others are turned away.",
 )
 @click.option("--once", is_flag=True, help="End after one transfer.")
 @click.option(

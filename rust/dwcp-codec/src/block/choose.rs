@@ -24,13 +24,14 @@ const LEAST_LINES: usize = 16;
 /// One changed line in this many is looked at, in between.
 const LINE_STEP: usize = 16;
 /// From this share of changed elements on, telling which they are takes more than telling the difference of all.
-const DENSE: f64 = 0.9;
+const DENSE: f64 = 0.8;
 /// From this share of changed bytes on, the bytes of runs are as good as the whole block, where repetition is found.
 const MANY_BYTES: f64 = 0.6;
 /// What must be left of the block for trying a kind: no more than this.
 const WORTH_TRYING: f64 = 0.97;
-/// What a byte of a run takes after compression, and a run beside its place, in bits.
-const RUN_BYTE_BITS: f64 = 6.5;
+/// What compression leaves of the order-0 entropy of the bytes of runs, which repeat themselves and each other.
+const RUN_BYTES_SHARE: f64 = 0.7;
+/// What a run takes beside its place, in bits.
 const RUN_BITS: f64 = 3.0;
 /// What a changed element takes beside the bits of its zigzag, in bits.
 const CHANGE_BITS: f64 = 0.5;
@@ -49,7 +50,7 @@ pub(super) fn against(
     let (mut old, mut new) =
         (Vec::with_capacity(MOST_LINES * LINE_BYTES), Vec::with_capacity(MOST_LINES * LINE_BYTES));
     let step = dirty_count.div_ceil(wanted).max(1);
-    for index in every(dirty, step) {
+    for index in every(dirty, step).take(MOST_LINES) {
         let range = index * LINE_BYTES..src.len().min((index + 1) * LINE_BYTES);
         // The last line may be short; it has its place behind the others.
         old.extend_from_slice(&base[range.clone()]);
@@ -63,11 +64,19 @@ pub(super) fn against(
     let length = src.len() as f64;
     let mut best = (Against::Nothing, WORTH_TRYING * 8.0 * length);
     if width.is_none_or(|width| width == 1) {
-        let (runs, bytes) = count_runs(&old, &new);
-        let (runs, bytes) = (runs as f64 * scale, bytes as f64 * scale);
-        let bits = length * entropy(runs / length) + runs * RUN_BITS + bytes * RUN_BYTE_BITS;
-        if bytes <= MANY_BYTES * length && bits < best.1 {
-            best = (Against::Runs, bits);
+        let mut masks = Vec::with_capacity(MOST_LINES);
+        let all = [u64::MAX >> (64 - new.len().div_ceil(LINE_BYTES).min(64))];
+        lines::byte_masks(Level::detected(), &old, &new, &all, &mut masks);
+        let bytes = masks.iter().map(|mask| mask.count_ones()).sum::<u32>();
+        if f64::from(bytes) * scale <= MANY_BYTES * length {
+            let runs = masks.iter().map(|mask| (mask & !(mask << 1)).count_ones()).sum::<u32>();
+            let runs = f64::from(runs) * scale;
+            let bytes: Vec<u8> = lines::set_bits(&masks).map(|at| new[at]).collect();
+            let bytes_bits = f64::from(probe::entropy_bytes(&bytes)) * 8.0 * scale * RUN_BYTES_SHARE;
+            let bits = length * entropy(runs / length) + runs * RUN_BITS + bytes_bits;
+            if bits < best.1 {
+                best = (Against::Runs, bits);
+            }
         }
     }
     let given = width.map(|width| [width]);
@@ -129,23 +138,14 @@ fn changes<E: Element>(old: &[u8], new: &[u8]) -> (usize, u64) {
     })
 }
 
-/// How many runs of differing bytes there are, and how many bytes.
-fn count_runs(old: &[u8], new: &[u8]) -> (usize, usize) {
-    let mut before = false;
-    old.iter().zip(new).fold((0, 0), |(runs, bytes), (old, new)| {
-        let differs = old != new;
-        let begins = differs && !before;
-        before = differs;
-        (runs + usize::from(begins), bytes + usize::from(differs))
-    })
-}
-
 /// The elements whose planes are likely to take less than the block itself by a compressor, and what to do to them, if
 /// there are such.
 pub(super) fn planes(src: &[u8], width: Option<usize>) -> Option<(Transform, usize)> {
     /// What planes must be of the entropy of the bytes: less is needed to believe a width that was given.
     const PROBED: f32 = 0.93;
     const GIVEN: f32 = 0.98;
+    /// What LZ4 leaves at least of bytes that do not repeat.
+    const NOT_REPEATING: f32 = 0.97;
     if width == Some(1) {
         return None;
     }
@@ -170,5 +170,9 @@ pub(super) fn planes(src: &[u8], width: Option<usize>) -> Option<(Transform, usi
             }
         }
     }
-    best.0.filter(|_| best.1 < probe::lz4_bytes(&sample) as f32)
+    best.0.filter(|_| {
+        // What repeats is not a tensor, unless it is said to be one.
+        let repeating = probe::lz4_bytes(&sample) as f32;
+        best.1 < repeating && (width.is_some() || repeating > NOT_REPEATING * sample.len() as f32)
+    })
 }

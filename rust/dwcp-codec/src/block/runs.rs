@@ -61,8 +61,8 @@ impl RunsEncoder {
         }
         self.push(src, run);
         append_number(self.count, out);
-        self.gaps.finish(streams, out)?;
-        self.lengths.finish(streams, out)?;
+        self.gaps.finish(Content::Bytes, streams, out)?;
+        self.lengths.finish(Content::Bytes, streams, out)?;
         streams.append(&self.bytes, Content::Bytes, out)
     }
 

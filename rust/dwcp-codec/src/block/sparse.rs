@@ -54,7 +54,7 @@ impl SparseEncoder {
                 self.values.push((element - next) as u64);
                 next = element + 1;
             }
-            self.values.finish(streams, out)?;
+            self.values.finish(Content::Codes, streams, out)?;
         }
         let zigzags = &self.zigzags[..count * width];
         match width {
@@ -67,7 +67,7 @@ impl SparseEncoder {
                     4 => self.values.extend::<u32>(zigzags),
                     _ => self.values.extend::<u64>(zigzags),
                 }
-                self.values.finish(streams, out)?;
+                self.values.finish(Content::Codes, streams, out)?;
             }
         }
         out.extend_from_slice(&src[elements * width..]);

@@ -1,12 +1,13 @@
 use super::planes::append as append_planes;
 use super::runs::RunsEncoder;
 use super::sparse::SparseEncoder;
+use super::values::{ValueScratch, ValueWriter, change_mantissa, read};
 use super::*;
-use crate::codec::Codec;
+use crate::codec::{Codec, Decompressor};
 use crate::kernel::planes::Transform;
 use crate::kernel::{Level, lines};
 use crate::probe::tests::{noise, text, weights};
-use crate::stream::StreamEncoder;
+use crate::stream::{Content, PayloadReader, StreamEncoder};
 use proptest::prelude::*;
 
 const ZSTD: Codec = Codec::Zstd { level: 1 };
@@ -251,7 +252,48 @@ fn each_lie_in_a_payload_is_refused() {
     }
 }
 
+/// Values of all lengths of at most `bits` bits.
+fn values(bits: u32) -> impl Strategy<Value = Vec<u64>> {
+    let value = (any::<u64>(), 0..bits).prop_map(move |(value, shift)| value >> (64 - bits) >> shift);
+    prop::collection::vec(value, 1..300)
+}
+
 proptest! {
+    #[test]
+    fn values_of_every_length_are_read_back(
+        (width, values) in prop::sample::select(vec![2, 4, 8_usize])
+            .prop_flat_map(|width| (Just(width), values(8 * width as u32))),
+    ) {
+        let (mut one_by_one, mut together) = (vec![], vec![]);
+        let (mut writer, mut streams) = (ValueWriter::default(), StreamEncoder::default());
+        writer.start(change_mantissa(width), values.len());
+        values.iter().for_each(|value| writer.push(*value));
+        writer.finish(Content::Codes, &mut streams, &mut one_by_one).unwrap();
+        let elements: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes().into_iter().take(width)).collect();
+        writer.start(change_mantissa(width), values.len());
+        let mut back = vec![0xee; elements.len()];
+        match width {
+            2 => writer.extend::<u16>(&elements),
+            4 => writer.extend::<u32>(&elements),
+            _ => writer.extend::<u64>(&elements),
+        }
+        writer.finish(Content::Codes, &mut streams, &mut together).unwrap();
+        prop_assert_eq!(&one_by_one, &together);
+        let mut reader = PayloadReader::new(&together);
+        let (mut decompressor, mut scratch) = (Decompressor::new(), ValueScratch::default());
+        let (count, mantissa, bits) = (values.len(), change_mantissa(width), 8 * width as u32);
+        let found = read("values", &mut reader, count, mantissa, bits, &mut decompressor, &mut scratch).unwrap();
+        prop_assert_eq!(found.iter().collect::<Vec<_>>(), &values[..]);
+        let has_zero = match width {
+            2 => found.write::<u16>(&mut back),
+            4 => found.write::<u32>(&mut back),
+            _ => found.write::<u64>(&mut back),
+        };
+        prop_assert_eq!(&back, &elements);
+        prop_assert_eq!(has_zero, values.contains(&0));
+        reader.finish().unwrap();
+    }
+
     #[test]
     fn every_form_of_a_block_gives_it_back((src, base) in pairs()) {
         let mut decoder = BlockDecoder::new();

@@ -94,15 +94,16 @@ impl ValueWriter {
         FIRST_LONG + (((bits - LONG_BITS) << self.mantissa) as u8 | head)
     }
 
-    /// Appends both parts.
+    /// Appends both parts; `content` says what the codes are like.
     pub(super) fn finish(
         &mut self,
+        content: Content,
         streams: &mut StreamEncoder,
         out: &mut Vec<u8>,
     ) -> Result<(), CodecError> {
         let last = self.held.div_ceil(8) as usize;
         self.extra.extend_from_slice(&self.bits.to_le_bytes()[..last]);
-        streams.append(&self.codes, Content::Codes, out)?;
+        streams.append(&self.codes, content, out)?;
         append_number(self.extra.len() as u64, out);
         out.extend_from_slice(&self.extra);
         Ok(())

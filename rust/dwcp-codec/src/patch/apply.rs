@@ -1,6 +1,7 @@
 //! Applying patches to objects in memory.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, Range};
 
 use super::contents::{Contents, segment_kind, segments_of};
@@ -12,6 +13,7 @@ use super::parallel;
 use super::source::{Source, slice};
 use crate::digest::Digest;
 use crate::matcher::Origin;
+use crate::raw;
 use crate::segments::SegmentCoder;
 
 /// A patch in memory, checked. Dereferences to its [`Contents`].
@@ -85,6 +87,36 @@ impl<'a> Patch<'a> {
         let shorter = self.shortened_digest(old)?;
         self.prove(&leaves, shorter)?;
         self.decode_changed(old, dst, threads)
+    }
+
+    /// [`Patch::apply_proven`] to memory that was not written before; if there is no error, all of it was.
+    ///
+    /// # Errors
+    ///
+    /// As [`Patch::apply`].
+    pub fn apply_proven_to_new<B: Source + ?Sized>(
+        &self,
+        old: &B,
+        dst: &mut [MaybeUninit<u8>],
+        threads: usize,
+    ) -> Result<(), B::Error> {
+        if self.dependent().next().is_some() {
+            // Blocks are read back while others are not written yet.
+            return self.apply_proven(old, raw::zeroed(dst), threads);
+        }
+        expect_length("target buffer", self.target_size(), dst.len())?;
+        self.expect_base_size(old.size())?;
+        let jobs = dst.chunks_mut(self.block_bytes() as usize).zip(self.blocks());
+        let mut workers = parallel::states::<(EntryDecoder, Vec<u8>)>(threads);
+        let patch = Slice::new(self.bytes);
+        parallel::for_each(&mut workers, jobs, |(decoder, buffer), (target, (index, entry))| {
+            if entry.kind != EntryKind::Same {
+                return decoder.decode(self, entry, &patch, old, &Slice::new(&[]), raw::zeroed(target));
+            }
+            let at = self.target_range(index.into()).start;
+            let copied = raw::copy_exactly(old.read(at, target.len(), buffer)?, target);
+            copied.map(drop).map_err(|source| PatchError::Codec { index, source }.into())
+        })
     }
 
     /// [`Patch::apply`] for a base that [`Contents::verify_base`] has proven: it is not hashed again.
@@ -245,11 +277,12 @@ impl<E: From<PatchError> + Send> Parts<E> {
             Parts { ranges: Vec::new(), bytes: Vec::new(), size: patch.target_size(), error: PhantomData };
         let Some(kind) = segment_kind(entry.kind) else { return Ok(parts) };
         let payload = slice(patch.bytes, entry.offset, entry.length as usize)?;
-        let mut wanted: Vec<Range<u64>> = segments_of(&mut SegmentCoder::new(), patch.head(), entry, kind, payload)?
-            .iter()
-            .filter(|segment| segment.origin == Origin::Target)
-            .map(|segment| segment.offset..segment.end())
-            .collect();
+        let mut wanted: Vec<Range<u64>> =
+            segments_of(&mut SegmentCoder::new(), patch.head(), entry, kind, payload)?
+                .iter()
+                .filter(|segment| segment.origin == Origin::Target)
+                .map(|segment| segment.offset..segment.end())
+                .collect();
         wanted.sort_unstable_by_key(|range| (range.start, range.end));
         wanted.dedup_by(|next, range| {
             let joins = next.start <= range.end;

@@ -31,14 +31,33 @@ pub struct PatchOptions {
 }
 
 impl Default for PatchOptions {
-    /// Blocks of 256 KiB, elements found out, zstd level 1, one thread, with search.
+    /// Blocks of 1 MiB, elements found out, zstd level 1, one thread, with search.
     fn default() -> PatchOptions {
         PatchOptions {
-            block_bytes: 0x4_0000,
+            block_bytes: 0x10_0000,
             width: None,
             codec: Codec::Zstd { level: 1 },
             threads: 1,
             search: true,
+        }
+    }
+}
+
+/// A part of a patch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part<'a> {
+    /// Bytes that were made for it.
+    Made(&'a [u8]),
+    /// The target's bytes at an offset, as they are.
+    Target(u64, &'a [u8]),
+}
+
+impl<'a> Part<'a> {
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(self) -> &'a [u8] {
+        match self {
+            Part::Made(bytes) | Part::Target(_, bytes) => bytes,
         }
     }
 }
@@ -83,7 +102,7 @@ const LEAST_TARGET_SHARE: usize = 32;
 /// [`PatchError::Codec`].
 pub fn encode(old: &[u8], new: &[u8], options: &PatchOptions) -> Result<Vec<u8>, PatchError> {
     let mut patch = Vec::new();
-    encode_into(old, new, None, options, |part| append(&mut patch, part))?;
+    encode_into(old, new, None, options, |part| append(&mut patch, part.bytes()))?;
     Ok(patch)
 }
 
@@ -100,7 +119,7 @@ pub fn encode_into<O, N>(
     new: &N,
     leaves: Option<&[Digest]>,
     options: &PatchOptions,
-    emit: impl FnMut(&[u8]) -> Result<(), O::Error>,
+    emit: impl FnMut(Part<'_>) -> Result<(), O::Error>,
 ) -> Result<Encoded, O::Error>
 where
     O: Source + ?Sized,
@@ -110,7 +129,16 @@ where
         return Err(PatchError::Width { width }.into());
     }
     let head = PatchHead::new(options.block_bytes, old.size(), new.size())?;
-    let mut maker = Maker { head, options, old, new, leaves, index: None, target_indexed: false, nested: BTreeSet::new() };
+    let mut maker = Maker {
+        head,
+        options,
+        old,
+        new,
+        leaves,
+        index: None,
+        target_indexed: false,
+        nested: BTreeSet::new(),
+    };
     let mut workers = parallel::states(options.threads);
     let mut writer = Writer::new(head, emit)?;
     let count = head.base_size().div_ceil(head.block_bytes().into()).max(head.block_count().into());
@@ -167,7 +195,15 @@ enum Coded {
 
 impl Slot {
     fn new(index: u64) -> Slot {
-        Slot { index, base_leaf: None, digest: None, coded: Coded::Same, pending: false, untried: false, found: None }
+        Slot {
+            index,
+            base_leaf: None,
+            digest: None,
+            coded: Coded::Same,
+            pending: false,
+            untried: false,
+            found: None,
+        }
     }
 
     /// Length of the payload of a block of `length` bytes.
@@ -226,7 +262,8 @@ where
         if same {
             return Ok(());
         }
-        if self.options.search && !old.is_empty() && is_elsewhere(old, new) && page::fill_byte(new).is_none() {
+        if self.options.search && !old.is_empty() && is_elsewhere(old, new) && page::fill_byte(new).is_none()
+        {
             // Coding it against the base here would be for nothing.
             (slot.coded, slot.pending, slot.untried) = (Coded::Raw, true, true);
             return Ok(());
@@ -384,7 +421,7 @@ where
 
     fn write<F>(&self, slot: &Slot, scratch: &mut Vec<u8>, writer: &mut Writer<F>) -> Result<(), O::Error>
     where
-        F: FnMut(&[u8]) -> Result<(), O::Error>,
+        F: FnMut(Part<'_>) -> Result<(), O::Error>,
     {
         if let Some(leaf) = slot.base_leaf {
             writer.push_base(leaf);
@@ -398,9 +435,12 @@ where
             Coded::Raw => {
                 let range = self.head.target_range(slot.index);
                 let new = self.new.read(range.start, (range.end - range.start) as usize, scratch)?;
-                writer.push_block(EntryKind::Block(BlockKind::Plain), CodecId::None, digest, new)
+                let kind = EntryKind::Block(BlockKind::Plain);
+                writer.push_block(kind, CodecId::None, digest, Part::Target(range.start, new))
             }
-            Coded::Payload(kind, codec, payload) => writer.push_block(*kind, *codec, digest, payload),
+            Coded::Payload(kind, codec, payload) => {
+                writer.push_block(*kind, *codec, digest, Part::Made(payload))
+            }
         }
     }
 }

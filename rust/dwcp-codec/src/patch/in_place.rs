@@ -12,12 +12,15 @@ use super::source::{Source, slice};
 use crate::block::BlockKind;
 use crate::digest::Digest;
 
+/// Payloads shorter than one part in this many of their block are decoded twice.
+const DECODED_TWICE_SHARE: usize = 16;
+
 impl Patch<'_> {
     /// Turns `buf` from the base into the target.
     ///
     /// Every changed block is decoded and proven before the first byte of `buf` is written, so on an error `buf` is
-    /// the base still. Takes as much memory as the changed blocks have bytes, but for those that are told by the
-    /// elements or runs that changed, or by one byte: they are decoded a second time, into place.
+    /// the base still. Takes as much memory as the changed blocks have bytes, but for those that are told by few
+    /// elements or runs, or by one byte: they are decoded a second time, into place.
     ///
     /// # Errors
     ///
@@ -74,7 +77,7 @@ impl Patch<'_> {
         parallel::for_each(&mut workers, first.iter_mut(), |worker, change| -> Result<(), E> {
             check()?;
             let entry = change.entry;
-            let aside = self.is_used(entry.first) || !is_decoded_twice(entry.kind);
+            let aside = self.is_used(entry.first) || !self.is_decoded_twice(entry);
             let block = if aside { change.decoded.insert(Vec::new()) } else { &mut worker.block };
             zeroed(block, self.block_length(entry.first))?;
             worker.decoder.decode(self, entry, patch, old, &Slice::new(&[]), block)
@@ -99,11 +102,13 @@ impl Patch<'_> {
             None => worker.decoder.decode_onto(self.bytes(), change.entry, block).map_err(E::from),
         })
     }
-}
 
-/// Blocks that touch little of what they replace, or nothing but the block itself.
-fn is_decoded_twice(kind: EntryKind) -> bool {
-    matches!(kind, EntryKind::Block(BlockKind::Fill | BlockKind::Sparse | BlockKind::Runs))
+    /// Whether to decode a block again costs less than to keep it: it touches little of what it replaces.
+    fn is_decoded_twice(&self, entry: &Entry) -> bool {
+        let EntryKind::Block(kind) = entry.kind else { return false };
+        let is_short = (entry.length as usize) < self.block_length(entry.first) / DECODED_TWICE_SHARE;
+        kind == BlockKind::Fill || (matches!(kind, BlockKind::Sparse | BlockKind::Runs) && is_short)
+    }
 }
 
 #[derive(Default)]

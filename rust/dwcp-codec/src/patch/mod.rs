@@ -24,7 +24,7 @@ mod write;
 pub use apply::Patch;
 pub use contents::{BlockCounts, Contents};
 pub use decode::{EntryDecoder, decode_each};
-pub use encode::{Encoded, PatchOptions, encode, encode_into};
+pub use encode::{Encoded, Part, PatchOptions, encode, encode_into};
 pub use error::PatchError;
 pub use format::{
     Entry, EntryKind, MAGIC, MAX_BLOCK_BYTES, MAX_OBJECT_BYTES, MIN_BLOCK_BYTES, PatchHead, VERSION,

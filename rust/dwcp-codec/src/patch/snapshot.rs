@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use super::apply::{Patch, Slice};
+use super::apply::{Patch, Slice, zeroed};
 use super::encode::{Encoded, PatchOptions, append, encode_into};
 use super::error::PatchError;
 use super::format::PatchHead;
@@ -88,8 +88,8 @@ impl Snapshot {
 
     /// Makes the patch to `new`, and holds `new` from then on.
     ///
-    /// One pass compares, codes and hashes `new`; the held version is not hashed again. A version of another length
-    /// is held in other memory. `check` is called before every block is read, and may refuse to go on.
+    /// One pass compares, codes and hashes `new`; the held version is not hashed again. A longer version may be held
+    /// elsewhere in memory. `check` is called before every block is read, and may refuse to go on.
     ///
     /// # Errors
     ///
@@ -104,9 +104,11 @@ impl Snapshot {
         if new.len() == self.bytes.len() {
             self.write(made, threads, |at, block| block.copy_from_slice(&new[at..at + block.len()]));
         } else {
-            let mut bytes = allocate(new.len() as u64)?;
-            bytes.extend_from_slice(new);
-            self.bytes = bytes;
+            let more = new.len().saturating_sub(self.bytes.len());
+            let out_of_memory = PatchError::OutOfMemory { bytes: new.len() as u64 };
+            self.bytes.try_reserve_exact(more).map_err(|_| out_of_memory)?;
+            self.bytes.clear();
+            self.bytes.extend_from_slice(new);
             self.leaves = made.leaves;
         }
         Ok(patch)
@@ -189,8 +191,10 @@ impl Snapshot {
         } else {
             patch.prove(&self.leaves, shorter)?;
             check()?;
-            let mut bytes = allocate(patch.target_size())?;
-            bytes.resize(patch.target_size() as usize, 0);
+            let out_of_memory = PatchError::OutOfMemory { bytes: patch.target_size() };
+            let length = usize::try_from(patch.target_size()).map_err(|_| out_of_memory)?;
+            let mut bytes = Vec::new();
+            zeroed(&mut bytes, length)?;
             patch.apply_proven::<Slice<'_, E>>(&Slice::new(&self.bytes), &mut bytes, threads)?;
             self.bytes = bytes;
         }
@@ -207,7 +211,7 @@ impl Snapshot {
         let options = PatchOptions { block_bytes, width, codec, threads, search };
         let mut patch = Vec::new();
         let made = encode_into(&Slice::new(&self.bytes), new, Some(&self.leaves), &options, |part| {
-            append(&mut patch, part).map_err(N::Error::from)
+            append(&mut patch, part.bytes()).map_err(N::Error::from)
         })?;
         Ok((patch, made))
     }
@@ -227,13 +231,4 @@ impl Snapshot {
             Err(never) => match never {},
         }
     }
-}
-
-/// Room for an object.
-fn allocate(size: u64) -> Result<Vec<u8>, PatchError> {
-    let out_of_memory = PatchError::OutOfMemory { bytes: size };
-    let length = usize::try_from(size).map_err(|_| out_of_memory.clone())?;
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(length).map_err(|_| out_of_memory)?;
-    Ok(bytes)
 }

@@ -1,6 +1,6 @@
 //! Writing the fields of a patch around its payloads.
 
-use super::encode::Encoded;
+use super::encode::{Encoded, Part};
 use super::error::PatchError;
 use super::format::{Check, EntryKind, PatchHead, Tail, entry_bytes, same_bytes};
 use crate::codec::CodecId;
@@ -22,7 +22,7 @@ pub(super) struct Writer<F> {
 impl<F> Writer<F> {
     pub(super) fn new<E>(head: PatchHead, emit: F) -> Result<Writer<F>, E>
     where
-        F: FnMut(&[u8]) -> Result<(), E>,
+        F: FnMut(Part<'_>) -> Result<(), E>,
     {
         let mut writer = Writer {
             emit,
@@ -37,7 +37,7 @@ impl<F> Writer<F> {
         };
         let bytes = head.to_bytes();
         writer.check.update(&bytes);
-        writer.put(&bytes)?;
+        writer.put(Part::Made(&bytes))?;
         Ok(writer)
     }
 
@@ -58,16 +58,16 @@ impl<F> Writer<F> {
         kind: EntryKind,
         codec: CodecId,
         digest: Digest,
-        payload: &[u8],
+        payload: Part<'_>,
     ) -> Result<(), E>
     where
-        F: FnMut(&[u8]) -> Result<(), E>,
+        F: FnMut(Part<'_>) -> Result<(), E>,
     {
         self.put_same()?;
         // The blocks of a target can be counted, and a payload is no longer than its block.
         self.changed.push(self.leaves.len() as u32);
         self.push_leaf(digest);
-        let bytes = entry_bytes(kind, codec, payload.len() as u32, digest);
+        let bytes = entry_bytes(kind, codec, payload.bytes().len() as u32, digest);
         self.put_fields(&bytes)?;
         self.put(payload)
     }
@@ -75,13 +75,13 @@ impl<F> Writer<F> {
     /// Writes the tail.
     pub(super) fn finish<E>(mut self) -> Result<Encoded, E>
     where
-        F: FnMut(&[u8]) -> Result<(), E>,
+        F: FnMut(Part<'_>) -> Result<(), E>,
         E: From<PatchError>,
     {
         self.put_same()?;
         let (base_digest, target_digest) = (self.base_tree.finish(), self.target_tree.finish());
         let tail = Tail { entries: self.entries, base_digest, target_digest }.to_bytes(self.check.clone());
-        self.put(&tail)?;
+        self.put(Part::Made(&tail))?;
         Ok(Encoded { target_digest, leaves: self.leaves, changed: self.changed, length: self.length })
     }
 
@@ -92,7 +92,7 @@ impl<F> Writer<F> {
 
     fn put_same<E>(&mut self) -> Result<(), E>
     where
-        F: FnMut(&[u8]) -> Result<(), E>,
+        F: FnMut(Part<'_>) -> Result<(), E>,
     {
         match std::mem::take(&mut self.same) {
             0 => Ok(()),
@@ -102,18 +102,18 @@ impl<F> Writer<F> {
 
     fn put_fields<E>(&mut self, bytes: &[u8]) -> Result<(), E>
     where
-        F: FnMut(&[u8]) -> Result<(), E>,
+        F: FnMut(Part<'_>) -> Result<(), E>,
     {
         self.check.update(bytes);
         self.entries += 1;
-        self.put(bytes)
+        self.put(Part::Made(bytes))
     }
 
-    fn put<E>(&mut self, bytes: &[u8]) -> Result<(), E>
+    fn put<E>(&mut self, part: Part<'_>) -> Result<(), E>
     where
-        F: FnMut(&[u8]) -> Result<(), E>,
+        F: FnMut(Part<'_>) -> Result<(), E>,
     {
-        self.length += bytes.len() as u64;
-        (self.emit)(bytes)
+        self.length += part.bytes().len() as u64;
+        (self.emit)(part)
     }
 }

@@ -13,7 +13,7 @@ use dwcp_proto::limits::{MAX_LANES, MAX_REQUEST};
 use dwcp_store::Sink;
 
 use crate::cancel::{Cancel, lock};
-use crate::dial::{DialOptions, Dialled, Plan, backoff, first_failure, open_lane};
+use crate::dial::{DialOptions, Dialled, Plan, WORTHWHILE, backoff, first_failure, open_lane};
 use crate::error::NetError;
 use crate::report::{Event, Observer, Progress, ReceiveReport};
 use crate::security::DialSecurity;
@@ -135,31 +135,45 @@ impl FetchSession {
         let mut attempts = 0;
         loop {
             self.check()?;
+            if let Some((_, after)) = end.filter(|(end, _)| Instant::now() >= *end) {
+                return Err(NetError::Deadline { what: "the fetch", after });
+            }
             let present = lock(&self.crew).clone().filter(|crew| !crew.is_over());
             let fresh = present.is_none();
             let crew = match present {
                 Some(crew) => crew,
-                None => self.reopen(patient, &mut attempts)?,
+                None => self.reopen(end.map_or(patient, |(end, _)| end.min(patient)), &mut attempts)?,
             };
+            let began = Instant::now();
             crew.session().ask(Arc::clone(&request));
             let left = timeout.map(|limit| limit.saturating_sub(asked.elapsed()));
-            let error = match crew.receiver.receive_before(Arc::clone(sink), left, end, &self.cancel) {
-                Ok(Some(report)) => return Ok(report),
-                Ok(None) if fresh => {
-                    let hint = Some("it ended the session without an answer");
-                    NetError::PeerClosed { phase: "being asked", hint }
-                }
-                // The listener ends a session in peace that cannot carry another transfer.
-                Ok(None) => continue,
-                Err(error) => error,
-            };
+            let outcome = crew.receiver.receive_before(Arc::clone(sink), left, end, &self.cancel);
+            if let Ok(Some(report)) = outcome {
+                return Ok(report);
+            }
             self.check()?;
-            if crew.has_progress() {
+            let progressed = crew.has_progress();
+            // A listener may be silent for long before it answers; only then it is lost.
+            let lasted = progressed || began.elapsed() >= WORTHWHILE;
+            if progressed {
                 asked = Instant::now();
-                patient = asked + self.options.reconnect_for;
+            }
+            if lasted {
+                patient = Instant::now() + self.options.reconnect_for;
                 attempts = 0;
             }
-            let again = crew.is_worth_another(&error) && Instant::now() < patient;
+            let (error, again) = match outcome {
+                Err(error) => {
+                    let again = crew.is_worth_another(&error) && Instant::now() < patient;
+                    (error, again)
+                }
+                // The listener ends a session in peace that cannot carry another transfer.
+                Ok(_) if !fresh => continue,
+                Ok(_) => {
+                    let hint = Some("it ended the session without an answer");
+                    (NetError::PeerClosed { phase: "being asked", hint }, lasted)
+                }
+            };
             crew.give_up(&error);
             if !again {
                 return Err(error);

@@ -187,10 +187,15 @@ impl Shared {
             if state.closing {
                 return Err(NetError::PeerClosed { phase: "closed", hint: Some("this session was closed") });
             }
-            if let Some(link) = &state.link {
-                check_limits(&manifest, &link.limits)?;
-            }
+            let fits = state.link.as_ref().map_or(Ok(()), |link| check_limits(&manifest, &link.limits));
             state.answer()?;
+            if let Err(error) = fits {
+                if state.asked.is_some() {
+                    // Nothing is under way, but the peer waits.
+                    state.part(&error);
+                }
+                return Err(error);
+            }
             state.begin(Job::new(manifest, source, self.options.base_allowed, started));
             self.changed.notify_all();
         }

@@ -4,6 +4,7 @@
 mod admission;
 mod faults;
 mod fetching;
+mod fetching_hostile;
 mod hostile;
 mod link;
 mod support;

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::watch::{self, Watched};
-use crate::buffer::{Input, NewBytes, Output, zeroed};
+use crate::buffer::{Input, NewBytes, Output};
 use crate::error::Failure;
 
 /// Make the new version from a patch and the old one.
@@ -21,28 +21,20 @@ pub fn patch_apply<'py>(
 ) -> PyResult<Bound<'py, PyBytes>> {
     let (patch, old) = (patch.bytes(), old.bytes());
     let (last, before) = watch::run(py, old.len(), |stop| {
-        let mut chain = chain(patch)?;
-        let last = chain.pop();
-        let before = through(&chain, old, threads, stop)?;
-        let held = before.as_deref().unwrap_or(old);
-        if let Some(last) = &last {
-            // Before memory is taken for a target whose length the patch only claims.
-            last.verify_base(&Watched { bytes: held, stop }, threads)?;
-        }
+        let (before, last) = chain(patch)?;
+        let before = through(&before, old, threads, stop)?;
+        let held = Watched { bytes: before.as_deref().unwrap_or(old), stop };
+        // Before memory is taken for a target whose length the patch only claims.
+        last.verify_base(&held, threads)?;
         Ok((last, before))
     })?;
     let held = before.as_deref().unwrap_or(old);
-    let length = last.as_ref().map_or(0, |last| last.target_size());
-    let mut out = NewBytes::new(py, usize::try_from(length)?)?;
+    let mut out = NewBytes::new(py, usize::try_from(last.target_size())?)?;
     let memory = out.memory();
     watch::run(py, memory.len(), |stop| {
-        let memory = zeroed(memory);
-        match &last {
-            Some(last) => last.apply_proven(&Watched { bytes: held, stop }, memory, threads),
-            None => Ok(()),
-        }
+        last.apply_proven_to_new(&Watched { bytes: held, stop }, memory, threads)
     })?;
-    // SAFETY: `zeroed` wrote all of it, and the patch again.
+    // SAFETY: the patch was applied, which wrote all of it.
     Ok(unsafe { out.finish() })
 }
 
@@ -60,9 +52,8 @@ pub fn patch_apply_onto(
     out.refuse_overlap(&old)?;
     let (patch, old, out) = (patch.bytes(), old.bytes(), out.bytes_mut());
     watch::run(py, old.len() + out.len(), |stop| {
-        let mut chain = chain(patch)?;
-        let Some(last) = chain.pop() else { return Ok(()) };
-        let before = through(&chain, old, threads, stop)?;
+        let (before, last) = chain(patch)?;
+        let before = through(&before, old, threads, stop)?;
         last.apply(&Watched { bytes: before.as_deref().unwrap_or(old), stop }, out, threads)
     })
 }
@@ -74,8 +65,7 @@ pub fn patch_apply_in_place(py: Python<'_>, patch: Input, mut old: Output, threa
     old.refuse_overlap(&patch)?;
     let (patch, held) = (patch.bytes(), old.bytes_mut());
     watch::run(py, held.len(), |stop| {
-        let mut chain = chain(patch)?;
-        let Some(last) = chain.pop() else { return Ok(()) };
+        let (mut chain, last) = chain(patch)?;
         let base_size = chain.first().unwrap_or(&last).base_size();
         let target_size = last.target_size();
         if base_size != target_size {
@@ -94,19 +84,17 @@ pub fn patch_apply_in_place(py: Python<'_>, patch: Input, mut old: Output, threa
     })
 }
 
-/// The patches that stand one behind the other, each for what the one before makes.
-pub fn chain(bytes: &[u8]) -> Result<Vec<Patch<'_>>, PatchError> {
-    let (patch, mut rest) = Patch::parse_next(bytes)?;
-    let mut chain = vec![patch];
+/// The patches that stand one behind the other, each for what the one before makes: the last, and those before it.
+pub fn chain(bytes: &[u8]) -> Result<(Vec<Patch<'_>>, Patch<'_>), PatchError> {
+    let mut before = Vec::new();
+    let (mut last, mut rest) = Patch::parse_next(bytes)?;
     while !rest.is_empty() {
         let patch;
         (patch, rest) = Patch::parse_next(rest)?;
-        if let Some(before) = chain.last() {
-            patch.expect_base_size(before.target_size())?;
-        }
-        chain.push(patch);
+        patch.expect_base_size(last.target_size())?;
+        before.push(std::mem::replace(&mut last, patch));
     }
-    Ok(chain)
+    Ok((before, last))
 }
 
 /// The version that patches lead to; `None` if there are none.

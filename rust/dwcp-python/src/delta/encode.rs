@@ -1,13 +1,17 @@
 //! `patch_encode`.
 
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
 use dwcp_codec::codec::Codec;
-use dwcp_codec::patch::{PatchOptions, encode_into};
+use dwcp_codec::patch::{Part, PatchOptions, encode_into};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::watch::{self, Watched};
-use crate::buffer::Input;
+use crate::buffer::{Input, NewBytes, uninit_copy};
 use crate::error::Failure;
+use crate::native;
 
 /// Make the patch that turns `old` into `new`.
 #[pyfunction]
@@ -25,16 +29,61 @@ pub fn patch_encode<'py>(
 ) -> PyResult<Bound<'py, PyBytes>> {
     let options = PatchOptions { block_bytes, width, codec: parse(py, codec)?, threads, search };
     let (old, new) = (old.bytes(), new.bytes());
-    let made = watch::run(py, old.len() + new.len(), |stop| {
-        let mut patch = Vec::new();
+    let parts = watch::run(py, old.len() + new.len(), |stop| {
+        let mut parts = Parts::default();
         let (old, new) = (Watched { bytes: old, stop }, Watched { bytes: new, stop });
         encode_into(&old, &new, None, &options, |part| {
-            patch.extend_from_slice(part);
+            parts.add(part);
             Ok(())
         })?;
-        Ok(patch)
+        Ok(parts)
     })?;
-    Ok(PyBytes::new(py, &made))
+    let mut patch = NewBytes::new(py, parts.length)?;
+    let memory = patch.memory();
+    native::run(py, || {
+        parts.write(new, memory);
+        Ok(())
+    })?;
+    // SAFETY: `write` wrote as many bytes as there are.
+    Ok(unsafe { patch.finish() })
+}
+
+/// The parts of a patch: what was made for it, and where parts of the new version go, which are not copied twice.
+#[derive(Default)]
+struct Parts {
+    made: Vec<u8>,
+    /// How much of what was made comes before a range of the new version.
+    ranges: Vec<(usize, Range<usize>)>,
+    length: usize,
+}
+
+impl Parts {
+    fn add(&mut self, part: Part<'_>) {
+        self.length += part.bytes().len();
+        match part {
+            Part::Made(bytes) => self.made.extend_from_slice(bytes),
+            Part::Target(offset, bytes) => {
+                // Within a buffer.
+                let start = offset as usize;
+                self.ranges.push((self.made.len(), start..start + bytes.len()));
+            }
+        }
+    }
+
+    /// Writes them one behind the other to memory of their length.
+    fn write(&self, new: &[u8], memory: &mut [MaybeUninit<u8>]) {
+        let (mut at, mut done) = (0, 0);
+        let mut put = |bytes: &[u8]| {
+            uninit_copy(bytes, &mut memory[at..at + bytes.len()]);
+            at += bytes.len();
+        };
+        for (before, range) in &self.ranges {
+            put(&self.made[done..*before]);
+            put(&new[range.clone()]);
+            done = *before;
+        }
+        put(&self.made[done..]);
+    }
 }
 
 /// A codec from its name.

@@ -84,5 +84,8 @@ impl PatchInfo {
 #[pyo3(signature = (patch))]
 pub fn patch_info(py: Python<'_>, patch: Input) -> PyResult<PatchInfo> {
     let patch = patch.bytes();
-    native::run(py, || Ok(PatchInfo::of(chain(patch)?.iter().map(|patch| &**patch))))
+    native::run(py, || {
+        let (before, last) = chain(patch)?;
+        Ok(PatchInfo::of(before.iter().chain([&last]).map(|patch| &**patch)))
+    })
 }

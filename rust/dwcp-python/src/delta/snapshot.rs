@@ -11,7 +11,7 @@ use pyo3::types::PyBytes;
 
 use super::encode::parse;
 use super::watch;
-use crate::buffer::{Input, export};
+use crate::buffer::{Input, export, prefer_huge_pages};
 use crate::error::Failure;
 
 /// A held version, for the patches of the next one.
@@ -39,8 +39,12 @@ impl Snapshot {
     ) -> PyResult<Snapshot> {
         let options = SnapshotOptions { block_bytes, width, codec: parse(py, codec)?, search };
         let data = data.bytes();
-        let held =
-            watch::run(py, data.len(), |_| Ok(patch::Snapshot::new(data.to_vec(), options, threads)?))?;
+        let held = watch::run(py, data.len(), |_| {
+            let mut bytes = Vec::with_capacity(data.len());
+            prefer_huge_pages(bytes.spare_capacity_mut());
+            bytes.extend_from_slice(data);
+            Ok(patch::Snapshot::new(bytes, options, threads)?)
+        })?;
         Ok(Snapshot { held: Mutex::new(held), views: AtomicUsize::new(0) })
     }
 

@@ -43,12 +43,7 @@ impl Source for Watched<'_> {
         self.bytes.len() as u64
     }
 
-    fn read<'a>(
-        &'a self,
-        offset: u64,
-        length: usize,
-        buffer: &'a mut Vec<u8>,
-    ) -> Result<&'a [u8], Failure> {
+    fn read<'a>(&'a self, offset: u64, length: usize, buffer: &'a mut Vec<u8>) -> Result<&'a [u8], Failure> {
         check(self.stop)?;
         let read: Result<&[u8], PatchError> = self.bytes.read(offset, length, buffer);
         Ok(read?)

@@ -41,7 +41,7 @@ pub fn diff_files(
     old.refuse_unfinished()?;
     new.refuse_unfinished()?;
     let mut writer = file::Writer::create(out)?;
-    encode_into(&old, &new, None, options, |part| writer.write(part).on("write", out))?;
+    encode_into(&old, &new, None, options, |part| writer.write(part.bytes()).on("write", out))?;
     writer.finish().on("write", out)?;
     Contents::scan(&FileSource::open(out, check)?, 0)
 }

@@ -68,7 +68,7 @@ fn snapshot_that_cannot_go_on_holds_what_it_held() {
 fn patch_with_other_blocks_is_refused_by_a_snapshot() {
     let patch = encode(b"old", b"new", &PatchOptions::default()).unwrap();
     let refused = held(b"old", 1).apply(&Patch::parse(&patch).unwrap(), 1, go_on);
-    assert!(matches!(refused, Err(PatchError::BlockBytes { block_bytes: 0x4_0000, .. })));
+    assert!(matches!(refused, Err(PatchError::BlockBytes { block_bytes: 0x10_0000, .. })));
 }
 
 #[test]

@@ -1,0 +1,86 @@
+//! `compress_pages` and `decompress_pages_into`.
+
+use dwcp_codec::container::{self, ContainerOptions};
+use dwcp_codec::pages;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::buffer::{Input, Output};
+use crate::error::Failure;
+use crate::{contexts, native};
+
+/// Compress pages of a memory, given by their numbers, into one container.
+#[pyfunction]
+#[pyo3(signature = (memory, numbers, page_bytes, codec, checksum, max_length))]
+pub fn compress_pages<'py>(
+    py: Python<'py>,
+    memory: Input,
+    numbers: Input,
+    page_bytes: usize,
+    codec: &str,
+    checksum: bool,
+    max_length: usize,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let choice = codec.parse().map_err(|error| Failure::Codec(error).raise(py))?;
+    let options = ContainerOptions { choice, checksum, dictionary: None };
+    let (memory, numbers) = (memory.bytes(), words(&numbers)?);
+    let made = native::run(py, || {
+        within(numbers.len(), page_bytes, max_length)?;
+        contexts::with(|contexts| {
+            contexts.pages.clear();
+            pages::gather(memory, page_bytes, numbers, &mut contexts.pages)?;
+            let mut made = std::mem::take(&mut contexts.scratch);
+            made.clear();
+            container::compress(&mut contexts.compressor, &options, &contexts.pages, &mut made)?;
+            Ok(made)
+        })
+    })?;
+    let bytes = PyBytes::new(py, &made);
+    contexts::with(|contexts| contexts.scratch = made);
+    Ok(bytes)
+}
+
+/// Decompress what `compress_pages` made to the places that the numbers say.
+#[pyfunction]
+#[pyo3(signature = (packed, memory, numbers, page_bytes, max_length))]
+pub fn decompress_pages_into(
+    py: Python<'_>,
+    packed: Input,
+    mut memory: Output,
+    numbers: Input,
+    page_bytes: usize,
+    max_length: usize,
+) -> PyResult<()> {
+    memory.refuse_overlap(&packed)?;
+    memory.refuse_overlap(&numbers)?;
+    let (packed, memory, numbers) = (packed.bytes(), memory.bytes_mut(), words(&numbers)?);
+    native::run(py, || {
+        within(numbers.len(), page_bytes, max_length)?;
+        contexts::with(|contexts| {
+            contexts.pages.clear();
+            let limit = max_length as u64;
+            container::decompress(&mut contexts.decompressor, None, packed, limit, &mut contexts.pages)?;
+            Ok(pages::scatter(&contexts.pages, page_bytes, numbers, memory)?)
+        })
+    })
+}
+
+fn within(count: usize, page_bytes: usize, limit: usize) -> Result<(), Failure> {
+    match count.saturating_mul(page_bytes) {
+        length if length > limit => Err(Failure::OverLimit { length: length as u64, limit: limit as u64 }),
+        _ => Ok(()),
+    }
+}
+
+/// Page numbers as the machine keeps them.
+fn words(buffer: &Input) -> PyResult<impl ExactSizeIterator<Item = u64> + Clone + '_> {
+    let (words, rest) = buffer.bytes().as_chunks();
+    if rest.is_empty() {
+        return Ok(words.iter().map(|word| u64::from_ne_bytes(*word)));
+    }
+    Err(PyValueError::new_err(format!(
+        "page numbers have 8 bytes each, not {} together",
+        buffer.bytes().len()
+    )))
+}

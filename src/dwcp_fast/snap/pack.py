@@ -1,0 +1,116 @@
+"""Making packs."""
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from dwcp_fast.delta import DEFAULT_BLOCK_BYTES, diff_files, staged
+from dwcp_fast.errors import ConfigError, FormatError, LimitExceededError
+from dwcp_fast.snap.manifest import MAX_PARTS, PackInfo, Part, Version, check_name, encode, read
+
+__all__ = ["info", "pack"]
+
+COPY_BYTES: Final = 1 << 20
+
+StrPath = str | PathLike[str]
+
+
+def pack(
+    out: StrPath,
+    parts: Mapping[str, StrPath],
+    *,
+    bases: Mapping[str, StrPath] | None = None,
+    codec: str = "zstd:1",
+    progress: Callable[[str], None] | None = None,
+) -> PackInfo:
+    """Pack the files of a snapshot into one; it appears under its name only when it is complete.
+
+    Files are read block by block, whatever their length. They must not change meanwhile.
+
+    Args:
+        out: File to write.
+        parts: Files by their names in the snapshot.
+        bases: For some of the parts, the file that whoever unpacks will hold: the snapshot before, a golden
+            image.
+        codec: Codec of what is told in full: ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
+        progress: Called with the name of each part before it is packed.
+
+    Returns:
+        What the pack says of itself.
+
+    Raises:
+        ConfigError: A name or the codec cannot be used, or a base belongs to no part.
+        LimitExceededError: There are more than 4096 parts.
+        OSError: A file cannot be read or written.
+    """
+    bases = bases or {}
+    if unknown := sorted(set(bases) - set(parts)):
+        raise ConfigError(f"base {unknown[0]!r} belongs to no part")
+    if len(parts) > MAX_PARTS:
+        raise LimitExceededError(f"{len(parts)} parts are over the limit of {MAX_PARTS}")
+    for name in parts:
+        check_name(name)
+        for other in parts:
+            if name.startswith(f"{other}/"):
+                raise ConfigError(f"part {name!r} lies within part {other!r}")
+    target = Path(out)
+    # Beside the pack, where there is room for it.
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{target.name[:100]}.", dir=target.parent) as scratch,
+        staged(target) as whole,
+    ):
+        nothing, patches = Path(scratch, "nothing"), Path(scratch, "patches")
+        nothing.touch()
+        made: list[Part] = []
+        with patches.open("w+b") as joined:
+            for name in sorted(parts):
+                if progress is not None:
+                    progress(name)
+                patch = Path(scratch, "patch")
+                told = diff_files(bases.get(name, nothing), parts[name], patch, codec=codec)
+                made.append(
+                    Part(
+                        name,
+                        Version(told.target_bytes, told.target_digest),
+                        Version(told.base_bytes, told.base_digest),
+                        joined.tell(),
+                        told.patch_bytes,
+                    )
+                )
+                append(patch, joined)
+        with whole.open("r+b") as file:
+            file.write(encode(made, DEFAULT_BLOCK_BYTES))
+            append(patches, file)
+        return info(whole)
+
+
+def info(path: StrPath) -> PackInfo:
+    """Read what a pack says of itself.
+
+    Args:
+        path: The pack.
+
+    Returns:
+        Its parts and what they need.
+
+    Raises:
+        OSError: It cannot be read.
+        FormatError: It is no pack, or damaged; or a subclass that tells more.
+        LimitExceededError: It has more parts than a pack may have.
+    """
+    with Path(path).open("rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise FormatError(f"{path} is no regular file")
+        return read(file, about.st_size)
+
+
+def append(source: Path, target: BinaryIO) -> None:
+    """Copy a file to the end of another."""
+    with source.open("rb") as file:
+        shutil.copyfileobj(file, target, COPY_BYTES)
