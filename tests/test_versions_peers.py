@@ -1,5 +1,6 @@
 """Subscribers that dial the publisher: fed at once, confirmed, and never in each other's way."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -12,13 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dwcp_fast
-from dwcp_fast.errors import ConfigError, DeadlineError, DwcpError, FormatError, PeerError
-from dwcp_fast.options import ReceiveOptions
+from dwcp_fast.errors import (
+    ConfigError,
+    DeadlineError,
+    DwcpError,
+    FormatError,
+    IntegrityError,
+    LimitExceededError,
+    PeerError,
+)
+from dwcp_fast.options import ReceiveOptions, SendOptions
+from dwcp_fast.policy.versions import Retained
 from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber, reading
 from dwcp_fast.versions.asking import Question
+from dwcp_fast.versions.manifest import Head
 from versions_double import is_exactly, publish, version_arrays
 
 WAIT_S = 30.0
+LYING = Retained(1, "1" * 32, "2" * 32, 50, None, 0, 9)
 
 
 @contextmanager
@@ -180,3 +192,36 @@ def test_questions_survive_the_way(question: Question) -> None:
     told = Question.load(question.dump())
     assert told.version == question.version
     assert told.failure == (None if question.failure is None else question.failure[:512])
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ({"head": b"{}"}, FormatError),
+        ({"head": b"[" * 10_000}, FormatError),
+        ({"head": b"", "other": b"x"}, FormatError),
+        ({"head": bytes(3 << 20)}, LimitExceededError),
+        ({"head": b"", "packs." + "0" * 32: bytes(100 << 20)}, LimitExceededError),
+        ({"head": Head("0" * 32, (LYING,)).dump()}, IntegrityError),
+        ({"head": Head("0" * 32, (LYING,)).dump(), f"manifests.{LYING.manifest}": b"x" * 50}, IntegrityError),
+    ],
+)
+def test_a_publisher_that_lies_is_found_out(answer: dict[str, bytes], error: type[DwcpError]) -> None:
+    def lie() -> None:
+        session = listener.accept(WAIT_S)
+        assert session is not None
+        with session, contextlib.suppress(DwcpError):
+            while session.next_request(WAIT_S) is not None:
+                session.send(answer)
+
+    with dwcp_fast.listen("127.0.0.1:0", serve=SendOptions(), receive=False) as listener:
+        thread = threading.Thread(target=lie)
+        thread.start()
+        assert listener.pairing is not None
+        subscriber = DeltaSubscriber(listener.pairing, max_version_bytes=1 << 20)
+        with pytest.raises(error):
+            subscriber.wait(WAIT_S)
+        assert subscriber.version is None
+        subscriber.close()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()

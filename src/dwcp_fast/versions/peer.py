@@ -69,7 +69,8 @@ class PeerSource:
         self._stop.set()
         session = self._session
         if session is not None:
-            session.cancel()
+            # Ends a question that is under way, and tells the publisher so.
+            session.close()
 
     def close(self) -> None:
         """Part from the publisher; a second time does nothing."""
