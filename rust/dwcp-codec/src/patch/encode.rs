@@ -82,10 +82,13 @@ const WINDOW_BYTES: u32 = 32 << 20;
 const UNUSED_BASE_SHARE: usize = 64;
 /// A block told by runs is looked for elsewhere if its payload is more than this share: much of it is new.
 const NEW_RUNS_SHARE: usize = 10;
-/// What is made of parts of the base is looked for in the target, too, if its payload is more than this share.
+/// A block is looked for in the target, too, if more than this share of it is not in the base.
 const MISSING_IN_BASE_SHARE: usize = 16;
-/// What was found elsewhere is also coded without, for comparison, if its payload is more than this share.
-const FOUND_LITTLE_SHARE: usize = 8;
+/// What is found of a block is used if it is more than this share.
+const LEAST_FOUND_SHARE: usize = 64;
+/// A block that was found elsewhere is also coded without that, for comparison, if its payload is more than this many
+/// tenths of it: numbers are told better by what they are than by where.
+const HARDLY_SMALLER_TENTHS: usize = 6;
 /// How many samples are compared to see whether the base block has anything to do with a block, and of how many bytes.
 const SAMPLES: usize = 64;
 const SAMPLE_BYTES: usize = 64;
@@ -180,7 +183,7 @@ struct Slot {
     pending: bool,
     /// It has not been coded without that.
     untried: bool,
-    /// What it could be made of, with parts of the target.
+    /// What it could be made of.
     found: Option<Found>,
 }
 
@@ -319,13 +322,14 @@ where
         parallel::for_each(workers, rest, |worker, slot| {
             let range = self.head.target_range(slot.index);
             let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
-            if let Some(found) = slot.found.take() {
+            let found = slot.found.take().unwrap_or_default();
+            if found.covered_bytes() > new.len() / LEAST_FOUND_SHARE {
                 let usable = Usable::Except(self.head.block_bytes(), &self.nested);
                 let buffer = &mut worker.gathered;
                 let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
                 self.code_segments(&mut worker.segments, slot, new, &found, origins)?;
             }
-            if slot.untried && slot.is_over(new.len() / FOUND_LITTLE_SHARE, new.len()) {
+            if slot.untried && slot.is_over(new.len() / 10 * HARDLY_SMALLER_TENTHS, new.len()) {
                 let base = self.head.base_range(slot.index);
                 let old = self.old.read(base.start, (base.end - base.start) as usize, &mut worker.old)?;
                 self.code_block(&mut worker.blocks, slot, new, Some(old))?;
@@ -354,10 +358,11 @@ where
         let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
         let number = slot.index as u32;
         index.find(range.start, new, origins, &mut worker.found).map_err(|error| error.of_block(number))?;
-        if worker.found.covered_bytes() > 0 {
-            self.code_segments(&mut worker.segments, slot, new, &worker.found, origins)?;
+        let covered = worker.found.covered_bytes();
+        if covered > 0 {
+            slot.found = Some(std::mem::take(&mut worker.found));
         }
-        slot.pending = slot.is_over(new.len() / MISSING_IN_BASE_SHARE, new.len());
+        slot.pending = new.len() - covered > new.len() / MISSING_IN_BASE_SHARE;
         Ok(())
     }
 
