@@ -3,10 +3,8 @@
 import lz4.block
 import zstandard
 
-from oracle.wire import LZ4, NONE, ZSTD, require
+from oracle.wire import DIFFERENCE, FILL, LZ4, NONE, PLAIN, PLANES, RUNS, SPARSE, ZSTD, require
 
-PLAIN, FILL, PLANES, DIFFERENCE, SPARSE, RUNS = range(6)
-AGAINST_BASE = (DIFFERENCE, SPARSE, RUNS)
 MANTISSA = {2: 3, 4: 2, 8: 1}
 
 

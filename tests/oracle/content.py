@@ -4,11 +4,10 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-import lz4.block
 import xxhash
-import zstandard
 
-from oracle.wire import AGAINST_BASE, ENTRY_KINDS, FILL, LZ4, PLAIN, ZSTD, WireError, require
+from oracle import blocks
+from oracle.wire import AGAINST_BASE, ENTRY_KINDS, WireError, require
 
 
 def digest(data: bytes) -> bytes:
@@ -42,22 +41,11 @@ def check_offer(offer: dict[str, Any], entries: Sequence[dict[str, Any]], cores:
 def decode_block(fields: dict[str, Any], body: bytes, base: bytes = b"") -> bytes:
     """Decode a BLOCK body; `base` is the object that the receiver holds, at any length."""
     size = fields["raw_length"]
-    raw: bytes
     if fields["kind"] in AGAINST_BASE:
         piece = base[fields["offset"] : fields["offset"] + size]
         piece += bytes(size - len(piece))
         require(digest(piece).hex() == fields["base_digest"], "the base differs")
-    require(fields["kind"] in (PLAIN, FILL), "a kind of block that is only in the oracle of patches")
-    if fields["kind"] == FILL:
-        require(len(body) == 1, "a fill body is one byte")
-        raw = body * size
-    elif fields["codec"] == LZ4:
-        raw = lz4.block.decompress(body, uncompressed_size=size)
-    elif fields["codec"] == ZSTD:
-        raw = zstandard.ZstdDecompressor().decompress(body, max_output_size=size, allow_extra_data=False)
-    else:
-        raw = body
-    require(len(raw) == size, f"{len(raw)} bytes where {size} are due")
+    raw = blocks.decode(fields["kind"], fields["codec"], body, base[fields["offset"] :], size)
     require(digest(raw).hex() == fields["digest"], "the block's digest")
     return raw
 

@@ -9,7 +9,7 @@ import xxhash
 from oracle import blocks
 from oracle.blocks import Payload, unzigzag, unzstd
 from oracle.content import digest, tree_digest
-from oracle.wire import NONE, ZSTD, WireError, require
+from oracle.wire import FILL, NONE, PLAIN, RUNS, ZSTD, WireError, require
 
 SAME, COPY, SPLICE, TAIL = 16, 17, 18, 255
 SEED = 0x64776364
@@ -64,13 +64,11 @@ def parse(data: bytes) -> tuple[Patch, bytes]:
             checked += data[at : at + 8]
             told, at = told + length, at + 8
             continue
-        require(kind <= blocks.RUNS or kind in (COPY, SPLICE), f"kind {kind}")
+        require(kind <= RUNS or kind in (COPY, SPLICE), f"kind {kind}")
         require(told < count, "more blocks than there are")
-        require(codec <= (ZSTD if kind == blocks.PLAIN else NONE), "a codec of another kind")
+        require(codec <= (ZSTD if kind == PLAIN else NONE), "a codec of another kind")
         size = patch.length(told)
-        low, high = {(blocks.FILL, NONE): (1, 1), (blocks.PLAIN, NONE): (size, size)}.get(
-            (kind, codec), (1, size - 1)
-        )
+        low, high = {(FILL, NONE): (1, 1), (PLAIN, NONE): (size, size)}.get((kind, codec), (1, size - 1))
         require(low <= length <= high and at + 24 + length <= len(data), "the length of a payload")
         payload = data[at + 24 : at + 24 + length]
         patch.entries.append(Entry(told, 1, kind, codec, data[at + 8 : at + 24], payload))

@@ -10,7 +10,7 @@ use super::disk::{Disk, System};
 use super::file::{self, FileSource};
 use super::journal::{self, Journal, Recovery};
 use crate::error::{IoContext, StoreError};
-use crate::platform;
+use crate::platform::Lock;
 
 /// Writes the new version of file `old` to the existing file `out`, another file, and tells what was in the patches.
 ///
@@ -177,17 +177,10 @@ impl Drop for Step {
     }
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        // Closing the file does it later at the latest.
-        let _ = platform::unlock(&self.file);
-    }
-}
-
 /// A file that nobody else changes in place.
 pub(super) struct Held {
     pub(super) path: PathBuf,
-    file: File,
+    file: Lock,
 }
 
 impl Held {
@@ -195,10 +188,10 @@ impl Held {
         // Beside a link to it, its journal would not be found.
         let path = path.canonicalize().on("open", path)?;
         let file = File::options().read(true).write(true).open(&path).on("open", &path)?;
-        if !platform::try_lock(&file).on("lock", &path)? {
-            return Err(StoreError::Busy { path });
+        match Lock::take(file).on("lock", &path)? {
+            Some(file) => Ok(Held { path, file }),
+            None => Err(StoreError::Busy { path }),
         }
-        Ok(Held { path, file })
     }
 
     pub(super) fn file(&self) -> &File {

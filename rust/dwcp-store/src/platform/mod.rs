@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Deref;
 
 #[cfg(any(not(unix), test))]
 mod portable;
@@ -14,9 +15,35 @@ use portable as system;
 use unix as system;
 
 pub(crate) use system::{
-    Dir, bytes_of, is_hole, open_no_follow, path_of, punch_hole, read_at, stat_file, stat_path, try_lock,
-    unlock, write_all_at,
+    Dir, bytes_of, is_hole, open_no_follow, path_of, punch_hole, read_at, stat_file, stat_path, write_all_at,
 };
+use system::{try_lock, unlock};
+
+/// A file whose lock is held until this is dropped.
+pub(crate) struct Lock(File);
+
+impl Lock {
+    /// Takes the lock of a file; `None` if somebody else has it.
+    pub(crate) fn take(file: File) -> io::Result<Option<Lock>> {
+        Ok(try_lock(&file)?.then_some(Lock(file)))
+    }
+}
+
+impl Deref for Lock {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that is just being started may have the file open, too, and would keep the
+        // lock until it runs another program.
+        let _ = unlock(&self.0);
+    }
+}
 
 /// The kind of a thing in a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{Kind, Stat};
+use super::{Kind, Lock, Stat};
 
 /// A directory, by its path.
 pub(crate) struct Dir {
@@ -62,7 +62,7 @@ impl Dir {
         OpenOptions::new().read(true).append(true).create(true).open(self.at(name)?)
     }
 
-    pub(crate) fn open_lock(&self, name: &[u8]) -> io::Result<Option<File>> {
+    pub(crate) fn open_lock(&self, name: &[u8]) -> io::Result<Option<Lock>> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
         #[cfg(windows)]
@@ -71,11 +71,11 @@ impl Dir {
             std::os::windows::fs::OpenOptionsExt::share_mode(&mut options, 0);
             match options.open(self.at(name)?) {
                 Err(error) if error.raw_os_error() == Some(SHARING_VIOLATION) => Ok(None),
-                opened => opened.map(Some),
+                opened => Lock::take(opened?),
             }
         }
         #[cfg(not(windows))]
-        options.open(self.at(name)?).map(Some)
+        Lock::take(options.open(self.at(name)?)?)
     }
 
     pub(crate) fn rename(&self, name: &[u8], to: &Dir, to_name: &[u8], replace: bool) -> io::Result<()> {
@@ -190,12 +190,12 @@ pub(crate) fn stat_file(file: &File) -> io::Result<Stat> {
 }
 
 /// Files are not locked here.
-pub(crate) fn unlock(_file: &File) -> io::Result<()> {
+pub(super) fn unlock(_file: &File) -> io::Result<()> {
     Ok(())
 }
 
 /// Files are not locked here.
-pub(crate) fn try_lock(_file: &File) -> io::Result<bool> {
+pub(super) fn try_lock(_file: &File) -> io::Result<bool> {
     Ok(true)
 }
 

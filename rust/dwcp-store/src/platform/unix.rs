@@ -13,7 +13,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::{Kind, Stat};
+use super::{Kind, Lock, Stat};
 
 /// An open directory.
 pub(crate) struct Dir {
@@ -71,10 +71,9 @@ impl Dir {
         Ok(File::from(rustix::fs::openat(&self.fd, name, flags, PRIVATE_FILE)?))
     }
 
-    /// Opens or makes a file and takes its lock until it is closed; `None` if somebody else has it.
-    pub(crate) fn open_lock(&self, name: &[u8]) -> io::Result<Option<File>> {
-        let file = self.open_write(name, true)?;
-        Ok(try_lock(&file)?.then_some(file))
+    /// Opens or makes a file and takes its lock; `None` if somebody else has it.
+    pub(crate) fn open_lock(&self, name: &[u8]) -> io::Result<Option<Lock>> {
+        Lock::take(self.open_write(name, true)?)
     }
 
     /// Renames `name` to `to_name` in `to`, replacing what is there only if `replace`.
@@ -206,14 +205,13 @@ pub(crate) fn stat_file(file: &File) -> io::Result<Stat> {
     Ok(from_metadata(&file.metadata()?))
 }
 
-/// Gives the lock of a file back. A child that is just being started may have the file open, too, and would keep the
-/// lock until it runs another program.
-pub(crate) fn unlock(file: &File) -> io::Result<()> {
+/// Gives the lock of a file back.
+pub(super) fn unlock(file: &File) -> io::Result<()> {
     Ok(rustix::fs::flock(file, FlockOperation::Unlock)?)
 }
 
-/// Takes the lock of a file until it is closed; false if somebody else has it.
-pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
+/// Takes the lock of a file; false if somebody else has it.
+pub(super) fn try_lock(file: &File) -> io::Result<bool> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK) => Ok(false),

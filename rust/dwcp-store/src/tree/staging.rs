@@ -17,7 +17,7 @@ use super::HOME;
 use super::bases::Base;
 use crate::error::{IoContext, refuse};
 use crate::open_files::OpenFiles;
-use crate::platform::{self, Dir};
+use crate::platform::{self, Dir, Lock};
 use crate::sink::haves_of_blocks;
 use crate::stripes::Stripes;
 use crate::{Refusal, StoreError, Tick};
@@ -61,7 +61,7 @@ pub(super) struct Staging {
     /// Held from the write of a block to its record: of two copies, disk and ledger tell of the same one.
     writing: Stripes,
     ledger: Mutex<Ledger>,
-    _lock: File,
+    _lock: Lock,
 }
 
 /// How far a commit got.
@@ -321,7 +321,7 @@ fn make_private(above: &Dir, name: &[u8], shown: &Path) -> Result<Dir, StoreErro
 }
 
 /// Opens a transfer's directory and takes its lock.
-fn lock(home: &Dir, name: &[u8], path: &Path, tick: &mut Tick<'_>) -> Result<(Dir, File), StoreError> {
+fn lock(home: &Dir, name: &[u8], path: &Path, tick: &mut Tick<'_>) -> Result<(Dir, Lock), StoreError> {
     for attempt in 0..LOCK_TRIES {
         tick()?;
         if attempt > 0 {
