@@ -1,6 +1,9 @@
 """Patches between buffers and between files: exact results, proven bases, nothing half done."""
 
 import doctest
+import os
+import signal
+import threading
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -274,6 +277,15 @@ def test_a_view_of_a_snapshot_follows_it_and_holds_its_length() -> None:
     view.release()
     held.advance(b"version 10")
     assert bytes(held.view()) == b"version 10"
+
+
+def test_an_interrupt_ends_long_work() -> None:
+    text = b"".join(b"%d bottles of %d kinds " % (number, number * number) for number in range(3_000_000))
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        delta.encode(b"", text, codec="zstd:19", search=False)
+    timer.join()
 
 
 @settings(max_examples=40, deadline=None)

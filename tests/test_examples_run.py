@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def test_a_worker_computes_the_trainers_logits_for_every_version(repository: Path) -> None:
-    command = [sys.executable, repository / "examples" / "rl_weights.py", "--versions", "4", "--steps", "10"]
+    program = str(repository / "examples" / "rl_weights.py")
+    command = [sys.executable, program, "--versions", "4", "--steps", "10"]
     told = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert told.returncode == 0, told.stdout + told.stderr
     assert "4 of 4 versions with equal logits" in told.stdout

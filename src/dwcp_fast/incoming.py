@@ -61,11 +61,11 @@ class IncomingSession:
             timeout_s: Seconds to wait; None waits as long as the peer is there.
 
         Returns:
-            The request; None when the peer has closed the session.
+            The request; None when the peer has left with nothing to ask for.
 
         Raises:
             DeadlineError: No request came in time.
-            TransportError: The peer is gone, or reports a failure.
+            TransportError: The peer is gone with a request, or reports a failure.
             ConfigError: The peer sends.
         """
         return self._server().next_request(timeout_s)

@@ -73,9 +73,9 @@ impl Served {
     pub(crate) fn expire(&self) -> bool {
         let mut state = lock(&self.shared.state);
         if !state.is_over() && !state.busy() && state.is_lonely(self.shared.options.reconnect_for) {
-            let gone = state.gone();
+            // Who leaves without having asked for anything misses nothing.
+            state.broken = state.request().is_some().then(|| state.gone());
             state.renew(None);
-            state.broken = Some(gone);
             self.shared.changed.notify_all();
         }
         state.is_over()
@@ -128,12 +128,12 @@ impl ServeSession {
         lock(&self.served.shared.state).request().map(<[u8]>::to_vec)
     }
 
-    /// Waits for the next request; `None` when the peer has closed the session in peace, or when it has to come back
-    /// with a new one since frames of the last transfer may still be under way.
+    /// Waits for the next request; `None` when the peer has left with nothing to ask for, or when it has to come back
+    /// with a new session since frames of the last transfer may still be under way.
     ///
     /// # Errors
     /// [`NetError::Deadline`] when none came within `timeout`, after which the session can still be used, and
-    /// [`NetError`] when the peer is gone or reports a failure.
+    /// [`NetError`] when the peer is gone with a request, or reports a failure.
     pub fn next_request(&self, timeout: Option<Duration>) -> Result<Option<Vec<u8>>, NetError> {
         let shared = &self.served.shared;
         let started = Instant::now();
@@ -151,9 +151,8 @@ impl ServeSession {
                 return Ok(Some(request.to_vec()));
             }
             if state.is_lonely(shared.options.reconnect_for) {
-                let gone = state.gone();
                 state.renew(None);
-                return Err(gone);
+                return Ok(None);
             }
             if let Some(after) = timeout.filter(|limit| started.elapsed() >= *limit) {
                 return Err(NetError::Deadline { what: "a request of the peer", after });

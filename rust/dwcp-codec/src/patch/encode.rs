@@ -85,7 +85,7 @@ const NEW_RUNS_SHARE: usize = 10;
 /// What is made of parts of the base is looked for in the target, too, if its payload is more than this share.
 const MISSING_IN_BASE_SHARE: usize = 16;
 /// What was found elsewhere is also coded without, for comparison, if its payload is more than this share.
-const FOUND_LITTLE_SHARE: usize = 4;
+const FOUND_LITTLE_SHARE: usize = 8;
 /// How many samples are compared to see whether the base block has anything to do with a block, and of how many bytes.
 const SAMPLES: usize = 64;
 const SAMPLE_BYTES: usize = 64;
@@ -308,7 +308,9 @@ where
             None => self.index_base(&mut workers[0])?,
         };
         let pending = slots.iter_mut().filter(|slot| slot.pending);
-        parallel::for_each(workers, pending, |worker, slot| self.search_base(&index, worker, slot))?;
+        if self.head.base_size() > 0 {
+            parallel::for_each(workers, pending, |worker, slot| self.search_base(&index, worker, slot))?;
+        }
         // What a block may use depends on the blocks before it.
         for slot in slots.iter_mut().filter(|slot| slot.pending) {
             self.search_target(&mut index, &mut workers[0], slot)?;

@@ -11,7 +11,7 @@ use dwcp_proto::frame::{Committed, ErrorFrame, Secret, SessionId, TransferId};
 use dwcp_proto::receiver::{LaneId, ReceiverSession};
 use dwcp_store::Sink;
 
-use super::ReceiveOptions;
+use super::{CONFIRMATION, ReceiveOptions};
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::error::NetError;
 use crate::listen::Registry;
@@ -272,7 +272,8 @@ impl State {
         match number {
             0 => {
                 let asks = self.asking.as_ref().is_some_and(Asking::is_open);
-                asks || self.transfer.is_some() || self.unconfirmed.is_some()
+                let confirms = self.unconfirmed.is_some_and(|(_, since)| since.elapsed() < CONFIRMATION);
+                asks || self.transfer.is_some() || confirms
             }
             number => self.transfer.is_some() && blocks() > u64::from(number),
         }

@@ -313,6 +313,31 @@ fn a_listener_that_starts_again_in_the_middle_of_a_long_wait_is_asked_again() {
 }
 
 #[test]
+fn a_peer_that_vanishes_between_fetches_is_no_failure_and_may_come_back() {
+    let brief = Duration::from_millis(200);
+    let serve_options = SendOptions { reconnect_for: brief, ..quick_send() };
+    let options = ReceiveOptions { serve: Some(serve_options), ..serving() };
+    let server = receiver(ListenSecurity::Insecure, DialSecurity::Insecure, options);
+    let link = Link::back(server.listener.local_addr(), Duration::ZERO, &[]);
+    let session = dial(&link.address(), &server, quick_fetch()).unwrap();
+    let fetching = std::thread::spawn(move || (fetch(&session, b"x").unwrap(), session));
+    let incoming = accepted(&server).unwrap();
+    let (manifest, source) = buffers(&[("a", noise(1, 10))], 65_536);
+    incoming.send(manifest, source).unwrap();
+    let (_, session) = join(fetching);
+    let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    link.retarget(nowhere);
+    link.cut();
+    assert!(incoming.next_request(Some(PATIENCE)).unwrap().is_none());
+    link.retarget(server.listener.local_addr());
+    let serving = serve(&server);
+    assert!(fetch(&session, b"y").unwrap() == [answer(b"y")]);
+    drop(session);
+    server.cancel.cancel();
+    join(serving);
+}
+
+#[test]
 fn a_changed_file_is_pulled_as_its_difference_to_what_is_there() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let image = from.path().join("image");

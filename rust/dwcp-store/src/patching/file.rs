@@ -35,7 +35,8 @@ impl<'a> FileSource<'a> {
 
     /// Refuses a file that a journal lies beside: it may be a mix of two versions.
     pub(super) fn refuse_unfinished(&self) -> Result<(), StoreError> {
-        let journal = journal_of(&self.path)?;
+        // It lies beside the file itself, not beside a link to it.
+        let journal = journal_of(&self.path.canonicalize().on("look at", &self.path)?)?;
         if journal.try_exists().on("look at", &journal)? {
             return Err(StoreError::Unfinished { path: self.path.clone(), journal });
         }

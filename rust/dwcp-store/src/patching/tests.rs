@@ -264,8 +264,12 @@ fn assert_never_a_mix(directory: &Path, old: &[u8], new: &[u8], told: &str) {
     let journal = at(".held.dwcp-journal").exists();
     if before != old && before != new {
         assert!(journal, "{told}: a mix without a journal");
-        let refused = apply_files(&at("patch"), &at("held"), &at("made"), 1, &go_on).unwrap_err();
-        assert!(matches!(refused, StoreError::Unfinished { .. }), "{told}: {refused}");
+        std::os::unix::fs::symlink(at("held"), at("link")).unwrap();
+        for name in ["held", "link"] {
+            let refused = apply_files(&at("patch"), &at(name), &at("made"), 1, &go_on).unwrap_err();
+            assert!(matches!(refused, StoreError::Unfinished { .. }), "{told}: {refused}");
+        }
+        fs::remove_file(at("link")).unwrap();
     }
     let recovery = recover(&at("held"), &go_on).unwrap();
     assert_eq!(recovery == Recovery::Nothing, !journal, "{told}");

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::error::CodecError;
 
@@ -204,4 +206,48 @@ fn block_against_a_base_that_ends_before_it_is_refused() {
     let refused = apply(&patch, b"").unwrap_err();
     let short = CodecError::ShortBase { length: 0, needed: 3 };
     assert_eq!(refused, PatchError::Codec { index: 0, source: short });
+}
+
+/// Where the entries of a patch seem to begin.
+fn entries_of(patch: &[u8]) -> Vec<usize> {
+    let mut entries = Vec::new();
+    let mut at = HEAD;
+    while at + 48 < patch.len() && patch[at] != 255 {
+        entries.push(at);
+        let length = u32::from_le_bytes([patch[at + 4], patch[at + 5], patch[at + 6], patch[at + 7]]);
+        at += if patch[at] == 16 { 8 } else { 24 + length as usize };
+    }
+    entries
+}
+
+proptest! {
+    #[test]
+    fn patch_with_changed_fields_and_payloads_is_refused_or_applied_to_the_end(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), 0..40_usize, any::<u8>()), 1..5),
+    ) {
+        let (old, new) = versions();
+        let mut patch = encode(&old, &new, &small()).unwrap();
+        let entries = entries_of(&patch);
+        for (entry, at, flip) in &changes {
+            // Near the beginning of an entry: its fields, and the lists of its payload.
+            let at = entries[entry.index(entries.len())] + at;
+            patch[at] ^= flip;
+        }
+        let entries = entries_of(&patch);
+        seal(&mut patch, &entries);
+        if let Ok(parsed) = Patch::parse(&patch) {
+            let mut made = vec![0; parsed.target_size() as usize];
+            let applied = parsed.apply(&old[..], &mut made, 2);
+            prop_assert!(applied.is_err() || made == new);
+            let mut buf = old.clone();
+            let applied = parsed.apply_in_place(&mut buf, 1);
+            prop_assert!(buf == *if applied.is_ok() { &new } else { &old }, "a mix");
+            let mut decoder = EntryDecoder::new();
+            for (index, block) in (0..).zip(new.chunks(BLOCK)) {
+                let mut made = vec![0; block.len()];
+                let decoded = parsed.decode_block(&mut decoder, index, &old[..], &mut made);
+                prop_assert!(decoded.is_err() || made.len() == block.len());
+            }
+        }
+    }
 }
