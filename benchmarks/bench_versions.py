@@ -3,8 +3,8 @@
 By hand means what reinforcement learning projects wrote for themselves: numpy XOR with the version before,
 python-zstandard level 1, an XXH3 digest for each tensor, a file and a pointer to it in a directory; the
 receiver undoes it in place, proves it, and has no way back. Weights are bf16, rounded from 32-bit ones to
-which each version adds updates as large as the learning rate, as Adam's are. Both sides are in this process, one
-thread each, one after the other.
+which each version adds updates as large as the learning rate, as Adam's are. Both sides are in this process,
+one thread each, one after the other.
 """
 
 import json
