@@ -21,7 +21,7 @@ from dwcp_fast.errors import (
     IntegrityError,
     LimitExceededError,
 )
-from dwcp_fast.policy.versions import Retained, choose_retained, plan_route
+from dwcp_fast.policy.versions import Retained, choose_anchor, choose_retained, plan_route
 from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber, TensorSpec, base, layout, state
 from dwcp_fast.versions.layout import arrange
 from dwcp_fast.versions.manifest import Head, Manifest
@@ -506,6 +506,14 @@ def test_what_is_retained_can_be_reached(versions: list[Retained], keep: int) ->
     for end in range(max(0, len(kept) - keep), len(kept)):
         route = plan_route(kept[: end + 1], None).value
         assert route and route[0].form == "anchor" and route[-1].entry == kept[end]
+
+
+def test_a_receiver_that_cannot_take_an_anchor_either_gets_no_more_of_them() -> None:
+    first = Retained(1, "1", "m1", 1, None, 0, 500)
+    second = Retained(2, "2", "m2", 1, "1", 9, None)
+    for versions, held, due in (((first,), "1", False), ((first, second), "2", True)):
+        choice = choose_anchor(versions, base=held, same_tensors=True, anchor_every=9, failure="no room")
+        assert choice.value is due
 
 
 @given(versions=RETAINED, held=st.integers(-1, 12), refused=st.sets(st.integers(0, 11)))

@@ -137,7 +137,7 @@ class Chains(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 99), cut=st.booleans())
     def damage(self, which: int, cut: bool) -> None:
-        names = sorted(self.store.objects)
+        names = sorted(name for name, data in self.store.objects.items() if data)
         if names:
             name = names[which % len(names)]
             data = bytearray(self.store.objects[name])

@@ -116,7 +116,8 @@ def choose_anchor(
         return Choice("anchor", True, "names, types or shapes of tensors changed")
     if versions[-1].digest != base:
         return Choice("anchor", True, "the base held is not the newest version")
-    if failure is not None:
+    # A receiver that cannot take an anchor either is not helped by another one.
+    if failure is not None and versions[-1].anchor_bytes is None:
         return Choice("anchor", True, f"a receiver could not take the version before: {failure}")
     length = 0
     for deltas, entry in enumerate(reversed(versions)):

@@ -81,10 +81,15 @@ class Question:
             seen=record.digest("seen") if record.has("seen") else None,
             held=record.digest("held") if record.has("held") else None,
             version=record.number("version") if record.has("version") else None,
-            failure=record.text("failure")[:MAX_TEXT] if record.has("failure") else None,
+            failure=printable(record.text("failure")) if record.has("failure") else None,
             wait_s=record.number("wait_s", 0, MAX_WAIT_S),
             keys=tuple(keys),
         )
+
+
+def printable(text: str) -> str:
+    """Make the words of a stranger fit for a log."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:MAX_TEXT])
 
 
 def name_of(key: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from dwcp_fast.errors import ConfigError, ConflictError, DwcpError
+from dwcp_fast.errors import ConfigError, ConflictError, DwcpError, IntegrityError
 from dwcp_fast.options import check_int, check_seconds
 from dwcp_fast.policy.versions import Retained, Step, plan_route
 from dwcp_fast.trust import Trust
@@ -248,7 +248,7 @@ class DeltaSubscriber:
                     self._source.tell(self.version, str(refusals[0].error) if refusals else route.why)
                     if refusals:
                         raise refusals[0].error
-                    raise ConflictError(f"{route.why}, which is the newest")
+                    raise IntegrityError(f"{route.why}, which is the newest")
                 try:
                     state = self._follow(route.value, versions[-1], held, check)
                 except Refusal as refusal:
