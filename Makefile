@@ -33,7 +33,7 @@ help:
 	@echo 'make demo    build, install into .venv and run the demonstration; its report goes to $(DEMO_OUT)/'
 	@echo 'make test    build, install into .venv, then every test: cargo, then pytest on the installed wheel'
 	@echo 'make check   formatters, linters, types, stubs against the built modules, licences'
-	@echo 'make bench   the benchmarks; results go to benchmarks/results/'
+	@echo 'make bench   the benchmarks; results go to benchmarks/results/ (that of deltas needs more: docs/performance.md)'
 	@echo 'make clean   remove .venv, build and target'
 
 demo: $(VENV)/.demo
@@ -49,7 +49,7 @@ test: $(VENV)/.dev
 check: lint-rust lint-python stubs licences
 
 bench: $(VENV)/.dev
-	for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python "$$bench" || exit; done
+	for bench in codec loopback v1_vs_v3; do echo "== $$bench"; $(BIN)/python "benchmarks/bench_$$bench.py" || exit; done
 
 build: $(VENV)/.wheel
 
