@@ -204,6 +204,19 @@ def test_a_subscriber_with_another_base_starts_from_an_anchor(tmp_path: Path) ->
         assert is_exactly(take(subscriber), version_arrays(6))
 
 
+def test_the_same_tensors_in_another_order_are_another_base(store: MemoryStore) -> None:
+    arrays = {name: np.full(9, number, np.float32) for number, name in enumerate("abc")}
+    opened, subscriber = DeltaPublisher(store, anchor_every=100), DeltaSubscriber(store)
+    first = opened.publish(1, arrays)
+    take(subscriber)
+    opened.publish(2, {name: arrays[name] for name in "bc"})
+    second = opened.publish(3, {name: arrays[name] for name in "bca"})
+    assert second.digest != first.digest
+    arrays["b"][0] = 7
+    opened.publish(4, arrays)
+    assert is_exactly(take(subscriber), arrays)
+
+
 def test_tensors_that_were_given_out_never_change(store: MemoryStore) -> None:
     opened, subscriber = DeltaPublisher(store), DeltaSubscriber(store)
     publish(opened, 1)

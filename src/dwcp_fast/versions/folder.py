@@ -135,7 +135,7 @@ def read_state(descriptor: int, threads: int, max_bytes: int) -> State:
     for data, told in run_over(threads, read, range(len(layout.groups))):
         groups.append(data)
         digests += told
-    digest = version_digest(specs, digests)
+    digest = version_digest(layout, digests)
     if digest != metadata.get(DIGEST):
         raise FormatError(f"its content has digest {digest}, not {metadata.get(DIGEST)}")
     return State(version, digest, layout, tuple(digests), tuple(groups))

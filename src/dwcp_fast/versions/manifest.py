@@ -42,19 +42,24 @@ def content_digest(data: bytes | bytearray | memoryview) -> str:
     return digest(data).hex()
 
 
-def version_digest(specs: Iterable[TensorSpec], digests: Iterable[str]) -> str:
-    """Give the digest of a version's content: names, types, shapes and digests of all tensors.
+def version_digest(layout: Layout, digests: Iterable[str]) -> str:
+    """Give the digest of a version: names, types, shapes and digests of all tensors, and how they lie.
+
+    The same tensors in another order are another base for a delta, and so have another digest.
 
     Args:
-        specs: The tensors, in any order.
-        digests: Their digests, in the same order.
+        layout: The tensors and their groups.
+        digests: Digests of the tensors, in their order.
 
     Returns:
-        XXH3-128, in hex, of the JSON list of ``[name, dtype, shape, digest]``, ordered by name.
+        XXH3-128, in hex, of JSON: a list of ``[name, dtype, shape, digest]`` of each tensor, and one of how
+        many tensors each group has.
     """
-    listed = sorted(
-        [spec.name, spec.dtype, list(spec.shape), told] for spec, told in zip(specs, digests, strict=True)
-    )
+    tensors = [
+        [spec.name, spec.dtype, list(spec.shape), told]
+        for spec, told in zip(layout.specs, digests, strict=True)
+    ]
+    listed = [tensors, [group.count for group in layout.groups]]
     return content_digest(json.dumps(listed, ensure_ascii=False, separators=(",", ":")).encode())
 
 
@@ -206,7 +211,7 @@ class Manifest:
             raise FormatError(f"the manifest has {len(specs)} tensors with names that are not all different")
         layout = Layout.build(specs, record.numbers("groups", MAX_TENSORS, 1))
         stated = record.digest("digest")
-        if version_digest(specs, digests) != stated:
+        if version_digest(layout, digests) != stated:
             raise IntegrityError(
                 f"digest {stated} of version {record.number('version')} is not that of its tensors"
             )

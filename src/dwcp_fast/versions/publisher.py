@@ -293,7 +293,7 @@ class DeltaPublisher:
             if base is not None and same
             else self._code_anew(base, changes)
         )
-        content = version_digest(told.layout.specs, told.digests)
+        content = version_digest(told.layout, told.digests)
         if newest is not None and number == newest.version:
             if content != newest.digest:
                 raise ConfigError(f"version {number} is published already, with other content")

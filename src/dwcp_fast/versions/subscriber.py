@@ -11,9 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from dwcp_fast.errors import ConfigError, ConflictError, DwcpError, IntegrityError
+from dwcp_fast.errors import (
+    BaseMismatchError,
+    ConfigError,
+    ConflictError,
+    DwcpError,
+    IntegrityError,
+)
 from dwcp_fast.options import check_int, check_seconds
-from dwcp_fast.policy.versions import Retained, Step, plan_route
+from dwcp_fast.policy.versions import Form, Retained, Step, plan_route
 from dwcp_fast.trust import Trust
 from dwcp_fast.versions.folder import Folder
 from dwcp_fast.versions.manifest import Head
@@ -236,13 +242,14 @@ class DeltaSubscriber:
         started = time.perf_counter()
         held = self._held
         refusals: list[Refusal] = []
+        refused: set[tuple[str, Form]] = set()
         try:
             while True:
-                versions = self._newer(Head.load(stamp.data), held)
+                versions = self._newer(Head.load(stamp.data), self._held)
                 if versions is None:
                     self._seen = stamp
                     return None
-                route = plan_route(versions, held.digest if held else None, {one.key for one in refusals})
+                route = plan_route(versions, held.digest if held else None, refused)
                 if route.value is None:
                     self._seen = stamp
                     self._source.tell(self.version, str(refusals[0].error) if refusals else route.why)
@@ -253,6 +260,11 @@ class DeltaSubscriber:
                     state = self._follow(route.value, versions[-1], held, check)
                 except Refusal as refusal:
                     refusals.append(refusal)
+                    if held is not None and isinstance(refusal.error, BaseMismatchError):
+                        # The delta may be good, and what is held not what it says it is.
+                        held = None
+                    else:
+                        refused.add(refusal.key)
                     LOG.warning(
                         "the %s of version %d cannot be used: %s",
                         refusal.step.form,
