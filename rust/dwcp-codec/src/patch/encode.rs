@@ -6,14 +6,15 @@ use super::contents::used_blocks;
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead};
 use super::parallel;
+use super::scout::{self, Scout};
 use super::source::{Between, Source, Usable};
 use super::write::Writer;
 use crate::block::{BlockEncoder, BlockKind};
 use crate::codec::{Codec, CodecId};
 use crate::digest::Digest;
 use crate::matcher::{Found, Index, Origin};
-use crate::page;
 use crate::segments::{SegmentCoder, SegmentKind};
+use crate::{page, probe};
 
 /// How a patch is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,6 +87,10 @@ const NEW_RUNS_SHARE: usize = 10;
 const MISSING_IN_BASE_SHARE: usize = 16;
 /// What was found elsewhere is also coded without, for comparison, if its payload is more than this share.
 const FOUND_LITTLE_SHARE: usize = 8;
+/// Of base and target that have no more together, there is always an index if there is anything to look for.
+const INDEXED_AT_ONCE_BYTES: u64 = 8 << 20;
+/// What is looked for near its place first if there is less than so many times as much as is worth an index.
+const NEAR_SAVES: u64 = 4;
 /// How many samples are compared to see whether the base block has anything to do with a block, and of how many bytes.
 const SAMPLES: usize = 64;
 const SAMPLE_BYTES: usize = 64;
@@ -136,6 +141,9 @@ where
         new,
         leaves,
         index: None,
+        scout: None,
+        unscouted_bytes: 0,
+        left_out: Vec::new(),
         target_indexed: false,
         nested: BTreeSet::new(),
     };
@@ -180,6 +188,8 @@ struct Slot {
     pending: bool,
     /// It has not been coded without that.
     untried: bool,
+    /// That would be for nothing, too.
+    is_noise: bool,
     /// What it could be made of, with parts of the target.
     found: Option<Found>,
 }
@@ -202,6 +212,7 @@ impl Slot {
             coded: Coded::Same,
             pending: false,
             untried: false,
+            is_noise: false,
             found: None,
         }
     }
@@ -228,6 +239,12 @@ struct Maker<'a, O: ?Sized, N: ?Sized> {
     new: &'a N,
     leaves: Option<&'a [Digest]>,
     index: Option<Index>,
+    /// What tells whether there is to be an index.
+    scout: Option<Scout>,
+    /// Length of the payloads of blocks that were not worth a scout.
+    unscouted_bytes: u64,
+    /// The blocks that an index would have.
+    left_out: Vec<u64>,
     /// Whether the index has something of the target.
     target_indexed: bool,
     /// The blocks that are made of parts of the target, which no other block may use.
@@ -266,6 +283,7 @@ where
         {
             // Coding it against the base here would be for nothing.
             (slot.coded, slot.pending, slot.untried) = (Coded::Raw, true, true);
+            slot.is_noise = !probe::compressible(new);
             return Ok(());
         }
         let base = (!old.is_empty()).then_some(old);
@@ -303,19 +321,22 @@ where
 
     /// Looks for the content of pending blocks elsewhere: in the base, then in the target before them.
     fn search(&mut self, workers: &mut [Worker], slots: &mut [Slot]) -> Result<(), O::Error> {
-        let mut index = match self.index.take() {
-            Some(index) => index,
-            None => self.index_base(&mut workers[0])?,
+        let index = match self.index.take() {
+            Some(index) => Some(index),
+            None => self.index_if_worth(workers, slots)?,
         };
-        let pending = slots.iter_mut().filter(|slot| slot.pending);
-        if self.head.base_size() > 0 {
-            parallel::for_each(workers, pending, |worker, slot| self.search_base(&index, worker, slot))?;
+        if let Some(mut index) = index {
+            let pending = slots.iter_mut().filter(|slot| slot.pending);
+            if self.head.base_size() > 0 {
+                parallel::for_each(workers, pending, |worker, slot| self.search_base(&index, worker, slot))?;
+            }
+            // What a block may use depends on the blocks before it.
+            for slot in slots.iter_mut().filter(|slot| slot.pending) {
+                self.search_target(&mut index, &mut workers[0], slot)?;
+            }
+            self.index = Some(index);
         }
-        // What a block may use depends on the blocks before it.
-        for slot in slots.iter_mut().filter(|slot| slot.pending) {
-            self.search_target(&mut index, &mut workers[0], slot)?;
-        }
-        let rest = slots.iter_mut().filter(|slot| slot.found.is_some() || slot.untried);
+        let rest = slots.iter_mut().filter(|slot| slot.found.is_some() || (slot.untried && !slot.is_noise));
         parallel::for_each(workers, rest, |worker, slot| {
             let range = self.head.target_range(slot.index);
             let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
@@ -325,15 +346,91 @@ where
                 let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
                 self.code_segments(&mut worker.segments, slot, new, &found, origins)?;
             }
-            if slot.untried && slot.is_over(new.len() / FOUND_LITTLE_SHARE, new.len()) {
+            let is_untried = slot.untried && !slot.is_noise;
+            if is_untried && slot.is_over(new.len() / FOUND_LITTLE_SHARE, new.len()) {
                 let base = self.head.base_range(slot.index);
                 let old = self.old.read(base.start, (base.end - base.start) as usize, &mut worker.old)?;
                 self.code_block(&mut worker.blocks, slot, new, Some(old))?;
             }
             Ok::<(), O::Error>(())
-        })?;
-        self.index = Some(index);
-        Ok(())
+        })
+    }
+
+    /// The index of the base and of what of the target was left out so far, if it is worth its time. If not, pending
+    /// blocks are looked for near their place.
+    fn index_if_worth(
+        &mut self,
+        workers: &mut [Worker],
+        slots: &mut [Slot],
+    ) -> Result<Option<Index>, O::Error> {
+        if self.head.base_size().saturating_add(self.head.target_size()) <= INDEXED_AT_ONCE_BYTES {
+            return self.index_base(&mut workers[0]).map(Some);
+        }
+        let to_index =
+            self.head.base_size() + self.left_out.len() as u64 * u64::from(self.head.block_bytes());
+        let payload_bytes = |slots: &[Slot]| -> u64 {
+            let pending = slots.iter().filter(|slot| slot.pending);
+            pending.map(|slot| slot.payload_length(self.block_length(slot)) as u64).sum()
+        };
+        if !scout::is_worth(payload_bytes(slots) / NEAR_SAVES, to_index) {
+            let pending = slots.iter_mut().filter(|slot| slot.pending && !slot.is_noise);
+            parallel::for_each(workers, pending, |worker, slot| self.search_near(worker, slot))?;
+        }
+        let left = self.unscouted_bytes + payload_bytes(slots);
+        let pending = slots.iter().filter(|slot| slot.pending);
+        if self.scout.is_none() && !scout::is_worth(left, to_index) {
+            self.unscouted_bytes = left;
+            self.left_out.extend(pending.map(|slot| slot.index));
+            return Ok(None);
+        }
+        let buffer = &mut workers[0].old;
+        let mut scout = match self.scout.take() {
+            Some(scout) => scout,
+            None => {
+                let mut scout = Scout::new(self.head.base_size(), self.head.target_size());
+                scout.remember(Origin::Base, self.old, 0..self.head.base_size(), buffer)?;
+                scout
+            }
+        };
+        let left_out = self.left_out.len();
+        for slot in pending {
+            let range = self.head.target_range(slot.index);
+            let length = self.block_length(slot);
+            scout.ask(self.new, range.clone(), slot.payload_length(length), buffer)?;
+            scout.remember(Origin::Target, self.new, range, buffer)?;
+            self.left_out.push(slot.index);
+        }
+        if !scout.finds_worth(to_index) {
+            self.scout = Some(scout);
+            return Ok(None);
+        }
+        let mut index = self.index_base(&mut workers[0])?;
+        for block in self.left_out.drain(..).take(left_out) {
+            let range = self.head.target_range(block);
+            let length = (range.end - range.start) as usize;
+            index.add(Origin::Target, range.start, self.new.read(range.start, length, &mut workers[0].new)?);
+            self.target_indexed = true;
+        }
+        Ok(Some(index))
+    }
+
+    fn block_length(&self, slot: &Slot) -> usize {
+        let range = self.head.target_range(slot.index);
+        (range.end - range.start) as usize
+    }
+
+    /// Looks for a block in the base around its place.
+    fn search_near(&self, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
+        let range = self.head.target_range(slot.index);
+        let reach = u64::from(self.head.block_bytes());
+        let start = range.start.saturating_sub(reach);
+        let end = range.end.saturating_add(reach).min(self.head.base_size());
+        if start >= end {
+            return Ok(());
+        }
+        let mut index = Index::for_part(self.head.base_size(), self.head.target_size(), end - start);
+        index.add(Origin::Base, start, self.old.read(start, (end - start) as usize, &mut worker.old)?);
+        self.search_base(&index, worker, slot)
     }
 
     fn index_base(&self, worker: &mut Worker) -> Result<Index, O::Error> {

@@ -17,6 +17,7 @@ mod format;
 mod in_place;
 mod overlay;
 mod parallel;
+mod scout;
 mod snapshot;
 mod source;
 mod write;
