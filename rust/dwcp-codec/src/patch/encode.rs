@@ -6,7 +6,7 @@ use super::contents::used_blocks;
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead};
 use super::parallel;
-use super::scout::{self, Scout};
+use super::scout::{self, ALL_SHARES, Scout, share_elsewhere};
 use super::source::{Between, Source, Usable};
 use super::write::Writer;
 use crate::block::{BlockEncoder, BlockKind};
@@ -91,11 +91,6 @@ const FOUND_LITTLE_SHARE: usize = 8;
 const INDEXED_AT_ONCE_BYTES: u64 = 8 << 20;
 /// What is looked for near its place first if there is less than so many times as much as is worth an index.
 const NEAR_SAVES: u64 = 4;
-/// How many samples are compared to see whether the base block has anything to do with a block, and of how many bytes.
-const SAMPLES: usize = 64;
-const SAMPLE_BYTES: usize = 64;
-/// One in this many bytes is equal by chance, in text and programs.
-const LEAST_EQUAL_SHARE: usize = 8;
 /// Parts of the target are used if they are one part in this many of a block: no other block may use that block then.
 const LEAST_TARGET_SHARE: usize = 32;
 
@@ -279,7 +274,10 @@ where
         if same {
             return Ok(());
         }
-        if self.options.search && !old.is_empty() && is_elsewhere(old, new) && page::fill_byte(new).is_none()
+        if self.options.search
+            && !old.is_empty()
+            && share_elsewhere(old, new) == ALL_SHARES
+            && page::fill_byte(new).is_none()
         {
             // Coding it against the base here would be for nothing.
             (slot.coded, slot.pending, slot.untried) = (Coded::Raw, true, true);
@@ -287,10 +285,13 @@ where
             return Ok(());
         }
         let base = (!old.is_empty()).then_some(old);
+        // Elements that are given do not shift.
+        let is_shifted = self.options.width.is_none() && share_elsewhere(old, new) > 0;
         let kind = self.code_block(&mut worker.blocks, slot, new, base)?;
         let share = match kind {
             Some(BlockKind::Plain | BlockKind::Planes) => UNUSED_BASE_SHARE,
             Some(BlockKind::Runs) => NEW_RUNS_SHARE,
+            Some(BlockKind::Sparse | BlockKind::Difference) if is_shifted => NEW_RUNS_SHARE,
             _ => return Ok(()),
         };
         slot.pending = self.options.search && slot.is_over(new.len() / share, new.len());
@@ -338,15 +339,11 @@ where
         }
         let rest = slots.iter_mut().filter(|slot| slot.found.is_some() || (slot.untried && !slot.is_noise));
         parallel::for_each(workers, rest, |worker, slot| {
+            let covered = slot.found.as_ref().map_or(0, Found::covered_bytes);
+            self.code_found(worker, slot)?;
             let range = self.head.target_range(slot.index);
             let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
-            if let Some(found) = slot.found.take() {
-                let usable = Usable::Except(self.head.block_bytes(), &self.nested);
-                let buffer = &mut worker.gathered;
-                let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
-                self.code_segments(&mut worker.segments, slot, new, &found, origins)?;
-            }
-            let is_untried = slot.untried && !slot.is_noise;
+            let is_untried = slot.untried && !slot.is_noise && covered < new.len() / FOUND_LITTLE_SHARE;
             if is_untried && slot.is_over(new.len() / FOUND_LITTLE_SHARE, new.len()) {
                 let base = self.head.base_range(slot.index);
                 let old = self.old.read(base.start, (base.end - base.start) as usize, &mut worker.old)?;
@@ -430,7 +427,21 @@ where
         }
         let mut index = Index::for_part(self.head.base_size(), self.head.target_size(), end - start);
         index.add(Origin::Base, start, self.old.read(start, (end - start) as usize, &mut worker.old)?);
-        self.search_base(&index, worker, slot)
+        self.search_base(&index, worker, slot)?;
+        self.code_found(worker, slot)?;
+        let length = self.block_length(slot);
+        slot.pending = slot.is_over(length / MISSING_IN_BASE_SHARE, length);
+        Ok(())
+    }
+
+    /// Codes a block by what was found, if that makes it smaller than it is.
+    fn code_found(&self, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
+        let Some(found) = slot.found.take() else { return Ok(()) };
+        let range = self.head.target_range(slot.index);
+        let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
+        let (usable, buffer) = (Usable::Except(self.head.block_bytes(), &self.nested), &mut worker.gathered);
+        let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
+        self.code_segments(&mut worker.segments, slot, new, &found, origins)
     }
 
     fn index_base(&self, worker: &mut Worker) -> Result<Index, O::Error> {
@@ -451,10 +462,13 @@ where
         let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
         let number = slot.index as u32;
         index.find(range.start, new, origins, &mut worker.found).map_err(|error| error.of_block(number))?;
+        let missing = new.len() - worker.found.covered_bytes();
+        // Compression halves it at least, if it is worth looking for.
+        let left = slot.payload_length(new.len()).min(missing / 2);
+        slot.pending = left > new.len() / MISSING_IN_BASE_SHARE;
         if worker.found.covered_bytes() > 0 {
-            self.code_segments(&mut worker.segments, slot, new, &worker.found, origins)?;
+            slot.found = Some(std::mem::take(&mut worker.found));
         }
-        slot.pending = slot.is_over(new.len() / MISSING_IN_BASE_SHARE, new.len());
         Ok(())
     }
 
@@ -542,22 +556,6 @@ where
             }
         }
     }
-}
-
-/// Whether a block seems to have nothing to do with the base at its place: of the bytes in samples of it that are not
-/// 0, hardly more than chance makes equal are equal.
-fn is_elsewhere(old: &[u8], new: &[u8]) -> bool {
-    let length = old.len().min(new.len());
-    let mut equal = 0;
-    let mut set = 0;
-    for at in (0..length).step_by((length / SAMPLES).max(SAMPLE_BYTES)) {
-        let end = length.min(at + SAMPLE_BYTES);
-        for (old, new) in old[at..end].iter().zip(&new[at..end]) {
-            equal += usize::from(*new != 0 && old == new);
-            set += usize::from(*new != 0);
-        }
-    }
-    set > 0 && equal < set / LEAST_EQUAL_SHARE
 }
 
 /// Adds to a patch in memory.

@@ -14,6 +14,13 @@ const REMEMBERED_BYTES: u64 = 4 << 10;
 const ASKED_BYTES: u64 = 1 << 10;
 /// The most bytes to be indexed for a byte of the patch.
 const INDEXED_PER_SAVED_BYTE: u64 = 1024;
+/// How many samples are compared to see whether the base block has anything to do with a block, and of how many bytes.
+const SAMPLES: usize = 64;
+const SAMPLE_BYTES: usize = 64;
+/// How many parts of a block are looked at each for itself.
+pub(super) const ALL_SHARES: usize = 8;
+/// One in this many bytes is equal by chance, in text and programs.
+const LEAST_EQUAL_SHARE: usize = 8;
 
 /// Remembers parts of base and target, and adds up what a search might have saved so far.
 pub(super) struct Scout {
@@ -77,4 +84,26 @@ impl Scout {
 /// Whether saving so many bytes is worth indexing so many others.
 pub(super) fn is_worth(saved_bytes: u64, indexed_bytes: u64) -> bool {
     saved_bytes > 0 && saved_bytes.saturating_mul(INDEXED_PER_SAVED_BYTE) >= indexed_bytes
+}
+
+/// How much of a block, in parts of [`ALL_SHARES`], seems to have nothing to do with the base at its place: of the bytes
+/// in samples of it that are not 0, hardly more than chance makes equal are equal.
+pub(super) fn share_elsewhere(old: &[u8], new: &[u8]) -> usize {
+    let length = old.len().min(new.len());
+    let (mut equal, mut set) = ([0; ALL_SHARES], [0; ALL_SHARES]);
+    for at in (0..length).step_by((length / SAMPLES).max(SAMPLE_BYTES)) {
+        let end = length.min(at + SAMPLE_BYTES);
+        let share = at * ALL_SHARES / length;
+        for (old, new) in old[at..end].iter().zip(&new[at..end]) {
+            equal[share] += usize::from(*new != 0 && old == new);
+            set[share] += usize::from(*new != 0);
+        }
+    }
+    let (all_equal, all_set): (usize, usize) = (equal.iter().sum(), set.iter().sum());
+    if all_set > 0 && all_equal < all_set / LEAST_EQUAL_SHARE {
+        return ALL_SHARES;
+    }
+    let elsewhere =
+        |&(equal, set): &(&usize, &usize)| *set > SAMPLE_BYTES && *equal < set / LEAST_EQUAL_SHARE;
+    equal.iter().zip(&set).filter(elsewhere).count().min(ALL_SHARES - 1)
 }

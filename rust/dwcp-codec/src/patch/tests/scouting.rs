@@ -53,3 +53,13 @@ fn noise_that_comes_again_in_the_target_is_found_once_that_is_seen() {
     let (length, ..) = made(&[], &new);
     assert!(length < new.len() as u64 / 2 + 20_000, "{length}");
 }
+
+#[test]
+fn block_of_which_only_the_end_is_shifted_is_found() {
+    let old = noise(1, 4 * BLOCK);
+    // An insertion that leaves the first quarter of the first block where it was.
+    let mut new = old.clone();
+    new.splice(BLOCK / 4..BLOCK / 4, [1, 2, 3]);
+    let (length, ..) = made(&old, &new);
+    assert!(length < 1_000, "{length}");
+}
