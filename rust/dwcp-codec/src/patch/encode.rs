@@ -92,7 +92,7 @@ const INDEXED_AT_ONCE_BYTES: u64 = 8 << 20;
 /// What is looked for near its place first if there is less than so many times as much as is worth an index.
 const NEAR_SAVES: u64 = 4;
 /// Parts of the target are used if they are one part in this many of a block: no other block may use that block then.
-const LEAST_TARGET_SHARE: usize = 32;
+const LEAST_TARGET_SHARE: usize = 8;
 
 /// The patch that turns `old` into `new`.
 ///
