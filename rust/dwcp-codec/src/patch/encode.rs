@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::compare::{FillDigests, hash_and_compare};
 use super::contents::used_blocks;
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead};
@@ -171,6 +172,7 @@ struct Worker {
     old: Vec<u8>,
     new: Vec<u8>,
     gathered: Vec<u8>,
+    fills: FillDigests,
 }
 
 /// A block of the base, of the target or of both, on its way into the patch.
@@ -256,12 +258,14 @@ where
         let (base, target) = (self.head.base_range(slot.index), self.head.target_range(slot.index));
         let old = self.old.read(base.start, (base.end - base.start) as usize, &mut worker.old)?;
         let new = self.new.read(target.start, (target.end - target.start) as usize, &mut worker.new)?;
-        let same = old.get(..new.len()) == Some(new);
-        slot.base_leaf = match self.leaves {
-            Some(leaves) => leaves.get(slot.index as usize).copied(),
-            None if old.is_empty() => None,
-            // Right after the comparison it is in the cache.
-            None => Some(Digest::of(old)),
+        let same;
+        (slot.base_leaf, same) = match self.leaves {
+            Some(leaves) => (leaves.get(slot.index as usize).copied(), old.get(..new.len()) == Some(new)),
+            None if old.is_empty() => (None, new.is_empty()),
+            None => {
+                let (leaf, same) = hash_and_compare(old, new);
+                (Some(leaf), same)
+            }
         };
         if new.is_empty() {
             return Ok(());
@@ -270,15 +274,16 @@ where
             slot.digest = slot.base_leaf;
             return Ok(());
         }
+        if !same && let Some(byte) = page::fill_byte(new) {
+            slot.digest = Some(worker.fills.digest(byte, new));
+            slot.coded = Coded::Payload(EntryKind::Block(BlockKind::Fill), CodecId::None, vec![byte]);
+            return Ok(());
+        }
         slot.digest = Some(Digest::of(new));
         if same {
             return Ok(());
         }
-        if self.options.search
-            && !old.is_empty()
-            && share_elsewhere(old, new) == ALL_SHARES
-            && page::fill_byte(new).is_none()
-        {
+        if self.options.search && !old.is_empty() && share_elsewhere(old, new) == ALL_SHARES {
             // Coding it against the base here would be for nothing.
             (slot.coded, slot.pending, slot.untried) = (Coded::Raw, true, true);
             slot.is_noise = !probe::compressible(new);

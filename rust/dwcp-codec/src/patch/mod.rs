@@ -9,6 +9,7 @@
 //! [`encode_into`], [`Contents`] and [`EntryDecoder`] work on any [`Source`], for objects that need not be in memory.
 
 mod apply;
+mod compare;
 mod contents;
 mod decode;
 mod encode;
