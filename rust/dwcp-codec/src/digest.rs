@@ -109,6 +109,27 @@ pub fn leaves_of(bytes: &[u8], block_bytes: u32) -> Vec<Digest> {
     bytes.chunks(block_bytes.max(1) as usize).map(Digest::of).collect()
 }
 
+/// [`Digest::of`] bytes that come one by one.
+pub(crate) struct BlockHasher(xxhash3_128::Hasher);
+
+impl BlockHasher {
+    /// A hasher of nothing so far.
+    pub(crate) fn new() -> BlockHasher {
+        BlockHasher(xxhash3_128::Hasher::new())
+    }
+
+    /// Adds the next bytes.
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.write(bytes);
+    }
+
+    /// The digest of the bytes so far and of the last ones.
+    pub(crate) fn digest_with(mut self, last: &[u8]) -> Digest {
+        self.update(last);
+        Digest(self.0.finish_128().to_be_bytes())
+    }
+}
+
 /// [`tree`] for leaves that come one by one.
 pub struct TreeHasher(xxhash3_128::Hasher);
 

@@ -155,10 +155,15 @@ impl Index {
     /// An empty index for objects of these sizes in bytes. What is past them is not indexed.
     #[must_use]
     pub fn new(base_size: u64, target_size: u64) -> Index {
+        // Of the target only what is new is added. If that is nearly all of it, some of it finds no room.
+        Index::for_part(base_size, target_size, base_size.saturating_add(target_size / 2))
+    }
+
+    /// An empty index for `expected` bytes of objects of these sizes.
+    #[must_use]
+    pub(crate) fn for_part(base_size: u64, target_size: u64, expected: u64) -> Index {
         let total = base_size.saturating_add(target_size);
         let position_bits = u64::BITS - total.leading_zeros();
-        // Of the target only what is new is added. If that is nearly all of it, some of it finds no room.
-        let expected = base_size.saturating_add(target_size / 2);
         let most = MAX_BUCKETS * SAMPLES_PER_BUCKET;
         let mut distance_log = MIN_DISTANCE_LOG;
         while expected >> distance_log > most {
@@ -218,6 +223,27 @@ impl Index {
             end = piece.end() as usize;
         }
         self.add(Origin::Target, block_offset + end as u64, &block[end..]);
+    }
+
+    /// How many samples of `bytes` are in the index, and how many there are.
+    pub(crate) fn count_known(&self, bytes: &[u8]) -> (u64, u64) {
+        let mut samples = [Sample::default(); BATCH];
+        let (mut known, mut all, mut from) = (0, 0, 0);
+        while from < bytes.len() && !self.buckets.is_empty() {
+            let count;
+            (count, from) = self.sampler.scan(bytes, from, bytes.len(), &mut samples);
+            let samples = &samples[..count];
+            self.touch(samples);
+            known += samples.iter().filter(|sample| self.is_known(sample.fingerprint)).count() as u64;
+            all += count as u64;
+        }
+        (known, all)
+    }
+
+    fn is_known(&self, fingerprint: u64) -> bool {
+        let tag = self.tag_of(fingerprint);
+        let entries = &self.buckets[self.bucket_of(fingerprint)].0;
+        entries.iter().any(|&entry| entry != 0 && self.tag_of(entry) == tag)
     }
 
     /// Reads the buckets of all samples at once, for their misses of the cache to overlap.

@@ -22,7 +22,8 @@ pub const MAX_CONTEXT_BYTES: usize = 8 << 20;
 
 /// Fresh bytes fewer than these are told without looking at the base.
 const MIN_CONTEXT_GAP_BYTES: u64 = 24;
-/// How far from a segment content is looked for that was replaced or moved a little.
+/// How far from a segment content is looked for that was replaced or moved a little, at least and at most.
+const LEAST_CONTEXT_REACH_BYTES: u64 = 1 << 10;
 const CONTEXT_REACH_BYTES: u64 = 16 << 10;
 /// How many bytes around it a byte of a segment speaks for.
 const CONTEXT_PER_PIECE_BYTE: u64 = 8;
@@ -433,7 +434,7 @@ fn choose_contexts<O: Origins>(
         if gap < MIN_CONTEXT_GAP_BYTES {
             continue;
         }
-        let reach = (gap * 2).clamp(64, CONTEXT_REACH_BYTES);
+        let reach = (gap * 2).clamp(LEAST_CONTEXT_REACH_BYTES, CONTEXT_REACH_BYTES);
         let (before, after) = (in_base(before), in_base(pieces.get(index)));
         let between = match (before, after) {
             (Some(before), Some(after)) => {

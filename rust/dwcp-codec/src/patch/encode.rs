@@ -2,18 +2,20 @@
 
 use std::collections::BTreeSet;
 
+use super::compare::{FillDigests, hash_and_compare};
 use super::contents::used_blocks;
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead};
 use super::parallel;
+use super::scout::{self, ALL_SHARES, Scout, share_elsewhere};
 use super::source::{Between, Source, Usable};
 use super::write::Writer;
 use crate::block::{BlockEncoder, BlockKind};
 use crate::codec::{Codec, CodecId};
 use crate::digest::Digest;
 use crate::matcher::{Found, Index, Origin};
-use crate::page;
 use crate::segments::{SegmentCoder, SegmentKind};
+use crate::{page, probe};
 
 /// How a patch is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,20 +84,16 @@ const WINDOW_BYTES: u32 = 32 << 20;
 const UNUSED_BASE_SHARE: usize = 64;
 /// A block told by runs is looked for elsewhere if its payload is more than this share: much of it is new.
 const NEW_RUNS_SHARE: usize = 10;
-/// A block is looked for in the target, too, if more than this share of it is not in the base.
+/// What is made of parts of the base is looked for in the target, too, if its payload is more than this share.
 const MISSING_IN_BASE_SHARE: usize = 16;
-/// What is found of a block is used if it is more than this share.
-const LEAST_FOUND_SHARE: usize = 64;
-/// A block that was found elsewhere is also coded without that, for comparison, if its payload is more than this many
-/// tenths of it: numbers are told better by what they are than by where.
-const HARDLY_SMALLER_TENTHS: usize = 6;
-/// How many samples are compared to see whether the base block has anything to do with a block, and of how many bytes.
-const SAMPLES: usize = 64;
-const SAMPLE_BYTES: usize = 64;
-/// One in this many bytes is equal by chance, in text and programs.
-const LEAST_EQUAL_SHARE: usize = 8;
+/// What was found elsewhere is also coded without, for comparison, if its payload is more than this share.
+const FOUND_LITTLE_SHARE: usize = 8;
+/// Of base and target that have no more together, there is always an index if there is anything to look for.
+const INDEXED_AT_ONCE_BYTES: u64 = 8 << 20;
+/// What is looked for near its place first if there is less than so many times as much as is worth an index.
+const NEAR_SAVES: u64 = 4;
 /// Parts of the target are used if they are one part in this many of a block: no other block may use that block then.
-const LEAST_TARGET_SHARE: usize = 32;
+const LEAST_TARGET_SHARE: usize = 8;
 
 /// The patch that turns `old` into `new`.
 ///
@@ -139,6 +137,9 @@ where
         new,
         leaves,
         index: None,
+        scout: None,
+        unscouted_bytes: 0,
+        left_out: Vec::new(),
         target_indexed: false,
         nested: BTreeSet::new(),
     };
@@ -171,6 +172,7 @@ struct Worker {
     old: Vec<u8>,
     new: Vec<u8>,
     gathered: Vec<u8>,
+    fills: FillDigests,
 }
 
 /// A block of the base, of the target or of both, on its way into the patch.
@@ -183,7 +185,9 @@ struct Slot {
     pending: bool,
     /// It has not been coded without that.
     untried: bool,
-    /// What it could be made of.
+    /// That would be for nothing, too.
+    is_noise: bool,
+    /// What it could be made of, with parts of the target.
     found: Option<Found>,
 }
 
@@ -205,6 +209,7 @@ impl Slot {
             coded: Coded::Same,
             pending: false,
             untried: false,
+            is_noise: false,
             found: None,
         }
     }
@@ -231,6 +236,12 @@ struct Maker<'a, O: ?Sized, N: ?Sized> {
     new: &'a N,
     leaves: Option<&'a [Digest]>,
     index: Option<Index>,
+    /// What tells whether there is to be an index.
+    scout: Option<Scout>,
+    /// Length of the payloads of blocks that were not worth a scout.
+    unscouted_bytes: u64,
+    /// The blocks that an index would have.
+    left_out: Vec<u64>,
     /// Whether the index has something of the target.
     target_indexed: bool,
     /// The blocks that are made of parts of the target, which no other block may use.
@@ -247,12 +258,14 @@ where
         let (base, target) = (self.head.base_range(slot.index), self.head.target_range(slot.index));
         let old = self.old.read(base.start, (base.end - base.start) as usize, &mut worker.old)?;
         let new = self.new.read(target.start, (target.end - target.start) as usize, &mut worker.new)?;
-        let same = old.get(..new.len()) == Some(new);
-        slot.base_leaf = match self.leaves {
-            Some(leaves) => leaves.get(slot.index as usize).copied(),
-            None if old.is_empty() => None,
-            // Right after the comparison it is in the cache.
-            None => Some(Digest::of(old)),
+        let same;
+        (slot.base_leaf, same) = match self.leaves {
+            Some(leaves) => (leaves.get(slot.index as usize).copied(), old.get(..new.len()) == Some(new)),
+            None if old.is_empty() => (None, new.is_empty()),
+            None => {
+                let (leaf, same) = hash_and_compare(old, new);
+                (Some(leaf), same)
+            }
         };
         if new.is_empty() {
             return Ok(());
@@ -261,21 +274,29 @@ where
             slot.digest = slot.base_leaf;
             return Ok(());
         }
+        if !same && let Some(byte) = page::fill_byte(new) {
+            slot.digest = Some(worker.fills.digest(byte, new));
+            slot.coded = Coded::Payload(EntryKind::Block(BlockKind::Fill), CodecId::None, vec![byte]);
+            return Ok(());
+        }
         slot.digest = Some(Digest::of(new));
         if same {
             return Ok(());
         }
-        if self.options.search && !old.is_empty() && is_elsewhere(old, new) && page::fill_byte(new).is_none()
-        {
+        if self.options.search && !old.is_empty() && share_elsewhere(old, new) == ALL_SHARES {
             // Coding it against the base here would be for nothing.
             (slot.coded, slot.pending, slot.untried) = (Coded::Raw, true, true);
+            slot.is_noise = !probe::compressible(new);
             return Ok(());
         }
         let base = (!old.is_empty()).then_some(old);
+        // Elements that are given do not shift.
+        let is_shifted = self.options.width.is_none() && share_elsewhere(old, new) > 0;
         let kind = self.code_block(&mut worker.blocks, slot, new, base)?;
         let share = match kind {
             Some(BlockKind::Plain | BlockKind::Planes) => UNUSED_BASE_SHARE,
             Some(BlockKind::Runs) => NEW_RUNS_SHARE,
+            Some(BlockKind::Sparse | BlockKind::Difference) if is_shifted => NEW_RUNS_SHARE,
             _ => return Ok(()),
         };
         slot.pending = self.options.search && slot.is_over(new.len() / share, new.len());
@@ -306,38 +327,126 @@ where
 
     /// Looks for the content of pending blocks elsewhere: in the base, then in the target before them.
     fn search(&mut self, workers: &mut [Worker], slots: &mut [Slot]) -> Result<(), O::Error> {
-        let mut index = match self.index.take() {
-            Some(index) => index,
-            None => self.index_base(&mut workers[0])?,
+        let index = match self.index.take() {
+            Some(index) => Some(index),
+            None => self.index_if_worth(workers, slots)?,
         };
-        let pending = slots.iter_mut().filter(|slot| slot.pending);
-        if self.head.base_size() > 0 {
-            parallel::for_each(workers, pending, |worker, slot| self.search_base(&index, worker, slot))?;
+        if let Some(mut index) = index {
+            let pending = slots.iter_mut().filter(|slot| slot.pending);
+            if self.head.base_size() > 0 {
+                parallel::for_each(workers, pending, |worker, slot| self.search_base(&index, worker, slot))?;
+            }
+            // What a block may use depends on the blocks before it.
+            for slot in slots.iter_mut().filter(|slot| slot.pending) {
+                self.search_target(&mut index, &mut workers[0], slot)?;
+            }
+            self.index = Some(index);
         }
-        // What a block may use depends on the blocks before it.
-        for slot in slots.iter_mut().filter(|slot| slot.pending) {
-            self.search_target(&mut index, &mut workers[0], slot)?;
-        }
-        let rest = slots.iter_mut().filter(|slot| slot.found.is_some() || slot.untried);
+        let rest = slots.iter_mut().filter(|slot| slot.found.is_some() || (slot.untried && !slot.is_noise));
         parallel::for_each(workers, rest, |worker, slot| {
+            let covered = slot.found.as_ref().map_or(0, Found::covered_bytes);
+            self.code_found(worker, slot)?;
             let range = self.head.target_range(slot.index);
             let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
-            let found = slot.found.take().unwrap_or_default();
-            if found.covered_bytes() > new.len() / LEAST_FOUND_SHARE {
-                let usable = Usable::Except(self.head.block_bytes(), &self.nested);
-                let buffer = &mut worker.gathered;
-                let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
-                self.code_segments(&mut worker.segments, slot, new, &found, origins)?;
-            }
-            if slot.untried && slot.is_over(new.len() / 10 * HARDLY_SMALLER_TENTHS, new.len()) {
+            let is_untried = slot.untried && !slot.is_noise && covered < new.len() / FOUND_LITTLE_SHARE;
+            if is_untried && slot.is_over(new.len() / FOUND_LITTLE_SHARE, new.len()) {
                 let base = self.head.base_range(slot.index);
                 let old = self.old.read(base.start, (base.end - base.start) as usize, &mut worker.old)?;
                 self.code_block(&mut worker.blocks, slot, new, Some(old))?;
             }
             Ok::<(), O::Error>(())
-        })?;
-        self.index = Some(index);
+        })
+    }
+
+    /// The index of the base and of what of the target was left out so far, if it is worth its time. If not, pending
+    /// blocks are looked for near their place.
+    fn index_if_worth(
+        &mut self,
+        workers: &mut [Worker],
+        slots: &mut [Slot],
+    ) -> Result<Option<Index>, O::Error> {
+        if self.head.base_size().saturating_add(self.head.target_size()) <= INDEXED_AT_ONCE_BYTES {
+            return self.index_base(&mut workers[0]).map(Some);
+        }
+        let to_index =
+            self.head.base_size() + self.left_out.len() as u64 * u64::from(self.head.block_bytes());
+        let payload_bytes = |slots: &[Slot]| -> u64 {
+            let pending = slots.iter().filter(|slot| slot.pending);
+            pending.map(|slot| slot.payload_length(self.block_length(slot)) as u64).sum()
+        };
+        if !scout::is_worth(payload_bytes(slots) / NEAR_SAVES, to_index) {
+            let pending = slots.iter_mut().filter(|slot| slot.pending && !slot.is_noise);
+            parallel::for_each(workers, pending, |worker, slot| self.search_near(worker, slot))?;
+        }
+        let left = self.unscouted_bytes + payload_bytes(slots);
+        let pending = slots.iter().filter(|slot| slot.pending);
+        if self.scout.is_none() && !scout::is_worth(left, to_index) {
+            self.unscouted_bytes = left;
+            self.left_out.extend(pending.map(|slot| slot.index));
+            return Ok(None);
+        }
+        let buffer = &mut workers[0].old;
+        let mut scout = match self.scout.take() {
+            Some(scout) => scout,
+            None => {
+                let mut scout = Scout::new(self.head.base_size(), self.head.target_size());
+                scout.remember(Origin::Base, self.old, 0..self.head.base_size(), buffer)?;
+                scout
+            }
+        };
+        let left_out = self.left_out.len();
+        for slot in pending {
+            let range = self.head.target_range(slot.index);
+            let length = self.block_length(slot);
+            scout.ask(self.new, range.clone(), slot.payload_length(length), buffer)?;
+            scout.remember(Origin::Target, self.new, range, buffer)?;
+            self.left_out.push(slot.index);
+        }
+        if !scout.finds_worth(to_index) {
+            self.scout = Some(scout);
+            return Ok(None);
+        }
+        let mut index = self.index_base(&mut workers[0])?;
+        for block in self.left_out.drain(..).take(left_out) {
+            let range = self.head.target_range(block);
+            let length = (range.end - range.start) as usize;
+            index.add(Origin::Target, range.start, self.new.read(range.start, length, &mut workers[0].new)?);
+            self.target_indexed = true;
+        }
+        Ok(Some(index))
+    }
+
+    fn block_length(&self, slot: &Slot) -> usize {
+        let range = self.head.target_range(slot.index);
+        (range.end - range.start) as usize
+    }
+
+    /// Looks for a block in the base around its place.
+    fn search_near(&self, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
+        let range = self.head.target_range(slot.index);
+        let reach = u64::from(self.head.block_bytes());
+        let start = range.start.saturating_sub(reach);
+        let end = range.end.saturating_add(reach).min(self.head.base_size());
+        if start >= end {
+            return Ok(());
+        }
+        let mut index = Index::for_part(self.head.base_size(), self.head.target_size(), end - start);
+        index.add(Origin::Base, start, self.old.read(start, (end - start) as usize, &mut worker.old)?);
+        self.search_base(&index, worker, slot)?;
+        self.code_found(worker, slot)?;
+        let length = self.block_length(slot);
+        slot.pending = slot.is_over(length / MISSING_IN_BASE_SHARE, length);
         Ok(())
+    }
+
+    /// Codes a block by what was found, if that makes it smaller than it is.
+    fn code_found(&self, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
+        let Some(found) = slot.found.take() else { return Ok(()) };
+        let range = self.head.target_range(slot.index);
+        let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
+        let (usable, buffer) = (Usable::Except(self.head.block_bytes(), &self.nested), &mut worker.gathered);
+        let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
+        self.code_segments(&mut worker.segments, slot, new, &found, origins)
     }
 
     fn index_base(&self, worker: &mut Worker) -> Result<Index, O::Error> {
@@ -358,11 +467,13 @@ where
         let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
         let number = slot.index as u32;
         index.find(range.start, new, origins, &mut worker.found).map_err(|error| error.of_block(number))?;
-        let covered = worker.found.covered_bytes();
-        if covered > 0 {
+        let missing = new.len() - worker.found.covered_bytes();
+        // Compression halves it at least, if it is worth looking for.
+        let left = slot.payload_length(new.len()).min(missing / 2);
+        slot.pending = left > new.len() / MISSING_IN_BASE_SHARE;
+        if worker.found.covered_bytes() > 0 {
             slot.found = Some(std::mem::take(&mut worker.found));
         }
-        slot.pending = new.len() - covered > new.len() / MISSING_IN_BASE_SHARE;
         Ok(())
     }
 
@@ -450,22 +561,6 @@ where
             }
         }
     }
-}
-
-/// Whether a block seems to have nothing to do with the base at its place: of the bytes in samples of it that are not
-/// 0, hardly more than chance makes equal are equal.
-fn is_elsewhere(old: &[u8], new: &[u8]) -> bool {
-    let length = old.len().min(new.len());
-    let mut equal = 0;
-    let mut set = 0;
-    for at in (0..length).step_by((length / SAMPLES).max(SAMPLE_BYTES)) {
-        let end = length.min(at + SAMPLE_BYTES);
-        for (old, new) in old[at..end].iter().zip(&new[at..end]) {
-            equal += usize::from(*new != 0 && old == new);
-            set += usize::from(*new != 0);
-        }
-    }
-    set > 0 && equal < set / LEAST_EQUAL_SHARE
 }
 
 /// Adds to a patch in memory.

@@ -9,6 +9,7 @@
 //! [`encode_into`], [`Contents`] and [`EntryDecoder`] work on any [`Source`], for objects that need not be in memory.
 
 mod apply;
+mod compare;
 mod contents;
 mod decode;
 mod encode;
@@ -17,6 +18,7 @@ mod format;
 mod in_place;
 mod overlay;
 mod parallel;
+mod scout;
 mod snapshot;
 mod source;
 mod write;

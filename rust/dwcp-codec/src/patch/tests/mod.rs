@@ -1,5 +1,6 @@
 mod hostile;
 mod properties;
+mod scouting;
 mod snapshots;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,0 +1,109 @@
+//! Whether it pays to look for content elsewhere, from a little of everything.
+
+use std::ops::Range;
+
+use super::source::Source;
+use crate::matcher::{Index, Origin};
+
+/// Of so many bytes of what may be found again,
+const SPAN_BYTES: u64 = 64 << 10;
+/// the first ones are remembered, and
+const REMEMBERED_BYTES: u64 = 4 << 10;
+/// of what is looked for these are asked for, which begin elsewhere in each span: however far content has moved, some
+/// of it is asked for where it is remembered.
+const ASKED_BYTES: u64 = 1 << 10;
+/// The most bytes to be indexed for a byte of the patch.
+const INDEXED_PER_SAVED_BYTE: u64 = 1024;
+/// How many samples are compared to see whether the base block has anything to do with a block, and of how many bytes.
+const SAMPLES: usize = 64;
+const SAMPLE_BYTES: usize = 64;
+/// How many parts of a block are looked at each for itself.
+pub(super) const ALL_SHARES: usize = 8;
+/// One in this many bytes is equal by chance, in text and programs.
+const LEAST_EQUAL_SHARE: usize = 8;
+
+/// Remembers parts of base and target, and adds up what a search might have saved so far.
+pub(super) struct Scout {
+    index: Index,
+    saved: u64,
+}
+
+impl Scout {
+    /// A scout for objects of these sizes.
+    pub(super) fn new(base_size: u64, target_size: u64) -> Scout {
+        let all = base_size.saturating_add(target_size);
+        let index = Index::for_part(base_size, target_size, all / (SPAN_BYTES / REMEMBERED_BYTES));
+        Scout { index, saved: 0 }
+    }
+
+    /// Remembers parts of a range of an object.
+    pub(super) fn remember<S: Source + ?Sized>(
+        &mut self,
+        origin: Origin,
+        source: &S,
+        range: Range<u64>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), S::Error> {
+        for at in range.clone().step_by(SPAN_BYTES as usize) {
+            let length = (range.end - at).min(REMEMBERED_BYTES) as usize;
+            self.index.add(origin, at, source.read(at, length, buffer)?);
+        }
+        Ok(())
+    }
+
+    /// Asks for parts of a range of the target, which has a payload of so many bytes.
+    pub(super) fn ask<S: Source + ?Sized>(
+        &mut self,
+        target: &S,
+        range: Range<u64>,
+        payload_bytes: usize,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), S::Error> {
+        let (mut known, mut asked) = (0, 0);
+        for span in range.clone().step_by(SPAN_BYTES as usize) {
+            let at = span + span / SPAN_BYTES * REMEMBERED_BYTES % SPAN_BYTES;
+            if at < range.end {
+                let length = (range.end - at).min(ASKED_BYTES) as usize;
+                let counts = self.index.count_known(target.read(at, length, buffer)?);
+                known += counts.0;
+                asked += counts.1;
+            }
+        }
+        // Only one part in so many that are somewhere is remembered.
+        let known = (known * (SPAN_BYTES / REMEMBERED_BYTES)).min(asked);
+        self.saved += payload_bytes as u64 * known / asked.max(1);
+        Ok(())
+    }
+
+    /// Whether what a search might have saved so far is worth indexing so many bytes.
+    pub(super) fn finds_worth(&self, indexed_bytes: u64) -> bool {
+        is_worth(self.saved, indexed_bytes)
+    }
+}
+
+/// Whether saving so many bytes is worth indexing so many others.
+pub(super) fn is_worth(saved_bytes: u64, indexed_bytes: u64) -> bool {
+    saved_bytes > 0 && saved_bytes.saturating_mul(INDEXED_PER_SAVED_BYTE) >= indexed_bytes
+}
+
+/// How much of a block, in parts of [`ALL_SHARES`], seems to have nothing to do with the base at its place: of the bytes
+/// in samples of it that are not 0, hardly more than chance makes equal are equal.
+pub(super) fn share_elsewhere(old: &[u8], new: &[u8]) -> usize {
+    let length = old.len().min(new.len());
+    let (mut equal, mut set) = ([0; ALL_SHARES], [0; ALL_SHARES]);
+    for at in (0..length).step_by((length / SAMPLES).max(SAMPLE_BYTES)) {
+        let end = length.min(at + SAMPLE_BYTES);
+        let share = at * ALL_SHARES / length;
+        for (old, new) in old[at..end].iter().zip(&new[at..end]) {
+            equal[share] += usize::from(*new != 0 && old == new);
+            set[share] += usize::from(*new != 0);
+        }
+    }
+    let (all_equal, all_set): (usize, usize) = (equal.iter().sum(), set.iter().sum());
+    if all_set > 0 && all_equal < all_set / LEAST_EQUAL_SHARE {
+        return ALL_SHARES;
+    }
+    let elsewhere =
+        |&(equal, set): &(&usize, &usize)| *set > SAMPLE_BYTES && *equal < set / LEAST_EQUAL_SHARE;
+    equal.iter().zip(&set).filter(elsewhere).count().min(ALL_SHARES - 1)
+}
