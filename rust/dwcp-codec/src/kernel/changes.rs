@@ -98,6 +98,22 @@ pub(super) fn apply_with<E: Element>(mask: &[u64], zigzags: &[u8], dst: &mut [u8
     }
 }
 
+/// Makes each of the zigzags in `zigzags`, whole elements of `width` bytes, the one that undoes it.
+pub(crate) fn reverse(width: usize, zigzags: &mut [u8]) {
+    match width {
+        2 => reverse_with::<u16>(zigzags),
+        4 => reverse_with::<u32>(zigzags),
+        8 => reverse_with::<u64>(zigzags),
+        _ => reverse_with::<u8>(zigzags),
+    }
+}
+
+fn reverse_with<E: Element>(zigzags: &mut [u8]) {
+    for zigzag in zigzags.chunks_exact_mut(E::WIDTH) {
+        E::read(zigzag).reversed_zigzag().write(zigzag);
+    }
+}
+
 /// Changes one element by its zigzag.
 #[inline(always)]
 pub(crate) fn change<E: Element>(zigzag: E, element: usize, dst: &mut [u8]) {

@@ -100,6 +100,7 @@ proptest! {
             Transform::Rotate,
             Transform::Xor,
             Transform::Zigzag,
+            Transform::ZigzagBack,
         ]),
     ) {
         let count = src.len() / width;
@@ -113,6 +114,7 @@ proptest! {
                 }
                 Transform::Xor => src ^ base,
                 Transform::Zigzag => zigzag(width, src, base),
+                Transform::ZigzagBack => zigzag(width, base, src),
             })
             .collect();
         for level in Level::available() {

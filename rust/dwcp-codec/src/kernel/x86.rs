@@ -267,6 +267,7 @@ for_avx512! {
                 Transform::Rotate => rotate::<W>(load(src)),
                 Transform::Xor => _mm512_xor_si512(load(src), load(base)),
                 Transform::Zigzag => zigzag::<W>(load(src), load(base)),
+                Transform::ZigzagBack => zigzag::<W>(load(base), load(src)),
             };
             let mut split = [0; LINE_BYTES];
             store(&mut split, _mm512_permutexvar_epi8(order, changed));
@@ -304,6 +305,10 @@ for_avx512! {
                 Transform::Rotate => rotate_back::<W>(changed),
                 Transform::Xor => _mm512_xor_si512(changed, load(line)),
                 Transform::Zigzag => zigzag_onto::<W>(changed, load(line)),
+                Transform::ZigzagBack => {
+                    let zero = _mm512_setzero_si512();
+                    zigzag_onto::<W>(zigzag::<W>(zero, zigzag_onto::<W>(changed, zero)), load(line))
+                }
             };
             store(line, joined);
         }
