@@ -14,8 +14,8 @@ use crate::digest::Digest;
 
 /// What can be undone is done in place at once if blocks are whole elements of any width.
 const WHOLE_BYTES: usize = 8;
-/// Payloads shorter than one part in this many of their block are decoded twice.
-const DECODED_TWICE_SHARE: usize = 16;
+/// Payloads shorter than one part in this many of their block change little of it.
+const LITTLE_SHARE: usize = 16;
 
 impl Patch<'_> {
     /// Turns `buf` from the base into the target.
@@ -82,7 +82,7 @@ impl Patch<'_> {
         parallel::for_each(&mut workers, aside, |worker, change| -> Result<(), E> {
             check()?;
             let entry = change.entry;
-            let aside = self.is_used(entry.first) || !self.is_decoded_twice(entry);
+            let aside = self.is_used(entry.first) || !self.tells_little(entry);
             let block = if aside { change.decoded.insert(Vec::new()) } else { &mut worker.block };
             zeroed(block, self.block_length(entry.first))?;
             worker.decoder.decode(self, entry, patch, old, &Slice::new(&[]), block)
@@ -144,10 +144,10 @@ impl Patch<'_> {
         kind.is_undoable() && is_whole && !self.is_used(entry.first)
     }
 
-    /// Whether to decode a block again costs less than to keep it: it touches little of what it replaces.
-    fn is_decoded_twice(&self, entry: &Entry) -> bool {
+    /// Whether to decode a block onto its base block costs less than to copy it there: it touches little of that.
+    fn tells_little(&self, entry: &Entry) -> bool {
         let EntryKind::Block(kind) = entry.kind else { return false };
-        let is_short = (entry.length as usize) < self.block_length(entry.first) / DECODED_TWICE_SHARE;
+        let is_short = (entry.length as usize) < self.block_length(entry.first) / LITTLE_SHARE;
         kind == BlockKind::Fill || (matches!(kind, BlockKind::Sparse | BlockKind::Runs) && is_short)
     }
 }
