@@ -191,7 +191,7 @@ def apply_onto(patch: BufferLike, old: BufferLike, out: BufferLike, *, threads: 
 def apply_into(patch: BufferLike, old: BufferLike, *, threads: int = 1) -> None:
     """Turn a buffer with the old version into the new version, in place.
 
-    Every changed block is decoded and verified before the first byte is written.
+    On an error it is as it was: every changed block is verified, and what was changed before is changed back.
 
     Args:
         patch: As for :func:`apply`, between versions of the same length.

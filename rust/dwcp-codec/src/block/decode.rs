@@ -6,6 +6,15 @@ use super::{BlockKind, MAX_BLOCK_BYTES, planes};
 use crate::codec::{CodecId, Decompressor};
 use crate::error::CodecError;
 
+/// What is made of what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Way {
+    /// The block of the base block.
+    ToBlock,
+    /// The base block of the block.
+    ToBase,
+}
+
 /// Decodes blocks, keeping its state between them.
 #[derive(Default)]
 pub struct BlockDecoder {
@@ -54,12 +63,42 @@ impl BlockDecoder {
 
     /// Decodes `wire` into `dst`, which holds the base block if the kind needs one; only what differs is written then.
     ///
+    /// On an error `dst` is as it was if the kind [can be undone](BlockKind::is_undoable), and unspecified otherwise.
+    ///
     /// # Errors
     ///
     /// Those of [`Decompressor::decompress_into`], [`CodecError::FillBlock`], [`CodecError::CodedBlock`] and those that
-    /// name a part of a payload. On an error the contents of `dst` are unspecified.
+    /// name a part of a payload.
     pub fn decode_onto(
         &mut self,
+        kind: BlockKind,
+        codec: CodecId,
+        wire: &[u8],
+        dst: &mut [u8],
+    ) -> Result<(), CodecError> {
+        self.decode_way(Way::ToBlock, kind, codec, wire, dst)
+    }
+
+    /// Takes back what [`BlockDecoder::decode_onto`] did to `dst` with the same `wire` of a kind that
+    /// [can be undone](BlockKind::is_undoable), whatever `dst` held before.
+    ///
+    /// The bytes after the last whole element cannot be taken back: the length of `dst` must be a multiple of 8.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`BlockDecoder::decode_onto`], which `wire` did not give before, and [`CodecError::MissingBase`] for
+    /// other kinds.
+    pub fn undo_onto(&mut self, kind: BlockKind, wire: &[u8], dst: &mut [u8]) -> Result<(), CodecError> {
+        if kind.is_undoable() {
+            self.decode_way(Way::ToBase, kind, CodecId::None, wire, dst)
+        } else {
+            Err(CodecError::MissingBase)
+        }
+    }
+
+    fn decode_way(
+        &mut self,
+        way: Way,
         kind: BlockKind,
         codec: CodecId,
         wire: &[u8],
@@ -80,11 +119,11 @@ impl BlockDecoder {
         }
         let decompressor = &mut self.decompressor;
         match kind {
-            BlockKind::Sparse => self.sparse.decode(wire, decompressor, dst),
+            BlockKind::Sparse => self.sparse.decode(way, wire, decompressor, dst),
             BlockKind::Runs => self.runs.decode(wire, decompressor, dst),
             _ => {
                 let differs = kind == BlockKind::Difference;
-                planes::decode(differs, wire, decompressor, &mut self.planes, dst)
+                planes::decode(way, differs, wire, decompressor, &mut self.planes, dst)
             }
         }
     }

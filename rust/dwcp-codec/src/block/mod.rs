@@ -57,6 +57,12 @@ impl BlockKind {
     pub fn needs_base(self) -> bool {
         matches!(self, BlockKind::Difference | BlockKind::Sparse | BlockKind::Runs)
     }
+
+    /// Whether the base block can be made of the block and its payload again.
+    #[must_use]
+    pub fn is_undoable(self) -> bool {
+        matches!(self, BlockKind::Difference | BlockKind::Sparse)
+    }
 }
 
 impl TryFrom<u8> for BlockKind {

@@ -1,6 +1,7 @@
 //! Payloads of planes and differences.
 
 use super::WIDTHS;
+use super::decode::Way;
 use crate::codec::Decompressor;
 use crate::error::CodecError;
 use crate::kernel::Level;
@@ -40,8 +41,10 @@ fn mode(transform: Transform, width: usize) -> u8 {
     width.trailing_zeros() as u8 | u8::from(second) << 2
 }
 
-/// Decodes a payload to `dst`, which holds the base if `differs`.
+/// Decodes a payload to `dst`, which holds the base if `differs`, or then the other way: without a tail to the base.
+/// On an error `dst` is as it was.
 pub(super) fn decode(
+    way: Way,
     differs: bool,
     payload: &[u8],
     decompressor: &mut Decompressor,
@@ -54,6 +57,7 @@ pub(super) fn decode(
         (false, 0) => Transform::Keep,
         (false, 1) => Transform::Rotate,
         (true, 0) => Transform::Xor,
+        (true, 1) if way == Way::ToBase => Transform::ZigzagBack,
         (true, 1) => Transform::Zigzag,
         _ => return Err(CodecError::UnknownMode { mode }),
     };

@@ -1,6 +1,7 @@
 //! Payloads of sparse blocks: which elements changed, and by how much.
 
 use super::WIDTHS;
+use super::decode::Way;
 use super::values::{self, POSITION_BITS, POSITION_MANTISSA, ValueScratch, ValueWriter, change_mantissa};
 use crate::codec::Decompressor;
 use crate::error::CodecError;
@@ -87,9 +88,11 @@ pub(super) struct SparseDecoder {
 }
 
 impl SparseDecoder {
-    /// Decodes a payload to `dst`, which holds the base.
+    /// Decodes a payload to `dst`, which holds the base, or the other way: without a tail to the base. On an error
+    /// `dst` is as it was.
     pub(super) fn decode(
         &mut self,
+        way: Way,
         payload: &[u8],
         decompressor: &mut Decompressor,
         dst: &mut [u8],
@@ -119,6 +122,9 @@ impl SparseDecoder {
         let tail = reader.bytes("tail", last.len())?;
         reader.finish()?;
         if count > 0 {
+            if way == Way::ToBase {
+                changes::reverse(width, &mut self.zigzags[..count * width]);
+            }
             changes::apply(self.level, width, &self.mask, &self.zigzags, whole);
         }
         last.copy_from_slice(tail);

@@ -23,6 +23,25 @@ pub(super) fn change_mantissa(width: usize) -> u32 {
     }
 }
 
+/// Values handled at a time: enough for whole vectors, few enough to stay in registers and the first cache.
+const TOGETHER: usize = 32;
+
+/// Calls `each` with the place of every code that has extra bits, in order.
+#[inline(always)]
+fn for_each_long(codes: &mut [u8; TOGETHER], mut each: impl FnMut(usize, &mut u8)) {
+    let (eights, _) = codes.as_chunks::<8>();
+    let marks =
+        |eight: &[u8; 8]| u64::from_le_bytes(*eight) & (u64::from(FIRST_LONG) * 0x0101_0101_0101_0101);
+    let marks: [u64; TOGETHER / 8] = std::array::from_fn(|i| marks(&eights[i]));
+    for (first, mut marks) in (0..).step_by(8).zip(marks) {
+        while marks != 0 {
+            let at = first + marks.trailing_zeros() as usize / 8;
+            each(at, &mut codes[at]);
+            marks &= marks - 1;
+        }
+    }
+}
+
 /// Takes values in order and appends them as two parts.
 #[derive(Default)]
 pub(super) struct ValueWriter {
@@ -52,26 +71,22 @@ impl ValueWriter {
 
     /// The next values: the elements that stand in `zigzags`.
     pub(super) fn extend<E: Element>(&mut self, zigzags: &[u8]) {
-        const TOGETHER: usize = 32;
         let count = zigzags.len() / E::WIDTH;
         let start = self.codes.len();
         self.codes.resize(start + count, 0);
         for (index, zigzags) in zigzags.chunks(TOGETHER * E::WIDTH).enumerate() {
-            let at = start + index * TOGETHER;
-            let mut all = 0;
-            for (code, zigzag) in self.codes[at..].iter_mut().zip(zigzags.chunks_exact(E::WIDTH)) {
+            // What needs more than a code is marked by the bit that all such codes have.
+            let mut codes = [0; TOGETHER];
+            for (code, zigzag) in codes.iter_mut().zip(zigzags.chunks_exact(E::WIDTH)) {
                 let zigzag = E::read(zigzag).widen();
-                all |= zigzag;
-                *code = zigzag as u8;
+                *code = zigzag as u8 | u8::from(zigzag >= u64::from(FIRST_LONG)) << 7;
             }
-            if all >= u64::from(FIRST_LONG) {
-                for (i, zigzag) in zigzags.chunks_exact(E::WIDTH).enumerate() {
-                    let zigzag = E::read(zigzag).widen();
-                    if zigzag >= u64::from(FIRST_LONG) {
-                        self.codes[at + i] = self.long(zigzag);
-                    }
-                }
-            }
+            for_each_long(&mut codes, |i, code| {
+                *code = self.long(E::read(&zigzags[i * E::WIDTH..]).widen());
+            });
+            let at = start + index * TOGETHER;
+            let here = zigzags.len() / E::WIDTH;
+            self.codes[at..at + here].copy_from_slice(&codes[..here]);
         }
     }
 
@@ -148,7 +163,11 @@ pub(super) fn read<'s, 'a: 's>(
     let bits = if highest < FIRST_LONG {
         0
     } else {
-        codes.iter().map(|code| u64::from(extra_bits(*code, mantissa))).sum()
+        match mantissa {
+            1 => all_extra_bits::<1>(codes),
+            2 => all_extra_bits::<2>(codes),
+            _ => all_extra_bits::<POSITION_MANTISSA>(codes),
+        }
     };
     // At most 62 bits for each of as many values as the block has bytes.
     let expected = bits.div_ceil(8) as usize;
@@ -169,12 +188,19 @@ pub(super) fn read<'s, 'a: 's>(
     Ok(Values { codes, extra: &scratch.extra, mantissa })
 }
 
-/// How many extra bits a code has.
-fn extra_bits(code: u8, mantissa: u32) -> u32 {
-    match code.checked_sub(FIRST_LONG) {
-        None => 0,
-        Some(rest) => LONG_BITS + (u32::from(rest) >> mantissa) - 1 - mantissa,
-    }
+/// How many extra bits all codes have, with mantissas of `M` bits.
+fn all_extra_bits<const M: u32>(codes: &[u8]) -> u64 {
+    // Few enough that the sum of the most that each can have, 69, fits.
+    codes
+        .chunks(512)
+        .map(|codes| {
+            let bits = codes.iter().map(|code| {
+                let (is_long, rest) = (u16::from(*code >> 7), u16::from(*code & (FIRST_LONG - 1)));
+                is_long * (LONG_BITS as u16 - 1 - M as u16 + (rest >> M))
+            });
+            u64::from(bits.sum::<u16>())
+        })
+        .sum()
 }
 
 impl Values<'_> {
@@ -188,23 +214,18 @@ impl Values<'_> {
 
     /// Writes the values to the start of `zigzags` as elements; says whether one of them is 0.
     pub(super) fn write<E: Element>(&self, zigzags: &mut [u8]) -> bool {
-        const TOGETHER: usize = 32;
         let mut at = 0;
         let mut least = u8::MAX;
         for (codes, zigzags) in self.codes.chunks(TOGETHER).zip(zigzags.chunks_mut(TOGETHER * E::WIDTH)) {
-            let mut all = 0;
+            let mut together = [0; TOGETHER];
+            together[..codes.len()].copy_from_slice(codes);
             for (code, zigzag) in codes.iter().zip(zigzags.chunks_exact_mut(E::WIDTH)) {
-                all |= *code;
                 least = least.min(*code);
                 E::of_byte(*code, 0).write(zigzag);
             }
-            if all >= FIRST_LONG {
-                for (code, zigzag) in codes.iter().zip(zigzags.chunks_exact_mut(E::WIDTH)) {
-                    if *code >= FIRST_LONG {
-                        E::narrow(self.long(*code, &mut at)).write(zigzag);
-                    }
-                }
-            }
+            for_each_long(&mut together, |i, code| {
+                E::narrow(self.long(*code, &mut at)).write(&mut zigzags[i * E::WIDTH..]);
+            });
         }
         least == 0 && !self.codes.is_empty()
     }
@@ -218,7 +239,10 @@ impl Values<'_> {
         *at += low as usize;
         // All extra bits were counted when they were read, and zero bytes follow them.
         let Some(next) = self.extra.get(byte..).and_then(<[u8]>::first_chunk::<16>) else { return 0 };
-        let extra = (u128::from_le_bytes(*next) >> shift) as u64 & !(u64::MAX << low);
+        let next = u128::from_le_bytes(*next);
+        // Few values have as many bits that they reach into the upper half.
+        let shifted = if low + shift <= u64::BITS { next as u64 >> shift } else { (next >> shift) as u64 };
+        let extra = shifted & !(u64::MAX << low);
         let head = u64::from(rest & ((1 << self.mantissa) - 1)) | 1 << self.mantissa;
         head << low | extra
     }

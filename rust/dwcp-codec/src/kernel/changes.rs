@@ -98,6 +98,46 @@ pub(super) fn apply_with<E: Element>(mask: &[u64], zigzags: &[u8], dst: &mut [u8
     }
 }
 
+/// Copies the elements of `src` whose bits are set in `mask` to their places in `dst`, which is as long.
+///
+/// `mask` has no bits past the last element.
+pub(crate) fn take(level: Level, width: usize, mask: &[u64], src: &[u8], dst: &mut [u8]) {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => super::x86::take_avx512(width, mask, src, dst),
+        _ => match width {
+            2 => take_with::<u16>(mask, src, dst),
+            4 => take_with::<u32>(mask, src, dst),
+            8 => take_with::<u64>(mask, src, dst),
+            _ => take_with::<u8>(mask, src, dst),
+        },
+    }
+}
+
+#[inline(always)]
+pub(super) fn take_with<E: Element>(mask: &[u64], src: &[u8], dst: &mut [u8]) {
+    for element in set_bits(mask) {
+        let at = element * E::WIDTH;
+        E::read(&src[at..]).write(&mut dst[at..]);
+    }
+}
+
+/// Makes each of the zigzags in `zigzags`, whole elements of `width` bytes, the one that undoes it.
+pub(crate) fn reverse(width: usize, zigzags: &mut [u8]) {
+    match width {
+        2 => reverse_with::<u16>(zigzags),
+        4 => reverse_with::<u32>(zigzags),
+        8 => reverse_with::<u64>(zigzags),
+        _ => reverse_with::<u8>(zigzags),
+    }
+}
+
+fn reverse_with<E: Element>(zigzags: &mut [u8]) {
+    for zigzag in zigzags.chunks_exact_mut(E::WIDTH) {
+        E::read(zigzag).reversed_zigzag().write(zigzag);
+    }
+}
+
 /// Changes one element by its zigzag.
 #[inline(always)]
 pub(crate) fn change<E: Element>(zigzag: E, element: usize, dst: &mut [u8]) {

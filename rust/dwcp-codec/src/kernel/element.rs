@@ -14,6 +14,12 @@ pub(crate) trait Element: Copy + Eq + Default {
     fn zigzag_from(self, other: Self) -> Self;
     /// The inverse of [`Element::zigzag_from`]: the element whose zigzag from `other` is `self`.
     fn zigzag_onto(self, other: Self) -> Self;
+    /// The zigzag that undoes `self`: that of the negated difference.
+    #[inline(always)]
+    fn reversed_zigzag(self) -> Self {
+        let zero = Self::default();
+        zero.zigzag_from(self.zigzag_onto(zero))
+    }
     /// Rotated left by one bit.
     fn rotate(self) -> Self;
     /// Rotated right by one bit.

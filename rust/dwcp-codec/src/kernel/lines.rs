@@ -124,3 +124,24 @@ pub(super) fn byte_masks_with(
         masks.push(differing_bytes(&line(old, index), &line(new, index)));
     }
 }
+
+/// Appends a bit for each byte, set if it is not 0.
+pub(crate) fn set_bytes(level: Level, bytes: &[u8], words: &mut Vec<u64>) {
+    match level {
+        Level::Portable => set_bytes_with(bytes, words, differing_bytes),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => super::x86::set_bytes_avx2(bytes, words),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => super::x86::set_bytes_avx512(bytes, words),
+    }
+}
+
+#[inline(always)]
+pub(super) fn set_bytes_with(
+    bytes: &[u8],
+    words: &mut Vec<u64>,
+    differing_bytes: impl Fn(&[u8; LINE_BYTES], &[u8; LINE_BYTES]) -> u64,
+) {
+    let count = bytes.len().div_ceil(LINE_BYTES);
+    words.extend((0..count).map(|index| differing_bytes(&[0; LINE_BYTES], &line(bytes, index))));
+}

@@ -17,6 +17,8 @@ pub(crate) enum Transform {
     Xor,
     /// Zigzag of the difference to the base's element.
     Zigzag,
+    /// Zigzag of the difference of the base's element to it.
+    ZigzagBack,
 }
 
 /// Writes the bytes 0 of all elements of `src` to the start of `planes`, then the bytes 1, and so on.
@@ -70,6 +72,7 @@ fn split_any<E: Element>(transform: Transform, start: usize, src: &[u8], base: &
         Transform::Rotate => split_with(start, src, src, planes, |src: E, _| src.rotate()),
         Transform::Xor => split_with(start, src, base, planes, E::xor),
         Transform::Zigzag => split_with(start, src, base, planes, E::zigzag_from),
+        Transform::ZigzagBack => split_with(start, src, base, planes, |src: E, base| base.zigzag_from(src)),
     }
 }
 
@@ -149,6 +152,9 @@ fn join_any<E: Element, const W: usize>(
         Transform::Rotate => join_with(planes, elements, |changed: E, _| changed.rotate_back()),
         Transform::Xor => join_with(planes, elements, E::xor),
         Transform::Zigzag => join_with(planes, elements, E::zigzag_onto),
+        Transform::ZigzagBack => {
+            join_with(planes, elements, |back: E, base| back.reversed_zigzag().zigzag_onto(base));
+        }
     }
 }
 

@@ -64,6 +64,19 @@ proptest! {
     }
 
     #[test]
+    fn bytes_that_are_not_zero_have_their_bits(
+        bytes in prop::collection::vec(prop_oneof![Just(0), any::<u8>()], 0..300),
+    ) {
+        for level in Level::available() {
+            let mut words = vec![];
+            lines::set_bytes(level, &bytes, &mut words);
+            prop_assert_eq!(words.len(), bytes.len().div_ceil(64));
+            let set: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+            prop_assert_eq!(lines::set_bits(&words).collect::<Vec<_>>(), set, "{:?}", level);
+        }
+    }
+
+    #[test]
     fn changes_are_found_and_make_the_new_version_of_the_old(
         (old, new) in versions(),
         width in prop::sample::select(vec![1, 2, 4, 8_usize]),
@@ -88,6 +101,12 @@ proptest! {
             changes::apply(level, width, &mask, &zigzags[..count * width + LINE_BYTES], &mut applied[..whole]);
             prop_assert_eq!(&applied[..whole], &new[..whole], "{:?}", level);
             prop_assert_eq!(&applied[whole..], &old[whole..], "{:?}", level);
+            let mut taken = old.clone();
+            changes::take(level, width, &mask, &new[..whole], &mut taken[..whole]);
+            prop_assert_eq!(&taken[..whole], &new[..whole], "{:?}", level);
+            let mut others = new[..whole].to_vec();
+            changes::take(level, width, &vec![0; mask.len()], &old[..whole], &mut others);
+            prop_assert_eq!(&others, &new[..whole], "{:?}", level);
         }
     }
 
@@ -100,6 +119,7 @@ proptest! {
             Transform::Rotate,
             Transform::Xor,
             Transform::Zigzag,
+            Transform::ZigzagBack,
         ]),
     ) {
         let count = src.len() / width;
@@ -113,6 +133,7 @@ proptest! {
                 }
                 Transform::Xor => src ^ base,
                 Transform::Zigzag => zigzag(width, src, base),
+                Transform::ZigzagBack => zigzag(width, base, src),
             })
             .collect();
         for level in Level::available() {

@@ -3,9 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::LINE_BYTES;
-use super::changes::{apply_with, find_with};
+use super::changes::{apply_with, find_with, take_with};
 use super::element::Element;
-use super::lines::{byte_masks_with, dirty_lines_with, line, set_bits};
+use super::lines::{byte_masks_with, dirty_lines_with, line, set_bits, set_bytes_with};
 use super::planes::{Transform, join_from, join_portable, split_from, split_portable};
 
 type Line = [u8; LINE_BYTES];
@@ -69,6 +69,10 @@ avx2! {
         byte_masks_with(old, new, lines, masks, |old, new| differing_bytes_avx2(old, new));
     }
 
+    fn set_bytes_avx2(bytes: &[u8], words: &mut Vec<u64>) {
+        set_bytes_with(bytes, words, |zero, bytes| differing_bytes_avx2(zero, bytes));
+    }
+
     fn find_avx2(
         width: usize,
         old: &[u8],
@@ -110,6 +114,19 @@ avx512! {
 
     fn byte_masks_avx512(old: &[u8], new: &[u8], lines: &[u64], masks: &mut Vec<u64>) {
         byte_masks_with(old, new, lines, masks, |old, new| _mm512_cmpneq_epi8_mask(load(old), load(new)));
+    }
+
+    fn set_bytes_avx512(bytes: &[u8], words: &mut Vec<u64>) {
+        set_bytes_with(bytes, words, |zero, bytes| _mm512_cmpneq_epi8_mask(load(zero), load(bytes)));
+    }
+
+    fn take_avx512(width: usize, mask: &[u64], src: &[u8], dst: &mut [u8]) {
+        match width {
+            2 => take_lines::<2, u16>(mask, src, dst),
+            4 => take_lines::<4, u32>(mask, src, dst),
+            8 => take_lines::<8, u64>(mask, src, dst),
+            _ => take_lines::<1, u8>(mask, src, dst),
+        }
     }
 
     fn find_avx512(
@@ -245,6 +262,33 @@ for_avx512! {
         }
     }
 
+    /// The copy of elements, of a whole line at once.
+    fn take_lines[const W: usize, E: Element](mask: &[u64], src: &[u8], dst: &mut [u8]) {
+        let per_line = LINE_BYTES / W;
+        let low = u64::MAX >> (64 - per_line);
+        let (whole, tail) = dst.as_chunks_mut::<LINE_BYTES>();
+        let (src_whole, src_tail) = src.as_chunks::<LINE_BYTES>();
+        for (index, (line, src)) in whole.iter_mut().zip(src_whole).enumerate() {
+            let first = index * per_line;
+            let bits = mask[first / 64] >> (first % 64) & low;
+            if bits == 0 {
+                continue;
+            }
+            let (old, new) = (load(line), load(src));
+            let taken = match W {
+                2 => _mm512_mask_blend_epi16(bits as u32, old, new),
+                4 => _mm512_mask_blend_epi32(bits as u16, old, new),
+                8 => _mm512_mask_blend_epi64(bits as u8, old, new),
+                _ => _mm512_mask_blend_epi8(bits, old, new),
+            };
+            store(line, taken);
+        }
+        let first = whole.len() * per_line;
+        if !tail.is_empty() && first / 64 < mask.len() {
+            take_with::<E>(&[mask[first / 64] >> (first % 64) & low], src_tail, tail);
+        }
+    }
+
     fn split_lines[const W: usize](transform: Transform, src: &[u8], base: &[u8], planes: &mut [u8]) {
         // The byte that stands at each place after the split.
         const { assert!(W.is_power_of_two() && W <= 8) };
@@ -267,6 +311,7 @@ for_avx512! {
                 Transform::Rotate => rotate::<W>(load(src)),
                 Transform::Xor => _mm512_xor_si512(load(src), load(base)),
                 Transform::Zigzag => zigzag::<W>(load(src), load(base)),
+                Transform::ZigzagBack => zigzag::<W>(load(base), load(src)),
             };
             let mut split = [0; LINE_BYTES];
             store(&mut split, _mm512_permutexvar_epi8(order, changed));
@@ -304,6 +349,10 @@ for_avx512! {
                 Transform::Rotate => rotate_back::<W>(changed),
                 Transform::Xor => _mm512_xor_si512(changed, load(line)),
                 Transform::Zigzag => zigzag_onto::<W>(changed, load(line)),
+                Transform::ZigzagBack => {
+                    let zero = _mm512_setzero_si512();
+                    zigzag_onto::<W>(zigzag::<W>(zero, zigzag_onto::<W>(changed, zero)), load(line))
+                }
             };
             store(line, joined);
         }

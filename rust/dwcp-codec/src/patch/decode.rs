@@ -85,7 +85,8 @@ impl EntryDecoder {
 }
 
 impl EntryDecoder {
-    /// Decodes a block that was decoded and proven before, told by what changed or by one byte, onto its base block.
+    /// Decodes a block, told by what changed or by one byte, onto its base block, and leaves it to the caller to prove
+    /// it.
     pub(super) fn decode_onto(
         &mut self,
         patch: &[u8],
@@ -96,6 +97,19 @@ impl EntryDecoder {
         let EntryKind::Block(kind) = entry.kind else { return Ok(()) };
         let decoded = self.blocks.decode_onto(kind, entry.codec, payload, block);
         decoded.map_err(|source| PatchError::Codec { index: entry.first, source })
+    }
+
+    /// Takes back what [`EntryDecoder::decode_onto`] did to a block of a kind that can be undone.
+    pub(super) fn undo_onto(
+        &mut self,
+        patch: &[u8],
+        entry: &Entry,
+        block: &mut [u8],
+    ) -> Result<(), PatchError> {
+        let payload = slice(patch, entry.offset, entry.length as usize)?;
+        let EntryKind::Block(kind) = entry.kind else { return Ok(()) };
+        let undone = self.blocks.undo_onto(kind, payload, block);
+        undone.map_err(|source| PatchError::Codec { index: entry.first, source })
     }
 }
 

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use super::apply::{Patch, Slice, zeroed};
 use super::contents::Contents;
-use super::decode::{EntryDecoder, expect_length};
+use super::decode::{EntryDecoder, expect_digest, expect_length};
 use super::error::PatchError;
 use super::format::{Entry, EntryKind};
 use super::parallel;
@@ -12,15 +12,18 @@ use super::source::{Source, slice};
 use crate::block::BlockKind;
 use crate::digest::Digest;
 
-/// Payloads shorter than one part in this many of their block are decoded twice.
-const DECODED_TWICE_SHARE: usize = 16;
+/// What can be undone is done in place at once if blocks are whole elements of any width.
+const WHOLE_BYTES: usize = 8;
+/// Payloads shorter than one part in this many of their block change little of it.
+const LITTLE_SHARE: usize = 16;
 
 impl Patch<'_> {
     /// Turns `buf` from the base into the target.
     ///
-    /// Every changed block is decoded and proven before the first byte of `buf` is written, so on an error `buf` is
-    /// the base still. Takes as much memory as the changed blocks have bytes, but for those that are told by few
-    /// elements or runs, or by one byte: they are decoded a second time, into place.
+    /// On an error `buf` is the base: blocks that are told by the differences of elements are changed in place, and
+    /// changed back by the same differences if one of them turns out wrong; before that, all others are decoded and
+    /// proven, and written last. Takes as much memory as these others have bytes, but for those that are told by
+    /// few runs, or by one byte: they are decoded a second time, into place.
     ///
     /// # Errors
     ///
@@ -73,11 +76,13 @@ impl Patch<'_> {
         let independent = changed.len();
         changed.extend(self.dependent().map(Changed::new));
         let (first, second) = changed.split_at_mut(independent);
+        first.iter_mut().for_each(|change| change.is_in_place = self.is_done_in_place(change.entry));
         let (patch, old) = (&Slice::new(self.bytes()), &Slice::new(buf));
-        parallel::for_each(&mut workers, first.iter_mut(), |worker, change| -> Result<(), E> {
+        let aside = first.iter_mut().filter(|change| !change.is_in_place);
+        parallel::for_each(&mut workers, aside, |worker, change| -> Result<(), E> {
             check()?;
             let entry = change.entry;
-            let aside = self.is_used(entry.first) || !self.is_decoded_twice(entry);
+            let aside = self.is_used(entry.first) || !self.tells_little(entry);
             let block = if aside { change.decoded.insert(Vec::new()) } else { &mut worker.block };
             zeroed(block, self.block_length(entry.first))?;
             worker.decoder.decode(self, entry, patch, old, &Slice::new(&[]), block)
@@ -90,10 +95,25 @@ impl Patch<'_> {
             worker.decoder.decode(self, change.entry, patch, old, target, block)
         })?;
         changed.sort_unstable_by_key(|change| change.entry.first);
-        let mut chunks = (0..).zip(buf.chunks_mut(self.block_bytes() as usize));
-        let jobs = changed.iter().filter_map(|change| {
-            chunks.by_ref().find(|(index, _)| *index == change.entry.first).map(|(_, block)| (change, block))
+
+        let jobs = self.with_blocks(&mut changed, buf, |change| change.is_in_place);
+        let done = parallel::for_each(&mut workers, jobs, |worker, (change, block)| -> Result<(), E> {
+            check()?;
+            worker.decoder.decode_onto(self.bytes(), change.entry, block)?;
+            change.is_done = true;
+            let actual = Digest::of(block);
+            change.entry.digest.map_or(Ok(()), |expected| {
+                expect_digest(change.entry.first, expected, actual).map_err(E::from)
+            })
         });
+        if let Err(error) = done {
+            let jobs = self.with_blocks(&mut changed, buf, |change| change.is_done);
+            parallel::for_each(&mut workers, jobs, |worker, (change, block)| {
+                worker.decoder.undo_onto(self.bytes(), change.entry, block)
+            })?;
+            return Err(error);
+        }
+        let jobs = self.with_blocks(&mut changed, buf, |change| !change.is_in_place);
         parallel::for_each(&mut workers, jobs, |worker, (change, block)| match &change.decoded {
             Some(decoded) => {
                 block.copy_from_slice(decoded);
@@ -103,10 +123,31 @@ impl Patch<'_> {
         })
     }
 
-    /// Whether to decode a block again costs less than to keep it: it touches little of what it replaces.
-    fn is_decoded_twice(&self, entry: &Entry) -> bool {
+    /// Those of `changed`, which are in the order of their blocks, that are `wanted`, and their blocks in `buf`.
+    fn with_blocks<'b, 'e>(
+        &self,
+        changed: &'b mut [Changed<'e>],
+        buf: &'b mut [u8],
+        wanted: impl Fn(&Changed<'_>) -> bool + Send,
+    ) -> impl Iterator<Item = (&'b mut Changed<'e>, &'b mut [u8])> + Send {
+        let mut chunks = (0..).zip(buf.chunks_mut(self.block_bytes() as usize));
+        changed.iter_mut().filter(move |change| wanted(change)).filter_map(move |change| {
+            let found = chunks.by_ref().find(|(index, _)| *index == change.entry.first);
+            found.map(|(_, block)| (change, block))
+        })
+    }
+
+    /// Whether to change a block where it is: that can be undone, and no other block needs it before.
+    fn is_done_in_place(&self, entry: &Entry) -> bool {
         let EntryKind::Block(kind) = entry.kind else { return false };
-        let is_short = (entry.length as usize) < self.block_length(entry.first) / DECODED_TWICE_SHARE;
+        let is_whole = self.block_length(entry.first).is_multiple_of(WHOLE_BYTES);
+        kind.is_undoable() && is_whole && !self.is_used(entry.first)
+    }
+
+    /// Whether to decode a block onto its base block costs less than to copy it there: it touches little of that.
+    fn tells_little(&self, entry: &Entry) -> bool {
+        let EntryKind::Block(kind) = entry.kind else { return false };
+        let is_short = (entry.length as usize) < self.block_length(entry.first) / LITTLE_SHARE;
         kind == BlockKind::Fill || (matches!(kind, BlockKind::Sparse | BlockKind::Runs) && is_short)
     }
 }
@@ -121,11 +162,14 @@ struct Worker {
 struct Changed<'a> {
     entry: &'a Entry,
     decoded: Option<Vec<u8>>,
+    /// It is changed where it is, and it has been.
+    is_in_place: bool,
+    is_done: bool,
 }
 
 impl<'a> Changed<'a> {
     fn new(entry: &'a Entry) -> Changed<'a> {
-        Changed { entry, decoded: None }
+        Changed { entry, decoded: None, is_in_place: false, is_done: false }
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::error::PatchError;
 use super::source::{Source, slice};
+use crate::kernel::{Level, changes, lines};
 
 /// Which elements may have changed; one that has not is allowed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,6 +14,27 @@ pub enum Mask<'a> {
     Bytes(&'a [u8]),
     /// A bit for each element, the low bit of each byte first; those past the last element are not looked at.
     Bits(&'a [u8]),
+}
+
+/// Bytes of a mask that are looked at together.
+const GROUP: usize = 64;
+
+impl Mask<'_> {
+    /// A bit for each of `count` elements from number `first` on.
+    fn words(&self, first: usize, count: usize) -> Vec<u64> {
+        let mut words = Vec::with_capacity(count.div_ceil(64));
+        match self {
+            Mask::Bytes(mask) => lines::set_bytes(Level::detected(), &mask[first..first + count], &mut words),
+            Mask::Bits(mask) => words.extend((0..count).step_by(64).map(|at| {
+                let (start, count) = (first + at, (count - at).min(64));
+                let mut group = [0; 16];
+                let bytes = &mask[start / 8..(start + count).div_ceil(8)];
+                group[..bytes.len()].copy_from_slice(bytes);
+                (u128::from_le_bytes(group) >> (start % 8)) as u64 & (u64::MAX >> (64 - count))
+            })),
+        }
+        words
+    }
 }
 
 /// Changes to elements of a held version.
@@ -54,12 +76,6 @@ impl<'a> Masked<'a> {
         }
         Ok(Masked { new, mask, width })
     }
-
-    fn put_element(&self, first: usize, at: usize, elements: &mut [u8]) {
-        let here = at * self.width..(at + 1) * self.width;
-        let there = (first + at) * self.width..(first + at + 1) * self.width;
-        elements[here].copy_from_slice(&self.new[there]);
-    }
 }
 
 impl Overlay for Masked<'_> {
@@ -69,36 +85,18 @@ impl Overlay for Masked<'_> {
 
     fn touches(&self, range: Range<usize>) -> bool {
         match self.mask {
-            Mask::Bytes(mask) => mask[range].iter().any(|byte| *byte != 0),
+            Mask::Bytes(mask) => {
+                mask[range].chunks(GROUP).any(|group| group.iter().fold(0, |all, byte| all | byte) != 0)
+            }
             // Bits beside the range may be seen too: there is nothing to be changed then.
             Mask::Bits(mask) => mask[range.start / 8..range.end.div_ceil(8)].iter().any(|byte| *byte != 0),
         }
     }
 
     fn put(&self, first: usize, elements: &mut [u8]) {
-        let count = elements.len() / self.width;
-        match self.mask {
-            Mask::Bytes(mask) => {
-                for (number, eight) in mask[first..first + count].chunks(8).enumerate() {
-                    if eight.iter().all(|byte| *byte == 0) {
-                        continue;
-                    }
-                    for (at, byte) in eight.iter().enumerate() {
-                        if *byte != 0 {
-                            self.put_element(first, number * 8 + at, elements);
-                        }
-                    }
-                }
-            }
-            Mask::Bits(mask) => {
-                for at in 0..count {
-                    let bit = first + at;
-                    if mask[bit / 8] >> (bit % 8) & 1 != 0 {
-                        self.put_element(first, at, elements);
-                    }
-                }
-            }
-        }
+        let named = self.mask.words(first, elements.len() / self.width);
+        let new = &self.new[first * self.width..][..elements.len()];
+        changes::take(Level::detected(), self.width, &named, new, elements);
     }
 }
 
@@ -124,7 +122,8 @@ impl<'a> Assigned<'a> {
             return Err(PatchError::Length { what: "values", expected, actual });
         }
         let mut assigned = Assigned { index: Cow::Borrowed(index), places: None, values, width };
-        if !index.is_sorted() {
+        let rises = index.is_sorted_by(|one, next| one < next);
+        if !rises {
             let mut places: Vec<usize> = (0..index.len()).collect();
             places.sort_unstable_by_key(|place| index[*place]);
             assigned.index = places.iter().map(|place| index[*place]).collect();
@@ -134,7 +133,7 @@ impl<'a> Assigned<'a> {
         if let Some(&index) = assigned.index.last().filter(|index| **index >= count) {
             return Err(PatchError::NoSuchElement { index, count });
         }
-        if let Some(pair) = assigned.index.windows(2).find(|pair| pair[0] == pair[1]) {
+        if !rises && let Some(pair) = assigned.index.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(PatchError::DuplicateElement { index: pair[0] });
         }
         Ok(assigned)
@@ -145,6 +144,18 @@ impl<'a> Assigned<'a> {
         let start = self.index.partition_point(|index| *index < range.start as u64);
         let end = self.index.partition_point(|index| *index < range.end as u64);
         start..end
+    }
+
+    fn put_with<const W: usize>(&self, first: usize, elements: &mut [u8]) {
+        let (elements, _) = elements.as_chunks_mut::<W>();
+        let (values, _) = self.values.as_chunks::<W>();
+        let within = self.within(first..first + elements.len());
+        // No index is past the end of the version, which is in memory.
+        let index = self.index[within.clone()].iter().map(|index| *index as usize - first);
+        match &self.places {
+            None => index.zip(&values[within]).for_each(|(at, value)| elements[at] = *value),
+            Some(places) => index.zip(&places[within]).for_each(|(at, place)| elements[at] = values[*place]),
+        }
     }
 }
 
@@ -158,12 +169,11 @@ impl Overlay for Assigned<'_> {
     }
 
     fn put(&self, first: usize, elements: &mut [u8]) {
-        let count = elements.len() / self.width;
-        for number in self.within(first..first + count) {
-            // No index is past the end of the version, which is in memory.
-            let at = (self.index[number] as usize - first) * self.width;
-            let place = self.places.as_ref().map_or(number, |places| places[number]) * self.width;
-            elements[at..at + self.width].copy_from_slice(&self.values[place..place + self.width]);
+        match self.width {
+            2 => self.put_with::<2>(first, elements),
+            4 => self.put_with::<4>(first, elements),
+            8 => self.put_with::<8>(first, elements),
+            _ => self.put_with::<1>(first, elements),
         }
     }
 }

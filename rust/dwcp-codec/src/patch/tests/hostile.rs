@@ -196,6 +196,48 @@ fn damaged_payload_leaves_the_buffer_as_it_was() {
 }
 
 #[test]
+fn what_was_changed_in_place_before_a_damaged_block_is_changed_back() {
+    let old = noise(1, 6 * BLOCK);
+    // Sparse blocks, one that is all differences, one that is written last.
+    let mut new = old.clone();
+    for (i, element) in new.chunks_exact_mut(2).enumerate() {
+        let step = if i / (BLOCK / 2) == 2 { 1 } else { 9 };
+        if i % step == 0 {
+            let value = u16::from_le_bytes([element[0], element[1]]).wrapping_add(1 + i as u16 % 300);
+            element.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+    new[4 * BLOCK..5 * BLOCK].copy_from_slice(&text(BLOCK));
+    let patch = encode(&old, &new, &PatchOptions { width: Some(2), ..small() }).unwrap();
+    let entries = Patch::parse(&patch).unwrap().entries().to_vec();
+    let kinds: Vec<_> = entries.iter().map(|entry| entry.kind).collect();
+    let [sparse, difference] = [BlockKind::Sparse, BlockKind::Difference].map(EntryKind::Block);
+    assert_eq!(kinds[..4], [sparse, sparse, difference, sparse]);
+    assert!(kinds[4] != sparse && kinds[5] == sparse, "{kinds:?}");
+    for (entry, threads) in entries.iter().zip([1, 2, 3, 1, 2, 3]) {
+        let mut damaged = patch.clone();
+        damaged[(entry.offset + u64::from(entry.length)) as usize - 1] ^= 0x10;
+        let mut buf = old.clone();
+        let done = Patch::parse(&damaged).and_then(|patch| patch.apply_in_place(&mut buf, threads));
+        assert!(done.is_err(), "{entry:?}");
+        assert!(buf == old, "{entry:?}");
+    }
+    let patch = Patch::parse(&patch).unwrap();
+    let leaves = patch.verify_base(&old[..], 1).unwrap();
+    for calls in 0..6 {
+        let (count, mut buf) = (AtomicUsize::new(0), old.clone());
+        let stopped = patch.apply_in_place_onto(&leaves, &mut buf, 2, || {
+            let stop = PatchError::NoSuchBlock { index: 99, count: 0 };
+            if count.fetch_add(1, Ordering::Relaxed) == calls { Err(stop) } else { Ok(()) }
+        });
+        assert!(stopped.is_err() && buf == old, "{calls}");
+    }
+    let mut buf = old.clone();
+    patch.apply_in_place(&mut buf, 2).unwrap();
+    assert!(buf == new);
+}
+
+#[test]
 fn block_against_a_base_that_ends_before_it_is_refused() {
     // A runs block (5) of three bytes where the base has none.
     let mut patch = encode(b"", b"end", &small()).unwrap();
