@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from dwcp_fast.cli.output import format_bytes, make_output, output_options
+from dwcp_fast.cli.files import FILE, PATCH_CODEC, output_file_option
+from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.units import help_with_example
 from dwcp_fast.delta import MAX_THREADS, PatchInfo, apply_files, diff_files
 from dwcp_fast.delta import recover as recover_file
 
 __all__ = ["delta"]
 
-FILE = click.Path(path_type=Path)
 THREADS = click.option(
     "--threads",
     type=click.IntRange(1, MAX_THREADS),
@@ -21,7 +21,8 @@ THREADS = click.option(
 )
 
 
-@click.group(
+delta = click.Group(
+    "delta",
     short_help="Make and apply patches between files.",
     help=help_with_example(
         "Make and apply patches. A patch names its base by digest, and is applied to nothing else.",
@@ -29,8 +30,6 @@ THREADS = click.option(
         "dwcp delta apply step.dwcd --base model-1.bin -o model-2.bin",
     ),
 )
-def delta() -> None:
-    """Make and apply patches between files."""
 
 
 @delta.command(
@@ -42,9 +41,9 @@ def delta() -> None:
 )
 @click.argument("old", type=FILE)
 @click.argument("new", type=FILE)
-@click.option("-o", "--output", required=True, type=FILE, help="The patch to write.")
+@output_file_option("The patch to write.")
 @click.option("--dtype", help="Type of the elements, such as bf16 or fp32; bytes otherwise.")
-@click.option("--codec", default="zstd:1", show_default=True, help="none, lz4, zstd or zstd:LEVEL.")
+@PATCH_CODEC
 @click.option("--search/--no-search", default=True, help="Whether to look for content that moved.")
 @THREADS
 @output_options
@@ -56,13 +55,9 @@ def diff(
     codec: str,
     search: bool,
     threads: int,
-    json: bool,
-    json_lines: bool,
-    quiet: bool,
-    verbose: bool,
+    printer: Output,
 ) -> None:
     """Write the patch between two files."""
-    printer = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
     told = diff_files(old, new, output, dtype=dtype, codec=codec, search=search, threads=threads)
     printer.result({"type": "diff", **told.to_dict()}, f"wrote {output}: {describe(told)}")
 
@@ -78,7 +73,7 @@ def diff(
 )
 @click.argument("patch", type=FILE)
 @click.option("--base", required=True, type=FILE, help="The file that the patch was made from.")
-@click.option("-o", "--output", type=FILE, help="The file to write.")
+@output_file_option("The file to write.", required=False)
 @click.option("--in-place", is_flag=True, help="Change the base itself.")
 @THREADS
 @output_options
@@ -88,13 +83,9 @@ def apply(
     output: Path | None,
     in_place: bool,
     threads: int,
-    json: bool,
-    json_lines: bool,
-    quiet: bool,
-    verbose: bool,
+    printer: Output,
 ) -> None:
     """Apply a patch."""
-    printer = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
     if in_place == (output is not None):
         raise click.UsageError("give either -o NEW or --in-place")
     made = base if output is None else output
@@ -112,9 +103,8 @@ def apply(
 )
 @click.argument("file", type=FILE)
 @output_options
-def recover(file: Path, json: bool, json_lines: bool, quiet: bool, verbose: bool) -> None:
+def recover(file: Path, printer: Output) -> None:
     """Finish or take back a change in place that was cut off."""
-    printer = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
     done = recover_file(file)
     text = {
         "nothing": f"{file} needs no recovery",

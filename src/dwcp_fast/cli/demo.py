@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from dwcp_fast.cli.files import FILE
 from dwcp_fast.cli.units import help_with_example
 from dwcp_fast.errors import IntegrityError
 
@@ -23,9 +24,7 @@ __all__ = ["demo"]
         "dwcp demo --out demo-out",
     ),
 )
-@click.option(
-    "--out", default=".", show_default=True, type=click.Path(path_type=Path), help="Where to write."
-)
+@click.option("--out", default=".", show_default=True, type=FILE, help="Where to write.")
 @click.option("--seed", default=1, show_default=True, help="Seed of the synthetic state.")
 @click.option("--quick", is_flag=True, help="Less data and fewer links, in a third of the time.")
 @click.option("--json", is_flag=True, help="The content of run.json on stdout at the end.")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from dwcp_fast.cli.output import format_bytes, make_output, output_options
+from dwcp_fast.cli.files import FILE, output_file_option
+from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.units import help_with_example, reading
 from dwcp_fast.delta import staged
 from dwcp_fast.dictionary import DEFAULT_MAX_BYTES, Dictionary
@@ -15,10 +16,8 @@ from dwcp_fast.options import parse_bytes
 
 __all__ = ["dictionary"]
 
-FILE = click.Path(path_type=Path)
 
-
-@click.group(
+dictionary = click.Group(
     "dict",
     short_help="Train dictionaries for small messages.",
     help=help_with_example(
@@ -26,8 +25,6 @@ FILE = click.Path(path_type=Path)
         "dwcp dict train messages/ -o messages.dict",
     ),
 )
-def dictionary() -> None:
-    """Train dictionaries for small messages."""
 
 
 @dictionary.command(
@@ -40,7 +37,7 @@ def dictionary() -> None:
     ),
 )
 @click.argument("samples", type=FILE, nargs=-1, required=True)
-@click.option("-o", "--output", required=True, type=FILE, help="The dictionary to write.")
+@output_file_option("The dictionary to write.")
 @click.option(
     "--max-size",
     default=str(DEFAULT_MAX_BYTES),
@@ -54,13 +51,9 @@ def train(
     output: Path,
     max_size: int,
     lines: bool,
-    json: bool,
-    json_lines: bool,
-    quiet: bool,
-    verbose: bool,
+    printer: Output,
 ) -> None:
     """Train a dictionary on samples."""
-    printer = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
     messages = [message for path in samples for message in messages_of(path, lines) if message]
     trained = Dictionary.train(messages, max_bytes=max_size)
     data = trained.to_bytes()

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import click
 
+from dwcp_fast.cli.grouping import gather
 from dwcp_fast.errors import DwcpError, exit_code_for
 from dwcp_fast.reports import Progress
 
@@ -141,28 +142,23 @@ class Output:
                 )
 
 
-def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say how a command prints."""
-    for option in reversed(
-        (
-            click.option("--json", is_flag=True, help="One JSON object on stdout at the end."),
-            click.option("--json-lines", is_flag=True, help="Events on stdout, one JSON object a line."),
-            click.option("--quiet", "-q", is_flag=True, help="Nothing on stderr but errors."),
-            click.option("--verbose", "-v", is_flag=True, help="Log what happens on stderr."),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def make_output(*, json_final: bool, json_lines: bool, quiet: bool, verbose: bool) -> Output:
+def make_output(json: bool, json_lines: bool, quiet: bool, verbose: bool) -> Output:
     """Set up printing and logging for the command that runs now."""
     level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
-    output = Output(json_lines=json_lines, json_final=json_final, quiet=quiet)
+    output = Output(json_lines=json_lines, json_final=json, quiet=quiet)
     LAST.append(output)
     return output
 
+
+output_options: Final = gather(
+    "printer",
+    make_output,
+    click.option("--json", is_flag=True, help="One JSON object on stdout at the end."),
+    click.option("--json-lines", is_flag=True, help="Events on stdout, one JSON object a line."),
+    click.option("--quiet", "-q", is_flag=True, help="Nothing on stderr but errors."),
+    click.option("--verbose", "-v", is_flag=True, help="Log what happens on stderr."),
+)
 
 LAST: Final[list[Output]] = []
 """The output of the command that ran last, for its failure: by then click's context is gone."""

@@ -1,16 +1,25 @@
 """``dwcp pull``."""
 
 from pathlib import Path
-from typing import get_args
 
 import click
 
 from dwcp_fast.cli.inbox import describe_received
-from dwcp_fast.cli.output import make_output, output_options
-from dwcp_fast.cli.security import make_trust, security_options
-from dwcp_fast.cli.units import help_with_example, parse_streams, reading
-from dwcp_fast.options import ReceiveOptions, SendOptions, Symlinks, parse_bytes, parse_duration
+from dwcp_fast.cli.output import Output, output_options
+from dwcp_fast.cli.security import security_options, server_name_option
+from dwcp_fast.cli.transfer import (
+    STREAMS,
+    TIMEOUT,
+    Redialling,
+    Writing,
+    duration_option,
+    redialling_options,
+    writing_options,
+)
+from dwcp_fast.cli.units import help_with_example
+from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.session import connect
+from dwcp_fast.trust import Insecure, MutualTls
 
 __all__ = ["pull"]
 
@@ -26,60 +35,12 @@ __all__ = ["pull"]
 )
 @click.argument("source", metavar="PAIRING|HOST:PORT")
 @click.argument("into", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
-@click.option(
-    "--streams",
-    metavar="auto|N",
-    callback=reading(parse_streams),
-    default="auto",
-    show_default=True,
-    help="Number of lanes.",
-)
-@click.option(
-    "--timeout",
-    metavar="TIME",
-    callback=reading(parse_duration),
-    help="Most that the transfer may take, such as 90s.",
-)
-@click.option(
-    "--wait",
-    metavar="TIME",
-    callback=reading(parse_duration),
-    help="Most that the server may take before it offers anything.",
-)
-@click.option(
-    "--connect-timeout",
-    metavar="TIME",
-    callback=reading(parse_duration),
-    default="10s",
-    show_default=True,
-    help="Most for connecting.",
-)
-@click.option(
-    "--reconnect",
-    metavar="TIME",
-    callback=reading(parse_duration),
-    default="30s",
-    show_default=True,
-    help="How long to look for a lost server.",
-)
-@click.option("--no-overwrite", is_flag=True, help="Fetch nothing if something of it exists.")
-@click.option(
-    "--symlinks",
-    type=click.Choice(get_args(Symlinks)),
-    default="keep",
-    show_default=True,
-    help="Symbolic links.",
-)
-@click.option("--no-sync", is_flag=True, help="Do not wait for the disk before files are put in place.")
-@click.option(
-    "--max-object",
-    metavar="LENGTH",
-    callback=reading(parse_bytes),
-    default="64TiB",
-    show_default=True,
-    help="Longest file taken.",
-)
-@click.option("--server-name", metavar="NAME", help="Name in the server's certificate, for mutual TLS.")
+@STREAMS
+@TIMEOUT
+@duration_option("--wait", "Most that the server may take before it offers anything.")
+@redialling_options("server")
+@writing_options("Fetch nothing if something of it exists.")
+@server_name_option("server")
 @security_options
 @output_options
 def pull(
@@ -88,39 +49,18 @@ def pull(
     streams: int | None,
     timeout: float | None,
     wait: float | None,
-    connect_timeout: float,
-    reconnect: float,
-    no_overwrite: bool,
-    symlinks: Symlinks,
-    no_sync: bool,
-    max_object: int,
-    server_name: str | None,
-    cert: Path | None,
-    key: Path | None,
-    ca: Path | None,
-    insecure: bool,
-    json: bool,
-    json_lines: bool,
-    quiet: bool,
-    verbose: bool,
+    redialling: Redialling,
+    writing: Writing,
+    trust: MutualTls | Insecure | None,
+    printer: Output,
 ) -> None:
     """Fetch what ``dwcp serve`` has."""
-    output = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
-    options = SendOptions(
-        protocol="v3",
-        streams=streams,
-        timeout_s=timeout,
-        connect_timeout_s=connect_timeout,
-        reconnect_s=reconnect,
-    )
-    receive = ReceiveOptions(
-        overwrite=not no_overwrite, symlinks=symlinks, sync=not no_sync, max_object_bytes=max_object
-    )
-    trust = make_trust(cert, key, ca, insecure, server_name)
-    session = connect(source, trust=trust, options=options, receive=receive, events=output.event)
-    with session, output.progress("fetching", session.progress):
+    options = SendOptions(protocol="v3", streams=streams, timeout_s=timeout, **redialling)
+    receive = ReceiveOptions(**writing)
+    session = connect(source, trust=trust, options=options, receive=receive, events=printer.event)
+    with session, printer.progress("fetching", session.progress):
         into.mkdir(parents=True, exist_ok=True)
         report = session.fetch_into(into, timeout_s=wait)
-    output.result(
+    printer.result(
         {"type": "received", **report.to_dict(), "record": report.record()}, describe_received(report)
     )

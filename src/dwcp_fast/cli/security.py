@@ -1,33 +1,22 @@
 """Options that say how the two sides know each other."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import click
 
+from dwcp_fast.cli.files import FILE
+from dwcp_fast.cli.grouping import Decorator, gather
 from dwcp_fast.trust import INSECURE, Insecure, MutualTls
 
-__all__ = ["make_trust", "security_options"]
+__all__ = ["security_options", "server_name_option"]
 
 
-def security_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options for certificates and for doing without."""
-    file = click.Path(path_type=Path)
-    for option in reversed(
-        (
-            click.option("--cert", type=file, metavar="PEM", help="This side's certificate, for mutual TLS."),
-            click.option("--key", type=file, metavar="PEM", help="Its private key."),
-            click.option(
-                "--ca", type=file, metavar="PEM", help="Authorities that sign the other side's certificate."
-            ),
-            click.option(
-                "--insecure", is_flag=True, help="No encryption, no authentication; both sides must say so."
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+def server_name_option(peer: str) -> Decorator:
+    """Make the option for the name of a peer that is dialled; `security_options` takes it in."""
+    return click.option(
+        "--server-name", metavar="NAME", help=f"Name in the {peer}'s certificate, for mutual TLS."
+    )
 
 
 def make_trust(
@@ -44,3 +33,17 @@ def make_trust(
     if cert is None or key is None or ca is None:
         raise click.UsageError(f"mutual TLS needs --cert, --key and --ca; given: {', '.join(given)}")
     return MutualTls(cert, key, ca, server_name)
+
+
+security_options: Final = gather(
+    "trust",
+    make_trust,
+    click.option("--cert", type=FILE, metavar="PEM", help="This side's certificate, for mutual TLS."),
+    click.option("--key", type=FILE, metavar="PEM", help="Its private key."),
+    click.option(
+        "--ca", type=FILE, metavar="PEM", help="Authorities that sign the other side's certificate."
+    ),
+    click.option(
+        "--insecure", is_flag=True, help="No encryption, no authentication; both sides must say so."
+    ),
+)

@@ -5,28 +5,29 @@ from typing import Any, Literal, get_args
 
 import click
 
-from dwcp_fast.cli.output import Output, format_bytes, make_output, output_options
-from dwcp_fast.cli.security import make_trust, security_options
-from dwcp_fast.cli.units import help_with_example, parse_streams, reading
-from dwcp_fast.cli.v1 import v1_options
+from dwcp_fast.cli.files import FILE
+from dwcp_fast.cli.output import Output, format_bytes, output_options
+from dwcp_fast.cli.security import security_options, server_name_option
+from dwcp_fast.cli.transfer import (
+    STREAMS,
+    SYMLINKS,
+    TIMEOUT,
+    Encoding,
+    Redialling,
+    encoding_options,
+    redialling_options,
+)
+from dwcp_fast.cli.units import help_with_example
+from dwcp_fast.cli.v1 import Dialect, v1_options
 from dwcp_fast.engine import engine_for
 from dwcp_fast.links import ScannedPaths, scan_paths
-from dwcp_fast.options import (
-    Generation,
-    Payload,
-    Protocol,
-    SendOptions,
-    Symlinks,
-    parse_bytes,
-    parse_duration,
-    parse_rate,
-)
+from dwcp_fast.options import Protocol, SendOptions, Symlinks
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.lanes import choose_lanes
 from dwcp_fast.reports import SendReport
 from dwcp_fast.session import connect
-from dwcp_fast.trust import address_of
+from dwcp_fast.trust import Insecure, MutualTls, address_of
 
 __all__ = ["send"]
 
@@ -40,7 +41,7 @@ __all__ = ["send"]
         "dwcp send model.bin --to 'dwcp://host:7443#...'",
     ),
 )
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=FILE, metavar="PATH...")
 @click.option("--to", required=True, metavar="PAIRING|HOST:PORT", help="What `dwcp recv` printed.")
 @click.option(
     "--protocol",
@@ -49,53 +50,10 @@ __all__ = ["send"]
     show_default=True,
     help="Which engine.",
 )
-@click.option(
-    "--streams",
-    metavar="auto|N",
-    callback=reading(parse_streams),
-    default="auto",
-    show_default=True,
-    help="Number of lanes.",
-)
-@click.option(
-    "--codec", default="auto", show_default=True, metavar="NAME", help="auto, none, lz4, zstd or zstd:LEVEL."
-)
-@click.option(
-    "--block-size",
-    metavar="LENGTH",
-    callback=reading(parse_bytes),
-    default="1MiB",
-    show_default=True,
-    help="Length of a block.",
-)
-@click.option(
-    "--bwlimit",
-    metavar="RATE",
-    callback=reading(parse_rate),
-    help="Most that all lanes together send, such as 500Mbps.",
-)
-@click.option(
-    "--timeout",
-    metavar="TIME",
-    callback=reading(parse_duration),
-    help="Most that the transfer may take, such as 90s.",
-)
-@click.option(
-    "--connect-timeout",
-    metavar="TIME",
-    callback=reading(parse_duration),
-    default="10s",
-    show_default=True,
-    help="Most for connecting.",
-)
-@click.option(
-    "--reconnect",
-    metavar="TIME",
-    callback=reading(parse_duration),
-    default="30s",
-    show_default=True,
-    help="How long to look for a lost receiver.",
-)
+@STREAMS
+@encoding_options("all lanes together send")
+@TIMEOUT
+@redialling_options("receiver")
 @click.option(
     "--base",
     multiple=True,
@@ -104,15 +62,9 @@ __all__ = ["send"]
     metavar="auto|none|PATH",
     help="What the receiver has already: found by itself, or this file or directory.",
 )
-@click.option(
-    "--symlinks",
-    type=click.Choice(get_args(Symlinks)),
-    default="keep",
-    show_default=True,
-    help="Symbolic links.",
-)
+@SYMLINKS
 @v1_options
-@click.option("--server-name", metavar="NAME", help="Name in the receiver's certificate, for mutual TLS.")
+@server_name_option("receiver")
 @click.option("--dry-run", is_flag=True, help="Look at what would be sent, and connect to nobody.")
 @security_options
 @output_options
@@ -121,53 +73,36 @@ def send(
     to: str,
     protocol: Protocol,
     streams: int | None,
-    codec: str,
-    block_size: int,
-    bwlimit: int | None,
+    encoding: Encoding,
     timeout: float | None,
-    connect_timeout: float,
-    reconnect: float,
+    redialling: Redialling,
     base: tuple[str, ...],
     symlinks: Symlinks,
-    v1_generation: Generation,
-    v1_payload: Payload,
-    server_name: str | None,
+    dialect: Dialect,
     dry_run: bool,
-    cert: Path | None,
-    key: Path | None,
-    ca: Path | None,
-    insecure: bool,
-    json: bool,
-    json_lines: bool,
-    quiet: bool,
-    verbose: bool,
+    trust: MutualTls | Insecure | None,
+    printer: Output,
 ) -> None:
     """Send files and directories."""
-    output = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
     options = SendOptions(
         protocol=protocol,
         streams=streams,
-        codec=codec,
-        block_bytes=block_size,
-        bandwidth_bits_per_s=bwlimit,
         timeout_s=timeout,
-        connect_timeout_s=connect_timeout,
-        reconnect_s=reconnect,
         base=make_base(base),
         symlinks=symlinks,
-        v1_generation=v1_generation,
-        v1_payload=v1_payload,
+        **encoding,
+        **redialling,
+        **dialect,
     )
-    trust = make_trust(cert, key, ca, insecure, server_name)
     # What cannot be sent should show before anybody is bothered.
     scan = scan_paths(paths, options)
     if dry_run:
-        tell_plan(output, scan, options, to)
+        tell_plan(printer, scan, options, to)
         return
-    session = connect(to, trust=trust, options=options, events=output.event)
-    with session, output.progress("sending", session.progress):
+    session = connect(to, trust=trust, options=options, events=printer.event)
+    with session, printer.progress("sending", session.progress):
         report = session.send_scan(scan)
-    output.result({"type": "sent", **report.to_dict(), "record": report.record()}, describe(report))
+    printer.result({"type": "sent", **report.to_dict(), "record": report.record()}, describe(report))
 
 
 def make_base(bases: tuple[str, ...]) -> Literal["auto", "none"] | tuple[Path, ...]:

@@ -2,27 +2,21 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import click
 
-from dwcp_fast.cli.output import Output, make_output, output_options
-from dwcp_fast.cli.security import make_trust, security_options
+from dwcp_fast.cli.output import Output, output_options
+from dwcp_fast.cli.security import security_options
 from dwcp_fast.cli.send import describe
 from dwcp_fast.cli.service import Service, run_service
+from dwcp_fast.cli.transfer import LISTEN, ONCE, SYMLINKS, Encoding, duration_option, encoding_options
 from dwcp_fast.cli.units import help_with_example, parse_clients, reading
 from dwcp_fast.errors import DwcpError
 from dwcp_fast.incoming import IncomingSession
 from dwcp_fast.links import scan_paths
 from dwcp_fast.listener import Listener, listen
-from dwcp_fast.options import (
-    ReceiveOptions,
-    SendOptions,
-    Symlinks,
-    parse_bytes,
-    parse_duration,
-    parse_rate,
-)
+from dwcp_fast.options import ReceiveOptions, SendOptions, Symlinks
 from dwcp_fast.state import served_pairing
 from dwcp_fast.trust import Insecure, MutualTls
 
@@ -96,7 +90,7 @@ class Outbox(Service):
     ),
 )
 @click.argument("path", type=click.Path(path_type=Path, exists=True), metavar="DIR")
-@click.option("--listen", default="0.0.0.0:7443", show_default=True, metavar="HOST:PORT", help="Port 0: any.")
+@LISTEN
 @click.option(
     "--clients",
     metavar="N|any",
@@ -113,24 +107,8 @@ class Outbox(Service):
     show_default=True,
     help="Most peers at once; others are turned away.",
 )
-@click.option("--once", is_flag=True, help="End after one transfer.")
-@click.option(
-    "--codec", default="auto", show_default=True, metavar="NAME", help="auto, none, lz4, zstd or zstd:LEVEL."
-)
-@click.option(
-    "--block-size",
-    metavar="LENGTH",
-    callback=reading(parse_bytes),
-    default="1MiB",
-    show_default=True,
-    help="Length of a block.",
-)
-@click.option(
-    "--bwlimit",
-    metavar="RATE",
-    callback=reading(parse_rate),
-    help="Most that is sent to all peers together, such as 500Mbps.",
-)
+@ONCE
+@encoding_options("is sent to all peers together")
 @click.option(
     "--base",
     type=click.Choice(("auto", "none")),
@@ -138,21 +116,8 @@ class Outbox(Service):
     show_default=True,
     help="Whether what a peer has already is made use of.",
 )
-@click.option(
-    "--symlinks",
-    type=click.Choice(get_args(Symlinks)),
-    default="keep",
-    show_default=True,
-    help="Symbolic links.",
-)
-@click.option(
-    "--idle-timeout",
-    metavar="TIME",
-    callback=reading(parse_duration),
-    default="30s",
-    show_default=True,
-    help="Longest silence of a peer.",
-)
+@SYMLINKS
+@duration_option("--idle-timeout", "Longest silence of a peer.", "30s")
 @security_options
 @output_options
 def serve(
@@ -162,32 +127,15 @@ def serve(
     new_pairing: bool,
     max_sessions: int,
     once: bool,
-    codec: str,
-    block_size: int,
-    bwlimit: int | None,
+    encoding: Encoding,
     base: Literal["auto", "none"],
     symlinks: Symlinks,
     idle_timeout: float,
-    cert: Path | None,
-    key: Path | None,
-    ca: Path | None,
-    insecure: bool,
-    json: bool,
-    json_lines: bool,
-    quiet: bool,
-    verbose: bool,
+    trust: MutualTls | Insecure | None,
+    printer: Output,
 ) -> int:
     """Let others pull a directory."""
-    output = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
-    options = SendOptions(
-        codec=codec,
-        block_bytes=block_size,
-        bandwidth_bits_per_s=bwlimit,
-        base=base,
-        symlinks=symlinks,
-        idle_timeout_s=idle_timeout,
-    )
-    trust = make_trust(cert, key, ca, insecure)
+    options = SendOptions(base=base, symlinks=symlinks, idle_timeout_s=idle_timeout, **encoding)
     pairing_file = served_pairing(path)
     if new_pairing:
         pairing_file.unlink(missing_ok=True)
@@ -199,7 +147,7 @@ def serve(
             options,
             # Kept as it is named now, whatever becomes of the working directory.
             path.absolute(),
-            output,
+            printer,
             clients=clients,
             max_sessions=max_sessions,
             pairing_file=pairing_file,

@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from dwcp_fast import snap as packs
-from dwcp_fast.cli.output import format_bytes, make_output, output_options
+from dwcp_fast.cli.files import FILE, PATCH_CODEC, output_file_option
+from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.send import send
 from dwcp_fast.cli.units import help_with_example, reading
 from dwcp_fast.errors import ConfigError
@@ -15,10 +16,9 @@ from dwcp_fast.snap import PackInfo
 
 __all__ = ["snap"]
 
-FILE = click.Path(path_type=Path)
 
-
-@click.group(
+snap = click.Group(
+    "snap",
     short_help="Make snapshots portable: one file, relative to bases named by digest.",
     help=help_with_example(
         "Pack the files of a snapshot (memory, device state, disks) into one, as differences to what the "
@@ -28,8 +28,6 @@ FILE = click.Path(path_type=Path)
         "dwcp snap unpack snap-2.dwcs --into snap-2 --base snap-1/",
     ),
 )
-def snap() -> None:
-    """Make snapshots portable."""
 
 
 @snap.command(
@@ -41,24 +39,20 @@ def snap() -> None:
     ),
 )
 @click.argument("parts", type=FILE, nargs=-1, required=True)
-@click.option("-o", "--output", required=True, type=FILE, help="The pack to write.")
+@output_file_option("The pack to write.")
 @click.option(
     "--base", "bases", multiple=True, metavar="DIR|NAME=FILE", help="What the other side will hold."
 )
-@click.option("--codec", default="zstd:1", show_default=True, help="none, lz4, zstd or zstd:LEVEL.")
+@PATCH_CODEC
 @output_options
 def pack(
     parts: tuple[Path, ...],
     output: Path,
     bases: tuple[str, ...],
     codec: str,
-    json: bool,
-    json_lines: bool,
-    quiet: bool,
-    verbose: bool,
+    printer: Output,
 ) -> None:
     """Pack a snapshot."""
-    printer = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
     named = dict(named_files(parts))
     told = packs.pack(
         output,
@@ -89,13 +83,9 @@ def unpack(
     into: Path,
     bases: tuple[Path, ...],
     max_size: int,
-    json: bool,
-    json_lines: bool,
-    quiet: bool,
-    verbose: bool,
+    printer: Output,
 ) -> None:
     """Unpack a snapshot."""
-    printer = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
     told = packs.unpack(
         path, into, bases=bases, max_bytes=max_size, progress=lambda name: printer.note(f"unpacking {name}")
     )
@@ -109,9 +99,8 @@ def unpack(
 )
 @click.argument("path", metavar="PACK", type=FILE)
 @output_options
-def info(path: Path, json: bool, json_lines: bool, quiet: bool, verbose: bool) -> None:
+def info(path: Path, printer: Output) -> None:
     """Tell what a pack holds and needs."""
-    printer = make_output(json_final=json, json_lines=json_lines, quiet=quiet, verbose=verbose)
     told = packs.info(path)
     lines = [f"pack {told.digest}: {describe(told)}"]
     for part in told.parts:

@@ -30,11 +30,7 @@ def parse_streams(text: str) -> int | None:
     Raises:
         ConfigError: It is neither.
     """
-    if text == "auto":
-        return None
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 256:
-        raise ConfigError(f"{text!r} is no number of streams: write auto, or 1 to 256")
-    return int(text)
+    return parse_count(text, "auto", "streams", 256)
 
 
 def parse_clients(text: str) -> int | None:
@@ -43,10 +39,15 @@ def parse_clients(text: str) -> int | None:
     Raises:
         ConfigError: It is neither.
     """
-    if text == "any":
+    return parse_count(text, "any", "clients", 65_536)
+
+
+def parse_count(text: str, free: str, what: str, most: int) -> int | None:
+    """Read the word that leaves the number open, which is None, or a number from 1 to `most`."""
+    if text == free:
         return None
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 65_536:
-        raise ConfigError(f"{text!r} is no number of clients: write any, or 1 to 65536")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= most:
+        raise ConfigError(f"{text!r} is no number of {what}: write {free}, or 1 to {most}")
     return int(text)
 
 

@@ -1,0 +1,153 @@
+"""Options of the commands that move state: what goes over the wire, and how it is written down."""
+
+from typing import Any, Final, TypedDict, get_args
+
+import click
+
+from dwcp_fast.cli.grouping import Decorator, gather
+from dwcp_fast.cli.units import parse_streams, reading
+from dwcp_fast.options import Symlinks, parse_bytes, parse_duration, parse_rate
+
+__all__ = [
+    "LISTEN",
+    "ONCE",
+    "STREAMS",
+    "SYMLINKS",
+    "TIMEOUT",
+    "Encoding",
+    "Redialling",
+    "Writing",
+    "duration_option",
+    "encoding_options",
+    "redialling_options",
+    "writing_options",
+]
+
+
+class Encoding(TypedDict):
+    """How blocks go over the wire, in the words of the library's options."""
+
+    codec: str
+    block_bytes: int
+    bandwidth_bits_per_s: int | None
+
+
+class Redialling(TypedDict):
+    """How long a peer is looked for, in the words of the library's options."""
+
+    connect_timeout_s: float
+    reconnect_s: float
+
+
+class Writing(TypedDict):
+    """How what arrives is written down, in the words of the library's options."""
+
+    overwrite: bool
+    symlinks: Symlinks
+    sync: bool
+    max_object_bytes: int
+
+
+def duration_option(name: str, text: str, default: str | None = None) -> Decorator:
+    """Make an option for a time span."""
+    shown: dict[str, Any] = {} if default is None else {"default": default, "show_default": True}
+    return click.option(name, metavar="TIME", callback=reading(parse_duration), help=text, **shown)
+
+
+def length_option(name: str, text: str, default: str) -> Decorator:
+    """Make an option for a number of bytes."""
+    return click.option(
+        name,
+        metavar="LENGTH",
+        callback=reading(parse_bytes),
+        default=default,
+        show_default=True,
+        help=text,
+    )
+
+
+LISTEN: Final = click.option(
+    "--listen", default="0.0.0.0:7443", show_default=True, metavar="HOST:PORT", help="Port 0: any."
+)
+ONCE: Final = click.option("--once", is_flag=True, help="End after one transfer.")
+STREAMS: Final = click.option(
+    "--streams",
+    metavar="auto|N",
+    callback=reading(parse_streams),
+    default="auto",
+    show_default=True,
+    help="Number of lanes.",
+)
+SYMLINKS: Final = click.option(
+    "--symlinks",
+    type=click.Choice(get_args(Symlinks)),
+    default="keep",
+    show_default=True,
+    help="Symbolic links.",
+)
+TIMEOUT: Final = duration_option("--timeout", "Most that the transfer may take, such as 90s.")
+
+
+def encoding_options(bounded: str) -> Decorator:
+    """Add the options for how blocks go over the wire, as the argument `encoding`.
+
+    Args:
+        bounded: What --bwlimit bounds.
+    """
+    return gather(
+        "encoding",
+        lambda codec, block_size, bwlimit: Encoding(
+            codec=codec, block_bytes=block_size, bandwidth_bits_per_s=bwlimit
+        ),
+        click.option(
+            "--codec",
+            default="auto",
+            show_default=True,
+            metavar="NAME",
+            help="auto, none, lz4, zstd or zstd:LEVEL.",
+        ),
+        length_option("--block-size", "Length of a block.", "1MiB"),
+        click.option(
+            "--bwlimit",
+            metavar="RATE",
+            callback=reading(parse_rate),
+            help=f"Most that {bounded}, such as 500Mbps.",
+        ),
+    )
+
+
+def redialling_options(peer: str) -> Decorator:
+    """Add the options for how long `peer` is looked for, as the argument `redialling`."""
+    return gather(
+        "redialling",
+        lambda connect_timeout, reconnect: Redialling(
+            connect_timeout_s=connect_timeout, reconnect_s=reconnect
+        ),
+        duration_option("--connect-timeout", "Most for connecting.", "10s"),
+        duration_option("--reconnect", f"How long to look for a lost {peer}.", "30s"),
+    )
+
+
+def writing_options(no_overwrite: str) -> Decorator:
+    """Add the options for how what arrives is written down, as the argument `writing`.
+
+    Args:
+        no_overwrite: What --no-overwrite does.
+    """
+    return gather(
+        "writing",
+        make_writing,
+        click.option("--no-overwrite", is_flag=True, help=no_overwrite),
+        SYMLINKS,
+        click.option(
+            "--no-sync", is_flag=True, help="Do not wait for the disk before files are put in place."
+        ),
+        length_option("--max-object", "Longest file taken.", "64TiB"),
+    )
+
+
+def make_writing(no_overwrite: bool, symlinks: Symlinks, no_sync: bool, max_object: int) -> Writing:
+    """Make of the options what the library takes."""
+    return Writing(
+        overwrite=not no_overwrite, symlinks=symlinks, sync=not no_sync, max_object_bytes=max_object
+    )
