@@ -290,13 +290,16 @@ where
             return Ok(());
         }
         let base = (!old.is_empty()).then_some(old);
-        // Elements that are given do not shift.
-        let is_shifted = self.options.width.is_none() && share_elsewhere(old, new) > 0;
         let kind = self.code_block(&mut worker.blocks, slot, new, base)?;
         let share = match kind {
             Some(BlockKind::Plain | BlockKind::Planes) => UNUSED_BASE_SHARE,
             Some(BlockKind::Runs) => NEW_RUNS_SHARE,
-            Some(BlockKind::Sparse | BlockKind::Difference) if is_shifted => NEW_RUNS_SHARE,
+            // Elements that are given do not shift.
+            Some(BlockKind::Sparse | BlockKind::Difference)
+                if self.options.width.is_none() && share_elsewhere(old, new) > 0 =>
+            {
+                NEW_RUNS_SHARE
+            }
             _ => return Ok(()),
         };
         slot.pending = self.options.search && slot.is_over(new.len() / share, new.len());
