@@ -1,5 +1,6 @@
 """What ``dwcp recv`` and ``dwcp serve`` run: a listener, a thread for each peer, a queue of outcomes."""
 
+import errno
 import queue
 import signal
 import threading
@@ -17,6 +18,7 @@ from dwcp_fast.listener import Listener
 __all__ = ["Outcome", "Service", "run_service"]
 
 PARTING_S: Final = 3.0
+BIND_ERRNOS: Final = frozenset({errno.EACCES, errno.EADDRINUSE, errno.EADDRNOTAVAIL})
 
 
 class Stopped(BaseException):
@@ -35,14 +37,21 @@ class Outcome:
 class Service(ABC):
     """A listener at work. The main thread only waits for outcomes, so that signals reach it."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, address: str, output: Output) -> None:
         """Listen."""
+        self._address = address
         self._output = output
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._sessions: set[IncomingSession] = set()
         self._lock = threading.Lock()
-        self._listener = self._listen()
+        try:
+            self._listener = self._listen()
+        except OSError as error:
+            if error.errno not in BIND_ERRNOS or error.filename is not None:
+                raise
+            # The system does not say which address it was.
+            raise OSError(error.errno, error.strerror, address) from error
 
     @abstractmethod
     def _listen(self) -> Listener:
