@@ -72,7 +72,11 @@ def test_wrong_usage_is_exit_code_2_and_names_the_option(
 
 
 def test_wrong_usage_is_one_object_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
-    for wrong in (["send", "--json"], ["send", "x", "--to", "h:1", "--json", "--frobnicate"]):
+    for wrong in (
+        ["send", "--json"],
+        ["send", "x", "--to", "h:1", "--json", "--frobnicate"],
+        ["serve", ".", "--json"],
+    ):
         assert run(wrong) == 2
         told = json.loads(capsys.readouterr().out)
         assert (told["type"], told["code"], told["exit_code"]) == ("error", "usage", 2)

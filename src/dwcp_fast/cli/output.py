@@ -58,9 +58,9 @@ class Output:
             with self._lock:
                 print(text, flush=True)
 
-    def note(self, text: str) -> None:
-        """Tell a person something that is no result."""
-        if not self.quiet:
+    def note(self, text: str, *, needed: bool = False) -> None:
+        """Tell a person something that is no result; what is needed also where quiet is asked for."""
+        if needed or not self.quiet:
             with self._lock:
                 print(text, file=sys.stderr, flush=True)
 

@@ -156,4 +156,4 @@ def serve(
             pairing_file=pairing_file,
         )
 
-    return run_service(make, once=once)
+    return run_service(make, printer, once=once)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn, Self
 
+import click
+
 from dwcp_fast.cli.output import Output, describe, failure_dict
 from dwcp_fast.errors import DwcpError, exit_code_for
 from dwcp_fast.incoming import IncomingSession
@@ -114,7 +116,8 @@ class Service(ABC):
             f"listening on {address}" if pairing is None else f"listening on {address}; on the other machine:"
         )
         if self._output.json_final:
-            self._output.note(f"{text}\n  {command}")
+            # Also where notes are not wanted, if nobody could connect without it.
+            self._output.note(f"{text}\n  {command}", needed=pairing is not None)
         else:
             self._output.result(told, f"{text}\n  {command}")
 
@@ -159,12 +162,17 @@ class Service(ABC):
         self._output.event(event)
 
 
-def run_service(make: Callable[[], Service], *, once: bool) -> int:
+def run_service(make: Callable[[], Service], printer: Output, *, once: bool) -> int:
     """Run a service until it is done or the process is told to end.
 
     Returns:
         The exit code.
+
+    Raises:
+        UsageError: One object is to be printed of what has no end.
     """
+    if printer.json_final and not (printer.json_lines or once):
+        raise click.UsageError("--json is one object at the end: give --once too, or --json-lines instead")
     signal.signal(signal.SIGTERM, stop)
     try:
         with make() as service:
