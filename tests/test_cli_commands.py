@@ -1,6 +1,7 @@
 """Commands that need no peer: help, usage errors, patches and plans."""
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -9,6 +10,13 @@ import pytest
 from dwcp_fast import delta
 from dwcp_fast.cli.program import program, run
 
+MEMBERS = [
+    (name, member)
+    for name, group in program.commands.items()
+    if isinstance(group, click.Group)
+    for member in group.commands
+]
+
 
 @pytest.fixture(autouse=True)
 def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,14 +24,12 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DWCP_STATE_DIR", str(tmp_path / "state"))
 
 
-@pytest.mark.parametrize(
-    "name", [(), *((name,) for name in program.commands), ("delta", "diff"), ("delta", "apply")]
-)
+@pytest.mark.parametrize("name", [(), *((name,) for name in program.commands), *MEMBERS])
 def test_help_begins_with_an_example(name: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*name, "-h"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert lines[0].startswith("Usage:")
-    assert lines[1] == "Example:" and lines[2].startswith("dwcp ")
+    assert lines[1] == "Example:" and lines[2].startswith(" ".join(["dwcp", *name]))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +47,7 @@ def test_help_begins_with_an_example(name: tuple[str, ...], capsys: pytest.Captu
         (["send", "x", "--to", "h:1", "--base", "missing"], "missing"),
         (["recv", "--into", "x", "--allow-v1", "nonsense"], "nonsense"),
         (["recv"], "--into"),
-        (["serve", "missing"], "missing"),
+        (["delta", "diff", "a", "b", "-o", "missing/p"], "missing is no directory"),
         (["serve", ".", "--clients", "0"], "any"),
         (["pull", "h:1"], "DIR"),
         (["pull", "h:1", "x", "--streams", "0"], "1 to 256"),
@@ -61,11 +67,49 @@ def test_wrong_usage_is_exit_code_2_and_names_the_option(
     assert run(arguments) == 2
     told = capsys.readouterr()
     assert told.out == "" and any(word in told.err for word in named.split("|"))
+    first, *more = told.err.splitlines()
+    assert first.startswith("error: ") and all(line.startswith("hint: ") for line in more)
+
+
+def test_wrong_usage_is_one_object_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (
+        ["send", "--json"],
+        ["send", "x", "--to", "h:1", "--json", "--frobnicate"],
+        ["serve", ".", "--json"],
+    ):
+        assert run(wrong) == 2
+        told = json.loads(capsys.readouterr().out)
+        assert (told["type"], told["code"], told["exit_code"]) == ("error", "usage", 2)
+
+
+def test_a_source_that_is_missing_is_exit_code_3(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = (
+        ["serve"],
+        ["send", "--to=h:1"],
+        ["snap", "info"],
+        ["delta", "recover"],
+        ["dict", "train", "-od"],
+    )
+    for command in commands:
+        assert run([*command, "missing"]) == 3, command
+        assert "missing" in capsys.readouterr().err
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe, out = str(tmp_path / "pipe"), str(tmp_path / "out")
+    os.mkfifo(pipe)
+    for command in (
+        ["snap", "pack", pipe, "-o", out],
+        ["snap", "info", pipe],
+        ["delta", "diff", pipe, pipe, "-o", out],
+    ):
+        assert run(command) == 2
+        assert "is a pipe" in capsys.readouterr().err
 
 
 def test_every_option_has_the_variable_of_its_own_name() -> None:
-    groups = [program, program.commands["delta"]]
-    commands = [command for group in groups for command in group.commands.values()]  # type: ignore[attr-defined]
+    groups = [program, *(one for one in program.commands.values() if isinstance(one, click.Group))]
+    commands = [command for group in groups for command in group.commands.values()]
     options = [one for command in commands for one in command.params if isinstance(one, click.Option)]
     assert len(options) > 50
     for option in options:
@@ -137,4 +181,4 @@ def test_a_file_that_is_no_patch_is_exit_code_6(tmp_path: Path, capsys: pytest.C
 
 def test_an_address_of_another_machine_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recv", "--listen", "192.0.2.1:7443", "--into", str(tmp_path / "inbox")]) in {1, 4}
-    assert "error: " in capsys.readouterr().err
+    assert "error: 192.0.2.1:7443: " in capsys.readouterr().err

@@ -18,7 +18,12 @@ MODULES = [
 ]
 
 
-DOCUMENTS = ["README.md", "docs/guide/versions.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/guide/dictionaries.md",
+    "docs/guide/snapshots.md",
+    "docs/guide/versions.md",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,7 +1,9 @@
 """`dwcp serve` and `dwcp pull`: the side that dials receives, whatever happens to either process."""
 
+import json
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .conftest import WAIT_S, Machine, Service
+from .conftest import DWCP, WAIT_S, Machine, Service
 from .relay import Relay
 from .test_trees import facts, make_tree
 
@@ -244,3 +246,23 @@ def test_an_interrupted_puller_says_so_and_a_new_pairing_voids_the_old(machine: 
         assert machine.pull(plain.address, into, "--insecure").code == 0
     with machine.serve(state) as server:
         assert server.pairing.rpartition("#")[2] != old.rpartition("#")[2]
+
+
+def test_the_pairing_string_is_told_whatever_is_kept_quiet(machine: Machine, state: Path) -> None:
+    command = ["serve", str(state), "--listen=127.0.0.1:0", "--once", "--json", "--quiet"]
+    with subprocess.Popen(
+        [*DWCP, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=machine.env("server"),
+    ) as server:
+        ending = threading.Timer(WAIT_S, server.kill)
+        ending.start()
+        assert server.stderr is not None
+        told = server.stderr.readline() + server.stderr.readline()
+        pairing = told.partition("'")[2].partition("'")[0]
+        assert machine.pull(pairing, machine.folder / "mine").code == 0, told
+        out, err = server.communicate(timeout=WAIT_S)
+        ending.cancel()
+    assert json.loads(out)["type"] == "sent" and err == ""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from dwcp_fast.cli.files import FILE, PATCH_CODEC, output_file_option
+from dwcp_fast.cli.files import PATCH_CODEC, SEEKABLE, output_file_option
 from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.units import help_with_example
 from dwcp_fast.delta import MAX_THREADS, PatchInfo, apply_files, diff_files
@@ -39,8 +39,8 @@ delta = click.Group(
         "dwcp delta diff model-1.bin model-2.bin -o step.dwcd --dtype bf16",
     ),
 )
-@click.argument("old", type=FILE)
-@click.argument("new", type=FILE)
+@click.argument("old", type=SEEKABLE)
+@click.argument("new", type=SEEKABLE)
 @output_file_option("The patch to write.")
 @click.option("--dtype", help="Type of the elements, such as bf16 or fp32; bytes otherwise.")
 @PATCH_CODEC
@@ -71,8 +71,8 @@ def diff(
         "dwcp delta apply step.dwcd --base model-1.bin -o model-2.bin",
     ),
 )
-@click.argument("patch", type=FILE)
-@click.option("--base", required=True, type=FILE, help="The file that the patch was made from.")
+@click.argument("patch", type=SEEKABLE)
+@click.option("--base", required=True, type=SEEKABLE, help="The file that the patch was made from.")
 @output_file_option("The file to write.", required=False)
 @click.option("--in-place", is_flag=True, help="Change the base itself.")
 @THREADS
@@ -101,7 +101,7 @@ def apply(
         "dwcp delta recover model.bin",
     ),
 )
-@click.argument("file", type=FILE)
+@click.argument("file", type=SEEKABLE)
 @output_options
 def recover(file: Path, printer: Output) -> None:
     """Finish or take back a change in place that was cut off."""

@@ -33,12 +33,11 @@ class Inbox(Service):
         output: Output,
     ) -> None:
         """Listen."""
-        self._address = address
         self._trust = trust
         self._options = options
         self._into = into
         self._v1_numbers = itertools.count(1)
-        super().__init__(output)
+        super().__init__(address, output)
 
     def _listen(self) -> Listener:
         return listen(

@@ -18,7 +18,7 @@ from dwcp_fast.cli.grouping import gather
 from dwcp_fast.errors import DwcpError, exit_code_for
 from dwcp_fast.reports import Progress
 
-__all__ = ["Output", "format_bytes", "output_options", "report_failure"]
+__all__ = ["Output", "format_bytes", "output_options", "report_failure", "report_usage"]
 
 PROGRESS_S: Final = 0.1
 PROGRESS_EVENT_S: Final = 1.0
@@ -58,9 +58,9 @@ class Output:
             with self._lock:
                 print(text, flush=True)
 
-    def note(self, text: str) -> None:
-        """Tell a person something that is no result."""
-        if not self.quiet:
+    def note(self, text: str, *, needed: bool = False) -> None:
+        """Tell a person something that is no result; what is needed also where quiet is asked for."""
+        if needed or not self.quiet:
             with self._lock:
                 print(text, file=sys.stderr, flush=True)
 
@@ -175,6 +175,28 @@ def report_failure(error: BaseException) -> None:
         print("hint: verified blocks were kept; run the same command again to continue", file=sys.stderr)
     if LAST and LAST[-1].machine:
         LAST[-1].result(failure_dict(error), message)
+
+
+def report_usage(error: click.ClickException, arguments: list[str]) -> None:
+    """Tell what is wrong with a command line; by itself it says whether a program reads the answer.
+
+    Args:
+        error: What click found.
+        arguments: The command line, which need not have become options.
+    """
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show(sys.stderr)
+        return
+    message = error.format_message()
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f"`{context.command_path} -h` tells how it is used" if context else None
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    if {"--json", "--json-lines"} & set(arguments):
+        output = Output(json_lines="--json-lines" in arguments, json_final=True, quiet=True)
+        told = {"type": "error", "message": message, "exit_code": error.exit_code, "code": "usage"}
+        output.result({**told, "hint": hint, "resumable": False}, message)
 
 
 def failure_dict(error: BaseException) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dwcp_fast import __version__
 from dwcp_fast.cli.delta import delta
 from dwcp_fast.cli.demo import demo
 from dwcp_fast.cli.dictionary import dictionary
-from dwcp_fast.cli.output import report_failure
+from dwcp_fast.cli.output import report_failure, report_usage
 from dwcp_fast.cli.pull import pull
 from dwcp_fast.cli.recv import recv
 from dwcp_fast.cli.send import send
@@ -71,7 +71,7 @@ def run(arguments: list[str] | None) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.ClickException as error:
-        error.show(sys.stderr)
+        report_usage(error, sys.argv[1:] if arguments is None else arguments)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)

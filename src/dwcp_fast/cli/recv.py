@@ -60,4 +60,4 @@ def recv(
     )
     options = ReceiveOptions(idle_timeout_s=idle_timeout, allow_v1=networks, **writing, **dialect)
     into.mkdir(parents=True, exist_ok=True)
-    return run_service(lambda: Inbox(listen, trust, options, into, printer), once=once)
+    return run_service(lambda: Inbox(listen, trust, options, into, printer), printer, once=once)

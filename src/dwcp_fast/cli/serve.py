@@ -1,11 +1,13 @@
 """``dwcp serve``."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
+from dwcp_fast.cli.files import FILE
 from dwcp_fast.cli.output import Output, output_options
 from dwcp_fast.cli.security import security_options
 from dwcp_fast.cli.send import describe
@@ -39,14 +41,13 @@ class Outbox(Service):
         pairing_file: Path,
     ) -> None:
         """Listen."""
-        self._address = address
         self._trust = trust
         self._options = options
         self._path = path
         self._clients = clients
         self._max_sessions = max_sessions
         self._pairing_file = pairing_file
-        super().__init__(output)
+        super().__init__(address, output)
 
     def _listen(self) -> Listener:
         return listen(
@@ -89,7 +90,7 @@ class Outbox(Service):
         "dwcp serve model --listen 0.0.0.0:7443 --clients 20",
     ),
 )
-@click.argument("path", type=click.Path(path_type=Path, exists=True), metavar="DIR")
+@click.argument("path", type=FILE, metavar="DIR")
 @LISTEN
 @click.option(
     "--clients",
@@ -136,6 +137,8 @@ def serve(
 ) -> int:
     """Let others pull a directory."""
     options = SendOptions(base=base, symlinks=symlinks, idle_timeout_s=idle_timeout, **encoding)
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     pairing_file = served_pairing(path)
     if new_pairing:
         pairing_file.unlink(missing_ok=True)
@@ -153,4 +156,4 @@ def serve(
             pairing_file=pairing_file,
         )
 
-    return run_service(make, once=once)
+    return run_service(make, printer, once=once)

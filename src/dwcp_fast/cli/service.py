@@ -1,5 +1,6 @@
 """What ``dwcp recv`` and ``dwcp serve`` run: a listener, a thread for each peer, a queue of outcomes."""
 
+import errno
 import queue
 import signal
 import threading
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn, Self
 
+import click
+
 from dwcp_fast.cli.output import Output, describe, failure_dict
 from dwcp_fast.errors import DwcpError, exit_code_for
 from dwcp_fast.incoming import IncomingSession
@@ -17,6 +20,7 @@ from dwcp_fast.listener import Listener
 __all__ = ["Outcome", "Service", "run_service"]
 
 PARTING_S: Final = 3.0
+BIND_ERRNOS: Final = frozenset({errno.EACCES, errno.EADDRINUSE, errno.EADDRNOTAVAIL})
 
 
 class Stopped(BaseException):
@@ -35,14 +39,21 @@ class Outcome:
 class Service(ABC):
     """A listener at work. The main thread only waits for outcomes, so that signals reach it."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, address: str, output: Output) -> None:
         """Listen."""
+        self._address = address
         self._output = output
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._sessions: set[IncomingSession] = set()
         self._lock = threading.Lock()
-        self._listener = self._listen()
+        try:
+            self._listener = self._listen()
+        except OSError as error:
+            if error.errno not in BIND_ERRNOS or error.filename is not None:
+                raise
+            # The system does not say which address it was.
+            raise OSError(error.errno, error.strerror, address) from error
 
     @abstractmethod
     def _listen(self) -> Listener:
@@ -105,7 +116,8 @@ class Service(ABC):
             f"listening on {address}" if pairing is None else f"listening on {address}; on the other machine:"
         )
         if self._output.json_final:
-            self._output.note(f"{text}\n  {command}")
+            # Also where notes are not wanted, if nobody could connect without it.
+            self._output.note(f"{text}\n  {command}", needed=pairing is not None)
         else:
             self._output.result(told, f"{text}\n  {command}")
 
@@ -150,12 +162,17 @@ class Service(ABC):
         self._output.event(event)
 
 
-def run_service(make: Callable[[], Service], *, once: bool) -> int:
+def run_service(make: Callable[[], Service], printer: Output, *, once: bool) -> int:
     """Run a service until it is done or the process is told to end.
 
     Returns:
         The exit code.
+
+    Raises:
+        UsageError: One object is to be printed of what has no end.
     """
+    if printer.json_final and not (printer.json_lines or once):
+        raise click.UsageError("--json is one object at the end: give --once too, or --json-lines instead")
     signal.signal(signal.SIGTERM, stop)
     try:
         with make() as service:

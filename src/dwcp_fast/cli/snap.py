@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from dwcp_fast import snap as packs
-from dwcp_fast.cli.files import FILE, PATCH_CODEC, output_file_option
+from dwcp_fast.cli.files import FILE, PATCH_CODEC, SEEKABLE, output_file_option
 from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.send import send
 from dwcp_fast.cli.units import help_with_example, reading
@@ -38,17 +38,15 @@ snap = click.Group(
         "dwcp snap pack vm.mem vm.state --base vm.mem=golden.mem -o vm.dwcs",
     ),
 )
-@click.argument("parts", type=FILE, nargs=-1, required=True)
+@click.argument("parts", type=SEEKABLE, nargs=-1, required=True)
 @output_file_option("The pack to write.")
-@click.option(
-    "--base", "bases", multiple=True, metavar="DIR|NAME=FILE", help="What the other side will hold."
-)
+@click.option("--base", multiple=True, metavar="DIR|NAME=FILE", help="What the other side will hold.")
 @PATCH_CODEC
 @output_options
 def pack(
     parts: tuple[Path, ...],
     output: Path,
-    bases: tuple[str, ...],
+    base: tuple[str, ...],
     codec: str,
     printer: Output,
 ) -> None:
@@ -57,7 +55,7 @@ def pack(
     told = packs.pack(
         output,
         named,
-        bases=dict(named_bases(bases, named)),
+        bases=dict(named_bases(base, named)),
         codec=codec,
         progress=lambda name: printer.note(f"packing {name}"),
     )
@@ -71,23 +69,21 @@ def pack(
         "dwcp snap unpack snap-2.dwcs --into snap-2 --base snap-1/",
     ),
 )
-@click.argument("path", metavar="PACK", type=FILE)
+@click.argument("path", metavar="PACK", type=SEEKABLE)
 @click.option("--into", required=True, type=FILE, help="The directory to make.")
-@click.option(
-    "--base", "bases", type=FILE, multiple=True, help="File, or directory of files, to find bases in."
-)
+@click.option("--base", type=FILE, multiple=True, help="File, or directory of files, to find bases in.")
 @click.option("--max-size", default="1TiB", callback=reading(parse_bytes), help="Most bytes to write (1TiB).")
 @output_options
 def unpack(
     path: Path,
     into: Path,
-    bases: tuple[Path, ...],
+    base: tuple[Path, ...],
     max_size: int,
     printer: Output,
 ) -> None:
     """Unpack a snapshot."""
     told = packs.unpack(
-        path, into, bases=bases, max_bytes=max_size, progress=lambda name: printer.note(f"unpacking {name}")
+        path, into, bases=base, max_bytes=max_size, progress=lambda name: printer.note(f"unpacking {name}")
     )
     text = f"wrote {into}: {len(told.pack.parts)} files, {format_bytes(told.pack.snapshot_bytes)}, verified"
     printer.result({"type": "unpacked", "verified": True, **told.to_dict()}, text)
@@ -97,7 +93,7 @@ def unpack(
     short_help="Tell what a pack holds and needs.",
     help=help_with_example("Tell what PACK holds, and which bases it needs.", "dwcp snap info snap-2.dwcs"),
 )
-@click.argument("path", metavar="PACK", type=FILE)
+@click.argument("path", metavar="PACK", type=SEEKABLE)
 @output_options
 def info(path: Path, printer: Output) -> None:
     """Tell what a pack holds and needs."""
@@ -116,7 +112,18 @@ def info(path: Path, printer: Output) -> None:
     printer.result({"type": "pack", **told.to_dict()}, "\n".join(lines))
 
 
-snap.add_command(send, "push")
+snap.add_command(
+    click.Command(
+        "push",
+        short_help="Send packs.",
+        help=help_with_example(
+            "Send packs to `dwcp recv`, in the way and with the options of `dwcp send`.",
+            "dwcp snap push snap-2.dwcs --to 'dwcp://host:7443#...'",
+        ),
+        params=send.params,
+        callback=send.callback,
+    )
+)
 
 
 def named_files(paths: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
