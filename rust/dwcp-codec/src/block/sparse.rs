@@ -5,7 +5,7 @@ use super::decode::Way;
 use super::values::{self, POSITION_BITS, POSITION_MANTISSA, ValueScratch, ValueWriter, change_mantissa};
 use crate::codec::Decompressor;
 use crate::error::CodecError;
-use crate::kernel::{LINE_BYTES, Level, changes, lines};
+use crate::kernel::{LINE_BYTES, Level, changes};
 use crate::stream::{Content, PayloadReader, StreamEncoder, append_number};
 
 /// Bit of the mode: positions are a bit for each element.
@@ -50,11 +50,7 @@ impl SparseEncoder {
             streams.append(&self.mask_bytes[..elements.div_ceil(8)], Content::Codes, out)?;
         } else if count > 0 {
             self.values.start(POSITION_MANTISSA, count);
-            let mut next = 0;
-            for element in lines::set_bits(&self.mask) {
-                self.values.push((element - next) as u64);
-                next = element + 1;
-            }
+            self.values.extend_gaps(self.level, &self.mask, count);
             self.values.finish(Content::Codes, streams, out)?;
         }
         let zigzags = &self.zigzags[..count * width];

@@ -3,6 +3,7 @@
 use crate::codec::Decompressor;
 use crate::error::CodecError;
 use crate::kernel::element::Element;
+use crate::kernel::{LINE_BYTES, Level, changes};
 use crate::stream::{Content, PayloadReader, StreamEncoder, append_number};
 
 /// Codes from here on have extra bits.
@@ -87,6 +88,19 @@ impl ValueWriter {
             let at = start + index * TOGETHER;
             let here = zigzags.len() / E::WIDTH;
             self.codes[at..at + here].copy_from_slice(&codes[..here]);
+        }
+    }
+
+    /// The next values: the gaps between the `count` set bits of `mask`.
+    pub(super) fn extend_gaps(&mut self, level: Level, mask: &[u64], count: usize) {
+        const { assert!(changes::LONG_GAP == FIRST_LONG as usize) };
+        let start = self.codes.len();
+        self.codes.resize(start + count + LINE_BYTES, 0);
+        let mut long = Vec::new();
+        changes::gaps(level, mask, &mut self.codes[start..], &mut long);
+        self.codes.truncate(start + count);
+        for (number, gap) in long {
+            self.codes[start + number] = self.long(gap as u64);
         }
     }
 

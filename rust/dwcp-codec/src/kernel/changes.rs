@@ -98,6 +98,58 @@ pub(super) fn apply_with<E: Element>(mask: &[u64], zigzags: &[u8], dst: &mut [u8
     }
 }
 
+/// From here on a gap is told in `long` by [`gaps`].
+pub(crate) const LONG_GAP: usize = 128;
+
+/// Writes for each set bit of `mask` how many others lie between it and the one before, or the start, to `gaps`, which
+/// has a line more bytes than there are set bits. Those of [`LONG_GAP`] or more go to `long`, with their numbers.
+pub(crate) fn gaps(level: Level, mask: &[u64], gaps: &mut [u8], long: &mut Vec<(usize, usize)>) {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => super::x86::gaps_avx512(mask, gaps, long),
+        _ => gaps_with(mask, gaps, long, gaps_in_word),
+    }
+}
+
+#[inline(always)]
+pub(super) fn gaps_with(
+    mask: &[u64],
+    gaps: &mut [u8],
+    long: &mut Vec<(usize, usize)>,
+    gaps_in_word: impl Fn(u64, &mut [u8; 64]),
+) {
+    let (mut end, mut since) = (0, 0);
+    for word in mask {
+        if *word == 0 {
+            since += 64;
+            continue;
+        }
+        // All of the line is written, and what does not belong there the next word overwrites.
+        let Some(place) = gaps[end..].first_chunk_mut() else { return };
+        gaps_in_word(*word, place);
+        let first = since + word.trailing_zeros() as usize;
+        if first < LONG_GAP {
+            place[0] = first as u8;
+        } else {
+            long.push((end, first));
+        }
+        end += word.count_ones() as usize;
+        since = word.leading_zeros() as usize;
+    }
+}
+
+/// Writes the gaps before all but the first bit of a word, from the second byte on.
+fn gaps_in_word(mut word: u64, gaps: &mut [u8; 64]) {
+    let mut at = 0;
+    let mut next = 0;
+    while word != 0 {
+        let bit = word.trailing_zeros();
+        gaps[at] = (bit - next) as u8;
+        (at, next) = (at + 1, bit + 1);
+        word &= word - 1;
+    }
+}
+
 /// Copies the elements of `src` whose bits are set in `mask` to their places in `dst`, which is as long.
 ///
 /// `mask` has no bits past the last element.

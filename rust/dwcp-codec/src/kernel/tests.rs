@@ -101,6 +101,17 @@ proptest! {
             changes::apply(level, width, &mask, &zigzags[..count * width + LINE_BYTES], &mut applied[..whole]);
             prop_assert_eq!(&applied[..whole], &new[..whole], "{:?}", level);
             prop_assert_eq!(&applied[whole..], &old[whole..], "{:?}", level);
+            let places: Vec<usize> = lines::set_bits(&mask).collect();
+            let (mut gaps, mut long) = (vec![0xee; count + LINE_BYTES], vec![]);
+            changes::gaps(level, &mask, &mut gaps, &mut long);
+            let mut long = long.into_iter().peekable();
+            for (number, place) in places.iter().enumerate() {
+                let gap = number.checked_sub(1).map_or(*place, |before| place - places[before] - 1);
+                match long.next_if(|(at, _)| *at == number) {
+                    Some((_, found)) => prop_assert!(found == gap && gap >= changes::LONG_GAP),
+                    None => prop_assert_eq!(usize::from(gaps[number]), gap, "{:?}", level),
+                }
+            }
             let mut taken = old.clone();
             changes::take(level, width, &mask, &new[..whole], &mut taken[..whole]);
             prop_assert_eq!(&taken[..whole], &new[..whole], "{:?}", level);

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::LINE_BYTES;
-use super::changes::{apply_with, find_with, take_with};
+use super::changes::{apply_with, find_with, gaps_with, take_with};
 use super::element::Element;
 use super::lines::{byte_masks_with, dirty_lines_with, line, set_bits, set_bytes_with};
 use super::planes::{Transform, join_from, join_portable, split_from, split_portable};
@@ -118,6 +118,27 @@ avx512! {
 
     fn set_bytes_avx512(bytes: &[u8], words: &mut Vec<u64>) {
         set_bytes_with(bytes, words, |zero, bytes| _mm512_cmpneq_epi8_mask(load(zero), load(bytes)));
+    }
+
+    fn gaps_avx512(mask: &[u64], gaps: &mut [u8], long: &mut Vec<(usize, usize)>) {
+        let places: Line = const {
+            let mut places = [0; LINE_BYTES];
+            let mut at = 0;
+            while at < LINE_BYTES {
+                places[at] = at as u8;
+                at += 1;
+            }
+            places
+        };
+        let places = load(&places);
+        let before = _mm512_sub_epi8(places, _mm512_set1_epi8(1));
+        gaps_with(mask, gaps, long, |word, gaps| {
+            let bits = _mm512_maskz_compress_epi8(word, places);
+            let last = _mm512_permutexvar_epi8(before, bits);
+            // A gap is one less than the distance: `!last` is `-last - 1`.
+            let not_last = _mm512_xor_si512(last, _mm512_set1_epi8(-1));
+            store(gaps, _mm512_add_epi8(bits, not_last));
+        });
     }
 
     fn take_avx512(width: usize, mask: &[u64], src: &[u8], dst: &mut [u8]) {
