@@ -184,3 +184,12 @@ def test_arbitrary_manifests_are_refused_with_a_typed_error(body: bytes) -> None
     pack = head + dwcp.digest(head + body) + body
     with pytest.raises((errors.FormatError, errors.LimitExceededError)):
         manifest.read(io.BytesIO(pack), len(pack))
+
+
+def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(errors.FormatError, match="no regular file"):
+        dwcp.snap.info(pipe)
+    with pytest.raises(OSError, match="not a regular file"):
+        dwcp.snap.pack(tmp_path / "pack", {"memory": pipe})

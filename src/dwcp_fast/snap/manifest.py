@@ -1,9 +1,13 @@
 """What a pack says of itself: reading it trusts nothing."""
 
 import json
+import os
 import re
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from os import PathLike
 from typing import Any, BinaryIO, Final
 
 from dwcp_fast import _core
@@ -15,7 +19,17 @@ from dwcp_fast.errors import (
     UnsupportedFormatError,
 )
 
-__all__ = ["HEADER_BYTES", "MAX_PARTS", "PackInfo", "Part", "Version", "check_name", "encode", "read"]
+__all__ = [
+    "HEADER_BYTES",
+    "MAX_PARTS",
+    "PackInfo",
+    "Part",
+    "Version",
+    "check_name",
+    "encode",
+    "opened",
+    "read",
+]
 
 MAGIC: Final = b"DWCS"
 VERSION: Final = 1
@@ -84,6 +98,21 @@ class PackInfo:
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as a dictionary of plain values."""
         return asdict(self) | {"snapshot_bytes": self.snapshot_bytes}
+
+
+@contextmanager
+def opened(path: str | PathLike[str]) -> Iterator[tuple[BinaryIO, PackInfo]]:
+    """Open a pack and read what it says of itself; raises what :func:`read` raises, and :class:`OSError`."""
+
+    def without_waiting(name: str, flags: int) -> int:
+        # A pipe that nobody writes to would otherwise be waited for.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(path, "rb", opener=without_waiting) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise FormatError(f"{os.fspath(path)} is no regular file")
+        yield file, read(file, about.st_size)
 
 
 def check_name(name: str) -> None:

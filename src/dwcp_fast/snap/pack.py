@@ -1,8 +1,6 @@
 """Making packs."""
 
-import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -10,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from dwcp_fast.delta import DEFAULT_BLOCK_BYTES, diff_files, staged
-from dwcp_fast.errors import ConfigError, FormatError, LimitExceededError
-from dwcp_fast.snap.manifest import MAX_PARTS, PackInfo, Part, Version, check_name, encode, read
+from dwcp_fast.errors import ConfigError, LimitExceededError
+from dwcp_fast.snap.manifest import MAX_PARTS, PackInfo, Part, Version, check_name, encode, opened
 
 __all__ = ["info", "pack"]
 
@@ -103,11 +101,8 @@ def info(path: StrPath) -> PackInfo:
         FormatError: It is no pack, or damaged; or a subclass that tells more.
         LimitExceededError: It has more parts than a pack may have.
     """
-    with Path(path).open("rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise FormatError(f"{path} is no regular file")
-        return read(file, about.st_size)
+    with opened(path) as (_, told):
+        return told
 
 
 def append(source: Path, target: BinaryIO) -> None:

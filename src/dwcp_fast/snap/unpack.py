@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final
 
 from dwcp_fast.delta import apply_files, info
 from dwcp_fast.errors import BaseMismatchError, FormatError, IntegrityError, LimitExceededError
-from dwcp_fast.snap.manifest import PackInfo, Part, Version, read
+from dwcp_fast.snap.manifest import PackInfo, Part, Version, opened
 
 __all__ = ["DEFAULT_MAX_BYTES", "UnpackReport", "unpack"]
 
@@ -78,8 +78,7 @@ def unpack(
     target = Path(into)
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    with Path(path).open("rb") as file:
-        pack = read(file, os.fstat(file.fileno()).st_size)
+    with opened(path) as (file, pack):
         if pack.snapshot_bytes > max_bytes:
             raise LimitExceededError(
                 f"{pack.snapshot_bytes} bytes are promised, over the limit of {max_bytes}"

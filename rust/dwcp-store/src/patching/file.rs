@@ -21,7 +21,7 @@ pub(super) struct FileSource<'a> {
 
 impl<'a> FileSource<'a> {
     pub(super) fn open(path: &Path, check: &'a Check<'a>) -> Result<FileSource<'a>, StoreError> {
-        FileSource::of(path, File::open(path).on("open", path)?, check)
+        FileSource::of(path, platform::open_read(path).on("open", path)?, check)
     }
 
     /// An open file; its size is looked at now.

@@ -181,6 +181,10 @@ pub(crate) fn open_no_follow(path: &Path) -> io::Result<File> {
     }
 }
 
+pub(crate) fn open_read(path: &Path) -> io::Result<File> {
+    File::open(path)
+}
+
 pub(crate) fn stat_path(path: &Path) -> io::Result<Stat> {
     Ok(from_metadata(&path.symlink_metadata()?))
 }

@@ -197,6 +197,12 @@ pub(crate) fn open_no_follow(path: &Path) -> io::Result<File> {
     Ok(File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?))
 }
 
+/// Opens a file to read, whatever it turns out to be: a pipe without a writer is not waited for.
+pub(crate) fn open_read(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?))
+}
+
 pub(crate) fn stat_path(path: &Path) -> io::Result<Stat> {
     Ok(from_metadata(&path.symlink_metadata()?))
 }
