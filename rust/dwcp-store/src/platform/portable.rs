@@ -296,6 +296,7 @@ mod tests {
         let mut bytes = [9; 10];
         assert_eq!(read_at(&root.open_read(b"g").unwrap(), &mut bytes, 0).unwrap(), 10);
         assert_eq!(&bytes, b"\0\0\0content");
+        assert_eq!(open_read(&temporary.path().join("g")).unwrap().metadata().unwrap().len(), 10);
         dir.open_append(b"f").unwrap();
         let refused = dir.rename(b"f", &root, b"g", false).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AlreadyExists);
