@@ -15,7 +15,8 @@ use portable as system;
 use unix as system;
 
 pub(crate) use system::{
-    Dir, bytes_of, is_hole, open_no_follow, open_read, path_of, punch_hole, read_at, stat_file, stat_path, write_all_at,
+    Dir, bytes_of, is_hole, open_no_follow, open_read, path_of, punch_hole, read_at, stat_file, stat_path,
+    write_all_at,
 };
 use system::{try_lock, unlock};
 
