@@ -193,3 +193,20 @@ def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         dwcp.snap.info(pipe)
     with pytest.raises(OSError, match="not a regular file"):
         dwcp.snap.pack(tmp_path / "pack", {"memory": pipe})
+
+
+@pytest.mark.parametrize("names", [["a", "a/b"], ["a", "a.b", "a/b/c"], ["a/b", "a/b/c/d"]])
+def test_part_within_another_part_is_refused_by_both_sides(names: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(errors.ConfigError, match=f"part {names[-1]!r} lies within part {names[0]!r}"):
+        dwcp.snap.pack(tmp_path / "pack", dict.fromkeys(names, tmp_path / "file"))
+    apart = [name.replace("/", "_") for name in names]
+    dwcp.snap.pack(tmp_path / "pack", dict.fromkeys(apart, tmp_path / "file"))
+
+    def rename(told: Any) -> None:
+        for part, name in zip(told["parts"], names, strict=True):
+            part["name"] = name
+
+    (tmp_path / "forged").write_bytes(forged((tmp_path / "pack").read_bytes(), rename))
+    with pytest.raises(errors.FormatError, match=f"part {names[-1]!r} lies within part {names[0]!r}"):
+        dwcp.snap.info(tmp_path / "forged")

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -20,7 +20,6 @@ from dwcp_fast.errors import (
 )
 
 __all__ = [
-    "HEADER_BYTES",
     "MAX_PARTS",
     "PackInfo",
     "Part",
@@ -29,6 +28,7 @@ __all__ = [
     "encode",
     "opened",
     "read",
+    "within_another",
 ]
 
 MAGIC: Final = b"DWCS"
@@ -130,6 +130,12 @@ def check_name(name: str) -> None:
         )
 
 
+def within_another(name: str, names: Collection[str]) -> str | None:
+    """Give the part that a part with this name would lie within, if there is one among `names`."""
+    folders = (name[:end] for end, letter in enumerate(name) if letter == "/")
+    return next((folder for folder in folders if folder in names), None)
+
+
 def encode(parts: Sequence[Part], block_bytes: int) -> bytes:
     """Give the header and the manifest of a pack; offsets count from the end of the manifest."""
     body = json.dumps(
@@ -199,6 +205,7 @@ def parse(told: object, start: int) -> tuple[int, tuple[Part, ...]]:
     if len(listed) > MAX_PARTS:
         raise LimitExceededError(f"{len(listed)} parts are over the limit of {MAX_PARTS}")
     parts: list[Part] = []
+    names: set[str] = set()
     offset = 0
     for one in listed:
         part = fields_of(one, "part", {"name", "target", "base", "offset_bytes", "patch_bytes"})
@@ -211,8 +218,10 @@ def parse(told: object, start: int) -> tuple[int, tuple[Part, ...]]:
             raise FormatError(str(error)) from error
         if parts and name <= parts[-1].name:
             raise FormatError(f"part {name!r} does not come behind {parts[-1].name!r}")
-        if any(name.startswith(f"{before.name}/") for before in parts):
-            raise FormatError(f"part {name!r} lies within another part")
+        # Whatever a name begins with comes before it.
+        if (outer := within_another(name, names)) is not None:
+            raise FormatError(f"part {name!r} lies within part {outer!r}")
+        names.add(name)
         if number(part["offset_bytes"], "offset_bytes") != offset:
             raise FormatError(f"part {name!r} does not begin at byte {offset}, where the one before ends")
         length = number(part["patch_bytes"], "patch_bytes")

@@ -5,11 +5,20 @@ import tempfile
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from dwcp_fast.delta import DEFAULT_BLOCK_BYTES, diff_files, staged
 from dwcp_fast.errors import ConfigError, LimitExceededError
-from dwcp_fast.snap.manifest import MAX_PARTS, PackInfo, Part, Version, check_name, encode, opened
+from dwcp_fast.snap.manifest import (
+    MAX_PARTS,
+    PackInfo,
+    Part,
+    Version,
+    check_name,
+    encode,
+    opened,
+    within_another,
+)
 
 __all__ = ["info", "pack"]
 
@@ -53,37 +62,36 @@ def pack(
         raise LimitExceededError(f"{len(parts)} parts are over the limit of {MAX_PARTS}")
     for name in parts:
         check_name(name)
-        for other in parts:
-            if name.startswith(f"{other}/"):
-                raise ConfigError(f"part {name!r} lies within part {other!r}")
+        if (outer := within_another(name, parts)) is not None:
+            raise ConfigError(f"part {name!r} lies within part {outer!r}")
     target = Path(out)
     # Beside the pack, where there is room for it.
     with (
         tempfile.TemporaryDirectory(prefix=f".{target.name[:100]}.", dir=target.parent) as scratch,
         staged(target) as whole,
     ):
-        nothing, patches = Path(scratch, "nothing"), Path(scratch, "patches")
+        nothing = Path(scratch, "nothing")
         nothing.touch()
         made: list[Part] = []
-        with patches.open("w+b") as joined:
-            for name in sorted(parts):
-                if progress is not None:
-                    progress(name)
-                patch = Path(scratch, "patch")
-                told = diff_files(bases.get(name, nothing), parts[name], patch, codec=codec)
-                made.append(
-                    Part(
-                        name,
-                        Version(told.target_bytes, told.target_digest),
-                        Version(told.base_bytes, told.base_digest),
-                        joined.tell(),
-                        told.patch_bytes,
-                    )
-                )
-                append(patch, joined)
+        patches: list[Path] = []
+        end = 0
+        for name in sorted(parts):
+            if progress is not None:
+                progress(name)
+            patch = Path(scratch, f"patch-{len(patches)}")
+            told = diff_files(bases.get(name, nothing), parts[name], patch, codec=codec)
+            target_version = Version(told.target_bytes, told.target_digest)
+            base_version = Version(told.base_bytes, told.base_digest)
+            made.append(Part(name, target_version, base_version, end, told.patch_bytes))
+            patches.append(patch)
+            end += told.patch_bytes
         with whole.open("r+b") as file:
             file.write(encode(made, DEFAULT_BLOCK_BYTES))
-            append(patches, file)
+            for patch in patches:
+                with patch.open("rb") as source:
+                    shutil.copyfileobj(source, file, COPY_BYTES)
+                # What is in the pack need not take room twice.
+                patch.unlink()
         return info(whole)
 
 
@@ -103,9 +111,3 @@ def info(path: StrPath) -> PackInfo:
     """
     with opened(path) as (_, told):
         return told
-
-
-def append(source: Path, target: BinaryIO) -> None:
-    """Copy a file to the end of another."""
-    with source.open("rb") as file:
-        shutil.copyfileobj(file, target, COPY_BYTES)
