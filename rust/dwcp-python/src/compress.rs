@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::buffer::{Input, NewBytes, Output, uninit};
+use crate::contexts::Contexts;
 use crate::dictionary::Dictionary;
 use crate::error::Failure;
 use crate::{contexts, native};
@@ -35,7 +36,9 @@ pub fn compress<'py>(
     let src = buf.bytes();
     let options = options(py, codec, checksum, dictionary.as_deref())?;
     if src.len() <= KEPT_ROOM && options.choice != CodecChoice::Fixed(Codec::None) {
-        return compress_in_kept_room(py, src, &options);
+        return in_kept_room(py, |contexts, room| {
+            Ok(container::compress(&mut contexts.compressor, &options, src, room)?)
+        });
     }
     // As long as a stored container, which is the longest there is and is then not copied again. The stable ABI
     // cannot shrink a `bytes`, so a shorter one is copied: cheaper than the compression was, as it is short.
@@ -54,22 +57,27 @@ pub fn compress<'py>(
     copied(py, &whole.memory()[..length])
 }
 
-fn compress_in_kept_room<'py>(
+/// A `bytes` of what `make` appends to room that the thread keeps.
+pub fn in_kept_room<'py>(
     py: Python<'py>,
-    src: &[u8],
-    options: &ContainerOptions<'_>,
+    make: impl FnOnce(&mut Contexts, &mut Vec<u8>) -> Result<(), Failure> + Send,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let mut made = native::run(py, || {
         contexts::with(|contexts| {
             let mut room = std::mem::take(&mut contexts.scratch);
             room.clear();
-            container::compress(&mut contexts.compressor, options, src, &mut room)?;
+            make(contexts, &mut room)?;
             Ok(room)
         })
     })?;
     let bytes = copied(py, uninit(&mut made));
-    contexts::with(|contexts| contexts.scratch = made);
+    contexts::with(|contexts| contexts.scratch = kept(made));
     bytes
+}
+
+/// `room` for the next call, unless it is so long that threads should not sit on it.
+pub fn kept(room: Vec<u8>) -> Vec<u8> {
+    if room.capacity() <= 2 * KEPT_ROOM { room } else { Vec::new() }
 }
 
 /// A `bytes` with a copy of `made`, all of which was written.

@@ -1,5 +1,6 @@
 //! `compress_pages` and `decompress_pages_into`.
 
+use dwcp_codec::CodecError;
 use dwcp_codec::container::{self, ContainerOptions};
 use dwcp_codec::pages;
 use pyo3::exceptions::PyValueError;
@@ -7,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::buffer::{Input, Output};
+use crate::compress::{in_kept_room, kept};
 use crate::error::Failure;
 use crate::{contexts, native};
 
@@ -25,20 +27,15 @@ pub fn compress_pages<'py>(
     let choice = codec.parse().map_err(|error| Failure::Codec(error).raise(py))?;
     let options = ContainerOptions { choice, checksum, dictionary: None };
     let (memory, numbers) = (memory.bytes(), words(&numbers)?);
-    let made = native::run(py, || {
-        within(numbers.len(), page_bytes, max_length)?;
-        contexts::with(|contexts| {
-            contexts.pages.clear();
-            pages::gather(memory, page_bytes, numbers, &mut contexts.pages)?;
-            let mut made = std::mem::take(&mut contexts.scratch);
-            made.clear();
-            container::compress(&mut contexts.compressor, &options, &contexts.pages, &mut made)?;
-            Ok(made)
-        })
-    })?;
-    let bytes = PyBytes::new(py, &made);
-    contexts::with(|contexts| contexts.scratch = made);
-    Ok(bytes)
+    length_of(numbers.len(), page_bytes, max_length).map_err(|failure| failure.raise(py))?;
+    in_kept_room(py, |contexts, room| {
+        let mut together = std::mem::take(&mut contexts.pages);
+        together.clear();
+        pages::gather(memory, page_bytes, numbers, &mut together)?;
+        container::compress(&mut contexts.compressor, &options, &together, room)?;
+        contexts.pages = kept(together);
+        Ok(())
+    })
 }
 
 /// Decompress what `compress_pages` made to the places that the numbers say.
@@ -55,21 +52,28 @@ pub fn decompress_pages_into(
     memory.refuse_overlap(&packed)?;
     memory.refuse_overlap(&numbers)?;
     let (packed, memory, numbers) = (packed.bytes(), memory.bytes_mut(), words(&numbers)?);
+    let length = length_of(numbers.len(), page_bytes, max_length).map_err(|failure| failure.raise(py))?;
     native::run(py, || {
-        within(numbers.len(), page_bytes, max_length)?;
+        if container::read_header(packed)?.raw_length != length as u64 {
+            return Err(CodecError::RawLength { expected: length }.into());
+        }
         contexts::with(|contexts| {
-            contexts.pages.clear();
-            let limit = max_length as u64;
-            container::decompress(&mut contexts.decompressor, None, packed, limit, &mut contexts.pages)?;
-            Ok(pages::scatter(&contexts.pages, page_bytes, numbers, memory)?)
+            let mut together = std::mem::take(&mut contexts.pages);
+            together.clear();
+            let decompressor = &mut contexts.decompressor;
+            container::decompress(decompressor, None, packed, length as u64, &mut together)?;
+            pages::scatter(&together, page_bytes, numbers, memory)?;
+            contexts.pages = kept(together);
+            Ok(())
         })
     })
 }
 
-fn within(count: usize, page_bytes: usize, limit: usize) -> Result<(), Failure> {
+/// How many bytes the pages have together.
+fn length_of(count: usize, page_bytes: usize, limit: usize) -> Result<usize, Failure> {
     match count.saturating_mul(page_bytes) {
         length if length > limit => Err(Failure::OverLimit { length: length as u64, limit: limit as u64 }),
-        _ => Ok(()),
+        length => Ok(length),
     }
 }
 
