@@ -49,7 +49,7 @@ test: $(VENV)/.dev
 check: lint-rust lint-python stubs licences
 
 bench: $(VENV)/.dev
-	for bench in codec loopback v1_vs_v3; do echo "== $$bench"; $(BIN)/python "benchmarks/bench_$$bench.py" || exit; done
+	for bench in codec loopback v1_vs_v3 versions; do echo "== $$bench"; $(BIN)/python "benchmarks/bench_$$bench.py" || exit; done
 
 build: $(VENV)/.wheel
 

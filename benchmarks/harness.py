@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -46,13 +46,23 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleave(contenders: Mapping[str, Callable[[], object]], repeats: int) -> Samples:
+def in_turn(names: Iterable[str], turn: int) -> list[str]:
+    """The order of one round: each round another contender is first."""
+    order = list(names)
+    first = turn % len(order)
+    return order[first:] + order[:first]
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], object]],
+    repeats: int,
+    timer: Callable[[Callable[[], object]], float] = seconds,
+) -> Samples:
     """Time each contender once a round; the first round warms up and is dropped."""
     samples: Samples = {name: [] for name in contenders}
     for turn in range(repeats + 1):
-        order = list(contenders)
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            taken = seconds(contenders[name])
+        for name in in_turn(contenders, turn):
+            taken = timer(contenders[name])
             if turn:
                 samples[name].append(taken)
     return samples

@@ -18,12 +18,6 @@ MEMBERS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the tests' state out of the user's."""
-    monkeypatch.setenv("DWCP_STATE_DIR", str(tmp_path / "state"))
-
-
 @pytest.mark.parametrize("name", [(), *((name,) for name in program.commands), *MEMBERS])
 def test_help_begins_with_an_example(name: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*name, "-h"]) == 0

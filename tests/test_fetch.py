@@ -4,48 +4,22 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 import dwcp_fast as dwcp
 from dwcp_fast import errors
+from two_ends import LOCAL, WAIT_S, accepted, meanwhile, pairing_of
 
-T = TypeVar("T")
-WAIT_S = 30.0
-LOCAL = "127.0.0.1:0"
 SERVE = dwcp.SendOptions()
 RECEIVE = dwcp.ReceiveOptions()
 
 
-@pytest.fixture(autouse=True)
-def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep identities and indices of tests out of the user's own."""
-    monkeypatch.setenv("DWCP_STATE_DIR", str(tmp_path / "state"))
-
-
-@contextmanager
-def meanwhile(work: Callable[[], T]) -> Iterator[Future[T]]:
-    """Run `work` in a thread while the block runs; its failure is raised where its result is asked for."""
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(work)
-
-
-def accepted(listener: dwcp.Listener) -> dwcp.IncomingSession:
-    """Accept a peer or fail."""
-    incoming = listener.accept(WAIT_S)
-    assert incoming is not None
-    return incoming
-
-
 def fetching(listener: dwcp.Listener, options: dwcp.SendOptions = SERVE) -> dwcp.Session:
     """Connect in order to fetch."""
-    assert listener.pairing is not None
-    return dwcp.connect(listener.pairing, options=options, receive=RECEIVE)
+    return dwcp.connect(pairing_of(listener), options=options, receive=RECEIVE)
 
 
 def echo(listener: dwcp.Listener) -> list[bytes]:
@@ -151,7 +125,7 @@ def test_a_pairing_is_good_for_as_many_clients_as_it_was_made_for(
 ) -> None:
     file = tmp_path / "pairing"
     with dwcp.listen(LOCAL, serve=SERVE, clients=2, pairing_file=file) as listener:
-        pairing = listener.pairing
+        pairing = pairing_of(listener)
         for client in ("a", "b", "a"):
             monkeypatch.setenv("DWCP_STATE_DIR", str(tmp_path / client))
             with fetching(listener) as session, meanwhile(lambda: session.fetch()) as waiting:
@@ -160,7 +134,7 @@ def test_a_pairing_is_good_for_as_many_clients_as_it_was_made_for(
                 waiting.result(WAIT_S)
     # A listener that is made again has the same clients.
     with dwcp.listen(LOCAL, serve=SERVE, clients=2, pairing_file=file) as listener:
-        assert listener.pairing == pairing
+        assert pairing_of(listener) == pairing
         monkeypatch.setenv("DWCP_STATE_DIR", str(tmp_path / "c"))
         with pytest.raises(errors.AuthError):
             fetching(listener)
@@ -173,19 +147,20 @@ def test_each_side_says_what_it_is_there_for() -> None:
     with dwcp.listen(LOCAL) as listener, pytest.raises(errors.PeerError, match="sends nothing"):
         fetching(listener)
     with dwcp.listen(LOCAL, serve=SERVE, receive=False) as listener:
-        assert listener.pairing is not None
         with pytest.raises(errors.PeerError, match="takes nothing"):
-            dwcp.connect(listener.pairing)
+            dwcp.connect(pairing_of(listener))
         with fetching(listener) as session, pytest.raises(errors.ConfigError, match="cannot send"):
             session.send({"a": b"1"})
-    with dwcp.listen(LOCAL, serve=SERVE) as listener:
-        assert listener.pairing is not None
-        with dwcp.connect(listener.pairing) as session, accepted(listener) as incoming:
-            assert not incoming.fetches and incoming.request is None
-            with pytest.raises(errors.ConfigError, match="sends"):
-                incoming.next_request(WAIT_S)
-            with pytest.raises(errors.ConfigError, match="cannot fetch"):
-                session.fetch()
+    with (
+        dwcp.listen(LOCAL, serve=SERVE) as listener,
+        dwcp.connect(pairing_of(listener)) as session,
+        accepted(listener) as incoming,
+    ):
+        assert not incoming.fetches and incoming.request is None
+        with pytest.raises(errors.ConfigError, match="sends"):
+            incoming.next_request(WAIT_S)
+        with pytest.raises(errors.ConfigError, match="cannot fetch"):
+            session.fetch()
     with pytest.raises(errors.ConfigError, match="nobody"):
         dwcp.listen(LOCAL, receive=False)
 
@@ -216,13 +191,15 @@ def test_waiting_for_an_answer_ends_when_the_time_has_passed_and_no_sooner() -> 
 
 def test_an_offer_that_is_too_large_is_refused_before_it_is_held() -> None:
     small = dwcp.ReceiveOptions(max_total_bytes=1000)
-    with dwcp.listen(LOCAL, serve=SERVE) as listener:
-        assert listener.pairing is not None
-        with dwcp.connect(listener.pairing, receive=small) as session, meanwhile(session.fetch) as waiting:
-            with accepted(listener) as incoming, pytest.raises(errors.LimitExceededError, match="1000"):
-                incoming.send({"a": bytes(1001)})
-            with pytest.raises(errors.LimitExceededError, match="1001"):
-                waiting.result(WAIT_S)
+    with (
+        dwcp.listen(LOCAL, serve=SERVE) as listener,
+        dwcp.connect(pairing_of(listener), receive=small) as session,
+        meanwhile(session.fetch) as waiting,
+    ):
+        with accepted(listener) as incoming, pytest.raises(errors.LimitExceededError, match="1000"):
+            incoming.send({"a": bytes(1001)})
+        with pytest.raises(errors.LimitExceededError, match="1001"):
+            waiting.result(WAIT_S)
 
 
 def test_cancelling_and_closing_end_a_fetch() -> None:

@@ -9,10 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +20,7 @@ from dwcp_fast import errors, session
 from dwcp_fast.engine import FLAGS_VARIABLE
 from dwcp_fast.reports import RECORD_FIELDS
 from dwcp_fast.v1 import V1Delivery
-
-T = TypeVar("T")
-WAIT_S = 30.0
-LOCAL = "127.0.0.1:0"
+from two_ends import LOCAL, WAIT_S, accepted, meanwhile, pairing_of
 
 
 @pytest.fixture(autouse=True)
@@ -37,32 +32,12 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     dwcp.force_v1(False)
 
 
-@contextmanager
-def meanwhile(work: Callable[[], T]) -> Iterator[Future[T]]:
-    """Run `work` in a thread while the block runs; its failure is raised where its result is asked for."""
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(work)
-
-
-def accepted(listener: dwcp.Listener) -> dwcp.IncomingSession:
-    """Accept a sender or fail."""
-    incoming = listener.accept(WAIT_S)
-    assert incoming is not None
-    return incoming
-
-
 def receive(listener: dwcp.Listener) -> dwcp.Received:
     """Accept a sender and receive one state."""
     with accepted(listener) as incoming:
         received = incoming.receive(WAIT_S)
     assert received is not None
     return received
-
-
-def pairing_of(listener: dwcp.Listener) -> str:
-    """The pairing string, which must be there."""
-    assert listener.pairing is not None
-    return listener.pairing
 
 
 def test_buffers_arrive_verified_whatever_they_are() -> None:

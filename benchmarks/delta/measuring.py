@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import harness
 from delta.native import Bytes, MissingError
 from delta.runner import runner
 
@@ -143,8 +144,7 @@ def measure(pair: Pair, contenders: Mapping[str, Contender], repeats: int) -> di
     """
     results = {name: Result(pair.new.size) for name in contenders}
     for turn in range(repeats + 1):
-        order = list(contenders)
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+        for name in harness.in_turn(contenders, turn):
             contender, result = contenders[name], results[name]
             first = 0 if contender.most_rounds <= 3 else 1
             if not first <= turn < first + contender.most_rounds and turn:
@@ -165,16 +165,9 @@ def measure(pair: Pair, contenders: Mapping[str, Contender], repeats: int) -> di
     return results
 
 
-def turns(actions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def turns(actions: Mapping[str, Callable[[], object]], repeats: int) -> harness.Samples:
     """Processor seconds of each action, in turn; the first round warms up and is dropped."""
-    samples: dict[str, list[float]] = {name: [] for name in actions}
-    for turn in range(repeats + 1):
-        order = list(actions)
-        for name in order[turn % len(order) :] + order[: turn % len(order)]:
-            _, _, cpu = timed(actions[name])
-            if turn:
-                samples[name].append(cpu)
-    return samples
+    return harness.interleave(actions, repeats, lambda action: timed(action)[2])
 
 
 def module(name: str) -> Any:

@@ -46,24 +46,20 @@ def snapshot(pair: Pair, *, given: str = "new") -> Contender:
     `given` says what the sender is told: the new version, a mask of changed elements with it, or only the
     changed elements; what differs is then known beforehand, as after a diff on the device that trained.
     """
-    kind: Any = getattr(dwcp_fast.delta, "Snapshot", None)
-    if kind is None:
-        raise MissingError("delta.Snapshot is not part of this build")
     old, new = pair.old.view(f"u{pair.width}"), pair.new.view(f"u{pair.width}")
     mask = old != new
     index = np.flatnonzero(mask).astype(np.uint32)
     values = new[index]
-    kept: dict[str, Any] = {}
+    kept: dict[str, dwcp_fast.delta.Snapshot] = {}
 
     def hold() -> None:
-        kept["held"] = kind(pair.old, dtype=pair.dtype)
+        kept["held"] = dwcp_fast.delta.Snapshot(pair.old, dtype=pair.dtype)
 
     def apply(patch: bytes) -> memoryview:
         kept["held"].apply(patch)
-        view: memoryview = kept["held"].view()
-        return view
+        return kept["held"].view()
 
-    def advance() -> Any:
+    def advance() -> bytes:
         if given == "mask":
             return kept["held"].advance_masked(pair.new, mask)
         if given == "sparse":
@@ -142,26 +138,39 @@ def sparse_list(pair: Pair, *, gaps: bool) -> Contender:
     return Contender(encode, in_place(pair, decode))
 
 
-def shuffled(pair: Pair) -> Contender:
-    """XOR, then blosc2 with byte shuffle and zstd-1."""
+def shuffling(width: int) -> tuple[Callable[[Bytes], bytes], Callable[[bytes, Bytes], None]]:
+    """To compress and to decompress with blosc2: byte shuffle and zstd-1, on one thread."""
     blosc2 = module("blosc2")
     blosc2.set_nthreads(1)
     options = {
-        "typesize": pair.width,
+        "typesize": width,
         "codec": blosc2.Codec.ZSTD,
         "clevel": 1,
         "filters": [blosc2.Filter.SHUFFLE],
         "nthreads": 1,
     }
+
+    def compress(data: Bytes) -> bytes:
+        packed: bytes = blosc2.compress2(data, **options)
+        return packed
+
+    def decompress(packed: bytes, out: Bytes) -> None:
+        blosc2.decompress2(packed, dst=out, nthreads=1)
+
+    return compress, decompress
+
+
+def shuffled(pair: Pair) -> Contender:
+    """XOR, then blosc2 with byte shuffle and zstd-1."""
+    compress, decompress = shuffling(pair.width)
     scratch = pair.out
 
     def encode() -> bytes:
         np.bitwise_xor(pair.old, pair.new, out=scratch)
-        packed: bytes = blosc2.compress2(scratch, **options)
-        return xxhash.xxh3_128_digest(pair.new) + packed
+        return xxhash.xxh3_128_digest(pair.new) + compress(scratch)
 
     def decode(patch: bytes) -> None:
-        blosc2.decompress2(patch[DIGEST_BYTES:], dst=scratch, nthreads=1)
+        decompress(patch[DIGEST_BYTES:], scratch)
         np.bitwise_xor(pair.held, scratch, out=pair.held)
         prove(pair.held, patch[:DIGEST_BYTES])
 
@@ -309,20 +318,13 @@ def zipnn_full(pair: Pair) -> Contender:
 
 def shuffled_full(pair: Pair) -> Contender:
     """blosc2 with byte shuffle and zstd-1, without the old version."""
-    blosc2 = module("blosc2")
-    options = {
-        "typesize": pair.width,
-        "codec": blosc2.Codec.ZSTD,
-        "clevel": 1,
-        "filters": [blosc2.Filter.SHUFFLE],
-        "nthreads": 1,
-    }
+    compress, decompress = shuffling(pair.width)
 
     def decode(packed: bytes) -> Bytes:
-        blosc2.decompress2(packed, dst=pair.out, nthreads=1)
+        decompress(packed, pair.out)
         return pair.out
 
-    return Contender(lambda: blosc2.compress2(pair.new, **options), to_new(decode))
+    return Contender(lambda: compress(pair.new), to_new(decode))
 
 
 def ours_full(pair: Pair) -> Contender:
@@ -332,13 +334,10 @@ def ours_full(pair: Pair) -> Contender:
 
 
 def reused(pair: Pair, old: Bytes | bytes) -> dict[str, Decode]:
-    """Apply into memory that is there already, where this build can."""
-    onto: Callable[..., object] | None = getattr(dwcp_fast.delta, "apply_onto", None)
-    if onto is None:
-        return {}
+    """Apply into memory that is there already."""
 
     def apply(patch: bytes) -> Bytes:
-        onto(patch, old, pair.out)
+        dwcp_fast.delta.apply_onto(patch, old, pair.out)
         return pair.out
 
     return {"reused": Decode(apply)}

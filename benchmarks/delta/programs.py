@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from delta.measuring import Contender, Decode, Pair
-from delta.native import MissingError
 from delta.runner import runner
 
 Step = Callable[[], None]
@@ -219,8 +218,5 @@ def programs(
         if shutil.which(program) is None:
             missing[name] = f"{program} is not installed"
             continue
-        try:
-            ready[name] = make(shelf)
-        except MissingError as error:
-            missing[name] = str(error)
+        ready[name] = make(shelf)
     return ready

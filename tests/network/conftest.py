@@ -7,16 +7,21 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pytest
+
+from .relay import Relay
 
 DWCP = [sys.executable, "-m", "dwcp_fast"]
 WAIT_S = 60.0
+MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -196,3 +201,37 @@ def recv(machine: Machine) -> Iterator[Recv]:
     """A receiver with pairing."""
     with machine.recv() as running:
         yield running
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A file that no codec makes smaller."""
+    path = tmp_path / "state"
+    path.write_bytes(np.random.default_rng(5).bytes(24 * MIB))
+    return path
+
+
+@contextmanager
+def relay_to(service: Service) -> Iterator[Relay]:
+    """A relay to a receiver or a server."""
+    host, _, port = service.address.rpartition(":")
+    relay = Relay((host, int(port)), pulled=not isinstance(service, Recv))
+    try:
+        yield relay
+    finally:
+        relay.close()
+
+
+def wait_until_held(relay: Relay) -> None:
+    """Wait until the relay passes nothing on."""
+    assert relay.held.wait(WAIT_S), f"only {relay.forwarded} bytes came"
+
+
+def wait_until_staged(into: Path, blocks: int) -> None:
+    """Wait until the ledger names that many blocks: what the relay passed on may still be on its way."""
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        if sum(path.stat().st_size for path in into.glob(".dwcp/*/ledger")) >= 32 + 32 * blocks:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"fewer than {blocks} blocks are staged")

@@ -12,52 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .conftest import WAIT_S, Machine, Recv
-from .relay import Relay
-
-MIB = 1 << 20
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    """A file that no codec makes smaller."""
-    path = tmp_path / "state"
-    path.write_bytes(np.random.default_rng(5).bytes(24 * MIB))
-    return path
-
-
-@contextmanager
-def relay_to(address: str) -> Iterator[Relay]:
-    """A relay to a receiver."""
-    host, _, port = address.rpartition(":")
-    relay = Relay((host, int(port)))
-    try:
-        yield relay
-    finally:
-        relay.close()
-
-
-def wait_until_held(relay: Relay) -> None:
-    """Wait until the relay passes nothing on."""
-    assert relay.held.wait(WAIT_S), f"only {relay.forwarded} bytes came"
-
-
-def wait_until_staged(recv: Recv, blocks: int) -> None:
-    """Wait until the ledger names that many blocks: what the relay passed on may still be on its way."""
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        if sum(path.stat().st_size for path in recv.into.glob(".dwcp/*/ledger")) >= 32 + 32 * blocks:
-            return
-        time.sleep(0.02)
-    pytest.fail(f"fewer than {blocks} blocks are staged")
+from .conftest import MIB, WAIT_S, Machine, Recv, relay_to, wait_until_held, wait_until_staged
 
 
 def test_a_killed_receiver_is_resumed_by_the_waiting_sender(machine: Machine, state: Path) -> None:
-    with machine.recv() as first, relay_to(first.address) as relay:
+    with machine.recv() as first, relay_to(first) as relay:
         relay.hold_after = 12 * MIB
         sending = machine.start_send(state, "--to", relay.reroute(first.pairing), "--json")
         wait_until_held(relay)
-        wait_until_staged(first, 4)
+        wait_until_staged(first.into, 4)
         pairing = first.pairing
         first.end(signal.SIGKILL)
         assert not (first.into / "state").exists()
@@ -75,11 +38,11 @@ def test_a_killed_receiver_is_resumed_by_the_waiting_sender(machine: Machine, st
 
 
 def test_a_killed_sender_is_resumed_by_the_next(machine: Machine, recv: Recv, state: Path) -> None:
-    with relay_to(recv.address) as relay:
+    with relay_to(recv) as relay:
         relay.hold_after = 12 * MIB
         sending = machine.start_send(state, "--to", relay.reroute(recv.pairing))
         wait_until_held(relay)
-        wait_until_staged(recv, 4)
+        wait_until_staged(recv.into, 4)
         sending.kill()
         sending.communicate(timeout=WAIT_S)
     assert not (recv.into / "state").exists()
@@ -91,7 +54,7 @@ def test_a_killed_sender_is_resumed_by_the_next(machine: Machine, recv: Recv, st
 
 
 def test_lanes_that_are_cut_are_replaced(machine: Machine, recv: Recv, state: Path) -> None:
-    with relay_to(recv.address) as relay:
+    with relay_to(recv) as relay:
         relay.hold_after = 8 * MIB
         sending = machine.start_send(state, "--to", relay.reroute(recv.pairing), "--json")
         wait_until_held(relay)
@@ -108,7 +71,7 @@ def test_a_byte_altered_on_the_way_never_reaches_the_state(
     machine: Machine, state: Path, security: str
 ) -> None:
     options = ["--insecure"] if security == "plain" else []
-    with machine.recv(*options) as recv, relay_to(recv.address) as relay:
+    with machine.recv(*options) as recv, relay_to(recv) as relay:
         relay.flip_after = 5 * MIB
         target = relay.reroute(recv.pairing) if security == "tls" else f"127.0.0.1:{relay.port}"
         sent = machine.send(state, "--to", target, "--json", *options)
@@ -124,7 +87,7 @@ def test_a_byte_altered_on_the_way_never_reaches_the_state(
 
 
 def test_a_peer_that_stalls_is_given_up_at_the_deadline(machine: Machine, recv: Recv, state: Path) -> None:
-    with relay_to(recv.address) as relay:
+    with relay_to(recv) as relay:
         relay.hold_after = 5 * MIB
         sent = machine.send(state, "--to", relay.reroute(recv.pairing), "--timeout", "2s", "--json")
     assert sent.code == 12, sent.err
@@ -135,7 +98,7 @@ def test_a_peer_that_stalls_is_given_up_at_the_deadline(machine: Machine, recv: 
 def test_a_receiver_that_does_not_come_back_leaves_the_transfer_resumable(
     machine: Machine, state: Path
 ) -> None:
-    with machine.recv() as recv, relay_to(recv.address) as relay:
+    with machine.recv() as recv, relay_to(recv) as relay:
         relay.hold_after = 5 * MIB
         sending = machine.start_send(
             state, "--to", relay.reroute(recv.pairing), "--reconnect", "1s", "--json"
@@ -178,7 +141,7 @@ def test_a_token_is_refused_to_a_second_user(machine: Machine, recv: Recv, state
 
 def test_strangers_on_the_port_do_not_disturb_a_transfer(machine: Machine, recv: Recv, state: Path) -> None:
     host, _, port = recv.address.rpartition(":")
-    with relay_to(recv.address) as relay:
+    with relay_to(recv) as relay:
         relay.hold_after = 8 * MIB
         sending = machine.start_send(state, "--to", relay.reroute(recv.pairing))
         wait_until_held(relay)
@@ -205,7 +168,7 @@ def test_strangers_on_the_port_do_not_disturb_a_transfer(machine: Machine, recv:
 
 
 def test_an_interrupted_sender_says_so(machine: Machine, recv: Recv, state: Path) -> None:
-    with relay_to(recv.address) as relay:
+    with relay_to(recv) as relay:
         relay.hold_after = 4 * MIB
         sending = machine.start_send(state, "--to", relay.reroute(recv.pairing))
         wait_until_held(relay)
@@ -217,7 +180,7 @@ def test_an_interrupted_sender_says_so(machine: Machine, recv: Recv, state: Path
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_receiver_ends_in_order(machine: Machine, number: signal.Signals, code: int, state: Path) -> None:
-    with machine.recv() as recv, relay_to(recv.address) as relay:
+    with machine.recv() as recv, relay_to(recv) as relay:
         relay.hold_after = 8 * MIB
         sending = machine.start_send(
             state, "--to", relay.reroute(recv.pairing), "--reconnect", "20s", "--json"

@@ -5,49 +5,13 @@ import signal
 import socket
 import subprocess
 import threading
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from .conftest import DWCP, WAIT_S, Machine, Service
-from .relay import Relay
+from .conftest import DWCP, MIB, WAIT_S, Machine, relay_to, wait_until_held, wait_until_staged
 from .test_trees import facts, make_tree
-
-MIB = 1 << 20
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Path:
-    """A file that no codec makes smaller."""
-    path = tmp_path / "state"
-    path.write_bytes(np.random.default_rng(5).bytes(24 * MIB))
-    return path
-
-
-@contextmanager
-def relay_to(service: Service) -> Iterator[Relay]:
-    """A relay to a server."""
-    host, _, port = service.address.rpartition(":")
-    relay = Relay((host, int(port)), pulled=True)
-    try:
-        yield relay
-    finally:
-        relay.close()
-
-
-def wait_until_staged(into: Path, blocks: int) -> None:
-    """Wait until the ledger names that many blocks."""
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        if sum(path.stat().st_size for path in into.glob(".dwcp/*/ledger")) >= 32 + 32 * blocks:
-            return
-        time.sleep(0.02)
-    pytest.fail(f"fewer than {blocks} blocks are staged")
 
 
 def test_a_tree_is_pulled_as_it_is_at_the_time(machine: Machine) -> None:
@@ -73,7 +37,7 @@ def test_a_killed_server_is_resumed_by_the_waiting_puller(machine: Machine, stat
     with machine.serve(state) as first, relay_to(first) as relay:
         relay.hold_after = 12 * MIB
         pulling = machine.start_pull(relay.reroute(first.pairing), into, "--json")
-        assert relay.held.wait(WAIT_S)
+        wait_until_held(relay)
         wait_until_staged(into, 4)
         first.end(signal.SIGKILL)
         assert not (into / "state").exists()
@@ -95,7 +59,7 @@ def test_a_killed_puller_goes_on_where_it_was(machine: Machine, state: Path) -> 
         with relay_to(server) as relay:
             relay.hold_after = 12 * MIB
             pulling = machine.start_pull(relay.reroute(server.pairing), into)
-            assert relay.held.wait(WAIT_S)
+            wait_until_held(relay)
             wait_until_staged(into, 4)
             pulling.kill()
             pulling.communicate(timeout=WAIT_S)
@@ -111,7 +75,7 @@ def test_lanes_that_are_cut_are_dialled_again(machine: Machine, state: Path) -> 
     with machine.serve(state) as server, relay_to(server) as relay:
         relay.hold_after = 8 * MIB
         pulling = machine.start_pull(relay.reroute(server.pairing), into, "--json")
-        assert relay.held.wait(WAIT_S)
+        wait_until_held(relay)
         relay.cut()
         relay.hold.set()
         pulled = machine.finish(pulling)
@@ -141,7 +105,7 @@ def test_a_server_that_stalls_or_is_gone_leaves_the_pull_resumable(machine: Mach
         relay.held.clear()
         relay.hold_after = relay.forwarded + 5 * MIB
         pulling = machine.start_pull(relay.reroute(server.pairing), into, "--reconnect", "1s", "--json")
-        assert relay.held.wait(WAIT_S)
+        wait_until_held(relay)
         server.end(signal.SIGKILL)
         relay.close()
         gone = machine.finish(pulling)
@@ -151,10 +115,13 @@ def test_a_server_that_stalls_or_is_gone_leaves_the_pull_resumable(machine: Mach
 
 def test_many_pull_at_once_and_one_that_stands_still_holds_nobody_up(machine: Machine, state: Path) -> None:
     clients = 6
-    with machine.serve(state, "--clients", str(clients + 1)) as server, relay_to(server) as relay:
+    with (
+        machine.serve(state, "--clients", str(clients + 1)) as server,
+        relay_to(server) as relay,
+    ):
         relay.hold_after = 5 * MIB
         slow = machine.start_pull(relay.reroute(server.pairing), machine.folder / "slow", user="slow")
-        assert relay.held.wait(WAIT_S)
+        wait_until_held(relay)
 
         def pull(number: int) -> int:
             into = machine.folder / f"mine-{number}"
@@ -215,7 +182,7 @@ def test_a_server_ends_in_order(machine: Machine, number: signal.Signals, code: 
     with machine.serve(state) as server, relay_to(server) as relay:
         relay.hold_after = 8 * MIB
         pulling = machine.start_pull(relay.reroute(server.pairing), into, "--json")
-        assert relay.held.wait(WAIT_S)
+        wait_until_held(relay)
         ending = threading.Timer(0.5, relay.hold.set)
         ending.start()
         assert server.end(number) == code
@@ -233,7 +200,7 @@ def test_an_interrupted_puller_says_so_and_a_new_pairing_voids_the_old(machine: 
     with machine.serve(state, "--once") as server, relay_to(server) as relay:
         relay.hold_after = 4 * MIB
         pulling = machine.start_pull(relay.reroute(server.pairing), into)
-        assert relay.held.wait(WAIT_S)
+        wait_until_held(relay)
         pulling.send_signal(signal.SIGINT)
         ended = machine.finish(pulling)
         assert ended.code == 130 and "interrupted" in ended.err and "Traceback" not in ended.err

@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .conftest import Machine, Recv
-
-MIB = 1 << 20
+from .conftest import MIB, Machine, Recv
 
 
 def make_tree(root: Path) -> None:

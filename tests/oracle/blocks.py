@@ -3,23 +3,13 @@
 import lz4.block
 import zstandard
 
-from oracle.wire import DIFFERENCE, FILL, LZ4, NONE, PLAIN, PLANES, RUNS, SPARSE, ZSTD, require
+from oracle.wire import DIFFERENCE, FILL, LZ4, NONE, PLAIN, PLANES, RUNS, SPARSE, ZSTD, Fields, require
 
 MANTISSA = {2: 3, 4: 2, 8: 1}
 
 
-class Payload:
+class Payload(Fields):
     """A payload, read from front to back; it must be used up exactly."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
-
-    def take(self, size: int) -> bytes:
-        require(0 <= size <= len(self.data) - self.at, f"{size} bytes wanted at offset {self.at}")
-        piece = self.data[self.at : self.at + size]
-        self.at += size
-        return piece
 
     def number(self, low: int = 0, high: int = (1 << 64) - 1) -> int:
         value = 0
@@ -64,12 +54,6 @@ class Payload:
             used += low
         require(len(extra) == -(-used // 8) and bits >> used == 0, "extra bits that belong to no value")
         return out
-
-    def rest(self) -> bytes:
-        return self.take(len(self.data) - self.at)
-
-    def end(self) -> None:
-        require(self.at == len(self.data), f"{len(self.data) - self.at} bytes left over")
 
 
 def unzstd(data: bytes, size: int, prefix: bytes = b"") -> bytes:

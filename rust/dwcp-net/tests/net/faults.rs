@@ -374,15 +374,7 @@ fn a_peer_that_vanishes_at_any_byte_ends_in_an_error_or_a_transfer() {
                     assert!(start.elapsed() < PATIENCE, "cut at {at}");
                     match sent {
                         Ok(_) => assert!(matches!(received, Ok(Some(_))), "cut at {at}: {received:?}"),
-                        Err(error) => assert!(
-                            matches!(
-                                error,
-                                NetError::PeerClosed { .. }
-                                    | NetError::Unreachable { .. }
-                                    | NetError::Deadline { .. }
-                            ),
-                            "cut at {at}: {error:?}"
-                        ),
+                        Err(error) => assert!(tells_of_loss(&error), "cut at {at}: {error:?}"),
                     }
                 })
             })

@@ -496,15 +496,7 @@ fn a_listener_that_vanishes_at_any_byte_ends_in_an_error_or_a_transfer_on_both_s
                     // The receiver knows first, and its word may be lost.
                     assert!(sent.is_err() || fetched.is_ok(), "cut at {at}: {sent:?} {fetched:?}");
                     for error in [sent.err(), fetched.err()].into_iter().flatten() {
-                        assert!(
-                            matches!(
-                                error,
-                                NetError::PeerClosed { .. }
-                                    | NetError::Unreachable { .. }
-                                    | NetError::Deadline { .. }
-                            ),
-                            "cut at {at}: {error:?}"
-                        );
+                        assert!(tells_of_loss(&error), "cut at {at}: {error:?}");
                     }
                 })
             })

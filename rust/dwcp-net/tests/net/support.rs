@@ -208,3 +208,8 @@ pub fn join<T>(thread: JoinHandle<T>) -> T {
     }
     thread.join().unwrap()
 }
+
+/// Whether an error is one of those with which the loss of the peer ends.
+pub fn tells_of_loss(error: &NetError) -> bool {
+    matches!(error, NetError::PeerClosed { .. } | NetError::Unreachable { .. } | NetError::Deadline { .. })
+}
