@@ -12,11 +12,6 @@ taken wherever a patch is.
 Buffers are taken as in :mod:`dwcp_fast.codec`: C-contiguous, without copying, the interpreter released.
 """
 
-import errno
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -26,6 +21,7 @@ from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.errors import ConfigError
 from dwcp_fast.options import check_block_bytes, check_int
+from dwcp_fast.staging import staged
 
 __all__ = [
     "PatchInfo",
@@ -483,25 +479,3 @@ def check_options(block_bytes: int, threads: int) -> None:
     """Refuse a block length that a patch has no room for, and a number of threads that nobody means."""
     check_block_bytes(block_bytes)
     check_int("threads", threads, 1, MAX_THREADS)
-
-
-@contextmanager
-def staged(target: Path, like: Path | None = None) -> Iterator[Path]:
-    """Give a new file beside `target` that takes its place, on disk, when all went well."""
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-    # Opened like any new file, so that the umask is the system's to apply.
-    name = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.part")
-    descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            yield name
-            if like is not None:
-                os.fchmod(descriptor, like.stat().st_mode & 0o777)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        name.replace(target)
-    except BaseException:
-        name.unlink(missing_ok=True)
-        raise

@@ -7,9 +7,10 @@ from os import PathLike
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from dwcp_fast.delta import DEFAULT_BLOCK_BYTES, diff_files, staged
+from dwcp_fast.delta import DEFAULT_BLOCK_BYTES, diff_files
 from dwcp_fast.errors import ConfigError, LimitExceededError
 from dwcp_fast.snap.manifest import MAX_PARTS, PackInfo, Part, Version, check_name, encode, opened
+from dwcp_fast.staging import staged
 
 __all__ = ["info", "pack"]
 
