@@ -20,7 +20,7 @@ from dwcp_fast.errors import (
     DwcpError,
     FormatError,
 )
-from dwcp_fast.options import check_block_bytes, check_choice, check_int, check_seconds
+from dwcp_fast.options import check_block_bytes, check_choice, check_int, check_seconds, check_threads
 from dwcp_fast.policy.versions import Form, Retained, Step, choose_anchor, choose_retained, plan_route
 from dwcp_fast.trust import Insecure, MutualTls
 from dwcp_fast.versions.base import Base, Changes, Coder, begin_group
@@ -48,7 +48,6 @@ __all__ = ["Confirm", "DeltaPublisher"]
 Confirm = Literal["store", "any", "all"]
 
 LOG: Final = logging.getLogger(__name__)
-MAX_THREADS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ class DeltaPublisher:
         """
         check_int("anchor_every", anchor_every, 1, 1024)
         check_int("keep", keep, 1, 1024)
-        check_int("threads", threads, 1, MAX_THREADS)
+        check_threads(threads)
         check_block_bytes(block_bytes)
         check_choice("confirm", confirm, get_args(Confirm))
         check_seconds("confirm_timeout_s", confirm_timeout_s)
@@ -397,7 +396,7 @@ class DeltaPublisher:
         self._stamp = self._store.replace_head(told, self._stamp)
         self._head = head
         self._show()
-        self._objects[name] = {manifest_key(name), *map(pack_key, manifest.objects())}
+        self._objects[name] = objects_of(name, manifest)
         return tuple(one for one in before if one not in kept)
 
     def _collect(self, removed: tuple[Retained, ...]) -> None:
@@ -472,10 +471,7 @@ class DeltaPublisher:
                 # Nothing is removed while it is not known what this version needs.
                 LOG.warning("the manifest of version %d cannot be read: %s", entry.version, exc)
                 continue
-            self._objects[entry.manifest] = {
-                manifest_key(entry.manifest),
-                *map(pack_key, manifest.objects()),
-            }
+            self._objects[entry.manifest] = objects_of(entry.manifest, manifest)
 
     def _sweep(self) -> None:
         """Remove what earlier publishers left behind without ever naming it."""
@@ -509,3 +505,8 @@ class DeltaPublisher:
             removed=removed,
             seconds=time.perf_counter() - started,
         )
+
+
+def objects_of(name: str, manifest: Manifest) -> set[str]:
+    """Give the keys of all objects that a version needs; `name` is the digest of its manifest."""
+    return {manifest_key(name), *map(pack_key, manifest.objects())}

@@ -18,7 +18,7 @@ from dwcp_fast.errors import (
     DwcpError,
     IntegrityError,
 )
-from dwcp_fast.options import check_int, check_seconds
+from dwcp_fast.options import check_int, check_seconds, check_threads
 from dwcp_fast.policy.versions import Form, Retained, Step, plan_route
 from dwcp_fast.trust import Trust
 from dwcp_fast.versions.folder import Folder
@@ -143,7 +143,7 @@ class DeltaSubscriber:
             ConflictError: Another subscriber uses `into`.
             OSError: `into` cannot be read.
         """
-        check_int("threads", threads, 1, 256)
+        check_threads(threads)
         check_int("max_version_bytes", max_version_bytes, 1, 1 << 46)
         self._threads = threads
         self._max_bytes = max_version_bytes
