@@ -12,8 +12,8 @@ from typing import Any, Final
 from dwcp_fast.codec import digest
 from dwcp_fast.errors import ConfigError, FormatError, IntegrityError
 from dwcp_fast.policy.versions import Retained
+from dwcp_fast.record import Record, dump
 from dwcp_fast.versions.layout import Layout
-from dwcp_fast.versions.record import Record, dump
 from dwcp_fast.versions.tensors import MAX_TENSORS, TensorSpec, check_spec
 
 __all__ = [

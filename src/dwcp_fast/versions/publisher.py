@@ -22,6 +22,7 @@ from dwcp_fast.errors import (
 )
 from dwcp_fast.options import check_block_bytes, check_choice, check_int, check_seconds, check_threads
 from dwcp_fast.policy.versions import Form, Retained, Step, choose_anchor, choose_retained, plan_route
+from dwcp_fast.record import MAX_NUMBER
 from dwcp_fast.trust import Insecure, MutualTls
 from dwcp_fast.versions.base import Base, Changes, Coder, begin_group
 from dwcp_fast.versions.draft import Draft
@@ -37,7 +38,6 @@ from dwcp_fast.versions.manifest import (
 from dwcp_fast.versions.packing import Packer
 from dwcp_fast.versions.places import open_store
 from dwcp_fast.versions.reading import Refusal, follow, read_manifest
-from dwcp_fast.versions.record import MAX_NUMBER
 from dwcp_fast.versions.reports import PublishReport
 from dwcp_fast.versions.serving import PeerStatus, Server
 from dwcp_fast.versions.state import run_over
