@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
-from types import TracebackType
-from typing import Final, Literal, Self, get_args
+from typing import Final, Literal, get_args
 
 from dwcp_fast import delta
 from dwcp_fast.buffers import BufferLike
+from dwcp_fast.closing import Closing
 from dwcp_fast.delta import Snapshot
 from dwcp_fast.errors import (
     BaseMismatchError,
@@ -62,7 +62,7 @@ class Coded:
     changed: int
 
 
-class DeltaPublisher:
+class DeltaPublisher(Closing):
     """Publishes versions of a set of tensors.
 
     A version is some immutable objects in a store, and becomes visible when one small head is replaced, last.
@@ -230,16 +230,6 @@ class DeltaPublisher:
         if self._server is not None:
             self._server.close()
         self._store.close()
-
-    def __enter__(self) -> Self:
-        """Use the publisher in a ``with`` statement."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
     def _publish(self, draft: Draft) -> PublishReport:
         with self._lock:

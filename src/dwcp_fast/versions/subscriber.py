@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from dwcp_fast.closing import Closing
 from dwcp_fast.errors import (
     BaseMismatchError,
     ConfigError,
@@ -111,7 +112,7 @@ class AsyncStagedVersion:
         return await self._worker.run(self._staged.commit, lambda: None)
 
 
-class DeltaSubscriber:
+class DeltaSubscriber(Closing):
     """Follows the versions of a publisher. Iterating gives the newest version each time there is a newer one.
 
     What is held is always exactly some published version, proven tensor by tensor. A delta that cannot be
@@ -353,16 +354,6 @@ class DeltaSubscriber:
     def __aiter__(self) -> "AsyncVersions":
         """Give versions to a coroutine."""
         return AsyncVersions(self._wait, self._source.interrupt, self._worker)
-
-    def __enter__(self) -> Self:
-        """Use the subscriber in a ``with`` statement."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
     async def __aenter__(self) -> Self:
         """Use the subscriber in an ``async with`` statement."""
