@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 import sysconfig
 import tomllib
 from importlib import metadata
@@ -114,3 +116,14 @@ def test_crates_that_only_build_are_told_from_shipped_ones(licences: ModuleType)
     ]
     packages = {"ours": {"name": "dwcp-python"}, "linked": {"name": "linked"}}
     assert licences.reachable_crates(nodes, "dwcp-python", packages) == {"ours", "linked", "deep"}
+
+
+def test_importing_the_package_brings_no_numpy_and_versions_come_when_asked_for() -> None:
+    code = (
+        "import sys, dwcp_fast; before = 'numpy' in sys.modules; "
+        "print(before, dwcp_fast.versions.DeltaPublisher is dwcp_fast.DeltaPublisher)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert told.stdout.split() == ["False", "True"]

@@ -1,8 +1,10 @@
 """Moves large changing state between machines: compressed per block, resumable, verified."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-from dwcp_fast import delta, snap, versions
+from dwcp_fast import delta, snap
 from dwcp_fast.codec import (
     compress,
     compress_into,
@@ -39,7 +41,19 @@ from dwcp_fast.received import Received
 from dwcp_fast.reports import Progress, ReceiveReport, SendReport
 from dwcp_fast.session import Session, connect, connect_async
 from dwcp_fast.trust import INSECURE, MutualTls
-from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber
+
+if TYPE_CHECKING:
+    from dwcp_fast import versions
+    from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber
+else:
+
+    def __getattr__(name):
+        """Import versions when they are first asked for: they need numpy, half the time of the import."""
+        if name not in {"DeltaPublisher", "DeltaSubscriber", "versions"}:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        late = import_module("dwcp_fast.versions")
+        return late if name == "versions" else getattr(late, name)
+
 
 __all__ = [
     "INSECURE",

@@ -12,11 +12,6 @@ taken wherever a patch is.
 Buffers are taken as in :mod:`dwcp_fast.codec`: C-contiguous, without copying, the interpreter released.
 """
 
-import errno
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -25,7 +20,8 @@ from typing import Any, Final, Literal
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.errors import ConfigError
-from dwcp_fast.options import check_block_bytes, check_int
+from dwcp_fast.options import check_block_bytes, check_threads
+from dwcp_fast.staging import staged
 
 __all__ = [
     "PatchInfo",
@@ -49,7 +45,6 @@ WIDTHS: Final = {
 """Bytes of an element by the name of its type."""
 
 DEFAULT_BLOCK_BYTES: Final = 1 << 20
-MAX_THREADS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +129,8 @@ def encode(
     >>> len(patch) < 1000, apply(patch, old) == new
     (True, True)
     """
-    check_options(block_bytes, threads)
+    check_block_bytes(block_bytes)
+    check_threads(threads)
     return _core.patch_encode(old, new, width_of(dtype), codec, block_bytes, search, threads)
 
 
@@ -157,7 +153,7 @@ def apply(patch: BufferLike, old: BufferLike, *, threads: int = 1) -> bytes:
         ConfigError: `threads` cannot be used.
         BufferError: A buffer is not C-contiguous.
     """
-    check_int("threads", threads, 1, MAX_THREADS)
+    check_threads(threads)
     return _core.patch_apply(patch, old, threads)
 
 
@@ -184,7 +180,7 @@ def apply_onto(patch: BufferLike, old: BufferLike, out: BufferLike, *, threads: 
     >>> out
     bytearray(b'version 2')
     """
-    check_int("threads", threads, 1, MAX_THREADS)
+    check_threads(threads)
     _core.patch_apply_onto(patch, old, out, threads)
 
 
@@ -210,7 +206,7 @@ def apply_into(patch: BufferLike, old: BufferLike, *, threads: int = 1) -> None:
     >>> held
     bytearray(b'version 2')
     """
-    check_int("threads", threads, 1, MAX_THREADS)
+    check_threads(threads)
     _core.patch_apply_in_place(patch, old, threads)
 
 
@@ -270,7 +266,8 @@ class Snapshot:
             ConfigError: An option cannot be used.
             BufferError: `data` is not C-contiguous.
         """
-        check_options(block_bytes, threads)
+        check_block_bytes(block_bytes)
+        check_threads(threads)
         self._held = _core.Snapshot(data, width_of(dtype), codec, block_bytes, search, threads)
 
     @property
@@ -305,7 +302,7 @@ class Snapshot:
             ConfigError: `threads` cannot be used.
             BufferError: `new` is not C-contiguous, or of another length while there is a view.
         """
-        check_int("threads", threads, 1, MAX_THREADS)
+        check_threads(threads)
         return self._held.advance(new, threads)
 
     def advance_masked(
@@ -327,7 +324,7 @@ class Snapshot:
             ConfigError: `threads` cannot be used.
             BufferError: A buffer is not C-contiguous.
         """
-        check_int("threads", threads, 1, MAX_THREADS)
+        check_threads(threads)
         return self._held.advance_masked(new, mask, packed, threads)
 
     def advance_sparse(self, index: BufferLike, values: BufferLike, *, threads: int = 1) -> bytes:
@@ -346,7 +343,7 @@ class Snapshot:
             ConfigError: `threads` cannot be used.
             BufferError: A buffer is not C-contiguous.
         """
-        check_int("threads", threads, 1, MAX_THREADS)
+        check_threads(threads)
         return self._held.advance_sparse(index, values, threads)
 
     def apply(self, patch: BufferLike, *, threads: int = 1) -> None:
@@ -362,7 +359,7 @@ class Snapshot:
             ConfigError: `threads` cannot be used.
             BufferError: The length changes while there is a view.
         """
-        check_int("threads", threads, 1, MAX_THREADS)
+        check_threads(threads)
         self._held.apply(patch, threads)
 
 
@@ -400,7 +397,8 @@ def diff_files(
         DeltaError: A file was being changed in place when that ended: see :func:`recover`.
         ConfigError: An option cannot be used.
     """
-    check_options(block_bytes, threads)
+    check_block_bytes(block_bytes)
+    check_threads(threads)
     with staged(Path(patch)) as out:
         told = _core.patch_encode_files(
             Path(old), Path(new), out, width_of(dtype), codec, block_bytes, search, threads
@@ -440,7 +438,7 @@ def apply_files(
         FormatError: The patch is damaged.
         ConfigError: An option cannot be used.
     """
-    check_int("threads", threads, 1, MAX_THREADS)
+    check_threads(threads)
     if in_place:
         if new is not None:
             raise ConfigError(f"new is {str(new)!r}, but the change is to be made in place")
@@ -477,31 +475,3 @@ def width_of(dtype: str | None) -> int | None:
         return WIDTHS[dtype]
     except KeyError:
         raise ConfigError(f"dtype {dtype!r} is not known: it must be one of {', '.join(WIDTHS)}") from None
-
-
-def check_options(block_bytes: int, threads: int) -> None:
-    """Refuse a block length that a patch has no room for, and a number of threads that nobody means."""
-    check_block_bytes(block_bytes)
-    check_int("threads", threads, 1, MAX_THREADS)
-
-
-@contextmanager
-def staged(target: Path, like: Path | None = None) -> Iterator[Path]:
-    """Give a new file beside `target` that takes its place, on disk, when all went well."""
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-    # Opened like any new file, so that the umask is the system's to apply.
-    name = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.part")
-    descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            yield name
-            if like is not None:
-                os.fchmod(descriptor, like.stat().st_mode & 0o777)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        name.replace(target)
-    except BaseException:
-        name.unlink(missing_ok=True)
-        raise

@@ -6,20 +6,22 @@ from typing import Any
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
-from dwcp_fast.links import Events
+from dwcp_fast.links import Events, NativeLink
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.lanes import choose_lanes
 from dwcp_fast.received import Received, receive_report, received_buffers
-from dwcp_fast.reports import Progress, ReceiveReport
+from dwcp_fast.reports import ReceiveReport
 from dwcp_fast.told import FetchSettings
-from dwcp_fast.trust import Insecure, Trust, address_of, dial_security
+from dwcp_fast.trust import Trust, address_of, dial_security
 
 __all__ = ["FetchLink"]
 
 
-class FetchLink:
+class FetchLink(NativeLink):
     """A v3 session with a listener that sends what it is asked for."""
+
+    _native: _core.Fetcher
 
     def __init__(
         self,
@@ -32,11 +34,9 @@ class FetchLink:
         engine: Choice[Any],
     ) -> None:
         """Connect."""
-        self._receive = receive
-        self._cancel = cancel
-        self._transport = "tcp" if isinstance(trust, Insecure) else "tls"
         lanes = choose_lanes(options.streams)
-        self._choices: list[Choice[Any]] = [engine, lanes]
+        super().__init__(trust, cancel, [engine, lanes])
+        self._receive = receive
         settings: FetchSettings = {
             "lanes": min(lanes.value, receive.max_lanes),
             "max_block_bytes": receive.max_block_bytes,
@@ -67,19 +67,3 @@ class FetchLink:
         keep = receive.symlinks == "keep"
         told = self._native.fetch_tree(request, directory, receive.overwrite, keep, receive.sync, timeout_s)
         return receive_report(told, self._transport)
-
-    def progress(self) -> Progress:
-        """Tell where the transfer stands."""
-        return Progress(**self._native.progress())
-
-    def choices(self) -> list[Choice[Any]]:
-        """Tell what was chosen and why."""
-        return self._choices
-
-    def cancel(self) -> None:
-        """Stop what is under way; the session is of no use afterwards."""
-        self._cancel.cancel()
-
-    def close(self) -> None:
-        """Part in peace."""
-        self._native.close()

@@ -8,6 +8,7 @@ from typing import Self
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
+from dwcp_fast.closing import Closing
 from dwcp_fast.errors import ConfigError
 from dwcp_fast.links import ScannedPaths, base_choice, scan_paths, send_report
 from dwcp_fast.options import ReceiveOptions, SendOptions
@@ -20,7 +21,7 @@ from dwcp_fast.waiting import Worker
 __all__ = ["AsyncIncomingSession", "IncomingSession"]
 
 
-class IncomingSession:
+class IncomingSession(Closing):
     """The session of a peer that was let in; made by :meth:`Listener.accept`.
 
     The peer either sends, and is received from, or fetches, and is sent to.
@@ -194,16 +195,6 @@ class IncomingSession:
     def close(self) -> None:
         """End the session, also from another thread; a second time does nothing. What is staged stays."""
         self._native.close()
-
-    def __enter__(self) -> Self:
-        """Use the session in a ``with`` statement."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
     def _receiver(self) -> _core.Receiver:
         if isinstance(self._native, _core.Server):

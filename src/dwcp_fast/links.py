@@ -22,6 +22,7 @@ from dwcp_fast.trust import Insecure, Trust, address_of, dial_security
 __all__ = [
     "Events",
     "Link",
+    "NativeLink",
     "ScannedPaths",
     "V1Link",
     "V3Link",
@@ -118,38 +119,16 @@ def scan_paths(
     )
 
 
-class V3Link:
-    """A v3 session."""
+class NativeLink:
+    """What a v3 session is to both who sends and who fetches."""
 
-    def __init__(
-        self,
-        target: str,
-        trust: Trust | None,
-        options: SendOptions,
-        cancel: _core.Cancel,
-        events: Events | None,
-        engine: Choice[Any],
-    ) -> None:
-        """Connect."""
-        self._options = options
+    _native: _core.Sender | _core.Fetcher
+
+    def __init__(self, trust: Trust | None, cancel: _core.Cancel, choices: list[Choice[Any]]) -> None:
+        """Note how to stop, and what was chosen."""
         self._cancel = cancel
-        codec = choose_codec(options.codec)
-        lanes = choose_lanes(options.streams)
-        self._choices: list[Choice[Any]] = [engine, codec, lanes, base_choice(options)]
-        self._peer = address_of(target)
+        self._choices = choices
         self._transport = "tcp" if isinstance(trust, Insecure) else "tls"
-        settings = send_settings(options)
-        self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
-
-    def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
-        """Send named buffers."""
-        told = self._native.send_buffers(list(objects.items()), self._options.block_bytes)
-        return send_report(told, self._peer, self._transport, self._choices)
-
-    def send_scan(self, scan: ScannedPaths) -> SendReport:
-        """Send files."""
-        told = self._native.send_scan(scan.native)
-        return send_report(told, self._peer, self._transport, self._choices)
 
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
@@ -166,6 +145,40 @@ class V3Link:
     def close(self) -> None:
         """Part in peace."""
         self._native.close()
+
+
+class V3Link(NativeLink):
+    """A v3 session with a receiver."""
+
+    _native: _core.Sender
+
+    def __init__(
+        self,
+        target: str,
+        trust: Trust | None,
+        options: SendOptions,
+        cancel: _core.Cancel,
+        events: Events | None,
+        engine: Choice[Any],
+    ) -> None:
+        """Connect."""
+        codec = choose_codec(options.codec)
+        lanes = choose_lanes(options.streams)
+        super().__init__(trust, cancel, [engine, codec, lanes, base_choice(options)])
+        self._options = options
+        self._peer = address_of(target)
+        settings = send_settings(options)
+        self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
+
+    def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
+        """Send named buffers."""
+        told = self._native.send_buffers(list(objects.items()), self._options.block_bytes)
+        return send_report(told, self._peer, self._transport, self._choices)
+
+    def send_scan(self, scan: ScannedPaths) -> SendReport:
+        """Send files."""
+        told = self._native.send_scan(scan.native)
+        return send_report(told, self._peer, self._transport, self._choices)
 
 
 class V1Link:

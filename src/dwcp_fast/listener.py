@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from dwcp_fast import _core
+from dwcp_fast.closing import Closing
 from dwcp_fast.errors import ConfigError
 from dwcp_fast.incoming import AsyncIncomingSession, IncomingSession
 from dwcp_fast.links import Events, send_settings
@@ -142,7 +143,7 @@ def listen_async(
     )
 
 
-class Listener:
+class Listener(Closing):
     """A socket that peers connect to; made by :func:`listen`."""
 
     def __init__(
@@ -242,16 +243,6 @@ class Listener:
             self._v1.close(V1_CLOSE_S)
         if self._into is not None and self._identity is not None:
             forget_pairing(self._into)
-
-    def __enter__(self) -> Self:
-        """Use the listener in a ``with`` statement."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
     def _make_security(
         self, trust: MutualTls | Insecure | None, kept: KeptPairing | None

@@ -32,6 +32,7 @@ MIN_BLOCK_BYTES: Final = 64 * KIB
 MAX_BLOCK_BYTES: Final = 4 * MIB
 MAX_LANES: Final = 256
 MAX_SESSIONS: Final = 65_536
+MAX_THREADS: Final = 256
 MAX_ENTRIES: Final = 1 << 20
 MAX_OBJECT_BYTES: Final = 1 << 62
 MAX_SECONDS: Final = 30 * 86_400.0
@@ -267,6 +268,11 @@ def check_block_bytes(value: int, field: str = "block_bytes") -> None:
     check_int(field, value, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)
     if value & (value - 1):
         raise ConfigError(f"{field} is {value}: it must be a power of two")
+
+
+def check_threads(value: int) -> None:
+    """Refuse a number of threads that nobody means."""
+    check_int("threads", value, 1, MAX_THREADS)
 
 
 def check_codec(value: str) -> None:

@@ -28,6 +28,7 @@ from typing import Any, Self
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
+from dwcp_fast.closing import Closing
 from dwcp_fast.engine import engine_for
 from dwcp_fast.errors import ConfigError, NegotiationError
 from dwcp_fast.fetching import FetchLink
@@ -99,7 +100,7 @@ def connect_async(
     return AsyncSession(target, trust, options, receive, events)
 
 
-class Session:
+class Session(Closing):
     """A session with a peer that was dialled; made by :func:`connect`. One transfer at a time."""
 
     def __init__(self, link: Link | FetchLink, options: SendOptions) -> None:
@@ -236,16 +237,6 @@ class Session:
     def close(self) -> None:
         """End the session; a second time does nothing."""
         self._link.close()
-
-    def __enter__(self) -> Self:
-        """Use the session in a ``with`` statement."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
     def _sender(self) -> Link:
         if isinstance(self._link, FetchLink):

@@ -7,8 +7,9 @@ import click
 from dwcp_fast.cli.files import PATCH_CODEC, SEEKABLE, output_file_option
 from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.units import help_with_example
-from dwcp_fast.delta import MAX_THREADS, PatchInfo, apply_files, diff_files
+from dwcp_fast.delta import PatchInfo, apply_files, diff_files
 from dwcp_fast.delta import recover as recover_file
+from dwcp_fast.options import MAX_THREADS
 
 __all__ = ["delta"]
 

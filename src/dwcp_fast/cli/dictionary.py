@@ -10,9 +10,9 @@ import click
 from dwcp_fast.cli.files import FILE, output_file_option
 from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.units import help_with_example, reading
-from dwcp_fast.delta import staged
 from dwcp_fast.dictionary import DEFAULT_MAX_BYTES, Dictionary
 from dwcp_fast.options import parse_bytes
+from dwcp_fast.staging import staged
 
 __all__ = ["dictionary"]
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from dwcp_fast.errors import (
     LimitExceededError,
     UnsupportedFormatError,
 )
+from dwcp_fast.record import Record
 
 __all__ = [
     "MAX_PARTS",
@@ -37,8 +37,6 @@ HEADER_BYTES: Final = 32
 MAX_MANIFEST_BYTES: Final = 4 << 20
 MAX_PARTS: Final = 4096
 MAX_NAME_BYTES: Final = 1024
-MAX_SIZE: Final = (1 << 63) - 1
-DIGEST: Final = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,20 +196,18 @@ def read(file: BinaryIO, pack_bytes: int) -> PackInfo:
 
 def parse(told: object, start: int) -> tuple[int, tuple[Part, ...]]:
     """Check the manifest's values, one by one."""
-    fields = fields_of(told, "manifest", {"block_bytes", "parts"})
-    listed = fields["parts"]
-    if not isinstance(listed, list):
-        raise FormatError("parts of the manifest is no list")
-    if len(listed) > MAX_PARTS:
-        raise LimitExceededError(f"{len(listed)} parts are over the limit of {MAX_PARTS}")
+    manifest = Record(told, "the manifest")
+    manifest.check_fields("block_bytes", "parts")
+    # No more than the manifest has room for; too many of them are an error of their own.
+    count = len(manifest.values("parts", MAX_MANIFEST_BYTES))
+    if count > MAX_PARTS:
+        raise LimitExceededError(f"{count} parts are over the limit of {MAX_PARTS}")
     parts: list[Part] = []
     names: set[str] = set()
     offset = 0
-    for one in listed:
-        part = fields_of(one, "part", {"name", "target", "base", "offset_bytes", "patch_bytes"})
-        name = part["name"]
-        if not isinstance(name, str):
-            raise FormatError("the name of a part is no text")
+    for part in manifest.records("parts", MAX_PARTS):
+        part.check_fields("name", "target", "base", "offset_bytes", "patch_bytes")
+        name = part.text("name")
         try:
             check_name(name)
         except ConfigError as error:
@@ -222,32 +218,16 @@ def parse(told: object, start: int) -> tuple[int, tuple[Part, ...]]:
         if (outer := within_another(name, names)) is not None:
             raise FormatError(f"part {name!r} lies within part {outer!r}")
         names.add(name)
-        if number(part["offset_bytes"], "offset_bytes") != offset:
+        if part.number("offset_bytes") != offset:
             raise FormatError(f"part {name!r} does not begin at byte {offset}, where the one before ends")
-        length = number(part["patch_bytes"], "patch_bytes")
-        parts.append(Part(name, version(part["target"]), version(part["base"]), start + offset, length))
+        length = part.number("patch_bytes")
+        target, base = (read_version(part.record(which)) for which in ("target", "base"))
+        parts.append(Part(name, target, base, start + offset, length))
         offset += length
-    return number(fields["block_bytes"], "block_bytes"), tuple(parts)
+    return manifest.number("block_bytes"), tuple(parts)
 
 
-def version(told: object) -> Version:
+def read_version(record: Record) -> Version:
     """Read a size and a digest."""
-    fields = fields_of(told, "version", {"size_bytes", "digest"})
-    digest = fields["digest"]
-    if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-        raise FormatError("a digest is 32 hexadecimal digits")
-    return Version(number(fields["size_bytes"], "size_bytes"), digest)
-
-
-def number(value: object, name: str) -> int:
-    """Read a length."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_SIZE:
-        raise FormatError(f"{name} is no number of bytes")
-    return value
-
-
-def fields_of(told: object, what: str, names: set[str]) -> dict[str, Any]:
-    """Read an object with exactly these fields."""
-    if not isinstance(told, dict) or set(told) != names:
-        raise FormatError(f"a {what} has the fields {', '.join(sorted(names))}")
-    return told
+    record.check_fields("size_bytes", "digest")
+    return Version(record.number("size_bytes"), record.digest("digest"))

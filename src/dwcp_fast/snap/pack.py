@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Final
 
-from dwcp_fast.delta import DEFAULT_BLOCK_BYTES, diff_files, staged
+from dwcp_fast.delta import DEFAULT_BLOCK_BYTES, diff_files
 from dwcp_fast.errors import ConfigError, LimitExceededError
 from dwcp_fast.snap.manifest import (
     MAX_PARTS,
@@ -19,6 +19,7 @@ from dwcp_fast.snap.manifest import (
     opened,
     within_another,
 )
+from dwcp_fast.staging import staged
 
 __all__ = ["info", "pack"]
 

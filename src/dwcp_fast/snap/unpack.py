@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Final
 from dwcp_fast.delta import apply_files, info
 from dwcp_fast.errors import BaseMismatchError, FormatError, IntegrityError, LimitExceededError
 from dwcp_fast.snap.manifest import PackInfo, Part, Version, opened
+from dwcp_fast.staging import sync_directory
 
 __all__ = ["DEFAULT_MAX_BYTES", "UnpackReport", "unpack"]
 
@@ -105,9 +106,9 @@ def unpack(
                     used[part.name] = place_from_candidates(part, patch, candidates, place)
             # On disk with everything below it, before it appears.
             for folder, _, _ in os.walk(tree, topdown=False):
-                sync(Path(folder))
+                sync_directory(Path(folder))
             tree.rename(target)
-            sync(target.parent)
+            sync_directory(target.parent)
         finally:
             shutil.rmtree(stage, ignore_errors=True)
     return UnpackReport(pack, target, used)
@@ -171,12 +172,3 @@ def extract(file: BinaryIO, part: Part, patch: Path) -> None:
         while left and (piece := file.read(min(left, COPY_BYTES))):
             out.write(piece)
             left -= len(piece)
-
-
-def sync(folder: Path) -> None:
-    """Put a directory's entries on disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from dwcp_fast.errors import FormatError
-from dwcp_fast.versions.record import Record, dump
+from dwcp_fast.record import Record, dump
 from dwcp_fast.versions.store import is_key
 
 __all__ = ["AHEAD_BYTES", "HEAD_NAME", "MAX_KEYS", "Question", "key_of", "name_of"]

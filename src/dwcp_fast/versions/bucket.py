@@ -63,15 +63,7 @@ class BucketStore:
 
     def read_head(self) -> Stamp | None:
         """Read the head; see :meth:`.store.Source.read_head`."""
-        try:
-            with typed("read", HEAD_KEY):
-                found = obstore.get(self._store, HEAD_KEY)
-                data = take(found, MAX_HEAD_BYTES + 1)
-        except FileNotFoundError:
-            return None
-        if len(data) > MAX_HEAD_BYTES:
-            raise LimitExceededError(f"the head has more than {MAX_HEAD_BYTES} bytes, which is the limit")
-        return Stamp(data, found.meta["e_tag"] or "")
+        return self._head({})
 
     def wait_head(self, seen: Stamp | None, held: str | None, timeout_s: float) -> Stamp | None:  # noqa: ARG002
         """Wait for another head; see :meth:`.store.Source.wait_head`."""
@@ -142,14 +134,21 @@ class BucketStore:
         if seen is None:
             return self.read_head()
         try:
+            head = self._head({"if_none_match": seen.token})
+        except failures.NotModifiedError:
+            return None
+        return None if head is None or head.data == seen.data else head
+
+    def _head(self, options: "obstore.GetOptions") -> Stamp | None:
+        try:
             with typed("read", HEAD_KEY):
-                found = obstore.get(self._store, HEAD_KEY, options={"if_none_match": seen.token})
+                found = obstore.get(self._store, HEAD_KEY, options=options)
                 data = take(found, MAX_HEAD_BYTES + 1)
-        except (FileNotFoundError, failures.NotModifiedError):
+        except FileNotFoundError:
             return None
         if len(data) > MAX_HEAD_BYTES:
             raise LimitExceededError(f"the head has more than {MAX_HEAD_BYTES} bytes, which is the limit")
-        return None if data == seen.data else Stamp(data, found.meta["e_tag"] or "")
+        return Stamp(data, found.meta["e_tag"] or "")
 
 
 def take(found: "obstore.GetResult", limit: int) -> bytes:

@@ -1,22 +1,21 @@
 """A directory that keeps versions: every file is complete and on disk before it has its name."""
 
-import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Final
 
 from dwcp_fast.errors import ConflictError, LimitExceededError
+from dwcp_fast.staging import replace_file, sync_directory
 from dwcp_fast.versions.manifest import MAX_HEAD_BYTES, content_digest
 from dwcp_fast.versions.store import Stamp, is_key
 
-__all__ = ["DirectoryStore", "replace_file"]
+__all__ = ["DirectoryStore"]
 
 HEAD_NAME: Final = "head.json"
 LOCK_NAME: Final = "head.lock"
@@ -137,43 +136,5 @@ def read_bounded(path: Path, limit: int) -> bytes:
                 break
             data += part
         return bytes(data)
-    finally:
-        os.close(descriptor)
-
-
-def replace_file(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> None:
-    """Write a file that takes its name, whole and on disk, as one step.
-
-    Args:
-        path: The file.
-        parts: Its content.
-
-    Raises:
-        OSError: It cannot be written; what was there is unchanged, unless only the last sync failed.
-    """
-    staged = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.part")
-    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            for part in parts:
-                left = memoryview(part)
-                while left.nbytes:
-                    left = left[os.write(descriptor, left[: 1 << 30]) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        staged.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            staged.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Put the names in a directory on disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from dwcp_fast.errors import ConfigError, ConflictError, FormatError, LimitExceededError
-from dwcp_fast.versions.directory import replace_file
+from dwcp_fast.staging import replace_file
 from dwcp_fast.versions.layout import Layout
 from dwcp_fast.versions.manifest import version_digest
 from dwcp_fast.versions.safetensors import header_of, read_exactly, read_header

@@ -12,9 +12,9 @@ from typing import Any, Final
 from dwcp_fast.codec import digest
 from dwcp_fast.errors import ConfigError, FormatError, IntegrityError
 from dwcp_fast.policy.versions import Retained
+from dwcp_fast.record import Record, dump
 from dwcp_fast.versions.layout import Layout
-from dwcp_fast.versions.record import Record, dump
-from dwcp_fast.versions.tensors import TensorSpec, check_spec
+from dwcp_fast.versions.tensors import MAX_TENSORS, TensorSpec, check_spec
 
 __all__ = [
     "MAX_HEAD_BYTES",
@@ -32,7 +32,6 @@ __all__ = [
 MAX_HEAD_BYTES: Final = 1 << 21
 MAX_MANIFEST_BYTES: Final = 1 << 26
 MAX_VERSIONS: Final = 1 << 12
-MAX_TENSORS: Final = 1 << 18
 HEAD_KIND: Final = "dwcp-versions"
 MANIFEST_KIND: Final = "dwcp-version"
 

@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
-from types import TracebackType
-from typing import Final, Literal, Self, get_args
+from typing import Final, Literal, get_args
 
 from dwcp_fast import delta
 from dwcp_fast.buffers import BufferLike
+from dwcp_fast.closing import Closing
 from dwcp_fast.delta import Snapshot
 from dwcp_fast.errors import (
     BaseMismatchError,
@@ -20,8 +20,9 @@ from dwcp_fast.errors import (
     DwcpError,
     FormatError,
 )
-from dwcp_fast.options import check_block_bytes, check_choice, check_int, check_seconds
+from dwcp_fast.options import check_block_bytes, check_choice, check_int, check_seconds, check_threads
 from dwcp_fast.policy.versions import Form, Retained, Step, choose_anchor, choose_retained, plan_route
+from dwcp_fast.record import MAX_NUMBER
 from dwcp_fast.trust import Insecure, MutualTls
 from dwcp_fast.versions.base import Base, Changes, Coder, begin_group
 from dwcp_fast.versions.draft import Draft
@@ -37,7 +38,6 @@ from dwcp_fast.versions.manifest import (
 from dwcp_fast.versions.packing import Packer
 from dwcp_fast.versions.places import open_store
 from dwcp_fast.versions.reading import Refusal, follow, read_manifest
-from dwcp_fast.versions.record import MAX_NUMBER
 from dwcp_fast.versions.reports import PublishReport
 from dwcp_fast.versions.serving import PeerStatus, Server
 from dwcp_fast.versions.state import run_over
@@ -48,7 +48,6 @@ __all__ = ["Confirm", "DeltaPublisher"]
 Confirm = Literal["store", "any", "all"]
 
 LOG: Final = logging.getLogger(__name__)
-MAX_THREADS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +62,7 @@ class Coded:
     changed: int
 
 
-class DeltaPublisher:
+class DeltaPublisher(Closing):
     """Publishes versions of a set of tensors.
 
     A version is some immutable objects in a store, and becomes visible when one small head is replaced, last.
@@ -117,7 +116,7 @@ class DeltaPublisher:
         """
         check_int("anchor_every", anchor_every, 1, 1024)
         check_int("keep", keep, 1, 1024)
-        check_int("threads", threads, 1, MAX_THREADS)
+        check_threads(threads)
         check_block_bytes(block_bytes)
         check_choice("confirm", confirm, get_args(Confirm))
         check_seconds("confirm_timeout_s", confirm_timeout_s)
@@ -231,16 +230,6 @@ class DeltaPublisher:
         if self._server is not None:
             self._server.close()
         self._store.close()
-
-    def __enter__(self) -> Self:
-        """Use the publisher in a ``with`` statement."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
     def _publish(self, draft: Draft) -> PublishReport:
         with self._lock:
@@ -397,7 +386,7 @@ class DeltaPublisher:
         self._stamp = self._store.replace_head(told, self._stamp)
         self._head = head
         self._show()
-        self._objects[name] = {manifest_key(name), *map(pack_key, manifest.objects())}
+        self._objects[name] = objects_of(name, manifest)
         return tuple(one for one in before if one not in kept)
 
     def _collect(self, removed: tuple[Retained, ...]) -> None:
@@ -472,10 +461,7 @@ class DeltaPublisher:
                 # Nothing is removed while it is not known what this version needs.
                 LOG.warning("the manifest of version %d cannot be read: %s", entry.version, exc)
                 continue
-            self._objects[entry.manifest] = {
-                manifest_key(entry.manifest),
-                *map(pack_key, manifest.objects()),
-            }
+            self._objects[entry.manifest] = objects_of(entry.manifest, manifest)
 
     def _sweep(self) -> None:
         """Remove what earlier publishers left behind without ever naming it."""
@@ -509,3 +495,8 @@ class DeltaPublisher:
             removed=removed,
             seconds=time.perf_counter() - started,
         )
+
+
+def objects_of(name: str, manifest: Manifest) -> set[str]:
+    """Give the keys of all objects that a version needs; `name` is the digest of its manifest."""
+    return {manifest_key(name), *map(pack_key, manifest.objects())}

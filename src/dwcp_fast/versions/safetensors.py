@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from dwcp_fast.errors import ConfigError, FormatError, LimitExceededError
-from dwcp_fast.versions.record import Record
-from dwcp_fast.versions.tensors import RESERVED_NAME, Tensor, TensorSpec, check_spec
+from dwcp_fast.record import Record
+from dwcp_fast.versions.tensors import MAX_TENSORS, RESERVED_NAME, Tensor, TensorSpec, check_spec
 
 __all__ = ["header_of", "map_tensors", "read_header"]
 
 MAX_HEADER_BYTES: Final = 100_000_000
 """What the format itself allows."""
-
-MAX_TENSORS: Final = 1 << 18
 
 DTYPE_NAMES: Final = {
     "bool": "BOOL",

@@ -6,10 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dwcp_fast.codec import digest
 from dwcp_fast.errors import IntegrityError
 from dwcp_fast.versions.layout import Layout
-from dwcp_fast.versions.manifest import Manifest
+from dwcp_fast.versions.manifest import Manifest, content_digest
 from dwcp_fast.versions.tensors import Tensor
 
 __all__ = ["State", "Tensors", "run_over", "tensor_digests", "verify"]
@@ -109,7 +108,7 @@ def tensor_digests(layout: Layout, number: int, group: bytes | bytearray | memor
         Their digests, in hex.
     """
     view = memoryview(group)
-    return [digest(view[place]).hex() for _, place in layout.groups[number].slices()]
+    return [content_digest(view[place]) for _, place in layout.groups[number].slices()]
 
 
 def verify(

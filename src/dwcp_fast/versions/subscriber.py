@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from dwcp_fast.closing import Closing
 from dwcp_fast.errors import (
     BaseMismatchError,
     ConfigError,
@@ -18,7 +19,7 @@ from dwcp_fast.errors import (
     DwcpError,
     IntegrityError,
 )
-from dwcp_fast.options import check_int, check_seconds
+from dwcp_fast.options import check_int, check_seconds, check_threads
 from dwcp_fast.policy.versions import Form, Retained, Step, plan_route
 from dwcp_fast.trust import Trust
 from dwcp_fast.versions.folder import Folder
@@ -111,7 +112,7 @@ class AsyncStagedVersion:
         return await self._worker.run(self._staged.commit, lambda: None)
 
 
-class DeltaSubscriber:
+class DeltaSubscriber(Closing):
     """Follows the versions of a publisher. Iterating gives the newest version each time there is a newer one.
 
     What is held is always exactly some published version, proven tensor by tensor. A delta that cannot be
@@ -143,7 +144,7 @@ class DeltaSubscriber:
             ConflictError: Another subscriber uses `into`.
             OSError: `into` cannot be read.
         """
-        check_int("threads", threads, 1, 256)
+        check_threads(threads)
         check_int("max_version_bytes", max_version_bytes, 1, 1 << 46)
         self._threads = threads
         self._max_bytes = max_version_bytes
@@ -353,16 +354,6 @@ class DeltaSubscriber:
     def __aiter__(self) -> "AsyncVersions":
         """Give versions to a coroutine."""
         return AsyncVersions(self._wait, self._source.interrupt, self._worker)
-
-    def __enter__(self) -> Self:
-        """Use the subscriber in a ``with`` statement."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()
 
     async def __aenter__(self) -> Self:
         """Use the subscriber in an ``async with`` statement."""

@@ -13,7 +13,17 @@ from dwcp_fast.errors import ConfigError, LimitExceededError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["DTYPES", "Tensor", "TensorSpec", "check_spec", "describe", "elements_of", "plain_view"]
+__all__ = [
+    "DTYPES",
+    "MAX_TENSORS",
+    "RESERVED_NAME",
+    "Tensor",
+    "TensorSpec",
+    "check_spec",
+    "describe",
+    "elements_of",
+    "plain_view",
+]
 
 DTYPES: Final = {
     "bool": 1,
@@ -47,6 +57,7 @@ ALIASES: Final = {
 MAX_NAME_BYTES: Final = 1024
 MAX_DIMENSIONS: Final = 16
 MAX_TENSOR_BYTES: Final = 1 << 46
+MAX_TENSORS: Final = 1 << 18
 RESERVED_NAME: Final = "__metadata__"
 
 

@@ -59,6 +59,11 @@ class Record:
             raise UnsupportedFormatError(f"{what} has revision {record.number('revision')}, known is 1")
         return record
 
+    def check_fields(self, *names: str) -> None:
+        """Refuse an object that has not exactly these fields."""
+        if set(self._fields) != set(names):
+            raise FormatError(f"{self._what} must have exactly the fields {', '.join(names)}")
+
     def fault(self, field: str, must: str) -> FormatError:
         """Say what is wrong with a field."""
         return FormatError(
