@@ -6,6 +6,7 @@ use super::error::PatchError;
 use crate::block::BlockKind;
 use crate::codec::CodecId;
 use crate::digest::{CheckHasher, Digest};
+use crate::segments::SegmentKind;
 
 /// The first bytes of a patch.
 pub const MAGIC: [u8; 4] = *b"DWCD";
@@ -32,8 +33,8 @@ pub(super) const KIND_TAIL: u8 = 255;
 /// Seed of the check: "dwcd" in ASCII.
 const CHECK_SEED: u64 = 0x6477_6364;
 const KIND_SAME: u8 = 16;
-const KIND_COPY: u8 = 17;
-const KIND_SPLICE: u8 = 18;
+const KIND_COPY: u8 = SegmentKind::Copy as u8;
+const KIND_SPLICE: u8 = SegmentKind::Splice as u8;
 
 /// Where a block of the target comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
