@@ -104,14 +104,13 @@ impl SparseDecoder {
         if count == 0 && mode & AS_MASK != 0 {
             return Err(CodecError::UnknownMode { mode });
         }
-        if count == 0 {
-            // Only the tail changed.
-        } else if mode & AS_MASK != 0 {
-            self.read_mask(&mut reader, elements, count, decompressor)?;
-        } else {
-            self.read_gaps(&mut reader, elements, count, decompressor)?;
-        }
+        // Without any, only the tail changed.
         if count > 0 {
+            if mode & AS_MASK != 0 {
+                self.read_mask(&mut reader, elements, count, decompressor)?;
+            } else {
+                self.read_gaps(&mut reader, elements, count, decompressor)?;
+            }
             self.read_changes(&mut reader, width, count, decompressor)?;
         }
         let (whole, last) = dst.split_at_mut(elements * width);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::error::PatchError;
-use crate::block::BlockKind;
+use crate::block::{self, BlockKind};
 use crate::codec::CodecId;
 use crate::digest::{CheckHasher, Digest};
 use crate::segments::SegmentKind;
@@ -320,8 +320,16 @@ impl Check {
     }
 }
 
+/// Refuses a width of elements that there is not.
+pub(super) fn expect_width(width: Option<u8>) -> Result<(), PatchError> {
+    match width {
+        Some(width) if !block::WIDTHS.contains(&width) => Err(PatchError::Width { width }),
+        _ => Ok(()),
+    }
+}
+
 /// Where block `index` of an object of `size` bytes is; empty past its end.
-pub(super) fn block_range(index: u64, block_bytes: u32, size: u64) -> Range<u64> {
+fn block_range(index: u64, block_bytes: u32, size: u64) -> Range<u64> {
     let start = index.saturating_mul(block_bytes.into()).min(size);
     start..start.saturating_add(block_bytes.into()).min(size)
 }
