@@ -109,10 +109,10 @@ fn run(old: &[u8], new: &[u8], block_bytes: usize, level: i32) -> Result<(), Box
             }
         };
         plain_coding += now.elapsed();
-        if matches!(entry, Entry::Plain(_)) || !found.uses_target() {
+        if matches!(entry, Entry::Plain(_)) || found.target_bytes() == 0 {
             free[number] = true;
             let now = Instant::now();
-            index.add_fresh(offset, block, &found);
+            index.add(Origin::Target, offset, block);
             searching += now.elapsed();
         }
         size += match &entry {

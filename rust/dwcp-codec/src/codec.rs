@@ -205,7 +205,8 @@ impl Compressor {
         raw::zstd_compress_with(self.zstd()?, &encoder, src, dst)
     }
 
-    fn zstd(&mut self) -> Result<&mut CCtx<'static>, CodecError> {
+    /// The state of zstd.
+    pub(crate) fn zstd(&mut self) -> Result<&mut CCtx<'static>, CodecError> {
         match &mut self.zstd {
             Some(context) => Ok(context),
             empty => Ok(empty.insert(CCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?)),
@@ -281,7 +282,8 @@ impl Decompressor {
         raw::zstd_decompress(self.zstd()?, Some(dictionary.decoder()), src, dst)
     }
 
-    fn zstd(&mut self) -> Result<&mut DCtx<'static>, CodecError> {
+    /// The state of zstd.
+    pub(crate) fn zstd(&mut self) -> Result<&mut DCtx<'static>, CodecError> {
         match &mut self.zstd {
             Some(context) => Ok(context),
             empty => Ok(empty.insert(DCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?)),

@@ -73,13 +73,14 @@ pub struct ContainerOptions<'a> {
 impl ContainerOptions<'_> {
     /// The level with which the dictionary is used, if there is one and the data is to be compressed at all.
     fn dictionary_level(&self) -> Result<Option<(i32, &Dictionary)>, CodecError> {
-        match (self.dictionary, self.choice) {
-            (None, _) | (_, CodecChoice::Fixed(Codec::None)) => Ok(None),
-            (Some(dictionary), CodecChoice::Auto) => Ok(Some((1, dictionary))),
-            (Some(dictionary), CodecChoice::Fixed(Codec::Zstd { level })) => Ok(Some((level, dictionary))),
-            (Some(_), CodecChoice::Fixed(Codec::Lz4)) => {
-                Err(CodecError::DictionaryCodec { codec: CodecId::Lz4 })
-            }
+        let codec = match self.choice {
+            CodecChoice::Auto => AUTO_CODEC,
+            CodecChoice::Fixed(codec) => codec,
+        };
+        match (self.dictionary, codec) {
+            (None, _) | (_, Codec::None) => Ok(None),
+            (Some(dictionary), Codec::Zstd { level }) => Ok(Some((level, dictionary))),
+            (Some(_), Codec::Lz4) => Err(CodecError::DictionaryCodec { codec: CodecId::Lz4 }),
         }
     }
 }

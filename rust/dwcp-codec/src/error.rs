@@ -87,9 +87,6 @@ pub enum CodecError {
         /// The highest it may be.
         limit: u64,
     },
-    /// A block told by segments ends before all of it is told.
-    #[error("block ends within its segments")]
-    SegmentsTruncated,
     /// Memory could not be had.
     #[error("out of memory asking for {bytes} bytes")]
     OutOfMemory {
@@ -180,8 +177,8 @@ pub enum CodecError {
         /// The most it can be.
         high: usize,
     },
-    /// A number in a payload takes more bytes than it needs.
-    #[error("{what}: a number takes more bytes than it needs")]
+    /// A number in a payload takes more bytes than it needs, or more bits than there are.
+    #[error("{what}: a number takes more bytes than it needs, or more than 64 bits")]
     LongNumber {
         /// The part of the payload.
         what: &'static str,

@@ -214,17 +214,6 @@ impl Index {
         }
     }
 
-    /// Remembers what of `block`, which stands at `block_offset` of the target, `found` does not cover. The rest is
-    /// found where it was found this time.
-    pub fn add_fresh(&mut self, block_offset: u64, block: &[u8], found: &Found) {
-        let mut end = 0;
-        for piece in &found.pieces {
-            self.add(Origin::Target, block_offset + end as u64, &block[end..piece.at as usize]);
-            end = piece.end() as usize;
-        }
-        self.add(Origin::Target, block_offset + end as u64, &block[end..]);
-    }
-
     /// How many samples of `bytes` are in the index, and how many there are.
     pub(crate) fn count_known(&self, bytes: &[u8]) -> (u64, u64) {
         let mut samples = [Sample::default(); BATCH];
@@ -357,10 +346,11 @@ impl Found {
         self.covered
     }
 
-    /// Whether a piece lies in the target.
+    /// How many bytes of the block come from the target.
     #[must_use]
-    pub fn uses_target(&self) -> bool {
-        self.pieces.iter().any(|piece| piece.segment.origin == Origin::Target)
+    pub fn target_bytes(&self) -> usize {
+        let pieces = self.pieces.iter().filter(|piece| piece.segment.origin == Origin::Target);
+        pieces.map(|piece| piece.segment.length as usize).sum()
     }
 }
 

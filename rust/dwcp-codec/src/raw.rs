@@ -161,15 +161,10 @@ pub(crate) fn zstd_compress_with_prefix(
         context.ref_prefix(prefix)?;
         context.compress2(&mut Uninit { bytes: dst, filled: 0 }, src)
     };
-    let written = compress(context);
+    let result = compress(context);
     // Resetting a session cannot fail; were it to, the prefix would be replaced by the next one.
     let reset = context.reset(ResetDirective::SessionAndParameters);
-    written.and_then(|written| reset.map(|_| Written(written))).map_err(|code| {
-        if zstd_safe::is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_memory_allocation) {
-            return CodecError::OutOfMemory { bytes: 0 };
-        }
-        CodecError::OutputTooSmall { capacity }
-    })
+    written(result.and_then(|length| reset.map(|_| length)), capacity)
 }
 
 /// Decompresses one zstd frame that refers to `joined` as its prefix into exactly `length` bytes behind that.

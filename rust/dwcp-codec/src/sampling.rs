@@ -3,6 +3,8 @@
 //! A position is chosen by a hash of the eight bytes there that needs no state: a sum of products of 16-bit words, for
 //! which every vector unit has instructions.
 
+use crate::kernel::Level;
+
 /// What a fingerprint covers.
 pub(crate) const FINGERPRINT_BYTES: usize = 32;
 /// Samples are at least this far apart, for repetitive bytes not to be sampled everywhere.
@@ -36,14 +38,7 @@ pub(crate) struct Sampler {
     shift: u32,
     /// Of these, those whose fingerprint has this many zero bits on top.
     thinning: u32,
-    kernel: Kernel,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kernel {
-    Portable,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
+    level: Level,
 }
 
 /// What a scan goes through, and what it has found so far.
@@ -59,13 +54,8 @@ struct Scan<'a> {
 impl Sampler {
     /// Samples one position in two to the power of `distance_log`, on average.
     pub(crate) fn new(distance_log: u32) -> Sampler {
-        #[cfg(target_arch = "x86_64")]
-        let kernel =
-            if std::arch::is_x86_feature_detected!("avx2") { Kernel::Avx2 } else { Kernel::Portable };
-        #[cfg(not(target_arch = "x86_64"))]
-        let kernel = Kernel::Portable;
         let hash_log = distance_log.min(MAX_HASH_LOG);
-        Sampler { shift: u16::BITS - hash_log, thinning: distance_log - hash_log, kernel }
+        Sampler { shift: u16::BITS - hash_log, thinning: distance_log - hash_log, level: Level::detected() }
     }
 
     /// Samples `bytes[from..until]` until `samples` are used up; returns how many there are, and where to go on.
@@ -80,11 +70,11 @@ impl Sampler {
     ) -> (usize, usize) {
         let last = (bytes.len() + 1).saturating_sub(FINGERPRINT_BYTES).min(until);
         let mut scan = Scan { bytes, at: from, last, thinning: self.thinning, samples, count: 0 };
-        let next = match self.kernel {
+        let next = match self.level {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the kernel is only chosen where the processor has AVX2.
-            Kernel::Avx2 => unsafe { avx2::scan(&mut scan, from, self.shift) },
-            Kernel::Portable => scan_groups(&mut scan, from, self.shift),
+            // SAFETY: these levels are only there where the processor has AVX2.
+            Level::Avx2 | Level::Avx512 => unsafe { avx2::scan(&mut scan, from, self.shift) },
+            Level::Portable => scan_groups(&mut scan, from, self.shift),
         };
         for at in next..last {
             if scan.is_full() {
@@ -251,8 +241,8 @@ mod tests {
             let mut sampler = Sampler::new(distance_log);
             let (from, until) = (from.min(bytes.len()), until.min(bytes.len()));
             let expected = naive(&bytes, from, until, sampler.shift);
-            for kernel in [sampler.kernel, Kernel::Portable] {
-                sampler.kernel = kernel;
+            for level in Level::available() {
+                sampler.level = level;
                 let mut taken = Vec::new();
                 let mut samples = vec![Sample::default(); room];
                 let mut next = from;

@@ -4,12 +4,12 @@
 //! has near them as a prefix, so that zstd finds there what is too short to be a segment. The cost of both is that of
 //! what has changed; the rest is compared, and copied.
 
-use zstd_safe::{CCtx, DCtx};
-
 use crate::codec::{Codec, CodecId, Compressor, Decompressor};
 use crate::error::CodecError;
+use crate::kernel::element::Element;
 use crate::matcher::{Found, MAX_READ_BYTES, Origin, Origins, Piece, Segment};
 use crate::raw;
+use crate::stream::{self, PayloadReader, append_number};
 
 /// The longest block that can be told by segments, in bytes.
 pub const MAX_BLOCK_BYTES: usize = 4 << 20;
@@ -56,11 +56,6 @@ const MIN_COMPRESSED_LISTS_BYTES: usize = 64;
 /// How much longer the head of a compressed stream may be.
 const MAX_FRAME_HEAD_BYTES: usize = 4;
 
-/// How a stream is told.
-const STREAM_STORED: u8 = 0;
-const STREAM_REPEATED: u8 = 1;
-const STREAM_ZSTD: u8 = 2;
-
 /// How fresh bytes are told.
 const FRESH_STORED: u8 = 0;
 const FRESH_ZSTD: u8 = 1;
@@ -70,8 +65,6 @@ const FRESH_ZSTD: u8 = 1;
 pub struct SegmentCoder {
     compressor: Compressor,
     decompressor: Decompressor,
-    prefix_compressor: Option<CCtx<'static>>,
-    prefix_decompressor: Option<DCtx<'static>>,
     plan: Plan,
     frame: Vec<u8>,
     lists: Vec<u8>,
@@ -158,27 +151,24 @@ impl SegmentCoder {
 
     /// Puts the lists at the start of the payload.
     fn write_lists(&mut self, level: i32) -> Result<(), CodecError> {
-        write_number(&mut self.payload, self.lists.len() as u64);
+        append_number(self.lists.len() as u64, &mut self.payload);
         self.frame.clear();
         if self.lists.len() >= MIN_COMPRESSED_LISTS_BYTES {
             self.compressor.compress(Codec::Zstd { level }, &self.lists, &mut self.frame)?;
         }
         if self.frame.is_empty() || self.frame.len() + MAX_FRAME_HEAD_BYTES >= self.lists.len() {
-            self.payload.push(STREAM_STORED);
+            self.payload.push(stream::AS_IT_IS);
             self.payload.extend_from_slice(&self.lists);
         } else {
-            self.payload.push(STREAM_ZSTD);
-            write_number(&mut self.payload, self.frame.len() as u64);
+            self.payload.push(stream::ZSTD);
+            append_number(self.frame.len() as u64, &mut self.payload);
             self.payload.extend_from_slice(&self.frame);
         }
         Ok(())
     }
 
     fn compress_fresh(&mut self, level: i32, prefix_bytes: usize) -> Result<(), CodecError> {
-        let context = match &mut self.prefix_compressor {
-            Some(context) => context,
-            empty => empty.insert(CCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?),
-        };
+        let context = self.compressor.zstd()?;
         let room = zstd_safe::compress_bound(self.joined.len() - prefix_bytes);
         raw::append_with(&mut self.payload, room, |spare| {
             raw::zstd_compress_with_prefix(context, level, &self.joined, prefix_bytes, spare)
@@ -191,8 +181,8 @@ impl SegmentCoder {
     ///
     /// # Errors
     ///
-    /// [`CodecError::SegmentField`] for a number out of its range, [`CodecError::SegmentsTruncated`] where the payload
-    /// ends too early, [`CodecError::RawLength`], [`CodecError::Corrupt`] or [`CodecError::OutOfMemory`] for the lists,
+    /// [`CodecError::SegmentField`] for a number out of its range, those that name a part of a payload,
+    /// [`CodecError::RawLength`], [`CodecError::Corrupt`] or [`CodecError::OutOfMemory`] for the lists,
     /// [`CodecError::InputTooLarge`] for a block over [`MAX_BLOCK_BYTES`].
     pub fn parse(
         &mut self,
@@ -216,33 +206,21 @@ impl SegmentCoder {
             return Err(too_long(bounds.block_bytes));
         }
         within("payload length", payload.len() as u64, (bounds.block_bytes as u64).saturating_sub(1))?;
-        let mut reader = Reader { rest: payload };
-        let length = reader.number("length of the lists", bounds.block_bytes as u64)? as usize;
-        self.lists.clear();
-        match reader.byte()? {
-            STREAM_STORED => self.lists.extend_from_slice(reader.bytes(length)?),
-            STREAM_REPEATED => self.lists.resize(length, reader.byte()?),
-            coder => {
-                within("coder of the lists", coder.into(), STREAM_ZSTD.into())?;
-                let frame_bytes = reader.number("length of the compressed lists", length as u64)?;
-                let frame = reader.bytes(frame_bytes as usize)?;
-                raw::append_exactly(&mut self.lists, length, |spare| {
-                    self.decompressor.fill(CodecId::Zstd, frame, spare)
-                })?;
-            }
-        }
-        self.plan.read(kind, &self.lists, bounds)?;
+        let mut reader = PayloadReader::new(payload);
+        let length = reader.number("length of the lists", 1, bounds.block_bytes)?;
+        let lists = reader.stream("lists", length, &mut self.decompressor, &mut self.lists)?;
+        self.plan.read(kind, lists, bounds)?;
         if kind == SegmentKind::Copy {
-            within("bytes behind the segments", reader.rest.len() as u64, 0)?;
+            reader.finish()?;
             return Ok(Fresh::Stored(&[]));
         }
-        let coder = reader.byte()?;
+        let coder = reader.byte("coder of the fresh bytes")?;
         within("coder of the fresh bytes", coder.into(), FRESH_ZSTD.into())?;
         if coder == FRESH_ZSTD {
-            return Ok(Fresh::Frame(reader.rest));
+            return Ok(Fresh::Frame(reader.rest()));
         }
         within("contexts of stored bytes", self.plan.contexts.len() as u64, 0)?;
-        Ok(Fresh::Stored(reader.rest))
+        Ok(Fresh::Stored(reader.rest()))
     }
 
     /// Makes the block from its payload, into `dst`, whose length is that of the block.
@@ -271,10 +249,7 @@ impl SegmentCoder {
             Fresh::Stored(_) => return Err(CodecError::RawLength { expected }.into()),
             Fresh::Frame(frame) => {
                 read_prefix(&mut self.joined, &self.plan.contexts, origins)?;
-                let context = match &mut self.prefix_decompressor {
-                    Some(context) => context,
-                    empty => empty.insert(DCtx::try_create().ok_or(CodecError::OutOfMemory { bytes: 0 })?),
-                };
+                let context = self.decompressor.zstd()?;
                 let prefix_bytes = self.joined.len();
                 raw::zstd_decompress_behind_prefix(context, &mut self.joined, frame, expected)?;
                 &self.joined[prefix_bytes..]
@@ -307,18 +282,18 @@ impl Plan {
     fn read(&mut self, kind: SegmentKind, lists: &[u8], bounds: Bounds) -> Result<(), CodecError> {
         self.pieces.clear();
         self.contexts.clear();
-        let mut reader = Reader { rest: lists };
+        let mut reader = PayloadReader::new(lists);
         let block_bytes = bounds.block_bytes as u64;
-        let count = reader.number("piece count", MAX_PIECES as u64)?;
+        let count = read_number(&mut reader, "piece count", MAX_PIECES as u64)?;
         let most = if kind == SegmentKind::Copy { 0 } else { block_bytes };
         for _ in 0..count {
-            // Until the lengths are known: how many fresh bytes come before it, and how far it is from where it is
-            // expected.
-            let at = reader.number("fresh bytes before a piece", most)? as u32;
+            // Until the lengths are known: how many fresh bytes come before it, and the zigzag of its offset from where
+            // it is expected.
+            let at = read_number(&mut reader, "fresh bytes before a piece", most)? as u32;
             self.pieces.push(Piece { at, segment: Segment { origin: Origin::Base, offset: 0, length: 0 } });
         }
         for piece in &mut self.pieces {
-            piece.segment.offset = unzigzag(reader.number("offset of a piece", u64::MAX)?);
+            piece.segment.offset = reader.any_number("offset of a piece")?;
         }
         let mut diagonals = Diagonals::new(bounds.block_offset);
         let mut end = 0;
@@ -326,8 +301,8 @@ impl Plan {
             let fresh = u64::from(piece.at);
             within("fresh bytes before a piece", fresh, block_bytes - end)?;
             let at = end + fresh;
-            let (origin, length) = reader.length(block_bytes - at)?;
-            let offset = diagonals.expected(origin, at).wrapping_add(piece.segment.offset);
+            let (origin, length) = read_length(&mut reader, block_bytes - at)?;
+            let offset = piece.segment.offset.zigzag_onto(diagonals.expected(origin, at));
             *piece = Piece { at: at as u32, segment: bounds.segment(origin, offset, length)? };
             diagonals.follow(*piece);
             end = at + u64::from(length);
@@ -336,22 +311,22 @@ impl Plan {
             if end != block_bytes {
                 return Err(CodecError::RawLength { expected: bounds.block_bytes });
             }
-            return within("bytes behind the lists", reader.rest.len() as u64, 0);
+            return reader.finish();
         }
-        let count = reader.number("context count", MAX_CONTEXTS as u64)?;
+        let count = read_number(&mut reader, "context count", MAX_CONTEXTS as u64)?;
         for _ in 0..count {
-            let offset = unzigzag(reader.number("offset of a context", u64::MAX)?);
+            let offset = reader.any_number("offset of a context")?;
             self.contexts.push(Segment { origin: Origin::Base, offset, length: 0 });
         }
         let mut room = MAX_CONTEXT_BYTES as u64;
         let mut expected = bounds.block_offset;
         for context in &mut self.contexts {
-            let (origin, length) = reader.length(room)?;
-            *context = bounds.segment(origin, expected.wrapping_add(context.offset), length)?;
+            let (origin, length) = read_length(&mut reader, room)?;
+            *context = bounds.segment(origin, context.offset.zigzag_onto(expected), length)?;
             room -= u64::from(length);
             expected = context.end();
         }
-        within("bytes behind the lists", reader.rest.len() as u64, 0)
+        reader.finish()
     }
 }
 
@@ -384,32 +359,32 @@ impl Diagonals {
 }
 
 fn write_pieces(out: &mut Vec<u8>, block_offset: u64, pieces: &[Piece]) {
-    write_number(out, pieces.len() as u64);
+    append_number(pieces.len() as u64, out);
     let mut diagonals = Diagonals::new(block_offset);
     let mut end = 0;
     for piece in pieces {
-        write_number(out, u64::from(piece.at - end));
+        append_number(u64::from(piece.at - end), out);
         end = piece.end();
     }
     for piece in pieces {
         let Segment { origin, offset, .. } = piece.segment;
-        write_number(out, zigzag(offset.wrapping_sub(diagonals.expected(origin, piece.at.into()))));
+        append_number(offset.zigzag_from(diagonals.expected(origin, piece.at.into())), out);
         diagonals.follow(*piece);
     }
     for piece in pieces {
-        write_number(out, length_and_origin(piece.segment));
+        append_number(length_and_origin(piece.segment), out);
     }
 }
 
 fn write_contexts(out: &mut Vec<u8>, block_offset: u64, contexts: &[Segment]) {
-    write_number(out, contexts.len() as u64);
+    append_number(contexts.len() as u64, out);
     let mut expected = block_offset;
     for context in contexts {
-        write_number(out, zigzag(context.offset.wrapping_sub(expected)));
+        append_number(context.offset.zigzag_from(expected), out);
         expected = context.end();
     }
     for context in contexts {
-        write_number(out, length_and_origin(*context));
+        append_number(length_and_origin(*context), out);
     }
 }
 
@@ -496,68 +471,22 @@ fn read_prefix<O: Origins>(
     Ok(())
 }
 
-struct Reader<'a> {
-    rest: &'a [u8],
+/// A number, 0..=`limit`.
+fn read_number(reader: &mut PayloadReader<'_>, field: &'static str, limit: u64) -> Result<u64, CodecError> {
+    let value = reader.any_number(field)?;
+    within(field, value, limit)?;
+    Ok(value)
 }
 
-impl<'a> Reader<'a> {
-    fn byte(&mut self) -> Result<u8, CodecError> {
-        let (&byte, rest) = self.rest.split_first().ok_or(CodecError::SegmentsTruncated)?;
-        self.rest = rest;
-        Ok(byte)
+/// The length of a segment, 1..=`most`, and its origin.
+fn read_length(reader: &mut PayloadReader<'_>, most: u64) -> Result<(Origin, u32), CodecError> {
+    let field = "length of a segment";
+    let value = read_number(reader, field, 2 * most + 1)?;
+    let origin = if value & 1 == 0 { Origin::Base } else { Origin::Target };
+    match u32::try_from(value / 2) {
+        Ok(length) if length > 0 => Ok((origin, length)),
+        _ => Err(CodecError::SegmentField { field, value: value / 2, limit: most }),
     }
-
-    fn bytes(&mut self, length: usize) -> Result<&'a [u8], CodecError> {
-        let (bytes, rest) = self.rest.split_at_checked(length).ok_or(CodecError::SegmentsTruncated)?;
-        self.rest = rest;
-        Ok(bytes)
-    }
-
-    /// A number, 0..=`limit`, in the fewest bytes.
-    fn number(&mut self, field: &'static str, limit: u64) -> Result<u64, CodecError> {
-        let mut value = 0_u64;
-        for shift in (0..u64::BITS).step_by(7) {
-            let byte = self.byte()?;
-            let bits = u64::from(byte & 0x7f);
-            if (bits << shift) >> shift != bits || (byte == 0 && shift > 0) {
-                return Err(CodecError::SegmentField { field, value: u64::MAX, limit });
-            }
-            value |= bits << shift;
-            if byte & 0x80 == 0 {
-                within(field, value, limit)?;
-                return Ok(value);
-            }
-        }
-        Err(CodecError::SegmentField { field, value: u64::MAX, limit })
-    }
-
-    /// The length of a segment, 1..=`most`, and its origin.
-    fn length(&mut self, most: u64) -> Result<(Origin, u32), CodecError> {
-        let value = self.number("length of a segment", 2 * most + 1)?;
-        let origin = if value & 1 == 0 { Origin::Base } else { Origin::Target };
-        match u32::try_from(value / 2) {
-            Ok(length) if length > 0 => Ok((origin, length)),
-            _ => {
-                Err(CodecError::SegmentField { field: "length of a segment", value: value / 2, limit: most })
-            }
-        }
-    }
-}
-
-fn write_number(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn zigzag(difference: u64) -> u64 {
-    (difference << 1) ^ (((difference as i64) >> 63) as u64)
-}
-
-fn unzigzag(value: u64) -> u64 {
-    (value >> 1) ^ (value & 1).wrapping_neg()
 }
 
 fn within(field: &'static str, value: u64, limit: u64) -> Result<(), CodecError> {

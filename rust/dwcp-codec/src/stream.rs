@@ -1,4 +1,4 @@
-//! The parts of which the payloads of coded blocks consist: numbers and streams.
+//! The parts of which the payloads of blocks consist: numbers and streams.
 
 use zstd_safe::{CCtx, CParameter, ParamSwitch};
 
@@ -7,9 +7,9 @@ use crate::error::CodecError;
 use crate::{page, probe, raw};
 
 /// Coders of a stream.
-const AS_IT_IS: u8 = 0;
+pub(crate) const AS_IT_IS: u8 = 0;
 const REPEATED: u8 = 1;
-const ZSTD: u8 = 2;
+pub(crate) const ZSTD: u8 = 2;
 
 /// Shorter streams are not compressed: a zstd frame and its length take about as much as could be saved.
 const MIN_COMPRESSED_BYTES: usize = 32;
@@ -154,22 +154,28 @@ impl<'a> PayloadReader<'a> {
         low: usize,
         high: usize,
     ) -> Result<usize, CodecError> {
+        let value = self.any_number(what)?;
+        match usize::try_from(value) {
+            Ok(number) if (low..=high).contains(&number) => Ok(number),
+            _ => Err(CodecError::PayloadNumber { what, value, low, high }),
+        }
+    }
+
+    /// A number, which the caller bounds.
+    pub(crate) fn any_number(&mut self, what: &'static str) -> Result<u64, CodecError> {
         let mut number = 0_u64;
-        // Nothing that is counted here needs more than five bytes.
-        for shift in (0..35).step_by(7) {
+        for shift in (0..u64::BITS).step_by(7) {
             let byte = self.byte(what)?;
-            number |= u64::from(byte & 0x7f) << shift;
+            let bits = u64::from(byte & 0x7f);
+            if (bits << shift) >> shift != bits || (byte == 0 && shift > 0) {
+                return Err(CodecError::LongNumber { what });
+            }
+            number |= bits << shift;
             if byte < 0x80 {
-                if byte == 0 && shift > 0 {
-                    return Err(CodecError::LongNumber { what });
-                }
-                return match usize::try_from(number) {
-                    Ok(number) if (low..=high).contains(&number) => Ok(number),
-                    _ => Err(CodecError::PayloadNumber { what, value: number, low, high }),
-                };
+                return Ok(number);
             }
         }
-        Err(CodecError::PayloadNumber { what, value: number, low, high })
+        Err(CodecError::LongNumber { what })
     }
 
     /// A stream of `length` bytes: as it stands in the payload, or decoded into `scratch`.
@@ -206,6 +212,11 @@ impl<'a> PayloadReader<'a> {
             }
             coder => Err(CodecError::UnknownCoder { what, coder, max: ZSTD }),
         }
+    }
+
+    /// All that is left.
+    pub(crate) fn rest(self) -> &'a [u8] {
+        self.rest
     }
 
     /// Refuses a payload of which something is left.

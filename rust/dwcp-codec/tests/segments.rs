@@ -130,7 +130,7 @@ proptest! {
                 check_pieces(&found, &base, &target, start, block, &allowed);
                 let coded = coder.encode(level, start as u64, block, &found, block.len(), &mut origins).unwrap();
                 payloads.push(coded.map(|(kind, payload)| (kind, payload.to_vec())));
-                index.add_fresh(start as u64, block, &found);
+                index.add(Origin::Target, start as u64, block);
             }
             prop_assert_eq!(&payloads[0], &payloads[1]);
             let Some((kind, payload)) = &payloads[0] else { continue };
@@ -172,9 +172,9 @@ fn content_that_came_before_in_the_target_is_copied() {
     let mut index = Index::new(0, target.len() as u64);
     let mut found = Found::default();
     index.find(0, &block, &mut memory, &mut found).unwrap();
-    index.add_fresh(0, &block, &found);
+    index.add(Origin::Target, 0, &block);
     index.find(100_000, &block, &mut memory, &mut found).unwrap();
-    assert!(found.uses_target());
+    assert!(found.target_bytes() > 0);
     let mut coder = SegmentCoder::new();
     let (kind, payload) = coder.encode(1, 100_000, &block, &found, 100, &mut memory).unwrap().unwrap();
     assert_eq!(kind, SegmentKind::Copy);

@@ -1,6 +1,6 @@
 //! Which kind is likely to make the least of a block, from a few of its lines.
 
-use crate::kernel::element::Element;
+use crate::kernel::element::{Element, with_element};
 use crate::kernel::planes::{Transform, split};
 use crate::kernel::{LINE_BYTES, Level, lines};
 use crate::probe;
@@ -81,12 +81,7 @@ pub(super) fn against(
     }
     let given = width.map(|width| [width]);
     for &width in given.as_ref().map_or(&PROBED_WIDTHS[..], |given| &given[..]) {
-        let (changed, value_bits) = match width {
-            1 => changes::<u8>(&old, &new),
-            2 => changes::<u16>(&old, &new),
-            4 => changes::<u32>(&old, &new),
-            _ => changes::<u64>(&old, &new),
-        };
+        let (changed, value_bits) = with_element!(width, E => changes::<E>(&old, &new));
         let elements = length / width as f64;
         let (changed, value_bits) = (changed as f64 * scale, value_bits as f64 * scale);
         let share = (changed / elements).min(1.0);

@@ -14,7 +14,6 @@ use crate::{page, probe};
 /// Encodes blocks, keeping its buffers between them.
 #[derive(Default)]
 pub struct BlockEncoder {
-    level: Level,
     compressor: Compressor,
     streams: StreamEncoder,
     sparse: SparseEncoder,
@@ -118,7 +117,7 @@ impl BlockEncoder {
             &base[..src.len()]
         };
         self.dirty.resize(lines::words_for(src.len()), 0);
-        let dirty_count = lines::dirty_lines(self.level, base, src, &mut self.dirty);
+        let dirty_count = lines::dirty_lines(Level::detected(), base, src, &mut self.dirty);
         let mut choice = choose::against(src, base, &self.dirty, dirty_count, width);
         // Only differences fill up a short base.
         if is_short {

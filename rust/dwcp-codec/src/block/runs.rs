@@ -14,7 +14,6 @@ const MERGED_GAP_BYTES: usize = 2;
 /// Encodes, keeping its buffers.
 #[derive(Default)]
 pub(super) struct RunsEncoder {
-    level: Level,
     masks: Vec<u64>,
     gaps: ValueWriter,
     lengths: ValueWriter,
@@ -35,7 +34,7 @@ impl RunsEncoder {
         out: &mut Vec<u8>,
     ) -> Result<(), CodecError> {
         self.masks.clear();
-        lines::byte_masks(self.level, base, src, dirty, &mut self.masks);
+        lines::byte_masks(Level::detected(), base, src, dirty, &mut self.masks);
         self.gaps.start(POSITION_MANTISSA, self.masks.len());
         self.lengths.start(POSITION_MANTISSA, self.masks.len());
         self.bytes.clear();

@@ -5,6 +5,7 @@ use super::decode::Way;
 use super::values::{self, POSITION_BITS, POSITION_MANTISSA, ValueScratch, ValueWriter, change_mantissa};
 use crate::codec::Decompressor;
 use crate::error::CodecError;
+use crate::kernel::element::with_element;
 use crate::kernel::{LINE_BYTES, Level, changes};
 use crate::stream::{Content, PayloadReader, StreamEncoder, append_number};
 
@@ -16,7 +17,6 @@ const GAPS_BELOW: f64 = 0.18;
 /// Encodes, keeping its buffers.
 #[derive(Default)]
 pub(super) struct SparseEncoder {
-    level: Level,
     values: ValueWriter,
     mask: Vec<u64>,
     mask_bytes: Vec<u8>,
@@ -40,7 +40,8 @@ impl SparseEncoder {
         if self.zigzags.len() < src.len() + LINE_BYTES {
             self.zigzags.resize(src.len() + LINE_BYTES, 0);
         }
-        let count = changes::find(self.level, width, base, src, dirty, &mut self.mask, &mut self.zigzags);
+        let count =
+            changes::find(Level::detected(), width, base, src, dirty, &mut self.mask, &mut self.zigzags);
         let as_mask = count as f64 > elements as f64 * GAPS_BELOW;
         out.push(width.trailing_zeros() as u8 | if as_mask { AS_MASK } else { 0 });
         append_number(count as u64, out);
@@ -50,7 +51,7 @@ impl SparseEncoder {
             streams.append(&self.mask_bytes[..elements.div_ceil(8)], Content::Codes, out)?;
         } else if count > 0 {
             self.values.start(POSITION_MANTISSA, count);
-            self.values.extend_gaps(self.level, &self.mask, count);
+            self.values.extend_gaps(Level::detected(), &self.mask, count);
             self.values.finish(Content::Codes, streams, out)?;
         }
         let zigzags = &self.zigzags[..count * width];
@@ -59,11 +60,7 @@ impl SparseEncoder {
             _ if count == 0 => {}
             _ => {
                 self.values.start(change_mantissa(width), count);
-                match width {
-                    2 => self.values.extend::<u16>(zigzags),
-                    4 => self.values.extend::<u32>(zigzags),
-                    _ => self.values.extend::<u64>(zigzags),
-                }
+                with_element!(width, E => self.values.extend::<E>(zigzags));
                 self.values.finish(Content::Codes, streams, out)?;
             }
         }
@@ -75,7 +72,6 @@ impl SparseEncoder {
 /// Decodes, keeping its buffers.
 #[derive(Default)]
 pub(super) struct SparseDecoder {
-    level: Level,
     positions: ValueScratch,
     changes: ValueScratch,
     bytes: Vec<u8>,
@@ -104,14 +100,13 @@ impl SparseDecoder {
         if count == 0 && mode & AS_MASK != 0 {
             return Err(CodecError::UnknownMode { mode });
         }
-        if count == 0 {
-            // Only the tail changed.
-        } else if mode & AS_MASK != 0 {
-            self.read_mask(&mut reader, elements, count, decompressor)?;
-        } else {
-            self.read_gaps(&mut reader, elements, count, decompressor)?;
-        }
+        // Without any, only the tail changed.
         if count > 0 {
+            if mode & AS_MASK != 0 {
+                self.read_mask(&mut reader, elements, count, decompressor)?;
+            } else {
+                self.read_gaps(&mut reader, elements, count, decompressor)?;
+            }
             self.read_changes(&mut reader, width, count, decompressor)?;
         }
         let (whole, last) = dst.split_at_mut(elements * width);
@@ -121,7 +116,7 @@ impl SparseDecoder {
             if way == Way::ToBase {
                 changes::reverse(width, &mut self.zigzags[..count * width]);
             }
-            changes::apply(self.level, width, &self.mask, &self.zigzags, whole);
+            changes::apply(Level::detected(), width, &self.mask, &self.zigzags, whole);
         }
         last.copy_from_slice(tail);
         Ok(())
@@ -211,11 +206,7 @@ impl SparseDecoder {
                 &mut self.changes,
             )?;
             self.zigzags.resize(count * width, 0);
-            match width {
-                2 => values.write::<u16>(&mut self.zigzags),
-                4 => values.write::<u32>(&mut self.zigzags),
-                _ => values.write::<u64>(&mut self.zigzags),
-            }
+            with_element!(width, E => values.write::<E>(&mut self.zigzags))
         };
         if has_zero {
             return Err(CodecError::PayloadNumber { what, value: 0, low: 1, high: usize::MAX });

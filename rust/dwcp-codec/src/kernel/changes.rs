@@ -1,6 +1,6 @@
 //! The elements that differ between two versions of a block: found, and put in place.
 
-use super::element::Element;
+use super::element::{Element, with_element};
 use super::lines::{differing_bytes, line, set_bits};
 use super::{LINE_BYTES, Level};
 
@@ -26,12 +26,9 @@ pub(crate) fn find(
     let whole = new.len() / width * width;
     let (old, new) = (&old[..whole], &new[..whole]);
     match level {
-        Level::Portable => match width {
-            2 => find_with::<u16>(old, new, lines, mask, zigzags, differing_bytes),
-            4 => find_with::<u32>(old, new, lines, mask, zigzags, differing_bytes),
-            8 => find_with::<u64>(old, new, lines, mask, zigzags, differing_bytes),
-            _ => find_with::<u8>(old, new, lines, mask, zigzags, differing_bytes),
-        },
+        Level::Portable => {
+            with_element!(width, E => find_with::<E>(old, new, lines, mask, zigzags, differing_bytes))
+        }
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => super::x86::find_avx2(width, old, new, lines, mask, zigzags),
         #[cfg(target_arch = "x86_64")]
@@ -77,12 +74,7 @@ pub(super) fn find_with<E: Element>(
 /// `mask` has no bits past the last element, and `zigzags` has as many elements as it has bits, and a line more.
 pub(crate) fn apply(level: Level, width: usize, mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
     match level {
-        Level::Portable => match width {
-            2 => apply_with::<u16>(mask, zigzags, dst),
-            4 => apply_with::<u32>(mask, zigzags, dst),
-            8 => apply_with::<u64>(mask, zigzags, dst),
-            _ => apply_with::<u8>(mask, zigzags, dst),
-        },
+        Level::Portable => with_element!(width, E => apply_with::<E>(mask, zigzags, dst)),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => super::x86::apply_avx2(width, mask, zigzags, dst),
         #[cfg(target_arch = "x86_64")]
@@ -157,12 +149,7 @@ pub(crate) fn take(level: Level, width: usize, mask: &[u64], src: &[u8], dst: &m
     match level {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => super::x86::take_avx512(width, mask, src, dst),
-        _ => match width {
-            2 => take_with::<u16>(mask, src, dst),
-            4 => take_with::<u32>(mask, src, dst),
-            8 => take_with::<u64>(mask, src, dst),
-            _ => take_with::<u8>(mask, src, dst),
-        },
+        _ => with_element!(width, E => take_with::<E>(mask, src, dst)),
     }
 }
 
@@ -176,12 +163,7 @@ pub(super) fn take_with<E: Element>(mask: &[u64], src: &[u8], dst: &mut [u8]) {
 
 /// Makes each of the zigzags in `zigzags`, whole elements of `width` bytes, the one that undoes it.
 pub(crate) fn reverse(width: usize, zigzags: &mut [u8]) {
-    match width {
-        2 => reverse_with::<u16>(zigzags),
-        4 => reverse_with::<u32>(zigzags),
-        8 => reverse_with::<u64>(zigzags),
-        _ => reverse_with::<u8>(zigzags),
-    }
+    with_element!(width, E => reverse_with::<E>(zigzags))
 }
 
 fn reverse_with<E: Element>(zigzags: &mut [u8]) {

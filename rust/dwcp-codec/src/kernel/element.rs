@@ -34,6 +34,31 @@ pub(crate) trait Element: Copy + Eq + Default {
     fn narrow(wide: u64) -> Self;
 }
 
+/// Evaluates an expression with a name for the element of so many bytes: 1, 2, 4 or 8.
+macro_rules! with_element {
+    ($width:expr, $element:ident => $value:expr) => {
+        match $width {
+            2 => {
+                type $element = u16;
+                $value
+            }
+            4 => {
+                type $element = u32;
+                $value
+            }
+            8 => {
+                type $element = u64;
+                $value
+            }
+            _ => {
+                type $element = u8;
+                $value
+            }
+        }
+    };
+}
+pub(crate) use with_element;
+
 macro_rules! element {
     ($unsigned:ty, $signed:ty) => {
         impl Element for $unsigned {

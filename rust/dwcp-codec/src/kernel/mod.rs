@@ -55,9 +55,3 @@ impl Level {
         available
     }
 }
-
-impl Default for Level {
-    fn default() -> Level {
-        Level::detected()
-    }
-}

@@ -1,7 +1,7 @@
 //! Elements split into byte planes and joined again, changed on the way.
 
 use super::Level;
-use super::element::Element;
+use super::element::{Element, with_element};
 
 /// Elements handled at a time: enough for whole vectors, few enough to stay in registers and the first cache.
 const TILE: usize = 64;
@@ -57,12 +57,7 @@ pub(super) fn split_from(
     base: &[u8],
     planes: &mut [u8],
 ) {
-    match width {
-        2 => split_any::<u16>(transform, start, src, base, planes),
-        4 => split_any::<u32>(transform, start, src, base, planes),
-        8 => split_any::<u64>(transform, start, src, base, planes),
-        _ => split_any::<u8>(transform, start, src, base, planes),
-    }
+    with_element!(width, E => split_any::<E>(transform, start, src, base, planes));
 }
 
 #[inline(always)]
@@ -129,12 +124,7 @@ pub(super) fn join_from(
     dst: &mut [u8],
 ) {
     let (dst, first) = (&mut dst[start..], start / width);
-    match width {
-        2 => join_any::<u16, 2>(transform, first, planes, dst),
-        4 => join_any::<u32, 4>(transform, first, planes, dst),
-        8 => join_any::<u64, 8>(transform, first, planes, dst),
-        _ => join_any::<u8, 1>(transform, first, planes, dst),
-    }
+    with_element!(width, E => join_any::<E, { E::WIDTH }>(transform, first, planes, dst));
 }
 
 #[inline(always)]

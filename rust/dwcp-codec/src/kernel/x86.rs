@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::LINE_BYTES;
 use super::changes::{apply_with, find_with, gaps_with, take_with};
-use super::element::Element;
+use super::element::{Element, with_element};
 use super::lines::{byte_masks_with, dirty_lines_with, line, set_bits, set_bytes_with};
 use super::planes::{Transform, join_from, join_portable, split_from, split_portable};
 
@@ -81,21 +81,13 @@ avx2! {
         mask: &mut [u64],
         zigzags: &mut [u8],
     ) -> usize {
-        match width {
-            2 => find_with::<u16>(old, new, lines, mask, zigzags, |old, new| differing_bytes_avx2(old, new)),
-            4 => find_with::<u32>(old, new, lines, mask, zigzags, |old, new| differing_bytes_avx2(old, new)),
-            8 => find_with::<u64>(old, new, lines, mask, zigzags, |old, new| differing_bytes_avx2(old, new)),
-            _ => find_with::<u8>(old, new, lines, mask, zigzags, |old, new| differing_bytes_avx2(old, new)),
-        }
+        with_element!(width, E => {
+            find_with::<E>(old, new, lines, mask, zigzags, |old, new| differing_bytes_avx2(old, new))
+        })
     }
 
     fn apply_avx2(width: usize, mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
-        match width {
-            2 => apply_with::<u16>(mask, zigzags, dst),
-            4 => apply_with::<u32>(mask, zigzags, dst),
-            8 => apply_with::<u64>(mask, zigzags, dst),
-            _ => apply_with::<u8>(mask, zigzags, dst),
-        }
+        with_element!(width, E => apply_with::<E>(mask, zigzags, dst));
     }
 
     fn split_avx2(transform: Transform, width: usize, src: &[u8], base: &[u8], planes: &mut [u8]) {
@@ -142,12 +134,7 @@ avx512! {
     }
 
     fn take_avx512(width: usize, mask: &[u64], src: &[u8], dst: &mut [u8]) {
-        match width {
-            2 => take_lines::<2, u16>(mask, src, dst),
-            4 => take_lines::<4, u32>(mask, src, dst),
-            8 => take_lines::<8, u64>(mask, src, dst),
-            _ => take_lines::<1, u8>(mask, src, dst),
-        }
+        with_element!(width, E => take_lines::<{ E::WIDTH }, E>(mask, src, dst));
     }
 
     fn find_avx512(
@@ -158,30 +145,15 @@ avx512! {
         mask: &mut [u64],
         zigzags: &mut [u8],
     ) -> usize {
-        match width {
-            2 => find_lines::<2>(old, new, lines, mask, zigzags),
-            4 => find_lines::<4>(old, new, lines, mask, zigzags),
-            8 => find_lines::<8>(old, new, lines, mask, zigzags),
-            _ => find_lines::<1>(old, new, lines, mask, zigzags),
-        }
+        with_element!(width, E => find_lines::<{ E::WIDTH }>(old, new, lines, mask, zigzags))
     }
 
     fn apply_avx512(width: usize, mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
-        match width {
-            2 => apply_lines::<2, u16>(mask, zigzags, dst),
-            4 => apply_lines::<4, u32>(mask, zigzags, dst),
-            8 => apply_lines::<8, u64>(mask, zigzags, dst),
-            _ => apply_lines::<1, u8>(mask, zigzags, dst),
-        }
+        with_element!(width, E => apply_lines::<{ E::WIDTH }, E>(mask, zigzags, dst));
     }
 
     fn split_avx512(transform: Transform, width: usize, src: &[u8], base: &[u8], planes: &mut [u8]) {
-        match width {
-            2 => split_lines::<2>(transform, src, base, planes),
-            4 => split_lines::<4>(transform, src, base, planes),
-            8 => split_lines::<8>(transform, src, base, planes),
-            _ => split_lines::<1>(transform, src, base, planes),
-        }
+        with_element!(width, E => split_lines::<{ E::WIDTH }>(transform, src, base, planes));
     }
 
     fn join_avx512(transform: Transform, width: usize, planes: &[&[u8]; 8], dst: &mut [u8]) {

@@ -10,7 +10,7 @@ use super::encode::append;
 use super::error::PatchError;
 use super::format::{Entry, EntryKind};
 use super::parallel;
-use super::source::{Source, slice};
+use super::source::{Source, read_range, slice};
 use crate::digest::Digest;
 use crate::matcher::Origin;
 use crate::raw;
@@ -74,7 +74,7 @@ impl<'a> Patch<'a> {
         let targets = dst.chunks_mut(self.block_bytes() as usize).zip(self.blocks()).map(Some);
         let jobs = (0..).zip(&mut leaves).zip(targets.chain(std::iter::repeat_with(|| None)));
         parallel::for_each(&mut parallel::states(threads), jobs, |buffer, ((index, leaf), target)| {
-            let block = self.base_block(index, old, buffer)?;
+            let block = read_range(old, self.base_range(index), buffer)?;
             if let Some((target, (_, entry))) = target
                 && entry.kind == EntryKind::Same
             {
@@ -221,16 +221,6 @@ impl<'a> Patch<'a> {
 
     pub(super) fn bytes(&self) -> &'a [u8] {
         self.bytes
-    }
-
-    fn base_block<'o, B: Source + ?Sized>(
-        &self,
-        index: u64,
-        old: &'o B,
-        buffer: &'o mut Vec<u8>,
-    ) -> Result<&'o [u8], B::Error> {
-        let range = self.base_range(index);
-        old.read(range.start, (range.end - range.start) as usize, buffer)
     }
 }
 

@@ -8,8 +8,8 @@ use super::format::{
     Tail,
 };
 use super::parallel;
-use super::source::Source;
-use crate::digest::{Digest, TreeHasher};
+use super::source::{Source, read_range};
+use crate::digest::{self, Digest, TreeHasher};
 use crate::error::CodecError;
 use crate::matcher::{Origin, Segment};
 use crate::segments::{Bounds, SegmentCoder, SegmentKind};
@@ -269,8 +269,7 @@ impl Contents {
         let mut leaves = vec![Digest([0; 16]); self.base_blocks()];
         let jobs = (0..).zip(&mut leaves);
         parallel::for_each(&mut parallel::states(threads), jobs, |buffer, (index, leaf)| {
-            let range = self.base_range(index);
-            let block = base.read(range.start, (range.end - range.start) as usize, buffer)?;
+            let block = read_range(base, self.base_range(index), buffer)?;
             *leaf = Digest::of(block);
             visit(index, block)
         })?;
@@ -286,8 +285,7 @@ impl Contents {
     /// The digest of the last block, if it is as in the base but shorter there.
     pub(super) fn shortened_digest<B: Source + ?Sized>(&self, base: &B) -> Result<Option<Digest>, B::Error> {
         let Some(index) = self.shortened_same() else { return Ok(None) };
-        let at = self.target_range(index.into()).start;
-        Ok(Some(Digest::of(base.read(at, self.block_length(index), &mut Vec::new())?)))
+        Ok(Some(Digest::of(read_range(base, self.target_range(index.into()), &mut Vec::new())?)))
     }
 
     /// Refuses a base whose blocks have other digests, and a patch whose digests do not make its target.
@@ -299,9 +297,8 @@ impl Contents {
     ///
     /// [`PatchError::BaseMismatch`] or [`PatchError::TargetDigest`].
     pub fn prove(&self, leaves: &[Digest], shorter: Option<Digest>) -> Result<(), PatchError> {
-        let mut tree = TreeHasher::new(self.base_size(), self.block_bytes());
-        leaves.iter().for_each(|leaf| tree.push(*leaf));
-        let (expected, actual) = (self.base_digest, tree.finish());
+        let actual = digest::tree(self.base_size(), self.block_bytes(), leaves);
+        let expected = self.base_digest;
         if expected != actual {
             return Err(PatchError::BaseMismatch { expected, actual });
         }

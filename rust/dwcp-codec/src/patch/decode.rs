@@ -82,9 +82,7 @@ impl EntryDecoder {
             None => Err(PatchError::NoSuchBlock { index, count: contents.block_count() }.into()),
         }
     }
-}
 
-impl EntryDecoder {
     /// Decodes a block, told by what changed or by one byte, onto its base block, and leaves it to the caller to prove
     /// it.
     pub(super) fn decode_onto(

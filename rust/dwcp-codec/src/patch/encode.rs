@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use super::compare::{FillDigests, hash_and_compare};
 use super::contents::used_blocks;
 use super::error::PatchError;
-use super::format::{EntryKind, PatchHead};
+use super::format::{EntryKind, PatchHead, expect_width};
 use super::parallel;
 use super::scout::{self, ALL_SHARES, Scout, share_elsewhere};
-use super::source::{Between, Source, Usable};
+use super::source::{Between, Source, Usable, read_range};
 use super::write::Writer;
 use crate::block::{BlockEncoder, BlockKind};
 use crate::codec::{Codec, CodecId};
@@ -126,9 +126,7 @@ where
     O: Source + ?Sized,
     N: Source<Error = O::Error> + ?Sized,
 {
-    if let Some(width) = options.width.filter(|width| ![1, 2, 4, 8].contains(width)) {
-        return Err(PatchError::Width { width }.into());
-    }
+    expect_width(options.width)?;
     let head = PatchHead::new(options.block_bytes, old.size(), new.size())?;
     let mut maker = Maker {
         head,
@@ -255,9 +253,8 @@ where
 {
     /// Compares a block with the base at the same place, and codes it if it differs.
     fn compare(&self, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
-        let (base, target) = (self.head.base_range(slot.index), self.head.target_range(slot.index));
-        let old = self.old.read(base.start, (base.end - base.start) as usize, &mut worker.old)?;
-        let new = self.new.read(target.start, (target.end - target.start) as usize, &mut worker.new)?;
+        let old = read_range(self.old, self.head.base_range(slot.index), &mut worker.old)?;
+        let new = read_range(self.new, self.head.target_range(slot.index), &mut worker.new)?;
         let same;
         (slot.base_leaf, same) = match self.leaves {
             Some(leaves) => (leaves.get(slot.index as usize).copied(), old.get(..new.len()) == Some(new)),
@@ -283,7 +280,9 @@ where
         if same {
             return Ok(());
         }
-        if self.options.search && !old.is_empty() && share_elsewhere(old, new) == ALL_SHARES {
+        let searched = self.options.search && !old.is_empty();
+        let elsewhere = if searched { share_elsewhere(old, new) } else { 0 };
+        if elsewhere == ALL_SHARES {
             // Coding it against the base here would be for nothing.
             (slot.coded, slot.pending, slot.untried) = (Coded::Raw, true, true);
             slot.is_noise = !probe::compressible(new);
@@ -296,7 +295,7 @@ where
             Some(BlockKind::Runs) => NEW_RUNS_SHARE,
             // Elements that are given do not shift.
             Some(BlockKind::Sparse | BlockKind::Difference)
-                if self.options.width.is_none() && share_elsewhere(old, new) > 0 =>
+                if self.options.width.is_none() && elsewhere > 0 =>
             {
                 NEW_RUNS_SHARE
             }
@@ -349,12 +348,11 @@ where
         parallel::for_each(workers, rest, |worker, slot| {
             let covered = slot.found.as_ref().map_or(0, Found::covered_bytes);
             self.code_found(worker, slot)?;
-            let range = self.head.target_range(slot.index);
-            let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
-            let is_untried = slot.untried && !slot.is_noise && covered < new.len() / FOUND_LITTLE_SHARE;
-            if is_untried && slot.is_over(new.len() / FOUND_LITTLE_SHARE, new.len()) {
-                let base = self.head.base_range(slot.index);
-                let old = self.old.read(base.start, (base.end - base.start) as usize, &mut worker.old)?;
+            let length = self.block_length(slot);
+            let little = length / FOUND_LITTLE_SHARE;
+            if slot.untried && !slot.is_noise && covered < little && slot.is_over(little, length) {
+                let old = read_range(self.old, self.head.base_range(slot.index), &mut worker.old)?;
+                let new = read_range(self.new, self.head.target_range(slot.index), &mut worker.new)?;
                 self.code_block(&mut worker.blocks, slot, new, Some(old))?;
             }
             Ok::<(), O::Error>(())
@@ -412,16 +410,15 @@ where
         let mut index = self.index_base(&mut workers[0])?;
         for block in self.left_out.drain(..).take(left_out) {
             let range = self.head.target_range(block);
-            let length = (range.end - range.start) as usize;
-            index.add(Origin::Target, range.start, self.new.read(range.start, length, &mut workers[0].new)?);
+            index.add(Origin::Target, range.start, read_range(self.new, range, &mut workers[0].new)?);
             self.target_indexed = true;
         }
         Ok(Some(index))
     }
 
     fn block_length(&self, slot: &Slot) -> usize {
-        let range = self.head.target_range(slot.index);
-        (range.end - range.start) as usize
+        // The blocks of a target can be counted.
+        self.head.block_length(slot.index as u32)
     }
 
     /// Looks for a block in the base around its place.
@@ -434,7 +431,7 @@ where
             return Ok(());
         }
         let mut index = Index::for_part(self.head.base_size(), self.head.target_size(), end - start);
-        index.add(Origin::Base, start, self.old.read(start, (end - start) as usize, &mut worker.old)?);
+        index.add(Origin::Base, start, read_range(self.old, start..end, &mut worker.old)?);
         self.search_base(&index, worker, slot)?;
         self.code_found(worker, slot)?;
         let length = self.block_length(slot);
@@ -445,8 +442,7 @@ where
     /// Codes a block by what was found, if that makes it smaller than it is.
     fn code_found(&self, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
         let Some(found) = slot.found.take() else { return Ok(()) };
-        let range = self.head.target_range(slot.index);
-        let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
+        let new = read_range(self.new, self.head.target_range(slot.index), &mut worker.new)?;
         let (usable, buffer) = (Usable::Except(self.head.block_bytes(), &self.nested), &mut worker.gathered);
         let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
         self.code_segments(&mut worker.segments, slot, new, &found, origins)
@@ -454,18 +450,16 @@ where
 
     fn index_base(&self, worker: &mut Worker) -> Result<Index, O::Error> {
         let mut index = Index::new(self.head.base_size(), self.head.target_size());
-        let mut at = 0;
-        while at < self.head.base_size() {
-            let length = (self.head.base_size() - at).min(self.head.block_bytes().into());
-            index.add(Origin::Base, at, self.old.read(at, length as usize, &mut worker.old)?);
-            at += length;
+        for block in 0..self.head.base_size().div_ceil(self.head.block_bytes().into()) {
+            let range = self.head.base_range(block);
+            index.add(Origin::Base, range.start, read_range(self.old, range, &mut worker.old)?);
         }
         Ok(index)
     }
 
     fn search_base(&self, index: &Index, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
         let range = self.head.target_range(slot.index);
-        let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
+        let new = read_range(self.new, range.clone(), &mut worker.new)?;
         let (usable, buffer) = (Usable::Nothing, &mut worker.gathered);
         let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
         let number = slot.index as u32;
@@ -488,7 +482,7 @@ where
         slot: &mut Slot,
     ) -> Result<(), O::Error> {
         let range = self.head.target_range(slot.index);
-        let new = self.new.read(range.start, (range.end - range.start) as usize, &mut worker.new)?;
+        let new = read_range(self.new, range.clone(), &mut worker.new)?;
         let usable = Usable::Except(self.head.block_bytes(), &self.nested);
         let origins = &mut Between { base: self.old, target: self.new, usable, buffer: &mut worker.gathered };
         let number = slot.index as u32;
@@ -498,8 +492,7 @@ where
             return Ok(());
         }
         index.find(range.start, new, origins, &mut worker.found).map_err(|error| error.of_block(number))?;
-        let pieces = worker.found.pieces().iter().filter(|piece| piece.segment.origin == Origin::Target);
-        let share: usize = pieces.map(|piece| piece.segment.length as usize).sum();
+        let share = worker.found.target_bytes();
         if share >= new.len() / LEAST_TARGET_SHARE && share > 0 {
             slot.found = Some(std::mem::take(&mut worker.found));
             self.nested.insert(number);
@@ -555,9 +548,8 @@ where
             }
             Coded::Raw => {
                 let range = self.head.target_range(slot.index);
-                let new = self.new.read(range.start, (range.end - range.start) as usize, scratch)?;
-                let kind = EntryKind::Block(BlockKind::Plain);
-                writer.push_block(kind, CodecId::None, digest, Part::Target(range.start, new))
+                let part = Part::Target(range.start, read_range(self.new, range, scratch)?);
+                writer.push_block(EntryKind::Block(BlockKind::Plain), CodecId::None, digest, part)
             }
             Coded::Payload(kind, codec, payload) => {
                 writer.push_block(*kind, *codec, digest, Part::Made(payload))

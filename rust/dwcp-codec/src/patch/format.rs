@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use super::error::PatchError;
-use crate::block::BlockKind;
+use crate::block::{self, BlockKind};
 use crate::codec::CodecId;
 use crate::digest::{CheckHasher, Digest};
+use crate::segments::SegmentKind;
 
 /// The first bytes of a patch.
 pub const MAGIC: [u8; 4] = *b"DWCD";
@@ -32,8 +33,8 @@ pub(super) const KIND_TAIL: u8 = 255;
 /// Seed of the check: "dwcd" in ASCII.
 const CHECK_SEED: u64 = 0x6477_6364;
 const KIND_SAME: u8 = 16;
-const KIND_COPY: u8 = 17;
-const KIND_SPLICE: u8 = 18;
+const KIND_COPY: u8 = SegmentKind::Copy as u8;
+const KIND_SPLICE: u8 = SegmentKind::Splice as u8;
 
 /// Where a block of the target comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -319,8 +320,16 @@ impl Check {
     }
 }
 
+/// Refuses a width of elements that there is not.
+pub(super) fn expect_width(width: Option<u8>) -> Result<(), PatchError> {
+    match width {
+        Some(width) if !block::WIDTHS.contains(&width) => Err(PatchError::Width { width }),
+        _ => Ok(()),
+    }
+}
+
 /// Where block `index` of an object of `size` bytes is; empty past its end.
-pub(super) fn block_range(index: u64, block_bytes: u32, size: u64) -> Range<u64> {
+fn block_range(index: u64, block_bytes: u32, size: u64) -> Range<u64> {
     let start = index.saturating_mul(block_bytes.into()).min(size);
     start..start.saturating_add(block_bytes.into()).min(size)
 }

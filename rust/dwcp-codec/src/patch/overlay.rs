@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::error::PatchError;
 use super::source::{Source, slice};
+use crate::kernel::element::{Element, with_element};
 use crate::kernel::{Level, changes, lines};
 
 /// Which elements may have changed; one that has not is allowed.
@@ -169,12 +170,7 @@ impl Overlay for Assigned<'_> {
     }
 
     fn put(&self, first: usize, elements: &mut [u8]) {
-        match self.width {
-            2 => self.put_with::<2>(first, elements),
-            4 => self.put_with::<4>(first, elements),
-            8 => self.put_with::<8>(first, elements),
-            _ => self.put_with::<1>(first, elements),
-        }
+        with_element!(self.width, E => self.put_with::<{ E::WIDTH }>(first, elements));
     }
 }
 

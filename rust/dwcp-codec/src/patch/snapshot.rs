@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use super::apply::{Patch, Slice, zeroed};
 use super::encode::{Encoded, PatchOptions, append, encode_into};
 use super::error::PatchError;
-use super::format::PatchHead;
+use super::format::{PatchHead, expect_width};
 use super::overlay::{Assigned, Checked, Mask, Masked, Overlaid, Overlay};
 use super::parallel;
 use super::source::Source;
@@ -50,9 +50,7 @@ impl Snapshot {
     /// [`PatchError::BlockBytes`], [`PatchError::Width`] or [`PatchError::TooManyBlocks`].
     pub fn new(bytes: Vec<u8>, options: SnapshotOptions, threads: usize) -> Result<Snapshot, PatchError> {
         let size = bytes.len() as u64;
-        if let Some(width) = options.width.filter(|width| ![1, 2, 4, 8].contains(width)) {
-            return Err(PatchError::Width { width });
-        }
+        expect_width(options.width)?;
         let head = PatchHead::new(options.block_bytes, size, size)?;
         let mut leaves = vec![Digest([0; 16]); head.block_count() as usize];
         let blocks = bytes.chunks(options.block_bytes as usize).zip(&mut leaves);

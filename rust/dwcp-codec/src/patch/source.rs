@@ -52,6 +52,15 @@ pub(super) fn slice(bytes: &[u8], offset: u64, length: usize) -> Result<&[u8], P
     part.ok_or(PatchError::Truncated { length: bytes.len() as u64, at: offset, needed: end })
 }
 
+/// The bytes in a range of an object, which lies within it.
+pub(super) fn read_range<'a, S: Source + ?Sized>(
+    source: &'a S,
+    range: Range<u64>,
+    buffer: &'a mut Vec<u8>,
+) -> Result<&'a [u8], S::Error> {
+    source.read(range.start, (range.end - range.start) as usize, buffer)
+}
+
 /// Base and target as the origins of segments.
 pub(super) struct Between<'a, B: ?Sized, T: ?Sized> {
     pub(super) base: &'a B,

@@ -4,14 +4,14 @@ use super::encode::{Encoded, Part};
 use super::error::PatchError;
 use super::format::{Check, EntryKind, PatchHead, Tail, entry_bytes, same_bytes};
 use crate::codec::CodecId;
-use crate::digest::{Digest, TreeHasher};
+use crate::digest::{self, Digest, TreeHasher};
 
 /// Writes a patch from front to back through `emit`.
 pub(super) struct Writer<F> {
     emit: F,
+    head: PatchHead,
     check: Check,
     base_tree: TreeHasher,
-    target_tree: TreeHasher,
     leaves: Vec<Digest>,
     changed: Vec<u32>,
     entries: u32,
@@ -26,9 +26,9 @@ impl<F> Writer<F> {
     {
         let mut writer = Writer {
             emit,
+            head,
             check: Check::new(),
             base_tree: TreeHasher::new(head.base_size(), head.block_bytes()),
-            target_tree: TreeHasher::new(head.target_size(), head.block_bytes()),
             leaves: Vec::new(),
             changed: Vec::new(),
             entries: 0,
@@ -48,7 +48,7 @@ impl<F> Writer<F> {
 
     /// Adds a block that is as in the base.
     pub(super) fn push_same(&mut self, digest: Digest) {
-        self.push_leaf(digest);
+        self.leaves.push(digest);
         self.same += 1;
     }
 
@@ -66,7 +66,7 @@ impl<F> Writer<F> {
         self.put_same()?;
         // The blocks of a target can be counted, and a payload is no longer than its block.
         self.changed.push(self.leaves.len() as u32);
-        self.push_leaf(digest);
+        self.leaves.push(digest);
         let bytes = entry_bytes(kind, codec, payload.bytes().len() as u32, digest);
         self.put_fields(&bytes)?;
         self.put(payload)
@@ -79,15 +79,11 @@ impl<F> Writer<F> {
         E: From<PatchError>,
     {
         self.put_same()?;
-        let (base_digest, target_digest) = (self.base_tree.finish(), self.target_tree.finish());
+        let base_digest = self.base_tree.finish();
+        let target_digest = digest::tree(self.head.target_size(), self.head.block_bytes(), &self.leaves);
         let tail = Tail { entries: self.entries, base_digest, target_digest }.to_bytes(self.check.clone());
         self.put(Part::Made(&tail))?;
         Ok(Encoded { target_digest, leaves: self.leaves, changed: self.changed, length: self.length })
-    }
-
-    fn push_leaf(&mut self, digest: Digest) {
-        self.target_tree.push(digest);
-        self.leaves.push(digest);
     }
 
     fn put_same<E>(&mut self) -> Result<(), E>
