@@ -8,9 +8,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::buffer::{Input, NewBytes, Output, uninit};
+use crate::contexts::{self, Contexts};
 use crate::dictionary::Dictionary;
 use crate::error::Failure;
-use crate::{contexts, native};
+use crate::native;
 
 /// Length of a stored container's header without and with a digest: what it is longer than its content.
 const HEADERS: [usize; 2] = [16, 32];
@@ -35,7 +36,9 @@ pub fn compress<'py>(
     let src = buf.bytes();
     let options = options(py, codec, checksum, dictionary.as_deref())?;
     if src.len() <= KEPT_ROOM && options.choice != CodecChoice::Fixed(Codec::None) {
-        return compress_in_kept_room(py, src, &options);
+        return in_kept_room(py, |contexts, room| {
+            Ok(container::compress(&mut contexts.compressor, &options, src, room)?)
+        });
     }
     // As long as a stored container, which is the longest there is and is then not copied again. The stable ABI
     // cannot shrink a `bytes`, so a shorter one is copied: cheaper than the compression was, as it is short.
@@ -54,16 +57,16 @@ pub fn compress<'py>(
     copied(py, &whole.memory()[..length])
 }
 
-fn compress_in_kept_room<'py>(
+/// A `bytes` of what `make` adds to memory that the thread keeps.
+pub fn in_kept_room<'py>(
     py: Python<'py>,
-    src: &[u8],
-    options: &ContainerOptions<'_>,
+    make: impl FnOnce(&mut Contexts, &mut Vec<u8>) -> Result<(), Failure> + Send,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let mut made = native::run(py, || {
         contexts::with(|contexts| {
             let mut room = std::mem::take(&mut contexts.scratch);
             room.clear();
-            container::compress(&mut contexts.compressor, options, src, &mut room)?;
+            make(contexts, &mut room)?;
             Ok(room)
         })
     })?;
@@ -112,7 +115,8 @@ pub fn max_compressed_length(length: usize) -> usize {
     container::max_compressed_length(length)
 }
 
-fn options<'d>(
+/// How to compress, from what Python says.
+pub fn options<'d>(
     py: Python<'_>,
     codec: &str,
     checksum: bool,

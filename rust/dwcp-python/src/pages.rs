@@ -1,6 +1,6 @@
 //! `compress_pages` and `decompress_pages_into`.
 
-use dwcp_codec::container::{self, ContainerOptions};
+use dwcp_codec::container;
 use dwcp_codec::pages;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -8,7 +8,7 @@ use pyo3::types::PyBytes;
 
 use crate::buffer::{Input, Output};
 use crate::error::Failure;
-use crate::{contexts, native};
+use crate::{compress, contexts, native};
 
 /// Compress pages of a memory, given by their numbers, into one container.
 #[pyfunction]
@@ -22,23 +22,14 @@ pub fn compress_pages<'py>(
     checksum: bool,
     max_length: usize,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let choice = codec.parse().map_err(|error| Failure::Codec(error).raise(py))?;
-    let options = ContainerOptions { choice, checksum, dictionary: None };
+    let options = compress::options(py, codec, checksum, None)?;
     let (memory, numbers) = (memory.bytes(), words(&numbers)?);
-    let made = native::run(py, || {
+    compress::in_kept_room(py, |contexts, room| {
         within(numbers.len(), page_bytes, max_length)?;
-        contexts::with(|contexts| {
-            contexts.pages.clear();
-            pages::gather(memory, page_bytes, numbers, &mut contexts.pages)?;
-            let mut made = std::mem::take(&mut contexts.scratch);
-            made.clear();
-            container::compress(&mut contexts.compressor, &options, &contexts.pages, &mut made)?;
-            Ok(made)
-        })
-    })?;
-    let bytes = PyBytes::new(py, &made);
-    contexts::with(|contexts| contexts.scratch = made);
-    Ok(bytes)
+        contexts.pages.clear();
+        pages::gather(memory, page_bytes, numbers, &mut contexts.pages)?;
+        Ok(container::compress(&mut contexts.compressor, &options, &contexts.pages, room)?)
+    })
 }
 
 /// Decompress what `compress_pages` made to the places that the numbers say.
