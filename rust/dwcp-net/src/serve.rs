@@ -192,12 +192,6 @@ impl ServeSession {
         self.served.peer
     }
 
-    /// The SHA-256 of the peer's certificate; none without TLS.
-    #[must_use]
-    pub fn peer_fingerprint(&self) -> Option<Fingerprint> {
-        self.served.owner
-    }
-
     /// Ends the session: lanes say goodbye. Dropping the session does the same.
     pub fn close(&self) {
         let served = &*self.served;

@@ -224,23 +224,25 @@ pub fn prefer_huge_pages(memory: &mut [MaybeUninit<u8>]) {
     }
 }
 
-/// Fill a view that the interpreter wants of `length` bytes to read at `start`, which `owner` keeps.
+/// Fill a view that the interpreter wants of `length` bytes at `start`, which `owner` keeps.
 ///
 /// # Safety
-/// `view` is the interpreter's. The bytes stay where they are, initialised, while `owner` lives and has views.
+/// `view` is the interpreter's. The bytes stay where they are, initialised, while `owner` lives and has views; if
+/// they are not `read_only`, nobody else uses them.
 pub unsafe fn export(
     owner: &Bound<'_, PyAny>,
     view: *mut ffi::Py_buffer,
     flags: c_int,
-    start: *const u8,
-    length: usize,
+    (start, length): (*mut u8, usize),
+    read_only: bool,
 ) -> PyResult<()> {
     if view.is_null() {
         return Err(PyBufferError::new_err("no view to fill"));
     }
     let length = ffi::Py_ssize_t::try_from(length)?;
-    // SAFETY: as the caller says; the view is read-only, so that nobody writes through the pointer.
-    let status =
-        unsafe { ffi::PyBuffer_FillInfo(view, owner.as_ptr(), start.cast_mut().cast(), length, 1, flags) };
+    // SAFETY: as the caller says; nobody writes through the pointer of a view that is read-only.
+    let status = unsafe {
+        ffi::PyBuffer_FillInfo(view, owner.as_ptr(), start.cast(), length, c_int::from(read_only), flags)
+    };
     if status == 0 { Ok(()) } else { Err(PyErr::fetch(owner.py())) }
 }

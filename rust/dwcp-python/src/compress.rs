@@ -8,10 +8,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::buffer::{Input, NewBytes, Output, uninit};
-use crate::contexts::Contexts;
+use crate::contexts::{self, Contexts};
 use crate::dictionary::Dictionary;
 use crate::error::Failure;
-use crate::{contexts, native};
+use crate::native;
 
 /// Length of a stored container's header without and with a digest: what it is longer than its content.
 const HEADERS: [usize; 2] = [16, 32];
@@ -120,7 +120,8 @@ pub fn max_compressed_length(length: usize) -> usize {
     container::max_compressed_length(length)
 }
 
-fn options<'d>(
+/// How to compress, from what Python says.
+pub fn options<'d>(
     py: Python<'_>,
     codec: &str,
     checksum: bool,

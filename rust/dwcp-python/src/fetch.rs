@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use dwcp_net::FetchSession;
 use dwcp_store::{MemorySink, Sink};
@@ -13,7 +13,7 @@ use crate::cancel::Cancel;
 use crate::error::Failure;
 use crate::native;
 use crate::observer;
-use crate::owner::{Owner, part, part_from_drop};
+use crate::owner::Owned;
 use crate::receive::tree_sink;
 use crate::report::{Progress, ReceiveReport};
 use crate::security::DialSecurity;
@@ -23,9 +23,8 @@ use crate::target::{LentBuffers, ReceivedBuffer};
 /// A session with a listener that sends what it is asked for.
 #[pyclass(frozen, module = "dwcp_fast._core")]
 pub struct Fetcher {
-    session: Mutex<Option<Arc<FetchSession>>>,
+    session: Owned<FetchSession>,
     cancel: dwcp_net::Cancel,
-    owner: Owner,
 }
 
 #[pymethods]
@@ -47,7 +46,7 @@ impl Fetcher {
         let connect =
             || FetchSession::connect(address, security, options, &cancel, observer).map_err(Failure::Connect);
         let session = native::run_interruptibly(py, || cancel.cancel(), connect)?;
-        Ok(Fetcher { session: Mutex::new(Some(Arc::new(session))), cancel, owner: Owner::new() })
+        Ok(Fetcher { session: Owned::new(session), cancel })
     }
 
     /// Ask, and take the answer into new buffers.
@@ -95,28 +94,17 @@ impl Fetcher {
 
     /// Where the transfer stands.
     fn progress(&self, py: Python<'_>) -> PyResult<Progress> {
-        let session = self.session(py)?;
+        let session = self.session.object(py)?;
         Ok(py.detach(|| session.progress()).into())
     }
 
     /// Say goodbye; a second time does nothing.
     fn close(&self, py: Python<'_>) {
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(session) = session.as_ref().filter(|_| self.owner.is_here()) {
-            // A fetch that is under way on another thread holds it too, and is to end.
-            py.detach(|| session.close());
-        }
-        part(py, self.owner, session);
+        self.session.close_with(py, FetchSession::close);
     }
 }
 
 impl Fetcher {
-    fn session(&self, py: Python<'_>) -> PyResult<Arc<FetchSession>> {
-        self.owner.check(py)?;
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        session.ok_or_else(|| Failure::Closed.raise(py))
-    }
-
     fn fetch(
         &self,
         py: Python<'_>,
@@ -124,16 +112,9 @@ impl Fetcher {
         sink: Arc<dyn Sink>,
         timeout_s: Option<f64>,
     ) -> PyResult<ReceiveReport> {
-        let session = self.session(py)?;
+        let session = self.session.object(py)?;
         let timeout = timeout_s.map(seconds).transpose()?;
         let fetch = || Ok(session.fetch(request, &sink, timeout)?);
         Ok(native::run_interruptibly(py, || self.cancel.cancel(), fetch)?.into())
-    }
-}
-
-impl Drop for Fetcher {
-    fn drop(&mut self) {
-        let session = self.session.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        part_from_drop(self.owner, session);
     }
 }

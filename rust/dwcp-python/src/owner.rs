@@ -1,48 +1,63 @@
 //! The process that made a native object: its threads and sockets do not survive a fork.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 
 use crate::error::Failure;
 
-/// The process that made an object.
-#[derive(Clone, Copy)]
-pub struct Owner(u32);
+/// A native object with threads, held until it is closed or dropped.
+pub struct Owned<T: Send + Sync> {
+    object: Mutex<Option<Arc<T>>>,
+    /// The process that made it.
+    owner: u32,
+}
 
-impl Owner {
-    /// This process.
-    pub fn new() -> Owner {
-        Owner(std::process::id())
+impl<T: Send + Sync> Owned<T> {
+    /// Hold an object of this process.
+    pub fn new(object: T) -> Owned<T> {
+        Owned { object: Mutex::new(Some(Arc::new(object))), owner: std::process::id() }
     }
 
-    /// Whether this process made the object.
-    pub fn is_here(self) -> bool {
-        self.0 == std::process::id()
+    /// The object, unless it was closed. Use in a child of the process that made it is refused.
+    pub fn object(&self, py: Python<'_>) -> PyResult<Arc<T>> {
+        if !self.is_here() {
+            return Err(Failure::Forked { owner: self.owner }.raise(py));
+        }
+        let object = self.object.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        object.ok_or_else(|| Failure::Closed.raise(py))
     }
 
-    /// Refuse use in a child of the process that made the object.
-    pub fn check(self, py: Python<'_>) -> PyResult<()> {
-        if self.is_here() { Ok(()) } else { Err(Failure::Forked { owner: self.0 }.raise(py)) }
+    /// Let go of the object; a second time does nothing.
+    pub fn close(&self, py: Python<'_>) {
+        self.close_with(py, |_| ());
+    }
+
+    /// The same after `end`, for calls that are under way on other threads: they hold the object too.
+    pub fn close_with(&self, py: Python<'_>, end: impl FnOnce(&T) + Send) {
+        let object = self.object.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if self.is_here() {
+            // Its threads may be waiting for the interpreter.
+            py.detach(|| {
+                object.as_deref().map(end);
+                drop(object);
+            });
+        } else {
+            // The threads to join are the parent's.
+            std::mem::forget(object);
+        }
+    }
+
+    fn is_here(&self) -> bool {
+        self.owner == std::process::id()
     }
 }
 
-/// Let go of a native object whose threads may be waiting for the interpreter.
-pub fn part<T: Send>(py: Python<'_>, owner: Owner, object: Option<Arc<T>>)
-where
-    Arc<T>: Send,
-{
-    if owner.is_here() {
-        py.detach(|| drop(object));
-    } else {
-        // The threads to join are the parent's.
-        std::mem::forget(object);
-    }
-}
-
-/// The same from a destructor, which may run anywhere.
-pub fn part_from_drop<T: Send + Sync>(owner: Owner, object: Option<Arc<T>>) {
-    if object.is_some() {
-        Python::try_attach(|py| part(py, owner, object));
+impl<T: Send + Sync> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // This may run anywhere, and closing needs the interpreter only where there is something to close.
+        if self.object.get_mut().unwrap_or_else(PoisonError::into_inner).is_some() {
+            Python::try_attach(|py| self.close(py));
+        }
     }
 }

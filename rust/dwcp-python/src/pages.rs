@@ -1,16 +1,15 @@
 //! `compress_pages` and `decompress_pages_into`.
 
 use dwcp_codec::CodecError;
-use dwcp_codec::container::{self, ContainerOptions};
+use dwcp_codec::container;
 use dwcp_codec::pages;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::buffer::{Input, Output};
-use crate::compress::{in_kept_room, kept};
 use crate::error::Failure;
-use crate::{contexts, native};
+use crate::{compress, contexts, native};
 
 /// Compress pages of a memory, given by their numbers, into one container.
 #[pyfunction]
@@ -24,16 +23,15 @@ pub fn compress_pages<'py>(
     checksum: bool,
     max_length: usize,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let choice = codec.parse().map_err(|error| Failure::Codec(error).raise(py))?;
-    let options = ContainerOptions { choice, checksum, dictionary: None };
+    let options = compress::options(py, codec, checksum, None)?;
     let (memory, numbers) = (memory.bytes(), words(&numbers)?);
     length_of(numbers.len(), page_bytes, max_length).map_err(|failure| failure.raise(py))?;
-    in_kept_room(py, |contexts, room| {
+    compress::in_kept_room(py, |contexts, room| {
         let mut together = std::mem::take(&mut contexts.pages);
         together.clear();
         pages::gather(memory, page_bytes, numbers, &mut together)?;
         container::compress(&mut contexts.compressor, &options, &together, room)?;
-        contexts.pages = kept(together);
+        contexts.pages = compress::kept(together);
         Ok(())
     })
 }
@@ -63,7 +61,7 @@ pub fn decompress_pages_into(
             let decompressor = &mut contexts.decompressor;
             container::decompress(decompressor, None, packed, length as u64, &mut together)?;
             pages::scatter(&together, page_bytes, numbers, memory)?;
-            contexts.pages = kept(together);
+            contexts.pages = compress::kept(together);
             Ok(())
         })
     })

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::IntoRawFd;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dwcp_net::{
@@ -20,7 +20,7 @@ use crate::cancel::Cancel;
 use crate::error::Failure;
 use crate::native;
 use crate::observer;
-use crate::owner::{Owner, part, part_from_drop};
+use crate::owner::Owned;
 use crate::report::{Progress, ReceiveReport};
 use crate::security::ListenSecurity;
 use crate::serve::Server;
@@ -30,10 +30,9 @@ use crate::target::{LentBuffers, ReceivedBuffer};
 /// A socket that peers connect to: senders, and those that ask to be sent something.
 #[pyclass(frozen, module = "dwcp_fast._core")]
 pub struct Listener {
-    listener: Mutex<Option<Arc<NetListener>>>,
+    listener: Owned<NetListener>,
     cancel: dwcp_net::Cancel,
     address: SocketAddr,
-    owner: Owner,
 }
 
 #[pymethods]
@@ -63,8 +62,7 @@ impl Listener {
             || NetListener::bind(address, security, options, &cancel, observer, v1).map_err(Failure::Connect);
         let listener = native::run(py, bind)?;
         let address = listener.local_addr();
-        let listener = Mutex::new(Some(Arc::new(listener)));
-        Ok(Listener { listener, cancel, address, owner: Owner::new() })
+        Ok(Listener { listener: Owned::new(listener), cancel, address })
     }
 
     /// Where it listens: host and port.
@@ -76,10 +74,8 @@ impl Listener {
     /// Wait for a peer; None when `timeout_s` passes first.
     #[pyo3(signature = (timeout_s))]
     fn accept(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<Option<Accepted>> {
-        self.owner.check(py)?;
+        let listener = self.listener.object(py)?;
         let timeout = timeout_s.map(seconds).transpose()?;
-        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let listener = listener.ok_or_else(|| Failure::Closed.raise(py))?;
         let accept = || match listener.accept_any(timeout) {
             Err(NetError::Deadline { .. }) => Ok(None),
             outcome => Ok(Some(outcome?)),
@@ -88,26 +84,15 @@ impl Listener {
         Ok(session.map(|session| match session {
             Arrival::Sender(session) => {
                 let peer = session.peer_addr().to_string();
-                let session = Mutex::new(Some(Arc::new(session)));
-                Accepted::Sender(Receiver { session, peer, owner: self.owner })
+                Accepted::Sender(Receiver { session: Owned::new(session), peer })
             }
-            Arrival::Fetcher(session) => {
-                Accepted::Fetcher(Server::new(session, self.cancel.clone(), self.owner))
-            }
+            Arrival::Fetcher(session) => Accepted::Fetcher(Server::new(session, self.cancel.clone())),
         }))
     }
 
     /// Stop listening; a second time does nothing.
     fn close(&self, py: Python<'_>) {
-        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
-        part(py, self.owner, listener);
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let listener = self.listener.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        part_from_drop(self.owner, listener);
+        self.listener.close(py);
     }
 }
 
@@ -123,9 +108,8 @@ pub enum Accepted {
 /// A sender that was let in.
 #[pyclass(frozen, module = "dwcp_fast._core")]
 pub struct Receiver {
-    session: Mutex<Option<Arc<ReceiveSession>>>,
+    session: Owned<ReceiveSession>,
     peer: String,
-    owner: Owner,
 }
 
 #[pymethods]
@@ -180,46 +164,28 @@ impl Receiver {
 
     /// Where the transfer stands.
     fn progress(&self, py: Python<'_>) -> PyResult<Progress> {
-        let session = self.session(py)?;
+        let session = self.session.object(py)?;
         Ok(py.detach(|| session.progress()).into())
     }
 
     /// End the session; a second time does nothing. What is staged stays.
     fn close(&self, py: Python<'_>) {
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(session) = session.as_ref().filter(|_| self.owner.is_here()) {
-            // A receive that is under way on another thread holds it too, and is to end.
-            py.detach(|| session.close());
-        }
-        part(py, self.owner, session);
+        self.session.close_with(py, ReceiveSession::close);
     }
 }
 
 impl Receiver {
-    fn session(&self, py: Python<'_>) -> PyResult<Arc<ReceiveSession>> {
-        self.owner.check(py)?;
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        session.ok_or_else(|| Failure::Closed.raise(py))
-    }
-
     fn receive(
         &self,
         py: Python<'_>,
         sink: Arc<dyn Sink>,
         timeout_s: Option<f64>,
     ) -> PyResult<Option<ReceiveReport>> {
-        let session = self.session(py)?;
+        let session = self.session.object(py)?;
         let timeout: Option<Duration> = timeout_s.map(seconds).transpose()?;
         let report =
             native::run_interruptibly(py, || session.close(), || Ok(session.receive(sink, timeout)?))?;
         Ok(report.map(ReceiveReport::from))
-    }
-}
-
-impl Drop for Receiver {
-    fn drop(&mut self) {
-        let session = self.session.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        part_from_drop(self.owner, session);
     }
 }
 

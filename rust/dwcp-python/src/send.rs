@@ -1,7 +1,7 @@
 //! `Scan` and `Sender`.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use dwcp_net::SendSession;
 use dwcp_proto::Manifest;
@@ -18,7 +18,7 @@ use crate::cancel::Cancel;
 use crate::error::Failure;
 use crate::native;
 use crate::observer;
-use crate::owner::{Owner, part, part_from_drop};
+use crate::owner::Owned;
 use crate::report::{Progress, SendReport};
 use crate::security::DialSecurity;
 use crate::settings::SendSettings;
@@ -105,9 +105,8 @@ pub fn memory_source(
 /// A session with a receiver.
 #[pyclass(frozen, module = "dwcp_fast._core")]
 pub struct Sender {
-    session: Mutex<Option<Arc<SendSession>>>,
+    session: Owned<SendSession>,
     cancel: dwcp_net::Cancel,
-    owner: Owner,
 }
 
 #[pymethods]
@@ -129,8 +128,7 @@ impl Sender {
         let connect =
             || SendSession::connect(address, security, options, &cancel, observer).map_err(Failure::Connect);
         let session = native::run_interruptibly(py, || cancel.cancel(), connect)?;
-        let session = Mutex::new(Some(Arc::new(session)));
-        Ok(Sender { session, cancel, owner: Owner::new() })
+        Ok(Sender { session: Owned::new(session), cancel })
     }
 
     /// Send named buffers.
@@ -153,36 +151,21 @@ impl Sender {
 
     /// Where the transfer stands.
     fn progress(&self, py: Python<'_>) -> PyResult<Progress> {
-        let session = self.session(py)?;
+        let session = self.session.object(py)?;
         Ok(py.detach(|| session.progress()).into())
     }
 
     /// Say goodbye; a second time does nothing.
     fn close(&self, py: Python<'_>) {
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
-        part(py, self.owner, session);
+        self.session.close(py);
     }
 }
 
 impl Sender {
-    fn session(&self, py: Python<'_>) -> PyResult<Arc<SendSession>> {
-        self.owner.check(py)?;
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        session.ok_or_else(|| Failure::Closed.raise(py))
-    }
-
     fn send(&self, py: Python<'_>, manifest: Arc<Manifest>, source: Arc<dyn Source>) -> PyResult<SendReport> {
-        let session = self.session(py)?;
+        let session = self.session.object(py)?;
         let report =
             native::run_interruptibly(py, || self.cancel.cancel(), || Ok(session.send(manifest, source)?))?;
         Ok(report.into())
-    }
-}
-
-impl Drop for Sender {
-    fn drop(&mut self) {
-        let session = self.session.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        // Lanes may be in a callback, so nobody may wait for them while attached.
-        part_from_drop(self.owner, session);
     }
 }

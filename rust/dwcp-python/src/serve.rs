@@ -1,6 +1,6 @@
 //! `Server`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use dwcp_net::{NetError, ServeSession};
 use dwcp_proto::Manifest;
@@ -11,7 +11,7 @@ use pyo3::types::PyBytes;
 use crate::buffer::Input;
 use crate::error::Failure;
 use crate::native;
-use crate::owner::{Owner, part, part_from_drop};
+use crate::owner::Owned;
 use crate::report::{Progress, SendReport};
 use crate::send::{Scan, memory_source};
 use crate::settings::seconds;
@@ -19,10 +19,9 @@ use crate::settings::seconds;
 /// A peer that was let in and asks to be sent something.
 #[pyclass(frozen, module = "dwcp_fast._core")]
 pub struct Server {
-    session: Mutex<Option<Arc<ServeSession>>>,
+    session: Owned<ServeSession>,
     peer: String,
     cancel: dwcp_net::Cancel,
-    owner: Owner,
 }
 
 #[pymethods]
@@ -88,26 +87,19 @@ impl Server {
 
     /// End the session; a second time does nothing.
     fn close(&self, py: Python<'_>) {
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(session) = session.as_ref().filter(|_| self.owner.is_here()) {
-            // A call that is under way on another thread holds it too, and is to end.
-            py.detach(|| session.close());
-        }
-        part(py, self.owner, session);
+        self.session.close_with(py, ServeSession::close);
     }
 }
 
 impl Server {
     /// Take over a session of a listener.
-    pub fn new(session: ServeSession, cancel: dwcp_net::Cancel, owner: Owner) -> Server {
+    pub fn new(session: ServeSession, cancel: dwcp_net::Cancel) -> Server {
         let peer = session.peer_addr().to_string();
-        Server { session: Mutex::new(Some(Arc::new(session))), peer, cancel, owner }
+        Server { session: Owned::new(session), peer, cancel }
     }
 
     fn session(&self, py: Python<'_>) -> PyResult<Arc<ServeSession>> {
-        self.owner.check(py)?;
-        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let session = session.ok_or_else(|| Failure::Closed.raise(py))?;
+        let session = self.session.object(py)?;
         if self.cancel.is_cancelled() {
             return Err(Failure::Net(NetError::Cancelled).raise(py));
         }
@@ -118,12 +110,5 @@ impl Server {
         let session = self.session(py)?;
         let send = || Ok(session.send(manifest, source)?);
         Ok(native::run_interruptibly(py, || session.close(), send)?.into())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let session = self.session.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        part_from_drop(self.owner, session);
     }
 }

@@ -91,7 +91,6 @@ impl FetchSettings {
             connect_timeout: seconds(self.connect_timeout_s)?,
             reconnect_for: seconds(self.reconnect_s)?,
             total_timeout: self.timeout_s.map(seconds).transpose()?,
-            socket_buffer_bytes: None,
         })
     }
 }

@@ -1,17 +1,16 @@
 //! Memory that buffers are received into, and the buffers given to Python.
 
 use std::collections::HashMap;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use dwcp_net::NetError;
 use dwcp_store::{BufferProvider, MemorySink, Refusal, StoreError, TargetBuffer};
-use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-use crate::buffer::Output;
+use crate::buffer::{Output, export};
 use crate::native;
 
 /// A caller's buffer, held while a transfer writes to it.
@@ -101,15 +100,9 @@ impl ReceivedBuffer {
 
     // SAFETY: called by the interpreter only, with a view that is valid for writes.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
-        if view.is_null() {
-            return Err(PyBufferError::new_err("no view to fill"));
-        }
         let memory = &slf.get().0;
-        let length = ffi::Py_ssize_t::try_from(memory.length)?;
-        // SAFETY: the memory lives as long as this object, to which the filled view holds a reference.
-        let status = unsafe {
-            ffi::PyBuffer_FillInfo(view, slf.as_ptr(), memory.start.cast::<c_void>(), length, 0, flags)
-        };
-        if status == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+        // SAFETY: the view is the interpreter's; the memory lives as long as this object, to which the filled view holds
+        // a reference, and this side never uses it again.
+        unsafe { export(slf.as_any(), view, flags, (memory.start, memory.length), false) }
     }
 }

@@ -2,7 +2,6 @@
 
 mod crew;
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
@@ -34,8 +33,6 @@ pub struct FetchOptions {
     pub reconnect_for: Duration,
     /// How long a fetch may take altogether.
     pub total_timeout: Option<Duration>,
-    /// The size of the sockets' buffers; the system tunes them itself otherwise.
-    pub socket_buffer_bytes: Option<u32>,
 }
 
 impl Default for FetchOptions {
@@ -47,7 +44,6 @@ impl Default for FetchOptions {
             connect_timeout: Duration::from_secs(10),
             reconnect_for: Duration::from_secs(30),
             total_timeout: None,
-            socket_buffer_bytes: None,
         }
     }
 }
@@ -65,7 +61,6 @@ pub struct FetchSession {
     /// Held by the fetch that is under way.
     fetching: Mutex<()>,
     closed: AtomicBool,
-    peer: SocketAddr,
 }
 
 impl FetchSession {
@@ -87,7 +82,7 @@ impl FetchSession {
         let dialling = DialOptions {
             idle_timeout: options.idle_timeout,
             connect_timeout: options.connect_timeout,
-            socket_buffer_bytes: options.socket_buffer_bytes,
+            socket_buffer_bytes: None,
             max_block,
             fetches: Some(Takes { max_entries, max_object }),
         };
@@ -96,7 +91,6 @@ impl FetchSession {
         let halt = Cancel::new();
         let first =
             open_lane(&plan, 0, None, (&cancel, &halt)).map_err(|error| first_failure(error, &cancel))?;
-        let peer = first.lane.transport().peer_addr();
         let session = FetchSession {
             plan,
             options,
@@ -105,7 +99,6 @@ impl FetchSession {
             crew: Mutex::default(),
             fetching: Mutex::default(),
             closed: AtomicBool::new(false),
-            peer,
         };
         session.man(first, halt)?;
         Ok(session)
@@ -188,12 +181,6 @@ impl FetchSession {
     pub fn progress(&self) -> Progress {
         let crew = lock(&self.crew).clone();
         crew.map_or_else(Progress::default, |crew| crew.receiver.progress())
-    }
-
-    /// The listener's address.
-    #[must_use]
-    pub fn peer_addr(&self) -> SocketAddr {
-        self.peer
     }
 
     /// Says goodbye and ends every lane; a fetch that is under way fails. Dropping the session does the same.

@@ -79,6 +79,8 @@ pub(crate) struct State {
     pub(super) asking: Option<Asking>,
     /// The sender ended the session or does not know it any more; what was asked for is to be asked for in another.
     pub(crate) forgotten: bool,
+    /// The sender has ended a lane in peace, as it does only when it leaves.
+    pub(super) goodbye: bool,
 }
 
 /// Which side has made the session, and what it is called.
@@ -110,6 +112,7 @@ impl Session {
             state: Mutex::new(State {
                 asking: patience.map(|_| Asking::default()),
                 forgotten: false,
+                goodbye: false,
                 session: ReceiverSession::new(options.limits),
                 lanes: HashMap::new(),
                 next_lane: 0,
@@ -222,6 +225,13 @@ impl State {
         }
         if self.lanes.is_empty() {
             self.lonely_since = Instant::now();
+            // A sender that leaves may drop lanes that it was still making without a word.
+            if self.goodbye && self.ended.is_none() {
+                let early = NetError::PeerClosed { phase: "sending", hint: Some("it gave the transfer up") };
+                let failure = self.transfer.is_some().then_some(early);
+                self.forgotten = self.asking.is_some();
+                self.end(failure, false);
+            }
         }
     }
 

@@ -403,18 +403,13 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// The sender has ended this lane in peace. The last one ends the session.
+    /// The sender has ended this lane in peace. The end of the last one ends the session.
     fn closed(&self) {
         let mut state = lock(&self.session.state);
         // It only says goodbye when it has read everything, or wants nothing more.
         state.unconfirmed = None;
+        state.goodbye = true;
         state.detach(self.id);
-        if !state.has_lanes() {
-            let early = NetError::PeerClosed { phase: "sending", hint: Some("it gave the transfer up") };
-            let failure = state.transfer.is_some().then_some(early);
-            state.forgotten = state.asking.is_some();
-            state.end(failure, false);
-        }
     }
 
     fn count_cpu(&mut self) {

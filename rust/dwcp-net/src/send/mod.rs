@@ -220,7 +220,7 @@ impl Shared {
                 }
             } else if self.cancel.is_cancelled() {
                 NetError::Cancelled
-            } else if state.parted {
+            } else if state.has_parted() {
                 NetError::PeerClosed { phase: "sending", hint: Some("it gave the transfer up") }
             } else if lonely {
                 state.gone()

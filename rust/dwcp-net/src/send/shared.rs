@@ -63,7 +63,7 @@ impl Shared {
             state: Mutex::new(State {
                 asked: registry.as_ref().map(|_| Asked::default()),
                 broken: None,
-                parted: false,
+                goodbye: false,
                 epoch: 0,
                 link: Some(link),
                 opening: false,
@@ -199,8 +199,8 @@ pub(crate) struct State {
     pub(super) asked: Option<Asked>,
     /// What ended the session of a peer that dials while nothing was sent.
     pub(crate) broken: Option<NetError>,
-    /// The peer that dials has ended its last lane in peace.
-    pub(super) parted: bool,
+    /// The peer that dials has ended a lane in peace, as it does only when it leaves.
+    pub(super) goodbye: bool,
     /// Counts sessions; a lane of an earlier one ends itself.
     pub(super) epoch: u64,
     /// The session of this epoch; none when the receiver has forgotten it.
@@ -353,7 +353,12 @@ impl State {
 
     /// Whether the session of a peer that dials has ended: it is never opened again from here.
     pub(crate) fn is_over(&self) -> bool {
-        self.closing || self.parted || self.link.is_none()
+        self.closing || self.has_parted() || self.link.is_none()
+    }
+
+    /// Whether the peer that dials has left. It may drop lanes that it was still making without a word then.
+    pub(super) fn has_parted(&self) -> bool {
+        self.goodbye && self.lanes.is_empty()
     }
 
     /// Adds the lane that the peer calls `number`, unless the session is over or has as many as it may. An earlier

@@ -336,7 +336,7 @@ impl Worker<'_> {
         let Err(error) = end else {
             state.detach(self.id, self.epoch);
             // Only a peer that has dialled ends lanes in peace for good; the other makes them as it needs them.
-            state.parted |= state.asked.is_some() && state.lanes.is_empty();
+            state.goodbye |= state.asked.is_some();
             return;
         };
         let altered = match &error {

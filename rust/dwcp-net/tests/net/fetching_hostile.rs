@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dwcp_net::security::DialSecurity;
-use dwcp_net::{Cancel, FetchOptions, FetchSession, NetError};
+use dwcp_net::{Cancel, Event, FetchOptions, FetchSession, NetError};
 use dwcp_proto::frame::{ErrorCode, Fetch, Frame, Hello, Offer, Secret, Security, SessionId, Takes, Welcome};
 use dwcp_proto::{FrameDecoder, FrameEncoder, preface};
 
@@ -22,7 +22,7 @@ struct Hand {
 }
 
 impl Hand {
-    fn enter(server: &Receiver, session: Option<SessionId>, secret: Secret) -> (Hand, Frame) {
+    fn enter(server: &Receiver, lane: u16, session: Option<SessionId>, secret: Secret) -> (Hand, Frame) {
         let mut stream = TcpStream::connect(server.listener.local_addr()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(&preface::encode(3, 3)).unwrap();
@@ -30,7 +30,7 @@ impl Hand {
         hand.send(&Frame::Hello(Hello {
             version: 3,
             security: Security::Plaintext,
-            lane: 0,
+            lane,
             features: 0,
             session,
             secret,
@@ -47,7 +47,7 @@ impl Hand {
     }
 
     fn opened(server: &Receiver) -> (Hand, Welcome) {
-        match Hand::enter(server, None, Secret::NONE) {
+        match Hand::enter(server, 0, None, Secret::NONE) {
             (hand, Frame::Welcome(welcome)) => (hand, welcome),
             (_, answer) => panic!("{answer:?}"),
         }
@@ -119,7 +119,7 @@ fn a_request_told_twice_is_answered_once_and_a_lane_of_the_same_number_takes_ove
     let (mut first, welcome) = Hand::opened(&server);
     first.send(&asks(0));
     let incoming = accepted(&server).unwrap();
-    let (mut second, answer) = Hand::enter(&server, Some(welcome.session), welcome.join_key);
+    let (mut second, answer) = Hand::enter(&server, 0, Some(welcome.session), welcome.join_key);
     assert!(matches!(answer, Frame::Welcome(_)));
     // The first lane is shut, since its peer has lost it.
     let mut rest = Vec::new();
@@ -138,17 +138,33 @@ fn a_request_told_twice_is_answered_once_and_a_lane_of_the_same_number_takes_ove
 }
 
 #[test]
+fn lanes_that_are_lost_after_the_goodbye_on_another_are_not_waited_for() {
+    let server = plain_server();
+    let (mut first, welcome) = Hand::opened(&server);
+    let (second, answer) = Hand::enter(&server, 1, Some(welcome.session), welcome.join_key);
+    assert!(matches!(answer, Frame::Welcome(_)));
+    first.send(&asks(0));
+    let incoming = accepted(&server).unwrap();
+    let lost = |event: &Event| matches!(event, Event::LaneDown { .. });
+    first.send(&Frame::Close);
+    server.log.wait_for(lost);
+    drop(second);
+    server.log.wait_for_some(2, lost);
+    assert_eq!(incoming.next_request(Some(PATIENCE)).unwrap(), None);
+}
+
+#[test]
 fn a_wrong_key_or_the_other_role_joins_no_session() {
     let server = plain_server();
     let (_hand, welcome) = Hand::opened(&server);
     for (session, key) in
         [(Some(welcome.session), Secret([9; 32])), (Some(SessionId([9; 16])), welcome.join_key)]
     {
-        let (_, answer) = Hand::enter(&server, session, key);
+        let (_, answer) = Hand::enter(&server, 0, session, key);
         let Frame::Error(error) = answer else { panic!("{answer:?}") };
         assert_eq!(error.code, ErrorCode::Auth);
     }
-    assert!(!matches!(Hand::enter(&server, Some(welcome.session), welcome.join_key).1, Frame::Error(_)));
+    assert!(!matches!(Hand::enter(&server, 0, Some(welcome.session), welcome.join_key).1, Frame::Error(_)));
 }
 
 /// A listener made by hand that sends, for one lane: its WELCOME has `features`, and `then` is what follows.

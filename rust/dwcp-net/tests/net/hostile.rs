@@ -291,6 +291,23 @@ fn more_lanes_than_allowed_are_refused() {
 }
 
 #[test]
+fn lanes_that_are_lost_after_the_goodbye_on_another_are_not_waited_for() {
+    let receiver = plain_receiver();
+    let mut first = Hand::enter(&receiver);
+    let welcome = first.welcome.clone().unwrap();
+    let mut second = Hand::connect(&receiver);
+    second.send(&numbered_hello(1, Some(welcome.session), welcome.join_key), &[]);
+    assert!(matches!(second.recv(), Frame::Welcome(_)));
+    let lost = |event: &Event| matches!(event, Event::LaneDown { .. });
+    first.send(&Frame::Close, &[]);
+    receiver.log.wait_for(lost);
+    drop(second);
+    receiver.log.wait_for_some(2, lost);
+    let session = receiver.listener.accept(Some(PATIENCE)).unwrap();
+    assert!(session.receive(memory_sink(), Some(PATIENCE)).unwrap().is_none());
+}
+
+#[test]
 fn a_sender_with_more_lanes_than_allowed_uses_fewer() {
     let mut options = quick_receive();
     options.limits.max_lanes = 1;

@@ -126,7 +126,7 @@ impl Snapshot {
         });
         // SAFETY: the view is the interpreter's; the memory stays where it is while there are views, and lives as long
         // as this object, to which the filled view holds a reference.
-        let filled = unsafe { export(slf.as_any(), view, flags, start as *const u8, length) };
+        let filled = unsafe { export(slf.as_any(), view, flags, (start as *mut u8, length), true) };
         if filled.is_err() {
             this.views.fetch_sub(1, Ordering::SeqCst);
         }

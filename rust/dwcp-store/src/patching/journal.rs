@@ -166,7 +166,7 @@ impl Journal {
 
     /// Makes the journal whole, on disk: from now on the change is going to happen.
     pub(super) fn commit<D: Disk>(&mut self, disk: &D) -> Result<(), StoreError> {
-        let end = self.end_bytes();
+        let end = end_bytes(self.ends, &self.records);
         disk.write(&self.file, &end, self.end).on("write", &self.path)?;
         disk.sync(&self.file).on("sync", &self.path)?;
         disk.sync_names(&self.path).on("sync the directory of", &self.path)
@@ -264,10 +264,6 @@ impl Journal {
 
     fn refuse(&self, reason: &'static str) -> StoreError {
         StoreError::Journal { journal: self.path.clone(), reason }
-    }
-
-    fn end_bytes(&self) -> [u8; END_BYTES as usize] {
-        end_bytes(self.ends, &self.records)
     }
 }
 
