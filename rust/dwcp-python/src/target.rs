@@ -101,8 +101,8 @@ impl ReceivedBuffer {
     // SAFETY: called by the interpreter only, with a view that is valid for writes.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
         let memory = &slf.get().0;
-        // SAFETY: the view is the interpreter's; the memory lives as long as this object, to which the filled view holds
-        // a reference, and this side never uses it again.
+        // SAFETY: the view is the interpreter's; the memory lives as long as this object, to which the filled view
+        // holds a reference, and this side never uses it again.
         unsafe { export(slf.as_any(), view, flags, (memory.start, memory.length), false) }
     }
 }
