@@ -139,10 +139,10 @@ impl ServeSession {
         let started = Instant::now();
         let mut state = lock(&shared.state);
         loop {
-            shared.cancel.check()?;
             if state.is_over() {
                 return state.broken.take().map_or(Ok(None), Err);
             }
+            shared.cancel.check()?;
             if !state.is_reusable() && state.request().is_some() {
                 state.renew(None);
                 return Ok(None);

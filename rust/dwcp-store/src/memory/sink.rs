@@ -44,7 +44,15 @@ pub struct MemorySink {
 struct Work {
     manifest: Arc<Manifest>,
     objects: Vec<Object>,
-    committed: bool,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Stage {
+    Open,
+    Committed,
+    /// The buffers were given out. What is left tells a block that comes late from one of no transfer.
+    Taken,
 }
 
 struct Object {
@@ -72,9 +80,13 @@ impl MemorySink {
     /// # Errors
     /// [`StoreError::NotPrepared`] when nothing is committed.
     pub fn take_buffers(&self) -> Result<NamedBuffers, StoreError> {
-        let committed = self.write().take_if(|work| work.committed);
-        let Some(work) = committed else { return Err(StoreError::NotPrepared { action: "take buffers" }) };
-        Ok(work.objects.into_iter().map(|object| (object.name, object.region.into_buffer())).collect())
+        let mut slot = self.write();
+        let Some(work) = slot.as_mut().filter(|work| work.stage == Stage::Committed) else {
+            return Err(StoreError::NotPrepared { action: "take buffers" });
+        };
+        work.stage = Stage::Taken;
+        let objects = std::mem::take(&mut work.objects);
+        Ok(objects.into_iter().map(|object| (object.name, object.region.into_buffer())).collect())
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Option<Work>> {
@@ -112,7 +124,7 @@ impl MemorySink {
                 stored: Mutex::new(vec![None; manifest.blocks_of(index as u32) as usize]),
             });
         }
-        Ok(Work { manifest: Arc::clone(manifest), objects, committed: false })
+        Ok(Work { manifest: Arc::clone(manifest), objects, stage: Stage::Open })
     }
 }
 
@@ -125,7 +137,7 @@ impl Sink for MemorySink {
     ) -> Result<Prepared, StoreError> {
         let mut slot = self.write();
         let id = manifest.transfer_id();
-        let same = slot.take().filter(|work| work.manifest.transfer_id() == id && !work.committed);
+        let same = slot.take().filter(|work| work.manifest.transfer_id() == id && work.stage == Stage::Open);
         let Some(work) = same else {
             *slot = Some(self.make(manifest, tick)?);
             return Ok(Prepared::default());
@@ -151,7 +163,7 @@ impl Sink for MemorySink {
     fn store(&self, entry: u32, offset: u64, block: &[u8], digest: Digest) -> Result<(), StoreError> {
         let slot = self.read();
         let Some(work) = slot.as_ref() else { return Err(StoreError::NotPrepared { action: "store" }) };
-        if work.committed {
+        if work.stage != Stage::Open {
             // A dying lane brings it once more; the buffers are the caller's now.
             return Ok(());
         }
@@ -172,8 +184,10 @@ impl Sink for MemorySink {
 
     fn commit(&self, _tick: &mut Tick<'_>) -> Result<(), StoreError> {
         let mut slot = self.write();
-        let Some(work) = slot.as_mut() else { return Err(StoreError::NotPrepared { action: "commit" }) };
-        work.committed = true;
+        let Some(work) = slot.as_mut().filter(|work| work.stage != Stage::Taken) else {
+            return Err(StoreError::NotPrepared { action: "commit" });
+        };
+        work.stage = Stage::Committed;
         Ok(())
     }
 
