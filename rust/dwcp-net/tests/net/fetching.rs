@@ -73,7 +73,9 @@ fn serve(server: &Receiver) -> JoinHandle<Vec<NetError>> {
                 Ok(())
             }));
         }
-        threads.into_iter().filter_map(|thread| join(thread).err()).collect()
+        let failed = threads.into_iter().filter_map(|thread| join(thread).err());
+        // The test cancels, perhaps before the goodbye of a peer was read.
+        failed.filter(|error| !matches!(error, NetError::Cancelled)).collect()
     })
 }
 
