@@ -168,9 +168,9 @@ impl<'a> Worker<'a> {
         frame.map_or(Ok(()), |frame| lane.send(&frame))
     }
 
-    fn sink(&self) -> Result<Arc<dyn Sink>, NetError> {
-        // It is only taken away when the transfer or the session has ended.
-        lock(&self.session.state).sink.clone().ok_or(NetError::Cancelled)
+    /// Where the transfer under way goes; none when it, or the session, has ended.
+    fn sink(&self) -> Option<Arc<dyn Sink>> {
+        lock(&self.session.state).sink.clone()
     }
 
     fn drop_body(&mut self, lane: &mut Lane, body_len: usize) -> Result<(), NetError> {
@@ -193,7 +193,10 @@ impl<'a> Worker<'a> {
             self.wire.resize(body_len, 0);
             lane.recv_bytes(&mut self.wire)?;
         }
-        let sink = self.sink()?;
+        let Some(sink) = self.sink() else {
+            // While its body was under way, another lane has brought the same block, and the transfer is in place.
+            return Ok(());
+        };
         self.unacknowledged += 1;
         self.unacknowledged_bytes += u64::from(head.raw_len);
         if let Some(base_digest) = &head.base_digest {
@@ -228,8 +231,12 @@ impl<'a> Worker<'a> {
 
     /// Copies blocks from the announced base, after having proven each.
     fn copy(&mut self, lane: &mut Lane, same: &Same) -> Result<(), NetError> {
-        let sink = self.sink()?;
-        let manifest = lock(&self.session.state).session.manifest().ok_or(NetError::Cancelled)?;
+        let (sink, manifest) = {
+            let state = lock(&self.session.state);
+            (state.sink.clone(), state.session.manifest())
+        };
+        // As in `store`: both are gone when the transfer is in place.
+        let (Some(sink), Some(manifest)) = (sink, manifest) else { return Ok(()) };
         self.unacknowledged += 1;
         for (index, digest) in same.digests.iter().enumerate() {
             self.session.cancel.check()?;
@@ -279,7 +286,7 @@ impl<'a> Worker<'a> {
             self.pause(lane, GATE_SLICE)?;
         }
         let sink = loop {
-            if let Ok(sink) = self.sink() {
+            if let Some(sink) = self.sink() {
                 break sink;
             }
             // Whoever is to take it may still wait for the session that this one follows.
@@ -305,8 +312,7 @@ impl<'a> Worker<'a> {
     fn commit(&mut self, lane: &mut Lane) -> Result<(), NetError> {
         let gate = self.enter_alone(lane)?;
         // Another lane may have done it while this one waited; there is no sink then.
-        let sink = self.sink().ok();
-        if let Some(sink) = sink {
+        if let Some(sink) = self.sink() {
             self.ticking(lane, |tick| sink.commit(tick))?;
         }
         self.count_cpu();
@@ -350,7 +356,10 @@ impl<'a> Worker<'a> {
 
     /// Throws away what is not what the sender meant; gives the failure that ends the session.
     fn discard(&self, lane: &mut Lane, entries: &[u32]) -> NetError {
-        let discarded = self.enter_alone(lane).and_then(|_gate| Ok(self.sink()?.discard(entries)?));
+        let discarded = self.enter_alone(lane).and_then(|_gate| match self.sink() {
+            Some(sink) => Ok(sink.discard(entries)?),
+            None => Ok(()),
+        });
         if let Err(error) = discarded {
             log::warn!("cannot discard what was staged of {} entries: {error}", entries.len());
         }
