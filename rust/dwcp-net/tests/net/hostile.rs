@@ -110,6 +110,17 @@ impl Hand {
     }
 }
 
+/// What ends the transfer of one buffer of a block: its digest tree, and that of the whole transfer.
+fn ending(bytes: &[u8]) -> [Frame; 2] {
+    let (manifest, _) = buffers(&[("a", bytes.to_vec())], 65_536);
+    let tree = dwcp_codec::digest::tree(bytes.len() as u64, 65_536, &[Digest::of(bytes)]);
+    let transfer_digest = manifest.transfer_digest(&[tree]);
+    [
+        Frame::Digests(Digests { first_entry: 0, digests: vec![tree] }),
+        Frame::Finish(Finish { transfer_id: manifest.transfer_id(), transfer_digest }),
+    ]
+}
+
 fn hello(session: Option<SessionId>, secret: Secret) -> Frame {
     numbered_hello(0, session, secret)
 }
@@ -308,6 +319,38 @@ fn lanes_that_are_lost_after_the_goodbye_on_another_are_not_waited_for() {
 }
 
 #[test]
+fn a_block_whose_transfer_is_in_place_when_its_body_comes_disturbs_nothing() {
+    let receiver = plain_receiver();
+    let mut first = Hand::enter(&receiver);
+    let mut second = Hand::connect(&receiver);
+    let welcome = first.welcome.clone().unwrap();
+    second.send(&numbered_hello(1, Some(welcome.session), welcome.join_key), &[]);
+    assert!(matches!(second.recv(), Frame::Welcome(_)));
+    second.encoder.set_session(&welcome.session);
+    let session = receiver.listener.accept(Some(PATIENCE)).unwrap();
+    let sink = memory_sink();
+    let bytes = noise(4, 60_000);
+    let receiving = {
+        let sink = sink.clone();
+        std::thread::spawn(move || (session.receive(sink, Some(PATIENCE)), session))
+    };
+    first.offer(&bytes);
+    let late = second.encode(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
+    let (begun, rest) = late.split_at(30_000);
+    second.stream.write_all(begun).unwrap();
+    first.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
+    ending(&bytes).iter().for_each(|frame| first.send(frame, &[]));
+    let (report, session) = join(receiving);
+    report.unwrap();
+    assert!(contents(&sink) == [("a".to_owned(), bytes.clone())]);
+    second.stream.write_all(rest).unwrap();
+    second.send(&Frame::Close, &[]);
+    receiver.log.wait_for(|event| matches!(event, Event::LaneDown { reason: None, .. }));
+    first.send(&Frame::Close, &[]);
+    assert!(session.receive(memory_sink(), Some(PATIENCE)).unwrap().is_none());
+}
+
+#[test]
 fn a_sender_with_more_lanes_than_allowed_uses_fewer() {
     let mut options = quick_receive();
     options.limits.max_lanes = 1;
@@ -330,24 +373,16 @@ fn a_sender_that_lost_the_answer_gets_it_from_a_receiver_that_is_leaving() {
     let (manifest, _) = buffers(&[("a", bytes.clone())], 65_536);
     let mut hand = Hand::enter(&receiver);
     hand.offer(&bytes);
-    let digest = Digest::of(&bytes);
-    hand.send(&block(&bytes, 0, digest), &bytes);
+    hand.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
     assert_eq!(hand.word(), Frame::Ack(1));
-    let tree = dwcp_codec::digest::tree(60_000, 65_536, &[digest]);
-    let digests = Frame::Digests(Digests { first_entry: 0, digests: vec![tree] });
-    let finish = Frame::Finish(Finish {
-        transfer_id: manifest.transfer_id(),
-        transfer_digest: manifest.transfer_digest(&[tree]),
-    });
-    hand.send(&digests, &[]);
-    hand.send(&finish, &[]);
+    let ending = ending(&bytes);
+    ending.iter().for_each(|frame| hand.send(frame, &[]));
     // The receiver has its transfer and wants to leave, which it says on the lane; this sender never reads that.
     receiver.log.wait_for(|event| matches!(event, Event::Committed { .. }));
     let welcome = hand.welcome.clone().unwrap();
     drop(hand);
     let mut hand = Hand::enter_with(&receiver, &hello(Some(welcome.session), welcome.join_key));
-    hand.send(&digests, &[]);
-    hand.send(&finish, &[]);
+    ending.iter().for_each(|frame| hand.send(frame, &[]));
     let Frame::Committed(committed) = hand.word() else { panic!("no answer") };
     assert_eq!(committed.transfer_id, manifest.transfer_id());
     assert_eq!(hand.word(), Frame::Close);
