@@ -1,5 +1,6 @@
 //! The sending side: dials lanes, feeds them blocks, and replaces what breaks.
 
+mod choice;
 mod shared;
 mod worker;
 
@@ -20,7 +21,9 @@ use crate::error::NetError;
 use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
 use crate::security::DialSecurity;
+use choice::Selector;
 use shared::Job;
+pub use choice::{CodecChoice, Selection};
 pub(crate) use shared::{Link, Shared};
 pub(crate) use worker::work;
 
@@ -35,7 +38,7 @@ pub struct SendOptions {
     /// The largest block that will be offered; a power of two from 64 KiB to 4 MiB.
     pub block_bytes: u32,
     /// How blocks are compressed where it helps.
-    pub codec: Codec,
+    pub codec: CodecChoice,
     /// A lane on which the peer is silent for this long is lost.
     pub idle_timeout: Duration,
     /// How long TCP, and then TLS and the greeting, may take.
@@ -57,7 +60,7 @@ impl Default for SendOptions {
         SendOptions {
             lanes: 4,
             block_bytes: 1 << 20,
-            codec: Codec::None,
+            codec: CodecChoice::Fixed(Codec::None),
             idle_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             reconnect_for: Duration::from_secs(30),
@@ -196,7 +199,8 @@ impl Shared {
                 }
                 return Err(error);
             }
-            state.begin(Job::new(manifest, source, self.options.base_allowed, started));
+            let before = self.selector.as_ref().map(Selector::begin);
+            state.begin(Job::new(manifest, source, self.options.base_allowed, (started, before)));
             self.changed.notify_all();
         }
         let (committed, job) = self.await_end(started)?;
@@ -205,7 +209,7 @@ impl Shared {
             log::warn!("cannot remember what was sent: {error}");
         }
         let round_trip = lock(&self.state).round_trip;
-        Ok(job.report(&committed, round_trip))
+        Ok(job.report(&committed, round_trip, self.selector.as_ref()))
     }
 
     fn await_end(&self, started: Instant) -> Result<(Committed, Job), NetError> {

@@ -26,7 +26,7 @@ fn a_tree_arrives_over_four_tls_lanes() {
     let received = receiver.receive_one(tree_sink(to.path().to_path_buf()));
 
     let (manifest, source) = tree(&state, BaseChoice::None);
-    let options = SendOptions { codec: Codec::Zstd { level: 1 }, ..quick_send() };
+    let options = SendOptions { codec: CodecChoice::Fixed(Codec::Zstd { level: 1 }), ..quick_send() };
     let sent = send_once(&receiver.address(), &receiver.dial, options, &(manifest, source)).unwrap();
     let received = join(received).unwrap();
 
