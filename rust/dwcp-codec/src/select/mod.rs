@@ -1,15 +1,21 @@
-//! What a choice among compressors is made from and how it is made.
+//! What a choice among compressors is made from: the actions to choose among, what can be told of a block in a few
+//! microseconds, and a trained model of what each action would make of such a block and how long it would take; and
+//! how it is made, from that and from what link and processors show.
 
 mod actions;
 mod controller;
 mod correction;
+mod features;
 mod guard;
 mod link;
+mod sample;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;
 
+pub use actions::{Action, UnknownAction};
 pub use controller::{
     ActionShare, Controller, Decision, Delivery, Estimate, Look, Outcome, Reason, Settings, Summary,
 };
+pub use features::{FEATURES, Features};
