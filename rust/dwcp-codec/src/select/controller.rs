@@ -293,7 +293,8 @@ impl Controller {
     #[must_use]
     pub fn wants_look(&self) -> bool {
         let is_held = self.guard.mode() == Mode::Held(Action::None);
-        !(is_held && self.guard.phase_blocks() % u64::from(LOOK_EVERY) != 0) && !self.bypasses()
+        let is_turn = self.guard.phase_blocks().is_multiple_of(u64::from(LOOK_EVERY));
+        (is_turn || !is_held) && !self.bypasses()
     }
 
     /// Decides on a block whose elements are `width` bytes wide, where that is known.
@@ -309,7 +310,9 @@ impl Controller {
         let is_plain = decision.action == Action::None;
         self.plain_run = match decision.reason {
             Reason::Model | Reason::Means if !is_plain => 0,
-            Reason::Model | Reason::Means | Reason::Probe | Reason::Bypass => self.plain_run.saturating_add(1),
+            Reason::Model | Reason::Means | Reason::Probe | Reason::Bypass => {
+                self.plain_run.saturating_add(1)
+            }
             Reason::Start | Reason::Trial | Reason::Guard => self.plain_run,
         };
         self.summary.reasons[decision.reason as usize] += 1;
@@ -438,7 +441,7 @@ impl Controller {
     }
 
     fn bypasses(&self) -> bool {
-        self.plain_run >= PLAIN_RUN && self.plain_run % LOOK_EVERY != 0 && self.block_s < QUICK_S
+        self.plain_run >= PLAIN_RUN && !self.plain_run.is_multiple_of(LOOK_EVERY) && self.block_s < QUICK_S
     }
 
     /// Has the guard consider trials, now that it is known what they would be expected to give.
@@ -502,11 +505,10 @@ impl Controller {
         let excess = |action: Action| {
             self.cost(estimates[action.index()], worth) / self.cost(estimates[best.index()], worth) - 1.0
         };
-        match (self.guard.mode(), look) {
-            (Mode::Held(action) | Mode::Trial(action), Look::Predicted(_) | Look::Compressible) => {
-                self.guard.charge(excess(action));
-            }
-            _ => {}
+        if let (Mode::Held(action) | Mode::Trial(action), Look::Predicted(_) | Look::Compressible) =
+            (self.guard.mode(), look)
+        {
+            self.guard.charge(excess(action));
         }
         let mode = self.guard.take();
         let phase = self.guard.phase();
@@ -524,9 +526,7 @@ impl Controller {
             Look::Compressible => Reason::Means,
             Look::Predicted(_) => Reason::Model,
         };
-        let at = |log_worth: f64| {
-            self.cheapest(estimates, width, rate / self.processors() * log_worth.exp())
-        };
+        let at = |log_worth: f64| self.cheapest(estimates, width, rate / self.processors() * log_worth.exp());
         let steady = (at(-LOG_WORTH) == best, at(LOG_WORTH) == best);
         Decision { steady, ..decide(best, reason) }
     }

@@ -101,8 +101,7 @@ impl Corrections {
             return;
         }
         let strength = log_ratio / PRIORS[action].ratio.ln();
-        self.strength =
-            (self.strength + WEIGHT * (strength - self.strength)).clamp(STRENGTH.0, STRENGTH.1);
+        self.strength = (self.strength + WEIGHT * (strength - self.strength)).clamp(STRENGTH.0, STRENGTH.1);
         let beyond = log_ratio - self.usual(action);
         self.means[action] = (self.means[action] + WEIGHT * (beyond - self.means[action])).clamp(-MOST, MOST);
     }

@@ -1,8 +1,8 @@
 //! The controller in virtual time: lanes on a few cores before a link with a bounded queue.
 
 use super::Action;
-pub(super) use super::controller::{Delivery, Estimate};
 use super::controller::{Controller, Look, Outcome, Reason, Settings};
+pub(super) use super::controller::{Delivery, Estimate};
 
 const BLOCK: f64 = 1_048_576.0;
 pub(super) const MBPS: f64 = 125_000.0;
@@ -140,11 +140,15 @@ impl Cores {
     /// Works for `cpu` seconds on the core that can begin first, at `from` or later; tells when it ends.
     fn work(&mut self, from: f64, cpu: f64) -> f64 {
         let begin = |busy: &Vec<(f64, f64)>| {
-            busy.iter().fold(from, |start, (begin, end)| {
-                if start + cpu <= *begin || *end <= start { start } else { *end }
-            })
+            busy.iter().fold(
+                from,
+                |start, (begin, end)| {
+                    if start + cpu <= *begin || *end <= start { start } else { *end }
+                },
+            )
         };
-        let core = (0..self.0.len()).min_by(|a, b| begin(&self.0[*a]).total_cmp(&begin(&self.0[*b]))).unwrap();
+        let core =
+            (0..self.0.len()).min_by(|a, b| begin(&self.0[*a]).total_cmp(&begin(&self.0[*b]))).unwrap();
         let (start, busy) = (begin(&self.0[core]), &mut self.0[core]);
         busy.push((start, start + cpu));
         busy.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -224,10 +228,7 @@ pub(super) fn run(world: &World, contents: &[Content], policy: &Policy) -> Run {
             let estimates: [Estimate; COUNT] = std::array::from_fn(|action| {
                 let real = true_of(action);
                 let wrong = if action == 0 { (1.0, 1.0) } else { world.wrong };
-                Estimate {
-                    ratio: (real.ratio * wrong.0).min(1.0),
-                    ns_per_byte: real.ns_per_byte * wrong.1,
-                }
+                Estimate { ratio: (real.ratio * wrong.0).min(1.0), ns_per_byte: real.ns_per_byte * wrong.1 }
             });
             let look = match (controller.wants_look(), world.has_model) {
                 (false, _) => Look::Unseen,
@@ -272,17 +273,20 @@ pub(super) fn run(world: &World, contents: &[Content], policy: &Policy) -> Run {
             written,
             acked,
         });
-        controller.observe(Some(&decision), &Outcome {
-            raw_bytes: BLOCK as u64,
-            wire_bytes: wire as u64,
-            encode_cpu_s: encode_cpu,
-            write_cpu_s: write_cpu,
-            cpu_s: encode_cpu + read_cpu + write_cpu,
-            busy_wall_s: encoded - now,
-            busy_cpu_s: encode_cpu + read_cpu,
-            write_wall_s: written - encoded,
-            cycle_s: written - cycle_from[lane],
-        });
+        controller.observe(
+            Some(&decision),
+            &Outcome {
+                raw_bytes: BLOCK as u64,
+                wire_bytes: wire as u64,
+                encode_cpu_s: encode_cpu,
+                write_cpu_s: write_cpu,
+                cpu_s: encode_cpu + read_cpu + write_cpu,
+                busy_wall_s: encoded - now,
+                busy_cpu_s: encode_cpu + read_cpu,
+                write_wall_s: written - encoded,
+                cycle_s: written - cycle_from[lane],
+            },
+        );
         cycle_from[lane] = written;
         ready[lane] = written;
     }
@@ -332,4 +336,3 @@ pub(super) fn machine(count: usize) -> Vec<Content> {
 pub(super) fn mixed(count: usize) -> Vec<Content> {
     (0..count).map(|block| [TEXT, NOISE, HEAP, SPARSE][block / 64 % 4]).collect()
 }
-

@@ -12,7 +12,8 @@ const MACHINES: [(usize, usize); 4] = [(1, 1), (4, 2), (4, 4), (8, 2)];
 
 /// Checks every combination of rate, machine and content; gives the mean of the time against the best fixed action's.
 fn check_all(change: impl Fn(World) -> World, most_over_guard: f64) -> f64 {
-    let streams = [vec![TEXT; BLOCKS], vec![NOISE; BLOCKS], vec![HEAP; BLOCKS], machine(BLOCKS), mixed(BLOCKS)];
+    let streams =
+        [vec![TEXT; BLOCKS], vec![NOISE; BLOCKS], vec![HEAP; BLOCKS], machine(BLOCKS), mixed(BLOCKS)];
     let (mut sum, mut count) = (0.0, 0.0);
     for (lanes, cores) in MACHINES {
         for mbps in RATES {
@@ -112,7 +113,8 @@ fn fast_link_and_plain_content_are_not_looked_at_block_by_block() {
 
 #[test]
 fn planes_are_only_chosen_where_the_width_is_known() {
-    let settings = Settings { lanes: 1, cores: 1, round_trip_s: None, is_local: false, limit_bytes_per_s: None };
+    let settings =
+        Settings { lanes: 1, cores: 1, round_trip_s: None, is_local: false, limit_bytes_per_s: None };
     let mut estimates = NOISE.map(|(ratio, ns_per_byte)| Estimate { ratio, ns_per_byte });
     estimates[Action::Planes.index()] = Estimate { ratio: 0.5, ns_per_byte: 0.1 };
     let mut controller = Controller::new(settings);

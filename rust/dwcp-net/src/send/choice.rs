@@ -5,9 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockEncoder, BlockKind, EncodedBlock};
-use dwcp_codec::select::{
-    Action, Controller, Decision, Delivery, Look, Outcome, Settings, Summary,
-};
+use dwcp_codec::select::{Action, Controller, Decision, Delivery, Look, Outcome, Settings, Summary};
 use dwcp_codec::{Codec, CodecError, page, probe};
 
 use crate::cancel::lock;
@@ -45,12 +43,7 @@ impl Selector {
     /// None if there is nothing to choose.
     pub(super) fn new(choice: &CodecChoice, lanes: u16, limit_bytes_per_s: Option<u64>) -> Option<Selector> {
         let CodecChoice::Auto = choice else { return None };
-        Some(Selector {
-            epoch: Instant::now(),
-            lanes,
-            limit_bytes_per_s,
-            controller: Mutex::default(),
-        })
+        Some(Selector { epoch: Instant::now(), lanes, limit_bytes_per_s, controller: Mutex::default() })
     }
 
     /// A transfer begins; tells where things stand.

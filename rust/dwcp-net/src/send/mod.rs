@@ -22,8 +22,8 @@ use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
 use crate::security::DialSecurity;
 use choice::Selector;
-use shared::Job;
 pub use choice::{CodecChoice, Selection};
+use shared::Job;
 pub(crate) use shared::{Link, Shared};
 pub(crate) use worker::work;
 

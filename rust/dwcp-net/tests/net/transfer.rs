@@ -273,7 +273,8 @@ fn selection_of_a_second_transfer_does_not_count_the_first_again() {
     };
     let log = Arc::new(Log::default());
     let session =
-        SendSession::connect(&receiver.address(), receiver.dial.clone(), options, &Cancel::new(), log).unwrap();
+        SendSession::connect(&receiver.address(), receiver.dial.clone(), options, &Cancel::new(), log)
+            .unwrap();
     for (number, length) in [(1, 655_360), (2, 131_072)] {
         let (manifest, source) = buffers(&[("a", noise(number, length))], 65_536);
         let summary = session.send(manifest, source).unwrap().selection.unwrap().summary;
