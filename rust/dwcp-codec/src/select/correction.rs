@@ -30,6 +30,7 @@ pub(super) const PRIORS: [Estimate; COUNT] = [
 struct Correction {
     shared: f64,
     own: [f64; COUNT],
+    learned: u32,
 }
 
 impl Correction {
@@ -39,8 +40,11 @@ impl Correction {
 
     fn learn(&mut self, action: usize, error: f64) {
         let error = error.clamp(-MOST, MOST);
+        // The first blocks tell at once how fast this machine is.
+        self.learned = self.learned.saturating_add(1);
+        let weight = WEIGHT.max(1.0 / f64::from(self.learned));
         let (shared, own) = (self.shared, self.own[action]);
-        self.shared = (shared + WEIGHT * (error - own - shared)).clamp(-MOST, MOST);
+        self.shared = (shared + weight * (error - own - shared)).clamp(-MOST, MOST);
         self.own[action] = (own + WEIGHT * (error - shared - own)).clamp(-MOST, MOST);
     }
 }

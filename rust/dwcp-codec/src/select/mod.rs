@@ -6,8 +6,10 @@ mod actions;
 mod controller;
 mod correction;
 mod features;
+mod forest;
 mod guard;
 mod link;
+mod model;
 mod sample;
 #[cfg(test)]
 mod simulation;
@@ -19,3 +21,4 @@ pub use controller::{
     ActionShare, Controller, Decision, Delivery, Estimate, Look, Outcome, Reason, Settings, Summary,
 };
 pub use features::{FEATURES, Features};
+pub use model::{MAX_MODEL_BYTES, Model, ModelError, Prediction, Reference};

@@ -1,11 +1,14 @@
 //! How blocks are compressed: in one way, or each in its own.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockEncoder, BlockKind, EncodedBlock};
-use dwcp_codec::select::{Action, Controller, Decision, Delivery, Look, Outcome, Settings, Summary};
+use dwcp_codec::select::{
+    Action, Controller, Decision, Delivery, Estimate, Features, Look, Model, Outcome, Prediction, Settings,
+    Summary,
+};
 use dwcp_codec::{Codec, CodecError, page, probe};
 
 use crate::cancel::lock;
@@ -16,8 +19,12 @@ use crate::report::thread_cpu;
 pub enum CodecChoice {
     /// All alike.
     Fixed(Codec),
-    /// Each as it is best for the transfer to end soon, by what the processors and the link have shown lately.
-    Auto,
+    /// Each as it is best for the transfer to end soon: by its content if there is a model, and by what the processors
+    /// and the link have shown lately in any case.
+    Auto {
+        /// Predicts what each action would make of a block.
+        model: Option<Arc<Model>>,
+    },
 }
 
 impl CodecChoice {
@@ -25,13 +32,14 @@ impl CodecChoice {
     pub(super) fn fixed(&self) -> Codec {
         match self {
             CodecChoice::Fixed(codec) => *codec,
-            CodecChoice::Auto => Codec::None,
+            CodecChoice::Auto { .. } => Codec::None,
         }
     }
 }
 
 /// What chooses for all lanes of a session.
 pub(super) struct Selector {
+    model: Option<Arc<Model>>,
     /// Times are told from here on.
     epoch: Instant,
     lanes: u16,
@@ -42,7 +50,7 @@ pub(super) struct Selector {
 impl Selector {
     /// None if there is nothing to choose.
     pub(super) fn new(choice: &CodecChoice, lanes: u16, limit_bytes_per_s: Option<u64>) -> Option<Selector> {
-        let CodecChoice::Auto = choice else { return None };
+        let CodecChoice::Auto { model } = choice else { return None };
         Some(Selector { epoch: Instant::now(), lanes, limit_bytes_per_s, controller: Mutex::default() })
     }
 
@@ -58,7 +66,7 @@ impl Selector {
     /// Where things stand, and what was done since they stood where `earlier` tells.
     pub(super) fn summary(&self, earlier: &Summary) -> Selection {
         let summary = lock(&self.controller).as_ref().map(Controller::summary).unwrap_or_default();
-        Selection { has_model: false, summary: summary.since(earlier) }
+        Selection { has_model: self.model.is_some(), summary: summary.since(earlier) }
     }
 
     /// Makes the controller on the first lane, of which is known whether the peer is on this machine, and how long a
@@ -254,10 +262,20 @@ impl<'a> Gauge<'a> {
 
     fn decide(&self, src: &[u8], width: Option<u8>) -> Option<Decision> {
         let wants_look = self.selector.with(|controller| controller.wants_look())?;
-        let look = match wants_look {
-            false => Look::Unseen,
-            true if probe::compressible(src) => Look::Compressible,
-            true => Look::Incompressible,
+        let mut estimates = [Estimate { ratio: 1.0, ns_per_byte: 0.0 }; Action::ALL.len()];
+        let look = match &self.selector.model {
+            _ if !wants_look => Look::Unseen,
+            Some(model) => {
+                let mut predictions = [Prediction::default(); Action::ALL.len()];
+                model.predict(&Features::of(src, width), &mut predictions);
+                for (estimate, prediction) in estimates.iter_mut().zip(&predictions) {
+                    estimate.ratio = f64::from(prediction.ratio);
+                    estimate.ns_per_byte = f64::from(prediction.compress_ns_per_byte);
+                }
+                Look::Predicted(&estimates)
+            }
+            None if probe::compressible(src) => Look::Compressible,
+            None => Look::Incompressible,
         };
         self.selector.with(|controller| controller.decide(look, width))
     }

@@ -230,7 +230,7 @@ fn send_with_choice(contents: &[(&str, Vec<u8>)], link_delay: Duration) -> SendR
     let sink = memory_sink();
     let received = receiver.receive_one(sink.clone());
     let link = Link::new(receiver.listener.local_addr(), link_delay, &[]);
-    let options = SendOptions { codec: CodecChoice::Auto, lanes: 2, ..quick_send() };
+    let options = SendOptions { codec: CodecChoice::Auto { model: None }, lanes: 2, ..quick_send() };
     let sent = send_once(&link.address(), &receiver.dial, options, &buffers(contents, 65_536)).unwrap();
     join(received).unwrap();
     let arrived = super::support::contents(&sink);
@@ -263,7 +263,7 @@ fn codec_of_each_block_follows_content_and_link_and_is_accounted_for() {
 #[test]
 fn selection_of_a_second_transfer_does_not_count_the_first_again() {
     let receiver = plain_receiver();
-    let options = SendOptions { codec: CodecChoice::Auto, lanes: 1, ..quick_send() };
+    let options = SendOptions { codec: CodecChoice::Auto { model: None }, lanes: 1, ..quick_send() };
     let serving = {
         let listener = Arc::clone(&receiver.listener);
         std::thread::spawn(move || {
