@@ -1,13 +1,18 @@
 """What Python and the native side hand each other, field by field."""
 
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from dwcp_fast._core import SelectorModel
 
 __all__ = [
+    "ActionTold",
     "FetchSettings",
     "PatchTold",
     "ProgressTold",
     "ReceiveSettings",
     "ReceiveTold",
+    "SelectionTold",
     "SendSettings",
     "SendTold",
     "ShareTold",
@@ -46,6 +51,30 @@ class ShareTold(TypedDict):
     wire_bytes: int
 
 
+class ActionTold(TypedDict):
+    """The blocks that one action was chosen for."""
+
+    action: str
+    blocks: int
+    raw_bytes: int
+    wire_bytes: int
+    cpu_seconds: float
+
+
+class SelectionTold(TypedDict):
+    """What was chosen for the blocks of a transfer, and why."""
+
+    has_model: bool
+    actions: list[ActionTold]
+    reasons: dict[str, int]
+    price: float
+    link_bytes_per_s: float | None
+    processors: float
+    blocked_share: float
+    trials: int
+    guard_trips: int
+
+
 class SendTold(TypedDict):
     """What a sender did for one transfer."""
 
@@ -70,6 +99,7 @@ class SendTold(TypedDict):
     cpu_seconds: float
     rtt_ms: float | None
     codec_mix: list[ShareTold]
+    selection: SelectionTold | None
 
 
 class ReceiveTold(TypedDict):
@@ -111,6 +141,7 @@ class SendSettings(TypedDict):
     lanes: int
     block_bytes: int
     codec: str
+    codec_model: "SelectorModel | None"
     idle_timeout_s: float
     connect_timeout_s: float
     reconnect_s: float

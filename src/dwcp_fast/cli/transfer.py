@@ -1,9 +1,11 @@
 """Options of the commands that move state: what goes over the wire, and how it is written down."""
 
+from pathlib import Path
 from typing import Any, Final, TypedDict, get_args
 
 import click
 
+from dwcp_fast.cli.files import FILE
 from dwcp_fast.cli.grouping import Decorator, gather
 from dwcp_fast.cli.units import parse_streams, reading
 from dwcp_fast.options import Symlinks, parse_bytes, parse_duration, parse_rate
@@ -28,6 +30,7 @@ class Encoding(TypedDict):
     """How blocks go over the wire, in the words of the library's options."""
 
     codec: str
+    codec_model: Path | None
     block_bytes: int
     bandwidth_bits_per_s: int | None
 
@@ -96,8 +99,8 @@ def encoding_options(bounded: str) -> Decorator:
     """
     return gather(
         "encoding",
-        lambda codec, block_size, bwlimit: Encoding(
-            codec=codec, block_bytes=block_size, bandwidth_bits_per_s=bwlimit
+        lambda codec, codec_model, block_size, bwlimit: Encoding(
+            codec=codec, codec_model=codec_model, block_bytes=block_size, bandwidth_bits_per_s=bwlimit
         ),
         click.option(
             "--codec",
@@ -105,6 +108,9 @@ def encoding_options(bounded: str) -> Decorator:
             show_default=True,
             metavar="NAME",
             help="auto, none, lz4, zstd or zstd:LEVEL.",
+        ),
+        click.option(
+            "--codec-model", type=FILE, metavar="FILE", help="Model for auto instead of the built-in one."
         ),
         length_option("--block-size", "Length of a block.", "1MiB"),
         click.option(

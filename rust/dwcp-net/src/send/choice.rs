@@ -51,7 +51,13 @@ impl Selector {
     /// None if there is nothing to choose.
     pub(super) fn new(choice: &CodecChoice, lanes: u16, limit_bytes_per_s: Option<u64>) -> Option<Selector> {
         let CodecChoice::Auto { model } = choice else { return None };
-        Some(Selector { epoch: Instant::now(), lanes, limit_bytes_per_s, controller: Mutex::default() })
+        Some(Selector {
+            model: model.clone(),
+            epoch: Instant::now(),
+            lanes,
+            limit_bytes_per_s,
+            controller: Mutex::default(),
+        })
     }
 
     /// A transfer begins; tells where things stand.
