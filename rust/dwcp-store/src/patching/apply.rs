@@ -83,6 +83,8 @@ pub(super) fn apply_in_place_on<D: Disk>(
         let path = journal::journal_of(&held.path)?;
         let mut journal = Journal::create(disk, &path, contents)?;
         let made = fill_journal(disk, &mut journal, contents, &patch, &base, threads, check);
+        // What the journal leaves to the file has to be there with it: the base may have been written just now.
+        let made = made.and_then(|()| disk.sync(&held.file).on("sync", &held.path));
         if let Err(error) = made.and_then(|()| journal.commit(disk)) {
             // The file was not written to. If the journal cannot be removed, the next call does it.
             let _ = disk.remove(&path);

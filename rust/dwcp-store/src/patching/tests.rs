@@ -12,17 +12,17 @@ use super::apply::apply_in_place_on;
 use super::disk::{Disk, System};
 use super::*;
 
-const BLOCK: usize = MIN_BLOCK_BYTES as usize;
+pub(super) const BLOCK: usize = MIN_BLOCK_BYTES as usize;
 
-fn options() -> PatchOptions {
+pub(super) fn options() -> PatchOptions {
     PatchOptions { block_bytes: MIN_BLOCK_BYTES, ..PatchOptions::default() }
 }
 
-fn go_on() -> Result<(), StoreError> {
+pub(super) fn go_on() -> Result<(), StoreError> {
     Ok(())
 }
 
-fn noise(mut state: u64, length: usize) -> Vec<u8> {
+pub(super) fn noise(mut state: u64, length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
         state ^= state << 13;
@@ -51,7 +51,7 @@ fn versions(more: isize) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// A directory with the files `old`, `new` and the patch between them.
-fn prepare(more: isize) -> (tempfile::TempDir, Vec<u8>, Vec<u8>) {
+pub(super) fn prepare(more: isize) -> (tempfile::TempDir, Vec<u8>, Vec<u8>) {
     let directory = tempfile::tempdir().unwrap();
     let (old, new) = versions(more);
     let at = |name: &str| directory.path().join(name);
