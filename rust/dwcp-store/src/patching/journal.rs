@@ -324,7 +324,7 @@ fn read_records(source: &FileSource<'_>, ends: Ends) -> Result<(Vec<Record>, u64
 }
 
 /// The tree digest of a file.
-pub(super) fn tree_of(file: &FileSource<'_>, block_bytes: u32) -> Result<Digest, StoreError> {
+fn tree_of(file: &FileSource<'_>, block_bytes: u32) -> Result<Digest, StoreError> {
     let mut tree = TreeHasher::new(file.size(), block_bytes);
     let mut buffer = Vec::new();
     let mut at = 0;
