@@ -7,7 +7,7 @@ from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.engine import choose_engine
 from dwcp_fast.policy.lanes import choose_lanes
 from dwcp_fast.policy.rollout import RolloutFlags
-from dwcp_fast.reports import ActionShare, Selection
+from dwcp_fast.policy.selection import ActionShare, Selection
 
 ALL = RolloutFlags(enableV3Transport=True, v3RolloutPercentage=100)
 NONE = RolloutFlags(enableV3Transport=True, v3RolloutPercentage=0)

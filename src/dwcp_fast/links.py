@@ -14,7 +14,8 @@ from dwcp_fast.options import SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec, explain_selection
 from dwcp_fast.policy.lanes import choose_lanes
-from dwcp_fast.reports import ActionShare, CodecShare, Progress, Selection, SendReport
+from dwcp_fast.policy.selection import ActionShare, Selection
+from dwcp_fast.reports import CodecShare, Progress, SendReport
 from dwcp_fast.selector import load_selector
 from dwcp_fast.state import sent_index
 from dwcp_fast.told import SelectionTold, SendSettings, SendTold

@@ -53,8 +53,8 @@ class SendOptions:
             unless the rollout says otherwise for this node.
         streams: Number of lanes, 1 to 256; None leaves it to the policy.
         codec: ``"auto"``, ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
-        codec_model: File with a model for ``codec="auto"``, as ``dwcp select train`` makes it; None for the one
-            that comes with the package.
+        codec_model: File with a model for ``codec="auto"``, as ``dwcp select train`` makes it; None for the
+            one that comes with the package.
         block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
         bandwidth_bits_per_s: Most bits per second on the wire, all lanes together; None for no limit.
         timeout_s: Seconds that one transfer may take; None for no limit.

@@ -3,7 +3,7 @@
 from typing import Final
 
 from dwcp_fast.policy.choice import Choice
-from dwcp_fast.reports import Selection
+from dwcp_fast.policy.selection import Selection
 
 __all__ = ["choose_codec", "explain_selection"]
 

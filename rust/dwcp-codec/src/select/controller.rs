@@ -284,9 +284,9 @@ impl Controller {
         }
     }
 
-    /// A transfer begins at `at_s`: the time before it tells nothing of the link.
-    pub fn resume(&mut self, at_s: f64) {
-        self.link.resume(at_s);
+    /// A transfer begins: the time since the last one tells nothing of the link.
+    pub fn resume(&mut self) {
+        self.link.resume();
     }
 
     /// Whether the next block is worth a look at its content.

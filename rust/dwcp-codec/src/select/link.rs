@@ -77,8 +77,8 @@ impl Link {
         }
     }
 
-    pub(super) fn resume(&mut self, at_s: f64) {
-        self.last_ack_s = self.last_ack_s.map(|_| at_s);
+    pub(super) fn resume(&mut self) {
+        self.last_ack_s = None;
     }
 
     /// Bytes a second; none before anything was acknowledged.

@@ -62,9 +62,8 @@ impl Selector {
 
     /// A transfer begins; tells where things stand.
     pub(super) fn begin(&self) -> Summary {
-        let at_s = self.since_epoch(Instant::now());
         lock(&self.controller).as_mut().map_or_else(Summary::default, |controller| {
-            controller.resume(at_s);
+            controller.resume();
             controller.summary()
         })
     }
