@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::time::Duration;
 
 use dwcp_codec::block::{BlockDecoder, BlockEncoder};
+use dwcp_codec::select::Action;
 use pyo3::prelude::*;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -35,7 +36,7 @@ pub fn measure_action(
     repeats: u32,
 ) -> PyResult<(usize, u64, u64)> {
     let src = buf.bytes();
-    let action = action.parse().map_err(|error| Failure::Codec(error).raise(py))?;
+    let action = action.parse::<Action>().map_err(|error| Failure::Action(error).raise(py))?;
     native::run(py, || {
         BENCH.with_borrow_mut(|bench| {
             let Bench { encoder, decoder, restored } = bench;
@@ -47,7 +48,8 @@ pub fn measure_action(
                 let coded = thread_cpu();
                 decoder.decode(block.kind, block.codec, block.wire, None, restored)?;
                 let decoded = thread_cpu();
-                best = (block.wire.len(), best.1.min(nanoseconds(coded - begun)), best.2.min(nanoseconds(decoded - coded)));
+                let (coding, decoding) = (nanoseconds(coded - begun), nanoseconds(decoded - coded));
+                best = (block.wire.len(), best.1.min(coding), best.2.min(decoding));
             }
             if restored != src { Err(Failure::Changed) } else { Ok(best) }
         })
