@@ -26,9 +26,11 @@ __all__ = [
     "ReceivedBuffer",
     "Receiver",
     "Scan",
+    "SelectorModel",
     "Sender",
     "Server",
     "Snapshot",
+    "calibration_sample",
     "compress",
     "compress_into",
     "compress_pages",
@@ -57,6 +59,7 @@ __all__ = [
     "staged_transfers",
 ]
 
+def calibration_sample() -> bytes: ...
 def compress(buf: BufferLike, codec: str, checksum: bool, dictionary: Dictionary | None) -> bytes: ...
 def compress_into(
     buf: BufferLike, out: BufferLike, codec: str, checksum: bool, dictionary: Dictionary | None
@@ -117,6 +120,19 @@ class Dictionary:
     def to_bytes(self) -> bytes: ...
     @property
     def digest(self) -> str: ...
+
+@final
+class SelectorModel:
+    def __new__(cls, data: BufferLike) -> Self: ...
+    @property
+    def actions(self) -> list[str]: ...
+    @property
+    def features(self) -> list[str]: ...
+    @property
+    def reference(self) -> list[tuple[float, float]]: ...
+    @property
+    def digest(self) -> str: ...
+    def predict(self, features: Sequence[float]) -> list[tuple[float, float, float]]: ...
 
 @final
 class Cancel:

@@ -1,11 +1,12 @@
-//! `measure_action`.
+//! `measure_action` and `calibration_sample`.
 
 use std::cell::RefCell;
 use std::time::Duration;
 
 use dwcp_codec::block::{BlockDecoder, BlockEncoder};
-use dwcp_codec::select::Action;
+use dwcp_codec::select::{self, Action};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::buffer::Input;
@@ -54,6 +55,12 @@ pub fn measure_action(
             if restored != src { Err(Failure::Changed) } else { Ok(best) }
         })
     })
+}
+
+/// What codecs are timed on to compare one processor with another.
+#[pyfunction]
+pub fn calibration_sample(py: Python<'_>) -> Bound<'_, PyBytes> {
+    PyBytes::new(py, &select::calibration_sample())
 }
 
 /// The processor time that this thread has used.
