@@ -284,6 +284,14 @@ impl Controller {
         }
     }
 
+    /// A controller on a processor that takes `slowness` times as long as that of the model's times.
+    #[must_use]
+    pub fn calibrated(settings: Settings, slowness: f64) -> Controller {
+        let mut controller = Controller::new(settings);
+        controller.corrections.calibrate(slowness);
+        controller
+    }
+
     /// A transfer begins: the time since the last one tells nothing of the link.
     pub fn resume(&mut self) {
         self.link.resume();

@@ -49,6 +49,9 @@ impl Correction {
     }
 }
 
+/// Blocks that [`Corrections::calibrate`] counts for.
+const CALIBRATION_BLOCKS: u32 = 4;
+
 /// How far estimates were off lately.
 #[derive(Clone, Debug)]
 pub(super) struct Corrections {
@@ -72,6 +75,12 @@ impl Default for Corrections {
 }
 
 impl Corrections {
+    /// Takes times to be so many times what a model says, until blocks tell more.
+    pub(super) fn calibrate(&mut self, slowness: f64) {
+        self.time.shared = slowness.max(1e-3).ln().clamp(-MOST, MOST);
+        self.time.learned = CALIBRATION_BLOCKS;
+    }
+
     /// What each action is expected to make of a block.
     pub(super) fn estimates(&self, look: Look<'_>) -> [Estimate; COUNT] {
         std::array::from_fn(|action| {

@@ -3,6 +3,7 @@
 //! how it is made, from that and from what link and processors show.
 
 mod actions;
+mod calibration;
 mod controller;
 mod correction;
 mod features;
@@ -17,6 +18,7 @@ mod simulation;
 mod tests;
 
 pub use actions::{Action, UnknownAction};
+pub use calibration::calibration_sample;
 pub use controller::{
     ActionShare, Controller, Decision, Delivery, Estimate, Look, Outcome, Reason, Settings, Summary,
 };

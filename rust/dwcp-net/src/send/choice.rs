@@ -1,18 +1,21 @@
 //! How blocks are compressed: in one way, or each in its own.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockEncoder, BlockKind, EncodedBlock};
 use dwcp_codec::select::{
     Action, Controller, Decision, Delivery, Estimate, Features, Look, Model, Outcome, Prediction, Settings,
-    Summary,
+    Summary, calibration_sample,
 };
 use dwcp_codec::{Codec, CodecError, page, probe};
 
 use crate::cancel::lock;
 use crate::report::thread_cpu;
+
+/// What is timed to compare this machine with that of a model's times.
+const CALIBRATED: [Action; 2] = [Action::Lz4, Action::Zstd1];
 
 /// How blocks are compressed where it helps.
 #[derive(Clone, Debug)]
@@ -78,14 +81,18 @@ impl Selector {
     /// round trip takes where this side has dialled.
     pub(super) fn settle(&self, is_local: bool, round_trip: Option<Duration>) {
         lock(&self.controller).get_or_insert_with(|| {
-            Controller::new(Settings {
+            let settings = Settings {
                 lanes: u32::from(self.lanes),
                 cores: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
                 // A listener that serves has made no handshake from which to tell.
                 round_trip_s: if is_local { Some(0.0) } else { round_trip.map(|time| time.as_secs_f64()) },
                 is_local,
                 limit_bytes_per_s: self.limit_bytes_per_s.map(|rate| rate as f64),
-            })
+            };
+            match &self.model {
+                Some(model) => Controller::calibrated(settings, slowness(model)),
+                None => Controller::new(settings),
+            }
         });
     }
 
@@ -96,6 +103,29 @@ impl Selector {
     fn with<T>(&self, work: impl FnOnce(&mut Controller) -> T) -> Option<T> {
         lock(&self.controller).as_mut().map(work)
     }
+}
+
+/// How many times as long as in a model's times compressing takes here.
+fn slowness(model: &Model) -> f64 {
+    /// What this process has measured: nanoseconds for each byte of the sample.
+    static MEASURED: OnceLock<[f64; CALIBRATED.len()]> = OnceLock::new();
+    const REPEATS: u32 = 3;
+    let measured = MEASURED.get_or_init(|| {
+        let sample = calibration_sample();
+        let mut encoder = BlockEncoder::new();
+        CALIBRATED.map(|action| {
+            let once = || {
+                let begin = thread_cpu();
+                // Compressing cannot fail but for want of memory, of which the first block would tell.
+                let _ = encoder.encode_action(action, &sample, None, None);
+                thread_cpu().saturating_sub(begin).as_nanos() as f64 / sample.len() as f64
+            };
+            std::iter::repeat_with(once).take(REPEATS as usize).fold(f64::INFINITY, f64::min)
+        })
+    });
+    let there = CALIBRATED.map(|action| f64::from(model.reference(action).compress_ns_per_byte));
+    let logarithms = measured.iter().zip(there).map(|(here, there)| (here / there.max(1e-3)).ln());
+    (logarithms.sum::<f64>() / CALIBRATED.len() as f64).exp()
 }
 
 /// What was chosen for the blocks of a transfer, and why.
