@@ -1,0 +1,38 @@
+"""Parts of tables, and tables put together."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dwcp_fast.errors import ConfigError
+from dwcp_fast.train.selector.table import CostTable
+
+__all__ = ["joined", "rows_of"]
+
+NAMES = frozenset({"feature_names", "actions"})
+"""What a table has once, and not for each row."""
+
+
+def rows_of(table: CostTable, chosen: NDArray[np.bool_]) -> CostTable:
+    """Give some of the rows of a table."""
+    columns = {field.name: getattr(table, field.name) for field in fields(table) if field.name not in NAMES}
+    return replace(table, **{name: column[chosen] for name, column in columns.items()})
+
+
+def joined(tables: Sequence[CostTable]) -> CostTable:
+    """Put tables together.
+
+    Raises:
+        ConfigError: They do not have the same features and actions.
+    """
+    first = tables[0]
+    for other in tables[1:]:
+        for what in ("feature_names", "actions"):
+            ours, theirs = getattr(first, what), getattr(other, what)
+            if ours != theirs:
+                odd = sorted(set(ours) ^ set(theirs)) or ["their order"]
+                raise ConfigError(f"the tables differ in {what.removesuffix('_names')}: {odd[0]}")
+    names = [field.name for field in fields(first) if field.name not in NAMES]
+    return replace(first, **{name: np.concatenate([getattr(one, name) for one in tables]) for name in names})
