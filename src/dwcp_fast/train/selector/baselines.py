@@ -22,7 +22,7 @@ NOISE_ABOVE: Final = 0.95
 
 Choices = NDArray[np.intp]
 Baseline = Callable[[CostTable, CostTable, Sequence[Situation]], Choices]
-"""Chooses for the rows of the first table, situations x rows; the second has the rows it may have learned from."""
+"""Chooses for the rows of the first table, situations x rows; the second has those it may learn from."""
 
 
 def fixed(action: str) -> Baseline:
@@ -35,7 +35,7 @@ def fixed(action: str) -> Baseline:
 
 
 def unless_incompressible(action: str) -> Baseline:
-    """Make the rule that takes one action where level 1 really shrinks the block, which no probe knows as well."""
+    """Make the rule that takes an action where level 1 really shrinks the block: a probe without error."""
 
     def choose(table: CostTable, _learned: CostTable, situations: Sequence[Situation]) -> Choices:
         ratio = table.sizes[:, table.actions.index(FALLBACK)] / table.raw_bytes
@@ -73,7 +73,7 @@ def best_static(table: CostTable, _learned: CostTable, situations: Sequence[Situ
 
 
 def ideal_adapt(table: CostTable, _learned: CostTable, situations: Sequence[Situation]) -> Choices:
-    """Take the best level of zstd for every block: more than `zstd --adapt`, which has no hindsight, can do."""
+    """Take the best level of zstd for every block, which is more than `zstd --adapt` can know."""
     levels = [number for number, action in enumerate(table.actions) if action.startswith("zstd:")]
     costs = costs_of(table)
     chosen = [np.array(levels)[costs.seconds(at)[:, levels].argmin(axis=1)] for at in situations]

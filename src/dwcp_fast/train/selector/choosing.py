@@ -1,4 +1,4 @@
-"""How an action is chosen from predictions: the smallest expected cost, corrected by what came of the last ones."""
+"""How an action is chosen: the smallest expected cost, corrected by what came of the last blocks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

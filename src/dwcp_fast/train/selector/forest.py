@@ -1,4 +1,4 @@
-"""The model in Python: sums of small trees, evaluated exactly as the native code does, in single precision."""
+"""The model in Python: sums of small trees, evaluated in single precision as the native code does."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -124,7 +124,9 @@ class Forest:
         while waiting:
             ready = [a for a in waiting if self.ensembles[a][quantity].reference in done | {None}]
             if not ready:
-                raise ConfigError(f"the {QUANTITIES[quantity]} of {self.actions[waiting[0]]} refers to itself")
+                raise ConfigError(
+                    f"the {QUANTITIES[quantity]} of {self.actions[waiting[0]]} refers to itself"
+                )
             yield from ready
             done.update(ready)
             waiting = [action for action in waiting if action not in done]

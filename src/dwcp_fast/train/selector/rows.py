@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,8 @@ NAMES = frozenset({"feature_names", "actions"})
 
 def rows_of(table: CostTable, chosen: NDArray[np.bool_]) -> CostTable:
     """Give some of the rows of a table."""
-    columns = {field.name: getattr(table, field.name) for field in fields(table) if field.name not in NAMES}
-    return replace(table, **{name: column[chosen] for name, column in columns.items()})
+    columns: dict[str, Any] = {name: getattr(table, name)[chosen] for name in column_names(table)}
+    return replace(table, **columns)
 
 
 def joined(tables: Sequence[CostTable]) -> CostTable:
@@ -34,5 +35,12 @@ def joined(tables: Sequence[CostTable]) -> CostTable:
             if ours != theirs:
                 odd = sorted(set(ours) ^ set(theirs)) or ["their order"]
                 raise ConfigError(f"the tables differ in {what.removesuffix('_names')}: {odd[0]}")
-    names = [field.name for field in fields(first) if field.name not in NAMES]
-    return replace(first, **{name: np.concatenate([getattr(one, name) for one in tables]) for name in names})
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(one, name) for one in tables]) for name in column_names(first)
+    }
+    return replace(first, **columns)
+
+
+def column_names(table: CostTable) -> list[str]:
+    """Give the names of what a table has for each row."""
+    return [field.name for field in fields(table) if field.name not in NAMES]

@@ -1,4 +1,4 @@
-"""A whole transfer in virtual time: encoder, link and decoder side by side, and a price moved by what waits."""
+"""Whole transfers in virtual time: encoder, link and decoder side by side, and a price for the processor."""
 
 import math
 from collections import deque
@@ -27,7 +27,7 @@ STREAM_LINKS_BPS: Final = (10e9, 25e9)
 QUEUED_BYTES: Final = 16 << 20
 """Wire bytes that may wait between two stages."""
 PATIENCE_BLOCKS: Final = 4.0
-"""By how many mean blocks the processor must be behind the link, or before it, to move the price's odds e-fold."""
+"""How many mean blocks the processor must be behind the link to move the odds of the price e-fold."""
 ODDS_LIMIT: Final = 8.0
 MEMORY: Final = 0.05
 """Weight of the last block in averages."""
@@ -56,7 +56,9 @@ class Link:
 def stages(costs: Costs, link: Link) -> Floats:
     """Give the seconds of encoder, link and decoder, 3 x blocks x actions."""
     per_ns = 1e-9 / link.cores
-    return np.stack([costs.compress_ns * per_ns, costs.wire_bytes * 8 / link.bps, costs.decompress_ns * per_ns])
+    return np.stack(
+        [costs.compress_ns * per_ns, costs.wire_bytes * 8 / link.bps, costs.decompress_ns * per_ns]
+    )
 
 
 def oracle_seconds(costs: Costs, link: Link) -> float:
@@ -103,7 +105,7 @@ def highest(value: Callable[[float], float]) -> float:
 
 
 class Guesses:
-    """What is believed of the next block: a model's predictions with corrections, or averages without a model."""
+    """What is believed of the next block: a model's predictions, corrected, or averages without a model."""
 
     def __init__(self, start: Floats, as_it_is: int, rule: Rule, *, blind: bool) -> None:
         self.errors = np.zeros_like(start)
@@ -228,7 +230,8 @@ def streams(
     start = np.nanmean(measured_logarithms(learned), axis=0)
     told = []
     for family in families:
-        rows = rows_of(table, (table.families == family) & (table.widths == 0))
+        untyped: NDArray[np.bool_] = np.logical_and(table.families == family, table.widths == 0)
+        rows = rows_of(table, untyped)
         if not len(rows):
             continue
         predicted = predicted_logarithms(forest, rows)

@@ -69,7 +69,9 @@ def train(
     """
     settings = settings or Settings()
     if not training.any() or not validation.any():
-        raise ConfigError(f"{training.sum()} rows to train on and {validation.sum()} to validate: both need some")
+        raise ConfigError(
+            f"{training.sum()} rows to train on, {validation.sum()} to validate: both need some"
+        )
     targets = targets_of(table)
     grower = Grower(table.features[training], table.features[validation], settings)
     learned: list[list[Ensemble]] = [[] for _ in table.actions]
@@ -89,7 +91,8 @@ def targets_of(table: CostTable) -> Floats:
     raw = table.raw_bytes[:, None].astype(np.float64)
     ratio = np.clip(table.sizes / raw, RATIO_FLOOR, 1)
     per_byte = (np.maximum(ns / raw, NS_PER_BYTE_FLOOR) for ns in (table.compress_ns, table.decompress_ns))
-    return np.log(np.stack([ratio, *per_byte], axis=2))
+    targets: Floats = np.log(np.stack([ratio, *per_byte], axis=2))
+    return targets
 
 
 def references(target: Floats) -> list[int | None]:
@@ -193,7 +196,7 @@ def tree_of(structure: dict[str, Any]) -> Tree | None:
 
 
 def single_below(threshold: float) -> float:
-    """Give the largest single that is not above: no single compares otherwise with it than with `threshold`."""
+    """Give the largest single that is not above: every single compares with it as with `threshold`."""
     rounded = np.float32(threshold)
     return float(np.nextafter(rounded, np.float32(-np.inf)) if rounded > threshold else rounded)
 
