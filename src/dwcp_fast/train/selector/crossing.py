@@ -1,4 +1,4 @@
-"""Judging how training goes, and not one model: every row is predicted by a model that has not seen its like."""
+"""Judging how training goes, and not one model: every row is predicted by one that has not seen its like."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

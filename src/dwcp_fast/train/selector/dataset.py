@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from dwcp_fast.train.selector.table import (
 
 __all__ = ["Dataset", "read_dataset"]
 
+CALIBRATION: Final = "calibration_ns_per_byte"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
@@ -30,12 +32,15 @@ class Dataset:
         table: All rows.
         groups: For each row what its file belongs to: files that depend on each other are in the same.
         splits: For each row ``"train"``, ``"validation"`` or ``"held-out"``: the same for all rows of a file.
+        reference_ns_per_byte: For each action, nanoseconds per byte to compress the calibration sample, as
+            the first table's manifest tells them; 0 where it does not.
         sources: For each table what tells it apart from another: its digest, and from which machine it is.
     """
 
     table: CostTable
     groups: NDArray[np.str_]
     splits: NDArray[np.str_]
+    reference_ns_per_byte: tuple[float, ...]
     sources: tuple[dict[str, Any], ...]
 
     def part(self, split: str) -> CostTable:
@@ -63,7 +68,7 @@ def read_dataset(paths: Sequence[Path]) -> Dataset:
         ConfigError: The tables do not fit together: other features or actions, or a file in two splits.
         OSError: One cannot be read.
     """
-    tables, sources = [], []
+    tables, sources, speeds = [], [], []
     splits: dict[str, str] = {}
     groups: dict[str, str] = {}
     for path in paths:
@@ -77,6 +82,7 @@ def read_dataset(paths: Sequence[Path]) -> Dataset:
             if splits.setdefault(file, told[file]) != told[file]:
                 raise ConfigError(f"file {file} is in split {splits[file]} and in split {told[file]}")
         tables.append(table)
+        speeds.append(calibration_of(manifest))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         sources.append(
             {"sha256": digest, "rows": len(table), "files": len(told), "machine": manifest.get("machine")}
@@ -84,5 +90,17 @@ def read_dataset(paths: Sequence[Path]) -> Dataset:
     whole = joined(tables)
     files = list(map(str, whole.files))
     return Dataset(
-        whole, np.array([groups[f] for f in files]), np.array([splits[f] for f in files]), tuple(sources)
+        whole,
+        np.array([groups[f] for f in files]),
+        np.array([splits[f] for f in files]),
+        tuple(speeds[0].get(action, 0.0) for action in whole.actions),
+        tuple(sources),
     )
+
+
+def calibration_of(manifest: dict[str, Any]) -> dict[str, float]:
+    """Give the speeds on the calibration sample that a manifest tells."""
+    told = manifest.get(CALIBRATION, {})
+    if not isinstance(told, dict) or not all(isinstance(v, int | float) and v >= 0 for v in told.values()):
+        raise FormatError(f"{CALIBRATION} of {MANIFEST_NAME} is no table of times: {str(told)[:80]}")
+    return {str(action): float(ns) for action, ns in told.items()}

@@ -33,8 +33,8 @@ def joined(tables: Sequence[CostTable]) -> CostTable:
         for what in ("feature_names", "actions"):
             ours, theirs = getattr(first, what), getattr(other, what)
             if ours != theirs:
-                odd = sorted(set(ours) ^ set(theirs)) or ["their order"]
-                raise ConfigError(f"the tables differ in {what.removesuffix('_names')}: {odd[0]}")
+                odd = ", ".join(sorted(set(ours) ^ set(theirs))) or "their order"
+                raise ConfigError(f"the tables differ in {what.replace('_', ' ')}: {odd}")
     columns: dict[str, Any] = {
         name: np.concatenate([getattr(one, name) for one in tables]) for name in column_names(first)
     }

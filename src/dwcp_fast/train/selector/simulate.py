@@ -227,16 +227,15 @@ def streams(
         For each family and link the rates as shares of the oracle's, and the gain over choosing blindly.
     """
     rule = rule or Rule()
-    start = np.nanmean(measured_logarithms(learned), axis=0)
+    start = np.nansum(measured_logarithms(learned), axis=0) / np.maximum(offers(learned), 1)
     told = []
     for family in families:
-        untyped: NDArray[np.bool_] = np.logical_and(table.families == family, table.widths == 0)
-        rows = rows_of(table, untyped)
-        if not len(rows):
+        chosen = (table.families == family) & (table.widths == 0)
+        rows = rows_of(table, chosen)
+        if not chosen.any():
             continue
         predicted = predicted_logarithms(forest, rows)
-        offered = np.isfinite(rows.sizes).any(axis=0)
-        begin = np.where(offered[:, None], start, np.nan)
+        begin = np.where(offers(rows) > 0, start, np.nan)
         order = stream_order(rows)
         order = np.tile(order, max(1, -(-BLOCKS // len(order))))
         costs = Costs.of(rows.sizes, rows.compress_ns, rows.decompress_ns).rows(order)
@@ -262,3 +261,9 @@ def streams(
                 }
             )
     return told
+
+
+def offers(table: CostTable) -> NDArray[np.intp]:
+    """Count the rows in which each action was offered, as a column."""
+    counted: NDArray[np.intp] = np.count_nonzero(np.isfinite(table.sizes), axis=0)[:, None]
+    return counted
