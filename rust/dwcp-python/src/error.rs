@@ -170,6 +170,7 @@ impl Failure {
 fn codec_class(error: &CodecError) -> &'static str {
     match error {
         CodecError::UnknownCodecName { .. } | CodecError::LevelOutOfRange { .. } => "ConfigError",
+        CodecError::AccelerationOutOfRange { .. } | CodecError::NoPlanes { .. } => "ConfigError",
         CodecError::OutputTooSmall { .. } | CodecError::DictionaryCodec { .. } => "ConfigError",
         CodecError::Training { .. } | CodecError::Page { .. } => "ConfigError",
         CodecError::DictionaryMissing { .. } | CodecError::DictionaryMismatch { .. } => "BaseMismatchError",

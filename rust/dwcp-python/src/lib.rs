@@ -21,6 +21,7 @@ mod pages;
 mod receive;
 mod report;
 mod security;
+mod select;
 mod send;
 mod serve;
 mod settings;
@@ -52,6 +53,8 @@ mod _core {
     use super::receive::{Listener, Receiver, staged_transfers};
     #[pymodule_export]
     use super::security::{DialSecurity, Identity, ListenSecurity, pairing_address, split_address};
+    #[pymodule_export]
+    use super::select::{select_actions, select_feature_names, select_features};
     #[pymodule_export]
     use super::send::{Scan, Sender};
     #[pymodule_export]
