@@ -75,11 +75,12 @@ def made_forest(seed: int = 3) -> Forest:
 
     def ensemble(reference: int | None) -> Ensemble:
         base = float(np.float32(random.normal(-0.5, 0.1)))
-        return Ensemble(reference, base, tuple(tree() for _ in range(random.integers(0, 4))))
+        slope = float(np.float32(random.normal(0.5, 0.2)))
+        return Ensemble(reference, base, slope, 1, tuple(tree() for _ in range(random.integers(0, 4))))
 
-    order: Sequence[int | None] = (None, 2, None, 1, 3)
+    order: Sequence[int | None] = (None, 0, None, 1, 3)
     ensembles = tuple((ensemble(at), ensemble(at), ensemble(None)) for at in order)
-    return Forest(("entropy", "noise"), ACTIONS, (0.0, 1.0, 2.0, 3.0, 4.0), ensembles)
+    return Forest(("entropy", "noise"), ACTIONS, tuple((float(n), n / 2) for n in range(5)), ensembles)
 
 
 # --- costs and choices
@@ -158,12 +159,13 @@ def test_a_queue_holds_back_what_does_not_fit() -> None:
 # --- training
 
 
-def test_the_least_varying_differences_become_references() -> None:
+def test_an_action_refers_to_the_one_before_it_that_it_varies_least_from() -> None:
     random = np.random.default_rng(5)
     root = random.normal(0, 1, 200)
-    target = np.stack([np.zeros(200), root, root + random.normal(0, 0.1, 200), root * 0.7], axis=1)
+    near = root + random.normal(0, 0.1, 200)
+    target = np.stack([np.zeros(200), root, near, root * 0.7, random.normal(0, 0.1, 200)], axis=1)
     target[:50, 3] = np.nan
-    assert references(target) == [None, 2, None, 1]
+    assert references(target) == [None, None, 1, 1, None]
 
 
 def test_no_single_compares_otherwise_with_a_rounded_threshold() -> None:
@@ -178,7 +180,7 @@ def test_training_is_repeatable_and_better_than_any_fixed_choice(table: CostTabl
     pytest.importorskip("lightgbm")
     number = np.array([int(name[-2:]) for name in table.files])
     training, validation = number < 6, (number >= 6) & (number < 9)
-    speeds = [1.0] * len(ACTIONS)
+    speeds = [(1.0, 0.5)] * len(ACTIONS)
     one = train(table, training, validation, speeds)
     two = train(table, training, validation, speeds)
     other = train(table, training, validation, speeds, Settings(seed=2))
@@ -196,7 +198,7 @@ def test_training_without_lightgbm_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "lightgbm", None)
     half = np.arange(len(table)) % 2 == 0
     with pytest.raises(ConfigError, match="LightGBM") as caught:
-        train(table, half, ~half, [1.0] * len(ACTIONS))
+        train(table, half, ~half, [(1.0, 0.5)] * len(ACTIONS))
     assert caught.value.hint == "pip install 'dwcp-fast[train]'"
 
 
@@ -215,14 +217,16 @@ def written(folder: Path, splits: dict[str, str]) -> Path:
     files = [(name, "text", [row]) for name in ("a", "b")]
     write_table(folder / "table.csv.xz", ["entropy"], ["none"], files)
     listed = [{"id": name, "family": "text", "split": split} for name, split in splits.items()]
-    write_manifest(folder / "manifest.json", {"files": listed, "calibration_ns_per_byte": {"none": 0.25}})
+    write_manifest(
+        folder / "manifest.json", {"files": listed, "calibration_ns_per_byte": {"none": [0.25, 0.5]}}
+    )
     return folder / "table.csv.xz"
 
 
 def test_a_file_without_a_split_or_in_two_is_refused_by_name(tmp_path: Path) -> None:
     good = written(tmp_path / "good", {"a": "train", "b": "held-out"})
     dataset = read_dataset([good])
-    assert list(dataset.splits) == ["train", "held-out"] and dataset.reference_ns_per_byte == (0.25,)
+    assert list(dataset.splits) == ["train", "held-out"] and dataset.reference_ns_per_byte == ((0.25, 0.5),)
     with pytest.raises(FormatError, match="file b "):
         read_dataset([written(tmp_path / "short", {"a": "train"})])
     with pytest.raises(ConfigError, match="file b is in split held-out and in split train"):
@@ -265,25 +269,23 @@ def test_a_model_of_another_version_is_told_from_a_damaged_one() -> None:
 
 def test_a_well_sealed_model_that_contradicts_itself_is_refused() -> None:
     data = write_forest(made_forest())[:-16]
-    tree = data.index(struct.pack("<H", 5) + bytes([0, 0, 0, 0]))
-    root = tree + 2
-    for place, value in ((root, 7), (root + 8, 0), (root + 8, 5), (root + 7, 0xFF)):
-        broken = bytearray(data)
-        broken[place] = value
-        if place == root + 7:
-            broken[root + 4 : root + 8] = struct.pack("<f", float("nan"))
+    # The first tree of five nodes, and the first sum, which can refer to no action before it.
+    tree = data.index(struct.pack("<HB", 5, 0)) + 2
+    three = made_forest().ensembles[0]
+    first = data.index(struct.pack("<Bff", 255, three[0].base, three[0].slope))
+    nan = struct.pack("<f", float("nan"))
+    for place, value in (
+        (tree, b"\x07"),
+        (tree + 1, nan),
+        (tree + 5, b"\0\0"),
+        (tree + 7, b"\5\0"),
+        (first, b"\0"),
+        (first + 5, nan),
+        (first + 9, b"\2"),
+    ):
+        broken = data[:place] + value + data[place + len(value) :]
         with pytest.raises(FormatError, match="malformed"):
-            read_forest(sealed(bytes(broken)))
-    for random_tail in (b"\0", b"\0" * 40):
-        with pytest.raises(FormatError, match="followed by"):
-            read_forest(sealed(data + random_tail))
-
-
-def test_models_whose_references_go_round_in_a_circle_are_refused() -> None:
-    forest = made_forest()
-    circle = tuple(
-        (replace(three[0], reference=(at + 1) % 5), three[1], three[2])
-        for at, three in enumerate(forest.ensembles)
-    )
-    with pytest.raises(FormatError):
-        read_forest(write_forest(replace(forest, ensembles=circle)))
+            read_forest(sealed(broken))
+    for tail in (b"\0", b"\0" * 40):
+        with pytest.raises(FormatError, match="follow the last part"):
+            read_forest(sealed(data + tail))

@@ -85,6 +85,6 @@ def predict_left_out(
     fifth = divided(dataset.groups, 5, random) == 0
     validation: NDArray[np.bool_] = np.logical_and(fifth, ~left_out)
     training: NDArray[np.bool_] = np.logical_and(~fifth, ~left_out)
-    speeds = [0.0] * len(dataset.table.actions)
+    speeds = [(0.0, 0.0)] * len(dataset.table.actions)
     forest = train(dataset.table, training, validation, speeds, replace(settings, seed=seed))
     return predicted_logarithms(forest, rows_of(dataset.table, left_out))

@@ -32,15 +32,15 @@ class Dataset:
         table: All rows.
         groups: For each row what its file belongs to: files that depend on each other are in the same.
         splits: For each row ``"train"``, ``"validation"`` or ``"held-out"``: the same for all rows of a file.
-        reference_ns_per_byte: For each action, nanoseconds per byte to compress the calibration sample, as
-            the first table's manifest tells them; 0 where it does not.
+        reference_ns_per_byte: For each action, nanoseconds per byte to compress and to decompress the
+            calibration sample, as the first table's manifest tells them; 0 where it does not.
         sources: For each table what tells it apart from another: its digest, and from which machine it is.
     """
 
     table: CostTable
     groups: NDArray[np.str_]
     splits: NDArray[np.str_]
-    reference_ns_per_byte: tuple[float, ...]
+    reference_ns_per_byte: tuple[tuple[float, float], ...]
     sources: tuple[dict[str, Any], ...]
 
     def part(self, split: str) -> CostTable:
@@ -93,14 +93,15 @@ def read_dataset(paths: Sequence[Path]) -> Dataset:
         whole,
         np.array([groups[f] for f in files]),
         np.array([splits[f] for f in files]),
-        tuple(speeds[0].get(action, 0.0) for action in whole.actions),
+        tuple(speeds[0].get(action, (0.0, 0.0)) for action in whole.actions),
         tuple(sources),
     )
 
 
-def calibration_of(manifest: dict[str, Any]) -> dict[str, float]:
-    """Give the speeds on the calibration sample that a manifest tells."""
+def calibration_of(manifest: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Give the speeds on the calibration sample that a manifest tells: compressing and decompressing."""
     told = manifest.get(CALIBRATION, {})
-    if not isinstance(told, dict) or not all(isinstance(v, int | float) and v >= 0 for v in told.values()):
-        raise FormatError(f"{CALIBRATION} of {MANIFEST_NAME} is no table of times: {str(told)[:80]}")
-    return {str(action): float(ns) for action, ns in told.items()}
+    try:
+        return {str(action): (float(one), float(other)) for action, (one, other) in told.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise FormatError(f"{CALIBRATION} of {MANIFEST_NAME} is no table of times: {error}") from error

@@ -103,6 +103,7 @@ def explain_block(
     """Choose for one block."""
     known = np.array(select_features(block, width), np.float32)[columns]
     logarithms = forest.logarithms(known[None, :]).astype(np.float64)
+    logarithms[..., 0] = np.minimum(logarithms[..., 0], 0)
     if width is None and TYPED in forest.actions:
         logarithms[:, forest.actions.index(TYPED)] = np.nan
     as_it_is = forest.actions.index(AS_IT_IS)

@@ -1,6 +1,6 @@
 """The model in Python: sums of small trees, evaluated in single precision as the native code does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,13 +9,18 @@ from numpy.typing import NDArray
 
 from dwcp_fast.errors import ConfigError
 
-__all__ = ["LEAF", "QUANTITIES", "Ensemble", "Forest", "Tree"]
+__all__ = ["LEAF", "QUANTITIES", "Ensemble", "Forest", "Tree", "logarithm_of"]
 
 LEAF: Final = 255
 """Feature number of a node that is a leaf."""
 
 QUANTITIES: Final = ("ratio", "compress", "decompress")
 """What is predicted for an action: wire bytes per byte, and nanoseconds per byte each way."""
+
+LEAST: Final = np.float32(1 / 256)
+"""The least of which a logarithm is taken."""
+MOST_LOG: Final = np.float32(30)
+"""Logarithms are cut to this."""
 
 Singles = NDArray[np.float32]
 
@@ -59,21 +64,31 @@ class Ensemble:
     """The logarithm of one quantity of one action.
 
     Attributes:
-        reference: Number of the action whose logarithm of the same quantity this one is added to, or None.
-        base: What is added to it without looking at the block.
+        reference: Number of an action before this one, to whose logarithm of the same quantity this one is
+            added, or None.
+        base: What it is without looking at the block.
+        slope: What is added for each unit of the logarithm of one feature.
+        feature: Number of that feature.
         trees: What is added for what the block looks like.
     """
 
     reference: int | None
     base: float
+    slope: float
+    feature: int
     trees: tuple[Tree, ...]
 
     def sums(self, x: Singles) -> Singles:
-        """Give base and leaves of each row, added in the order of the trees."""
-        total = np.full(len(x), self.base, np.float32)
+        """Give base, slope and leaves of each row, added in this order."""
+        total = np.float32(self.base) + np.float32(self.slope) * logarithm_of(x[:, self.feature])
         for tree in self.trees:
             total += tree.leaves(x)
         return total
+
+
+def logarithm_of(values: Singles) -> Singles:
+    """Give the logarithm of a feature, that of the least where the feature is less."""
+    return np.log(np.maximum(values, LEAST))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,53 +98,30 @@ class Forest:
     Attributes:
         features: Names of what is known of a block.
         actions: Names of the actions.
-        reference_ns_per_byte: For each action, nanoseconds per byte to compress the calibration sample on
-            the machine where the table was measured.
+        reference_ns_per_byte: For each action, nanoseconds per byte to compress and to decompress the
+            calibration sample on the machine where the table was measured.
         ensembles: For each action, one for each of QUANTITIES.
     """
 
     features: tuple[str, ...]
     actions: tuple[str, ...]
-    reference_ns_per_byte: tuple[float, ...]
+    reference_ns_per_byte: tuple[tuple[float, float], ...]
     ensembles: tuple[tuple[Ensemble, Ensemble, Ensemble], ...]
 
     def logarithms(self, x: Singles) -> Singles:
-        """Give the logarithm of every prediction, rows x actions x quantities.
-
-        A ratio is at most 1: what does not shrink is sent as it is.
-        """
+        """Give the logarithm of every prediction, rows x actions x quantities."""
         out = np.zeros((len(x), len(self.actions), len(QUANTITIES)), np.float32)
-        for quantity in range(len(QUANTITIES)):
-            for action in self.in_order(quantity):
-                ensemble = self.ensembles[action][quantity]
+        for action, three in enumerate(self.ensembles):
+            for quantity, ensemble in enumerate(three):
                 total = ensemble.sums(x)
                 if ensemble.reference is not None:
                     total += out[:, ensemble.reference, quantity]
-                out[:, action, quantity] = total
-        out[:, :, 0] = np.minimum(out[:, :, 0], 0)
+                out[:, action, quantity] = np.clip(total, -MOST_LOG, MOST_LOG)
         return out
 
     def predict(self, x: Singles) -> Singles:
         """Give ratio and nanoseconds per byte, rows x actions x quantities."""
         return np.exp(self.logarithms(x))
-
-    def in_order(self, quantity: int) -> Iterator[int]:
-        """Give the actions so that each comes after the one that it refers to.
-
-        Raises:
-            ConfigError: References go round in a circle.
-        """
-        done: set[int] = set()
-        waiting = list(range(len(self.actions)))
-        while waiting:
-            ready = [a for a in waiting if self.ensembles[a][quantity].reference in done | {None}]
-            if not ready:
-                raise ConfigError(
-                    f"the {QUANTITIES[quantity]} of {self.actions[waiting[0]]} refers to itself"
-                )
-            yield from ready
-            done.update(ready)
-            waiting = [action for action in waiting if action not in done]
 
     def size(self) -> tuple[int, int]:
         """Give the number of trees and of nodes."""

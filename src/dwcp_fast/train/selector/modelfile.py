@@ -1,4 +1,4 @@
-"""A model as bytes, as the specification of files in `docs/format-files.md` has it."""
+"""A model as bytes: "Selector model" of `docs/format-files.md`."""
 
 import struct
 from typing import Final
@@ -13,49 +13,41 @@ __all__ = ["read_forest", "write_forest"]
 
 MAGIC: Final = b"DWSM"
 VERSION: Final = 1
-HEADER: Final = struct.Struct("<4sB3xHHI")
-ENSEMBLE: Final = struct.Struct("<BxHf")
-NODE: Final = np.dtype(
-    {
-        "names": ["feature", "value", "left", "right"],
-        "formats": ["u1", "<f4", "<u2", "<u2"],
-        "offsets": [0, 4, 8, 10],
-        "itemsize": 12,
-    }
-)
+SUM: Final = struct.Struct("<BffBBH")
+NODE: Final = np.dtype([("feature", "u1"), ("value", "<f4"), ("left", "<u2"), ("right", "<u2")])
 DIGEST_BYTES: Final = 16
 NO_REFERENCE: Final = 255
 MOST_NAMES: Final = 64
-MOST_NAME_BYTES: Final = 63
-MOST_TREES: Final = 1024
-MOST_NODES: Final = 1 << 20
+MOST_TREES: Final = 256
+MOST_DEPTH: Final = 8
 
 
 def write_forest(forest: Forest) -> bytes:
     """Give the bytes of a model.
 
     Raises:
-        LimitExceededError: It has more features, actions, trees or nodes than a model may.
+        LimitExceededError: It has more features, actions or trees than a model may, or deeper ones.
     """
-    trees, nodes = forest.size()
-    most = max(len(ensemble.trees) for three in forest.ensembles for ensemble in three)
+    ensembles = [ensemble for three in forest.ensembles for ensemble in three]
     for what, count, limit in (
         ("features", len(forest.features), MOST_NAMES),
         ("actions", len(forest.actions), MOST_NAMES),
-        ("trees in an ensemble", most, MOST_TREES),
-        (f"nodes in {trees} trees", nodes, MOST_NODES),
+        ("trees in a sum", max(len(ensemble.trees) for ensemble in ensembles), MOST_TREES),
+        ("comparisons to a leaf", max(map(depth_of, ensembles)), MOST_DEPTH),
     ):
         if count > limit:
             raise LimitExceededError(f"{count} {what}, over the limit of {limit}")
-    parts = [HEADER.pack(MAGIC, VERSION, len(forest.features), len(forest.actions), nodes)]
-    parts += [bytes([len(name)]) + name.encode("ascii") for name in (*forest.features, *forest.actions)]
+    parts = [MAGIC, bytes([VERSION])]
+    for names in (forest.features, forest.actions):
+        parts.append(bytes([len(names)]))
+        parts += [bytes([len(name)]) + name.encode("ascii") for name in names]
     parts.append(np.array(forest.reference_ns_per_byte, "<f4").tobytes())
-    for three in forest.ensembles:
-        for ensemble in three:
-            reference = NO_REFERENCE if ensemble.reference is None else ensemble.reference
-            parts.append(ENSEMBLE.pack(reference, len(ensemble.trees), ensemble.base))
-            for tree in ensemble.trees:
-                parts += [struct.pack("<H", len(tree)), nodes_of(tree)]
+    for ensemble in ensembles:
+        reference = NO_REFERENCE if ensemble.reference is None else ensemble.reference
+        line = (ensemble.base, ensemble.slope, ensemble.feature)
+        parts.append(SUM.pack(reference, *line, depth_of(ensemble), len(ensemble.trees)))
+        for tree in ensemble.trees:
+            parts += [struct.pack("<H", len(tree)), nodes_of(tree)]
     body = b"".join(parts)
     return body + xxhash.xxh3_128_digest(body)
 
@@ -70,8 +62,20 @@ def nodes_of(tree: Tree) -> bytes:
     return nodes.tobytes()
 
 
+def depth_of(ensemble: Ensemble) -> int:
+    """Count the comparisons from a root to the leaf that is furthest from it."""
+    deepest = 0
+    for tree in ensemble.trees:
+        depths = np.zeros(len(tree), np.intp)
+        # A node comes after the one that leads to it.
+        for node in np.flatnonzero(tree.feature != LEAF):
+            depths[[tree.left[node], tree.right[node]]] = depths[node] + 1
+        deepest = max(deepest, int(depths.max()))
+    return deepest
+
+
 def read_forest(data: bytes) -> Forest:
-    """Read a model.
+    """Read a model, whatever its features and actions are called.
 
     Args:
         data: The bytes.
@@ -81,12 +85,12 @@ def read_forest(data: bytes) -> Forest:
         IntegrityError: They are damaged.
         UnsupportedFormatError: They are a model of another version.
     """
-    if len(data) < HEADER.size + DIGEST_BYTES or data[:4] != MAGIC:
+    if len(data) < len(MAGIC) + 1 + DIGEST_BYTES or data[: len(MAGIC)] != MAGIC:
         raise FormatError(
-            f"{len(data)} bytes that begin with {data[:4]!r} are no model: those begin with {MAGIC!r}"
+            f"{len(data)} bytes that begin with {data[:4]!r} are no model: {MAGIC!r} is missing"
         )
     if data[4] != VERSION:
-        raise UnsupportedFormatError(f"a model of version {data[4]}, not {VERSION}")
+        raise UnsupportedFormatError(f"model version {data[4]} is not supported, the only known is {VERSION}")
     body = data[:-DIGEST_BYTES]
     if xxhash.xxh3_128_digest(body) != data[-DIGEST_BYTES:]:
         raise IntegrityError(f"the {len(data)} bytes of the model do not have the digest at their end")
@@ -96,35 +100,33 @@ def read_forest(data: bytes) -> Forest:
     except (struct.error, IndexError, ValueError) as error:
         raise FormatError(f"the model is malformed at byte {reader.at}: {error}") from error
     if reader.at != len(body):
-        raise FormatError(f"the model is followed by {len(body) - reader.at} bytes")
+        raise FormatError(f"{len(body) - reader.at} bytes follow the last part of the model")
     return forest
 
 
 class Reader:
-    """Takes a model apart; what it reads is no longer than what it is given."""
+    """Takes a model apart; what it makes is no longer than what it is given."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self.at = 0
+        self.at = len(MAGIC) + 1
 
     def forest(self) -> Forest:
         """Read all of it."""
-        _, _, feature_count, action_count, _ = HEADER.unpack_from(self.data)
-        self.at = HEADER.size
-        features, actions = self.names(feature_count), self.names(action_count)
-        speeds = np.frombuffer(self.data, "<f4", action_count, self.at)
+        features, actions = self.names(), self.names()
+        speeds = np.frombuffer(self.data, "<f4", 2 * len(actions), self.at)
         self.at += speeds.nbytes
+        pairs = tuple((float(one), float(other)) for one, other in speeds.reshape(-1, 2))
         ensembles = []
-        for action in range(action_count):
-            three = [self.ensemble(len(features), action, action_count) for _ in QUANTITIES]
+        for action in range(len(actions)):
+            three = [self.ensemble(len(features), action) for _ in QUANTITIES]
             ensembles.append((three[0], three[1], three[2]))
-        forest = Forest(features, actions, tuple(map(float, speeds)), tuple(ensembles))
-        for quantity in range(len(QUANTITIES)):
-            list(forest.in_order(quantity))
-        return forest
+        return Forest(features, actions, pairs, tuple(ensembles))
 
-    def names(self, count: int) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """Read names."""
+        count = self.data[self.at]
+        self.at += 1
         found = []
         for _ in range(count):
             end = self.at + 1 + self.data[self.at]
@@ -132,15 +134,19 @@ class Reader:
             self.at = end
         return tuple(found)
 
-    def ensemble(self, features: int, action: int, actions: int) -> Ensemble:
-        """Read an ensemble."""
-        reference, trees, base = ENSEMBLE.unpack_from(self.data, self.at)
-        self.at += ENSEMBLE.size
-        if reference != NO_REFERENCE and (reference >= actions or reference == action):
-            raise ValueError(f"action {action} refers to action {reference}")
+    def ensemble(self, features: int, action: int) -> Ensemble:
+        """Read a sum."""
+        reference, base, slope, feature, _, trees = SUM.unpack_from(self.data, self.at)
+        self.at += SUM.size
+        if reference != NO_REFERENCE and reference >= action:
+            raise ValueError(f"action {action} refers to action {reference}, which is not before it")
+        if feature >= features or not np.isfinite([base, slope]).all():
+            raise ValueError(f"base {base} and slope {slope} of feature {feature}")
         return Ensemble(
             None if reference == NO_REFERENCE else reference,
             base,
+            slope,
+            feature,
             tuple(self.tree(features) for _ in range(trees)),
         )
 
@@ -152,12 +158,11 @@ class Reader:
         leaf = nodes["feature"] == LEAF
         here = np.arange(count)
         branches = np.stack([nodes["left"], nodes["right"]])
-        lost = ~leaf & (
-            (nodes["feature"] >= features) | (branches <= here).any(0) | (branches >= count).any(0)
-        )
+        nowhere = (branches <= here).any(0) | (branches >= count).any(0)
+        lost = ~leaf & (nowhere | (nodes["feature"] >= features))
         value = nodes["value"].astype(np.float32)
         if count == 0 or lost.any() or not np.isfinite(value).all():
-            raise ValueError(f"a tree of {count} nodes with {int(lost.sum())} that lead nowhere")
+            raise ValueError(f"a tree of {count} nodes, {int(lost.sum())} of which lead nowhere")
         return Tree(
             nodes["feature"].copy(),
             np.where(leaf, np.float32(0), value),

@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dwcp_fast.errors import ConfigError
-from dwcp_fast.train.selector.forest import LEAF, QUANTITIES, Ensemble, Forest, Tree
+from dwcp_fast.train.selector.forest import (
+    LEAF,
+    QUANTITIES,
+    Ensemble,
+    Forest,
+    Tree,
+    logarithm_of,
+)
 from dwcp_fast.train.selector.table import CostTable
 
 __all__ = ["Settings", "train"]
@@ -47,7 +54,7 @@ def train(
     table: CostTable,
     training: NDArray[np.bool_],
     validation: NDArray[np.bool_],
-    reference_ns_per_byte: Sequence[float],
+    reference_ns_per_byte: Sequence[tuple[float, float]],
     settings: Settings | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Forest:
@@ -96,24 +103,17 @@ def targets_of(table: CostTable) -> Floats:
 
 
 def references(target: Floats) -> list[int | None]:
-    """Choose, for each action, the one to learn the difference to: a tree of the smallest variances.
+    """Choose for each action the one before it that it varies least from, unless it varies less alone.
 
     Args:
         target: One quantity, rows x actions.
     """
-    count = target.shape[1]
     alone = np.nanvar(target, axis=0)
-    apart = np.array([[np.nanvar(target[:, a] - target[:, b]) for b in range(count)] for a in range(count)])
-    found: list[int | None] = [None] * count
-    # Grown from the action that varies most, a constant one never becomes a reference.
-    order = [int(np.argmax(alone))]
-    waiting = set(range(count)) - set(order)
-    while waiting:
-        best = min((apart[a, b], a, b) for a in waiting for b in order)
-        variance, action, reference = best
-        found[action] = reference if variance < alone[action] else None
-        order.append(action)
-        waiting.remove(action)
+    found: list[int | None] = []
+    for action in range(target.shape[1]):
+        apart = [float(np.nanvar(target[:, action] - target[:, other])) for other in range(action)]
+        best = int(np.argmin(apart)) if apart else 0
+        found.append(best if apart and apart[best] < 0.999 * alone[action] else None)
     return found
 
 
@@ -131,9 +131,13 @@ class Grower:
         rows, stop_rows = np.isfinite(wanted), np.isfinite(wanted_validation)
         if not rows.any():
             raise ConfigError("an action has no measurement in the files to train on")
-        base = float(np.float32(wanted[rows].mean()))
         if np.ptp(wanted[rows]) < 1e-6 or not stop_rows.any():
-            return Ensemble(reference, base, ())
+            return Ensemble(reference, float(np.float32(wanted[rows].mean())), 0.0, 0, ())
+        base, slope, feature = straight(self.x[rows], wanted[rows])
+        left, stop_left = (
+            of - base - slope * logarithm_of(x[:, feature])
+            for of, x in ((wanted, self.x), (wanted_validation, self.x_validation))
+        )
         settings = self.settings
         options = {
             "objective": "regression",
@@ -152,10 +156,8 @@ class Grower:
             "num_threads": settings.threads,
             "verbose": -1,
         }
-        data = self.engine.Dataset(self.x[rows], wanted[rows] - base, free_raw_data=False)
-        stop_data = self.engine.Dataset(
-            self.x_validation[stop_rows], wanted_validation[stop_rows] - base, reference=data
-        )
+        data = self.engine.Dataset(self.x[rows], left[rows], free_raw_data=False)
+        stop_data = self.engine.Dataset(self.x_validation[stop_rows], stop_left[stop_rows], reference=data)
         booster = self.engine.train(
             options,
             data,
@@ -165,7 +167,21 @@ class Grower:
         )
         found = booster.dump_model(num_iteration=booster.best_iteration)["tree_info"]
         trees = (tree_of(told["tree_structure"]) for told in found)
-        return Ensemble(reference, base, tuple(tree for tree in trees if tree is not None))
+        return Ensemble(reference, base, slope, feature, tuple(tree for tree in trees if tree is not None))
+
+
+def straight(x: NDArray[np.float32], wanted: Floats) -> tuple[float, float, int]:
+    """Find the feature whose logarithm tells most; give base, slope and its number, rounded to singles."""
+    best = (float(np.var(wanted)), float(wanted.mean()), 0.0, 0)
+    for feature in range(x.shape[1]):
+        known = logarithm_of(x[:, feature]).astype(np.float64)
+        variance = float(np.var(known))
+        if variance > 1e-9:
+            slope = float(np.mean((known - known.mean()) * (wanted - wanted.mean()))) / variance
+            base = float(wanted.mean() - slope * known.mean())
+            best = min(best, (float(np.var(wanted - slope * known)), base, slope, feature))
+    _, base, slope, feature = best
+    return float(np.float32(base)), float(np.float32(slope)), feature
 
 
 def tree_of(structure: dict[str, Any]) -> Tree | None:
