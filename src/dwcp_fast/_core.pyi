@@ -26,6 +26,7 @@ __all__ = [
     "ReceivedBuffer",
     "Receiver",
     "Scan",
+    "SelectorModel",
     "Sender",
     "Server",
     "Snapshot",
@@ -117,6 +118,19 @@ class Dictionary:
     def to_bytes(self) -> bytes: ...
     @property
     def digest(self) -> str: ...
+
+@final
+class SelectorModel:
+    def __new__(cls, data: BufferLike) -> Self: ...
+    @property
+    def actions(self) -> list[str]: ...
+    @property
+    def features(self) -> list[str]: ...
+    @property
+    def reference(self) -> list[tuple[float, float]]: ...
+    @property
+    def digest(self) -> str: ...
+    def predict(self, features: Sequence[float]) -> list[tuple[float, float, float]]: ...
 
 @final
 class Cancel:

@@ -57,7 +57,7 @@ mod _core {
     #[pymodule_export]
     use super::security::{DialSecurity, Identity, ListenSecurity, pairing_address, split_address};
     #[pymodule_export]
-    use super::select::{select_actions, select_feature_names, select_features};
+    use super::select::{SelectorModel, select_actions, select_feature_names, select_features};
     #[pymodule_export]
     use super::send::{Scan, Sender};
     #[pymodule_export]

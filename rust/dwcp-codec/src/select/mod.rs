@@ -3,7 +3,10 @@
 
 mod actions;
 mod features;
+mod forest;
+mod model;
 mod sample;
 
 pub use actions::{Action, UnknownAction};
 pub use features::{FEATURES, Features};
+pub use model::{MAX_MODEL_BYTES, Model, ModelError, Prediction, Reference};
