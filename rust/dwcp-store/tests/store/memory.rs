@@ -7,8 +7,8 @@ use dwcp_codec::digest::Digest;
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::Manifest;
 use dwcp_store::{
-    BufferProvider, MemorySink, MemorySource, NamedBuffer, OwnedBuffer, Prepared, Refusal, SharedBytes, Sink, Source,
-    StoreError, TargetBuffer,
+    BufferProvider, MemorySink, MemorySource, NamedBuffer, OwnedBuffer, Prepared, Refusal, SharedBytes, Sink,
+    Source, StoreError, TargetBuffer,
 };
 
 fn buffers(named: &[(&str, &[u8])]) -> (Arc<Manifest>, MemorySource) {
