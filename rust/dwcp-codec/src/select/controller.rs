@@ -121,6 +121,15 @@ pub struct Decision {
     steady: (bool, bool),
 }
 
+impl Decision {
+    /// Whether the next block is better decided on when it is known how the link has taken this one, provided that
+    /// this takes no more than milliseconds.
+    #[must_use]
+    pub fn awaits_answer(&self) -> bool {
+        self.reason == Reason::Start && self.action == Action::None
+    }
+}
+
 /// What a block really took. Times are in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Outcome {
@@ -348,7 +357,9 @@ impl Controller {
         let is_free = !decision.is_some_and(|it| matches!(it.reason, Reason::Trial | Reason::Guard));
         let steady = decision.map_or((true, true), |decision| decision.steady);
         let grows = is_free && (!steady.1 || self.steady_run < STEADY_RUN);
-        self.link.observe(outcome, grows);
+        // What a receiver does is much the same as what a sender does beside encoding, with a copy more.
+        let receiver_s = 2.0 * (self.other_s + self.write_s) / self.processors();
+        self.link.observe(outcome, grows, receiver_s);
         let Some(rate) = self.link.rate() else { return };
         let busy = outcome.cpu_s / self.processors();
         let carried = wire / rate;
@@ -492,6 +503,9 @@ impl Controller {
             // cost seconds.
             let is_near = self.settings.round_trip_s.is_some_and(|time| time < NEAR_S);
             let round = if is_near { self.started.div_ceil(self.settings.lanes) } else { 2 };
+            // Where processors are scarce, it may be those that a receiver on this machine waits for.
+            let is_scarce = self.settings.is_local && self.link.is_contended();
+            let round = if is_scarce { round.min(1) } else { round };
             self.started = self.started.saturating_add(1);
             let action = match round {
                 _ if hopeless => Action::None,

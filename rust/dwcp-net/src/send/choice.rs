@@ -17,6 +17,9 @@ use crate::report::thread_cpu;
 /// What is timed to compare this machine with that of a model's times.
 const CALIBRATED: [Action; 2] = [Action::Lz4, Action::Zstd1];
 
+/// How long a lane waits for the first acknowledgement, which tells how fast the link is.
+const FIRST_WAIT: Duration = Duration::from_millis(2);
+
 /// How blocks are compressed where it helps.
 #[derive(Clone, Debug)]
 pub enum CodecChoice {
@@ -266,8 +269,9 @@ impl<'a> Gauge<'a> {
         };
     }
 
-    /// The block in hand was written, in a frame that the peer acknowledges.
-    pub(super) fn written(&mut self, raw_bytes: u64, wire_bytes: u64) {
+    /// The block in hand was written, in a frame that the peer acknowledges. Tells how long its answer is worth
+    /// waiting for.
+    pub(super) fn written(&mut self, raw_bytes: u64, wire_bytes: u64) -> Duration {
         let now = Mark::now();
         self.sent.push_back(Sent {
             raw_bytes,
@@ -293,6 +297,7 @@ impl<'a> Gauge<'a> {
         let decision = self.decision.take();
         self.selector.with(|controller| controller.observe(decision.as_ref(), &outcome));
         self.cycle = now;
+        if decision.is_some_and(|decision| decision.awaits_answer()) { FIRST_WAIT } else { Duration::ZERO }
     }
 
     fn decide(&self, src: &[u8], width: Option<u8>) -> Option<Decision> {
