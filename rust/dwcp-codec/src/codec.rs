@@ -134,7 +134,9 @@ pub fn max_compressed_length(codec: CodecId, n: usize) -> usize {
         CodecId::None => n,
         CodecId::Lz4 => n.saturating_add(n / 255).saturating_add(16),
         // The library's own bound, kept below overflow for lengths no memory can hold.
-        CodecId::Zstd | CodecId::ZstdDictionary if n <= isize::MAX as usize / 2 => zstd_safe::compress_bound(n),
+        CodecId::Zstd | CodecId::ZstdDictionary if n <= isize::MAX as usize / 2 => {
+            zstd_safe::compress_bound(n)
+        }
         CodecId::Zstd | CodecId::ZstdDictionary => usize::MAX,
     }
 }
