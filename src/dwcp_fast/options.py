@@ -37,7 +37,7 @@ MAX_THREADS: Final = 256
 MAX_ENTRIES: Final = 1 << 20
 MAX_OBJECT_BYTES: Final = 1 << 62
 MAX_SECONDS: Final = 30 * 86_400.0
-CODEC: Final = re.compile(r"auto|none|lz4|zstd(:-?\d{1,6})?")
+CODEC: Final = re.compile(r"auto|none|lz4(:\d{1,5})?|zstd(:-?\d{1,6})?")
 
 QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z/]*)\s*", re.ASCII)
 DECIMAL: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -297,4 +297,5 @@ def check_threads(value: int) -> None:
 def check_codec(value: str) -> None:
     """Refuse a name that is no codec; the level's range is the library's to check."""
     if not CODEC.fullmatch(value):
-        raise ConfigError(f"codec is {value!r}: it must be auto, none, lz4, zstd or zstd:LEVEL")
+        known = "auto, none, lz4, lz4:ACCELERATION, zstd or zstd:LEVEL"
+        raise ConfigError(f"codec is {value!r}: it must be {known}")

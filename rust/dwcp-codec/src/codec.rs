@@ -16,13 +16,18 @@ const DEFAULT_ZSTD_LEVEL: i32 = 3;
 
 /// How bytes are compressed: what an encoder is told.
 ///
-/// As text: `none`, `lz4`, `zstd` (level 3) or `zstd:LEVEL`.
+/// As text: `none`, `lz4`, `lz4:ACCELERATION`, `zstd` (level 3) or `zstd:LEVEL`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Codec {
     /// Stored as they are.
     None,
     /// An LZ4 block.
     Lz4,
+    /// An LZ4 block, made faster and longer.
+    Lz4Fast {
+        /// How many times fewer positions are looked at where nothing repeats, 2..=65537.
+        acceleration: i32,
+    },
     /// A zstd frame.
     Zstd {
         /// The compression level, -131072..=22; negative levels are faster.
@@ -51,8 +56,25 @@ impl Codec {
     pub fn id(self) -> CodecId {
         match self {
             Codec::None => CodecId::None,
-            Codec::Lz4 => CodecId::Lz4,
+            Codec::Lz4 | Codec::Lz4Fast { .. } => CodecId::Lz4,
             Codec::Zstd { .. } => CodecId::Zstd,
+        }
+    }
+
+    /// LZ4 of an acceleration that is checked against [`LZ4_ACCELERATIONS`]; 1 is the plain one.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::AccelerationOutOfRange`].
+    pub fn lz4(acceleration: i32) -> Result<Codec, CodecError> {
+        match acceleration {
+            1 => Ok(Codec::Lz4),
+            _ if LZ4_ACCELERATIONS.contains(&acceleration) => Ok(Codec::Lz4Fast { acceleration }),
+            _ => Err(CodecError::AccelerationOutOfRange {
+                acceleration,
+                min: *LZ4_ACCELERATIONS.start(),
+                max: *LZ4_ACCELERATIONS.end(),
+            }),
         }
     }
 
@@ -70,6 +92,9 @@ impl Codec {
     }
 }
 
+/// The accelerations of LZ4 that differ.
+pub const LZ4_ACCELERATIONS: RangeInclusive<i32> = 1..=65_537;
+
 /// The zstd levels the library supports.
 #[must_use]
 pub fn zstd_levels() -> RangeInclusive<i32> {
@@ -79,6 +104,7 @@ pub fn zstd_levels() -> RangeInclusive<i32> {
 impl fmt::Display for Codec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Codec::Lz4Fast { acceleration } => write!(f, "lz4:{acceleration}"),
             Codec::Zstd { level } => write!(f, "zstd:{level}"),
             other => other.id().fmt(f),
         }
@@ -95,6 +121,9 @@ impl FromStr for Codec {
             "lz4" => Ok(Codec::Lz4),
             "zstd" => Ok(Codec::Zstd { level: DEFAULT_ZSTD_LEVEL }),
             _ => {
+                if let Some(acceleration) = text.strip_prefix("lz4:") {
+                    return Codec::lz4(acceleration.parse().map_err(|_| unknown())?);
+                }
                 let level = text.strip_prefix("zstd:").ok_or_else(unknown)?;
                 Codec::zstd(level.parse().map_err(|_| unknown())?)
             }
@@ -161,7 +190,7 @@ impl Compressor {
     /// # Errors
     ///
     /// [`CodecError::OutputTooSmall`], [`CodecError::InputTooLarge`] (LZ4 takes at most 2 113 929 216 bytes),
-    /// [`CodecError::LevelOutOfRange`] or [`CodecError::OutOfMemory`].
+    /// [`CodecError::LevelOutOfRange`], [`CodecError::AccelerationOutOfRange`] or [`CodecError::OutOfMemory`].
     pub fn compress_into(
         &mut self,
         codec: Codec,
@@ -191,6 +220,10 @@ impl Compressor {
         match codec {
             Codec::None => raw::copy(src, dst),
             Codec::Lz4 => raw::lz4_compress(src, dst),
+            Codec::Lz4Fast { acceleration } => {
+                Codec::lz4(acceleration)?;
+                raw::lz4_compress_fast(acceleration, src, dst)
+            }
             Codec::Zstd { level } => {
                 Codec::zstd(level)?;
                 raw::zstd_compress(self.zstd()?, level, src, dst)
@@ -335,9 +368,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const ALL: [Codec; 5] = [
+    const ALL: [Codec; 6] = [
         Codec::None,
         Codec::Lz4,
+        Codec::Lz4Fast { acceleration: 8 },
         Codec::Zstd { level: 1 },
         Codec::Zstd { level: 19 },
         Codec::Zstd { level: -5 },
@@ -349,8 +383,12 @@ mod tests {
             assert_eq!(codec.to_string().parse(), Ok(codec));
         }
         assert_eq!("zstd".parse(), Ok(Codec::Zstd { level: 3 }));
-        for bad in ["", "gzip", "zstd:", "zstd:x", "ZSTD", "lz4:1", "zstd:99999999999"] {
+        for bad in ["", "gzip", "zstd:", "zstd:x", "ZSTD", "lz4:", "lz4:x", "zstd:99999999999"] {
             assert!(matches!(bad.parse::<Codec>(), Err(CodecError::UnknownCodecName { .. })), "{bad}");
+        }
+        assert_eq!("lz4:1".parse(), Ok(Codec::Lz4));
+        for bad in ["lz4:0", "lz4:-1", "lz4:65538"] {
+            assert!(matches!(bad.parse::<Codec>(), Err(CodecError::AccelerationOutOfRange { .. })), "{bad}");
         }
         for bad in ["zstd:23", "zstd:-131073"] {
             assert!(

@@ -80,7 +80,9 @@ impl ContainerOptions<'_> {
         match (self.dictionary, codec) {
             (None, _) | (_, Codec::None) => Ok(None),
             (Some(dictionary), Codec::Zstd { level }) => Ok(Some((level, dictionary))),
-            (Some(_), Codec::Lz4) => Err(CodecError::DictionaryCodec { codec: CodecId::Lz4 }),
+            (Some(_), Codec::Lz4 | Codec::Lz4Fast { .. }) => {
+                Err(CodecError::DictionaryCodec { codec: CodecId::Lz4 })
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::digest::Digest;
 #[non_exhaustive]
 pub enum CodecError {
     /// A codec name that is not one of the known ones.
-    #[error("unknown codec {name:?}: expected none, lz4, zstd or zstd:LEVEL")]
+    #[error("unknown codec {name:?}: expected none, lz4, lz4:ACCELERATION, zstd or zstd:LEVEL")]
     UnknownCodecName {
         /// The name as given, cut to 64 characters.
         name: String,
@@ -21,6 +21,16 @@ pub enum CodecError {
         /// The lowest level supported.
         min: i32,
         /// The highest level supported.
+        max: i32,
+    },
+    /// An acceleration of LZ4 that makes no difference.
+    #[error("lz4 acceleration {acceleration} is outside {min}..={max}")]
+    AccelerationOutOfRange {
+        /// The acceleration asked for.
+        acceleration: i32,
+        /// The lowest.
+        min: i32,
+        /// The highest.
         max: i32,
     },
     /// A codec id this version does not know.
@@ -116,6 +126,12 @@ pub enum CodecError {
     #[error("elements of {width} bytes: expected 1, 2, 4 or 8")]
     ElementWidth {
         /// The width in bytes.
+        width: u8,
+    },
+    /// An action that needs elements was asked of bytes.
+    #[error("byte planes need elements of 2, 4 or 8 bytes, not of {width}")]
+    NoPlanes {
+        /// The width in bytes; 1 where none was given.
         width: u8,
     },
     /// The length or the codec of a coded block is not one it can have.

@@ -21,6 +21,7 @@ mod raw;
 #[allow(unsafe_code)] // A vector kernel.
 mod sampling;
 pub mod segments;
+pub mod select;
 mod stream;
 
 pub use codec::{Codec, CodecId, Compressor, Decompressor};

@@ -197,30 +197,40 @@ pub(crate) fn zstd_decompress_behind_prefix(
 
 /// Compresses `src` as one LZ4 block at the start of `dst`.
 pub(crate) fn lz4_compress(src: &[u8], dst: &mut [MaybeUninit<u8>]) -> Result<Written, CodecError> {
-    let length = match c_int::try_from(src.len()) {
-        Ok(length) if src.len() <= LZ4_MAX_INPUT_BYTES => length,
-        _ => {
-            return Err(CodecError::InputTooLarge {
-                codec: CodecId::Lz4,
-                length: src.len(),
-                limit: LZ4_MAX_INPUT_BYTES,
-            });
-        }
-    };
-    let written = if LZ4_COARSE_TABLE.contains(&src.len())
-        && dst.len() >= max_compressed_length(CodecId::Lz4, src.len())
-    {
-        lz4_compress_as_stream(src, length, dst)?
-    } else {
-        let capacity = c_int::try_from(dst.len()).unwrap_or(c_int::MAX);
-        // SAFETY: both pointers are valid for the lengths given with them; LZ4 only writes to dst.
-        unsafe {
-            lz4_sys::LZ4_compress_default(src.as_ptr().cast(), dst.as_mut_ptr().cast(), length, capacity)
-        }
-    };
+    if LZ4_COARSE_TABLE.contains(&src.len()) && dst.len() >= max_compressed_length(CodecId::Lz4, src.len()) {
+        let written = lz4_compress_as_stream(src, lz4_length(src)?, dst)?;
+        return lz4_written(written, dst.len());
+    }
+    lz4_compress_fast(1, src, dst)
+}
+
+/// [`lz4_compress`] that looks the less for repetition the higher `acceleration` is.
+pub(crate) fn lz4_compress_fast(
+    acceleration: i32,
+    src: &[u8],
+    dst: &mut [MaybeUninit<u8>],
+) -> Result<Written, CodecError> {
+    let length = lz4_length(src)?;
+    let capacity = c_int::try_from(dst.len()).unwrap_or(c_int::MAX);
+    let (from, to) = (src.as_ptr().cast(), dst.as_mut_ptr().cast());
+    // SAFETY: both pointers are valid for the lengths given with them; LZ4 only writes to dst, and takes any
+    // acceleration.
+    let written = unsafe { lz4_sys::LZ4_compress_fast(from, to, length, capacity, acceleration) };
+    lz4_written(written, dst.len())
+}
+
+/// The length of `src` as LZ4 wants it.
+fn lz4_length(src: &[u8]) -> Result<c_int, CodecError> {
+    c_int::try_from(src.len()).ok().filter(|_| src.len() <= LZ4_MAX_INPUT_BYTES).ok_or(
+        CodecError::InputTooLarge { codec: CodecId::Lz4, length: src.len(), limit: LZ4_MAX_INPUT_BYTES },
+    )
+}
+
+/// What LZ4 says of a compression.
+fn lz4_written(written: c_int, capacity: usize) -> Result<Written, CodecError> {
     match usize::try_from(written) {
         Ok(written) if written > 0 => Ok(Written(written)),
-        _ => Err(CodecError::OutputTooSmall { capacity: dst.len() }),
+        _ => Err(CodecError::OutputTooSmall { capacity }),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use dwcp_codec::select::ModelError;
 use dwcp_codec::{CodecError, PatchError};
 use dwcp_net::NetError;
 use dwcp_proto::error::{ProtoError, SessionError};
@@ -22,6 +23,17 @@ pub enum Failure {
     /// Bytes of a patch, or what it was to be applied to.
     #[error(transparent)]
     Patch(#[from] PatchError),
+    /// Bytes of a selector model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Features that are not as many as there are.
+    #[error("{given} features are given, {needed} are needed")]
+    Features {
+        /// How many are needed.
+        needed: usize,
+        /// How many are given.
+        given: usize,
+    },
     /// A transfer.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -150,6 +162,8 @@ impl Failure {
         match self {
             Failure::Codec(error) => class(codec_class(error)),
             Failure::Patch(error) => class(patch_class(error)),
+            Failure::Model(error) => class(model_class(error)),
+            Failure::Features { .. } => class("ConfigError"),
             Failure::Net(error) => net_shape(error),
             Failure::Connect(error) => net_shape(error).resumable(false),
             Failure::Source(error) => store_shape(error),
@@ -170,6 +184,7 @@ impl Failure {
 fn codec_class(error: &CodecError) -> &'static str {
     match error {
         CodecError::UnknownCodecName { .. } | CodecError::LevelOutOfRange { .. } => "ConfigError",
+        CodecError::AccelerationOutOfRange { .. } | CodecError::NoPlanes { .. } => "ConfigError",
         CodecError::OutputTooSmall { .. } | CodecError::DictionaryCodec { .. } => "ConfigError",
         CodecError::Training { .. } | CodecError::Page { .. } => "ConfigError",
         CodecError::DictionaryMissing { .. } | CodecError::DictionaryMismatch { .. } => "BaseMismatchError",
@@ -178,6 +193,15 @@ fn codec_class(error: &CodecError) -> &'static str {
         | CodecError::UnsupportedVersion { .. } => "UnsupportedFormatError",
         CodecError::InputTooLarge { .. } | CodecError::OverLimit { .. } => "LimitExceededError",
         CodecError::DigestMismatch { .. } => "IntegrityError",
+        _ => "FormatError",
+    }
+}
+
+fn model_class(error: &ModelError) -> &'static str {
+    match error {
+        ModelError::UnsupportedVersion { .. } | ModelError::Name { .. } => "UnsupportedFormatError",
+        ModelError::DigestMismatch { .. } => "IntegrityError",
+        ModelError::TooLong { .. } => "LimitExceededError",
         _ => "FormatError",
     }
 }

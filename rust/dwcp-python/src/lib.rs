@@ -14,6 +14,7 @@ mod digest;
 mod error;
 mod fetch;
 mod logging;
+mod measure;
 mod native;
 mod observer;
 mod owner;
@@ -21,6 +22,7 @@ mod pages;
 mod receive;
 mod report;
 mod security;
+mod select;
 mod send;
 mod serve;
 mod settings;
@@ -47,11 +49,15 @@ mod _core {
     #[pymodule_export]
     use super::fetch::Fetcher;
     #[pymodule_export]
+    use super::measure::measure_action;
+    #[pymodule_export]
     use super::pages::{compress_pages, decompress_pages_into};
     #[pymodule_export]
     use super::receive::{Listener, Receiver, staged_transfers};
     #[pymodule_export]
     use super::security::{DialSecurity, Identity, ListenSecurity, pairing_address, split_address};
+    #[pymodule_export]
+    use super::select::{SelectorModel, select_actions, select_feature_names, select_features};
     #[pymodule_export]
     use super::send::{Scan, Sender};
     #[pymodule_export]

@@ -171,3 +171,17 @@ pub(super) fn planes(src: &[u8], width: Option<usize>) -> Option<(Transform, usi
         best.1 < repeating && (width.is_some() || repeating > NOT_REPEATING * sample.len() as f32)
     })
 }
+
+/// What to do to elements of `width` bytes, of which it is known that their planes are wanted.
+pub(super) fn transform(src: &[u8], width: usize) -> Transform {
+    /// Enough to tell which of the two is better: they differ in one bit.
+    const SAMPLED: usize = 4_096;
+    let start = src.len().saturating_sub(SAMPLED) / 2 / width * width;
+    let sample = &src[start..src.len().min(start + SAMPLED)];
+    let (mut planes, count) = (vec![0; sample.len()], sample.len() / width);
+    let mut bytes_by = |transform| {
+        split(Level::detected(), transform, width, sample, sample, &mut planes);
+        planes[..count * width].chunks(count.max(1)).map(probe::entropy_bytes).sum::<f32>()
+    };
+    if bytes_by(Transform::Rotate) < bytes_by(Transform::Keep) { Transform::Rotate } else { Transform::Keep }
+}

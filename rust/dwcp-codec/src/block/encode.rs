@@ -9,6 +9,7 @@ use crate::dictionary::Dictionary;
 use crate::error::CodecError;
 use crate::kernel::planes::Transform;
 use crate::kernel::{Level, lines};
+use crate::select::Action;
 use crate::stream::StreamEncoder;
 use crate::{page, probe};
 
@@ -120,7 +121,7 @@ impl BlockEncoder {
             }
             _ => None,
         };
-        let mut is_plain = false;
+        let mut plain = None;
         let saves_well = coded.is_some() && is_good(self.coded.len(), src.len());
         if !saves_well && codec != Codec::None && probe::compressible(src) {
             match choose::planes(src, width) {
@@ -131,15 +132,78 @@ impl BlockEncoder {
                     self.plain.clear();
                     self.compressor.compress(codec, src, &mut self.plain)?;
                     let limit = if coded.is_some() { self.coded.len() } else { src.len() };
-                    is_plain = self.plain.len() < limit;
+                    plain = (self.plain.len() < limit).then_some(codec.id());
                 }
             }
         }
-        Ok(match coded {
-            _ if is_plain => EncodedBlock { kind: BlockKind::Plain, codec: codec.id(), wire: &self.plain },
-            Some(kind) => EncodedBlock { kind, codec: CodecId::None, wire: &self.coded },
-            None => EncodedBlock { kind: BlockKind::Plain, codec: CodecId::None, wire: src },
-        })
+        Ok(self.smallest(src, plain, coded))
+    }
+
+    /// Encodes `src` as somebody has chosen who knows it: what differs from the base, where that saves well, and else by
+    /// `action`. Nothing is guessed about `src` again, and what an action makes no smaller is sent as it is.
+    ///
+    /// `width` is the width of its elements in bytes (1, 2, 4 or 8), if it is known.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::NoPlanes`] if there are no elements for [`Action::Planes`], [`CodecError::ElementWidth`], and those
+    /// of [`BlockEncoder::encode`].
+    pub fn encode_action<'a>(
+        &'a mut self,
+        action: Action,
+        src: &'a [u8],
+        base: Option<&[u8]>,
+        width: Option<u8>,
+    ) -> Result<EncodedBlock<'a>, CodecError> {
+        if let Some(width) = width.filter(|width| !super::WIDTHS.contains(width)) {
+            return Err(CodecError::ElementWidth { width });
+        }
+        if !action.is_possible(width) {
+            return Err(CodecError::NoPlanes { width: width.unwrap_or(1) });
+        }
+        if page::fill_byte(src).is_some() {
+            return Ok(EncodedBlock { kind: BlockKind::Fill, codec: CodecId::None, wire: &src[..1] });
+        }
+        let width = width.map(usize::from);
+        let mut coded = match base {
+            Some(base) if !base.is_empty() && src.len() <= MAX_BLOCK_BYTES => {
+                self.encode_against(src, base, width)?
+            }
+            _ => None,
+        };
+        let limit = if coded.is_some() { self.coded.len() } else { src.len() };
+        let mut plain = None;
+        if !is_good(limit, src.len()) {
+            match action.codec() {
+                Some(Codec::None) => {}
+                Some(codec) => {
+                    self.plain.clear();
+                    self.compressor.compress(codec, src, &mut self.plain)?;
+                    plain = (self.plain.len() < limit).then_some(codec.id());
+                }
+                None if coded.is_none() && src.len() <= MAX_BLOCK_BYTES => {
+                    let width = width.unwrap_or(1);
+                    let transform = choose::transform(src, width);
+                    coded = self.encode_planes(transform, width, src, src)?.then_some(BlockKind::Planes);
+                }
+                None => {}
+            }
+        }
+        Ok(self.smallest(src, plain, coded))
+    }
+
+    /// What was made of `src`: `plain` by that codec, `coded` in that kind, or nothing.
+    fn smallest<'a>(
+        &'a self,
+        src: &'a [u8],
+        plain: Option<CodecId>,
+        coded: Option<BlockKind>,
+    ) -> EncodedBlock<'a> {
+        match (plain, coded) {
+            (Some(codec), _) => EncodedBlock { kind: BlockKind::Plain, codec, wire: &self.plain },
+            (None, Some(kind)) => EncodedBlock { kind, codec: CodecId::None, wire: &self.coded },
+            (None, None) => EncodedBlock { kind: BlockKind::Plain, codec: CodecId::None, wire: src },
+        }
     }
 
     /// Fills `self.coded` with what differs from the base, in the kind returned, if that is smaller than `src`.

@@ -3,10 +3,11 @@ use super::runs::RunsEncoder;
 use super::sparse::SparseEncoder;
 use super::values::{ValueScratch, ValueWriter, change_mantissa, read};
 use super::*;
-use crate::codec::{Codec, Decompressor};
+use crate::codec::{Codec, Compressor, Decompressor};
 use crate::kernel::planes::Transform;
 use crate::kernel::{Level, lines};
 use crate::probe::tests::{noise, text, weights};
+use crate::select::Action;
 use crate::stream::{Content, PayloadReader, StreamEncoder};
 use proptest::prelude::*;
 
@@ -415,4 +416,43 @@ fn a_dictionary_is_not_used_where_something_else_is_better() {
     let long = record.repeat(MAX_DICTIONARY_BLOCK_BYTES / record.len() + 1);
     assert_eq!(made(&long, None), (BlockKind::Plain, CodecId::Zstd), "too long for a dictionary");
     assert_eq!(made(&changed, None), (BlockKind::Plain, CodecId::ZstdDictionary));
+}
+
+#[test]
+fn chosen_action_is_what_is_done_unless_it_gains_nothing_or_the_base_gains_more() {
+    let (text, noise, weights) = (text(1 << 20), noise(5, 1 << 20), weights(1 << 20));
+    let mut changed = noise.clone();
+    changed[777] ^= 1;
+    let (mut encoder, mut decoder) = (BlockEncoder::new(), BlockDecoder::new());
+    let mut do_it = |action: Action, src: &[u8], base: Option<&[u8]>, width| {
+        let block = encoder.encode_action(action, src, base, width).unwrap();
+        let mut decoded = vec![0; src.len()];
+        decoder.decode(block.kind, block.codec, block.wire, base, &mut decoded).unwrap();
+        assert!(decoded == src, "{action}");
+        (block.kind, block.codec, block.wire.len())
+    };
+    for action in Action::ALL {
+        let raw = (BlockKind::Plain, CodecId::None, 1 << 20);
+        if let Some(codec) = action.codec() {
+            let (kind, id, length) = do_it(action, &text, None, None);
+            assert_eq!((kind, id), (BlockKind::Plain, codec.id()), "{action}");
+            let mut plain = Vec::new();
+            Compressor::new().compress(codec, &text, &mut plain).unwrap();
+            assert_eq!(length, plain.len(), "{action}");
+            assert_eq!(do_it(action, &noise, None, None), raw, "{action}");
+        } else {
+            for width in [2, 4, 8] {
+                let (kind, _, length) = do_it(action, &weights, None, Some(width));
+                assert!(kind == BlockKind::Planes && length < 800_000, "{width}: {length}");
+                assert_eq!(do_it(action, &noise, None, Some(width)), raw);
+            }
+        }
+        assert_eq!(do_it(action, &vec![7; 9_999], None, Some(2)), (BlockKind::Fill, CodecId::None, 1));
+        let (kind, _, length) = do_it(action, &changed, Some(&noise), Some(2));
+        assert!(kind.needs_base() && length < 20, "{action}: {length}");
+    }
+    for width in [None, Some(1)] {
+        let refused = encoder.encode_action(Action::Planes, &text, None, width).unwrap_err();
+        assert_eq!(refused, CodecError::NoPlanes { width: 1 });
+    }
 }

@@ -513,7 +513,7 @@ where
     ) -> Result<(), O::Error> {
         let level = match self.options.codec {
             Codec::Zstd { level } => level,
-            Codec::None | Codec::Lz4 => 1,
+            Codec::None | Codec::Lz4 | Codec::Lz4Fast { .. } => 1,
         };
         let limit = slot.payload_length(new.len());
         let offset = self.head.target_range(slot.index).start;

@@ -1,0 +1,365 @@
+//! A trained model, read from its file: "Selector model" of docs/format-files.md.
+
+use super::actions::Action;
+use super::features::{FEATURES, Features};
+use super::forest::{Forest, MAX_DEPTH, MAX_FEATURES, Node};
+use crate::digest::Digest;
+
+const MAGIC: [u8; 4] = *b"DWSM";
+const VERSION: u8 = 1;
+/// The longest file that is read, in bytes.
+pub const MAX_MODEL_BYTES: usize = 16 << 20;
+/// Trees of a sum, at most.
+const MAX_TREES: usize = 256;
+/// Nodes of a tree of the greatest depth.
+const MAX_NODES: usize = (2 << MAX_DEPTH) - 1;
+const NODE_BYTES: usize = 9;
+const DIGEST_BYTES: usize = 16;
+/// The number of a feature that says that a node is a leaf.
+const LEAF: u8 = 255;
+/// Numbers of trees are this far from 0 at most, and times this long.
+const FAR: f32 = 1e9;
+const MOST_TIME: f32 = 1e6;
+/// Logarithms are cut to this, so that what comes of them is a number of some use.
+const MOST_LOG: f32 = 30.0;
+
+/// Why bytes are no model for this version.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// More bytes than any model has.
+    #[error("model of {length} bytes is over the limit of {limit}")]
+    TooLong {
+        /// Length in bytes.
+        length: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// It ends within one of its parts.
+    #[error("{what}: {needed} bytes are needed and {left} are left of the model")]
+    Truncated {
+        /// The part.
+        what: &'static str,
+        /// Length needed in bytes.
+        needed: usize,
+        /// Length of what is left in bytes.
+        left: usize,
+    },
+    /// Something follows the last part.
+    #[error("{bytes} bytes follow the last part of the model")]
+    Left {
+        /// How many bytes.
+        bytes: usize,
+    },
+    /// It does not begin with its magic.
+    #[error("not a DWSM model: it begins with {found:02x?}")]
+    BadMagic {
+        /// The first four bytes.
+        found: [u8; 4],
+    },
+    /// It is of another version.
+    #[error("model version {version} is not supported, the only known is {known}")]
+    UnsupportedVersion {
+        /// The version as read.
+        version: u8,
+        /// The known version.
+        known: u8,
+    },
+    /// The bytes are not those that were written.
+    #[error("digest of the model is {actual}, expected {expected}")]
+    DigestMismatch {
+        /// The digest at the end.
+        expected: Digest,
+        /// The digest of what is before it.
+        actual: Digest,
+    },
+    /// A number is outside its range.
+    #[error("{what} is {value}, outside {low}..={high}")]
+    Number {
+        /// What the number tells.
+        what: &'static str,
+        /// The number as read.
+        value: usize,
+        /// The least it can be.
+        low: usize,
+        /// The most it can be.
+        high: usize,
+    },
+    /// A number that is none, or is outside its range.
+    #[error("{what} is {value}, outside {low}..={high}")]
+    Float {
+        /// What the number tells.
+        what: &'static str,
+        /// The number as read.
+        value: f32,
+        /// The least it can be.
+        low: f32,
+        /// The most it can be.
+        high: f32,
+    },
+    /// It was made for other features or actions, or for these in another order.
+    #[error("{what} {place} of the model is {found:?}, of this version {expected:?}")]
+    Name {
+        /// `feature` or `action`.
+        what: &'static str,
+        /// Which of them, from 0 on.
+        place: usize,
+        /// The name as read; empty if the model has fewer.
+        found: String,
+        /// The name of this version; empty if it has fewer.
+        expected: String,
+    },
+    /// The nodes of a tree are none.
+    #[error("tree {tree} of the {sum} of {action}: node {node} {reason}")]
+    Tree {
+        /// The action.
+        action: Action,
+        /// What the tree helps to predict.
+        sum: &'static str,
+        /// Which tree, from 0 on.
+        tree: usize,
+        /// Which node, from 0 on.
+        node: usize,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+/// What an action is expected to do with a block.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Prediction {
+    /// Bytes sent for each byte of the block.
+    pub ratio: f32,
+    /// Processor time for each byte of the block.
+    pub compress_ns_per_byte: f32,
+    /// Processor time of the other side for each byte of the block.
+    pub decompress_ns_per_byte: f32,
+}
+
+/// Speed of an action where the model was trained, on the sample for calibration.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Reference {
+    /// Processor time for each byte.
+    pub compress_ns_per_byte: f32,
+    /// Processor time of the other side for each byte.
+    pub decompress_ns_per_byte: f32,
+}
+
+/// What is predicted for an action.
+const SUMS: [&str; 3] = ["ratio", "compress time", "decompress time"];
+
+/// A trained model.
+#[derive(Debug)]
+pub struct Model {
+    forests: Vec<[Forest; 3]>,
+    references: Vec<Reference>,
+    digest: Digest,
+}
+
+impl Model {
+    /// Reads a model. The memory it takes is at most 100 MiB, whatever the bytes say.
+    ///
+    /// # Errors
+    ///
+    /// [`ModelError`], if these are not the bytes of a model for the features and actions of this version.
+    pub fn read(bytes: &[u8]) -> Result<Model, ModelError> {
+        if bytes.len() > MAX_MODEL_BYTES {
+            return Err(ModelError::TooLong { length: bytes.len(), limit: MAX_MODEL_BYTES });
+        }
+        let mut reader = Reader { rest: bytes };
+        let magic = *reader.array("magic")?;
+        if magic != MAGIC {
+            return Err(ModelError::BadMagic { found: magic });
+        }
+        let version = reader.byte("version")?;
+        if version != VERSION {
+            return Err(ModelError::UnsupportedVersion { version, known: VERSION });
+        }
+        // Only now is it known that a digest stands at the end.
+        let Some((content, expected)) = reader.rest.split_last_chunk::<DIGEST_BYTES>() else {
+            let left = reader.rest.len();
+            return Err(ModelError::Truncated { what: "digest", needed: DIGEST_BYTES, left });
+        };
+        let (expected, actual) = (Digest(*expected), Digest::of(&bytes[..bytes.len() - DIGEST_BYTES]));
+        if expected != actual {
+            return Err(ModelError::DigestMismatch { expected, actual });
+        }
+        let mut reader = Reader { rest: content };
+        reader.names("feature", FEATURES.map(str::to_owned).as_slice())?;
+        reader.names("action", Action::ALL.map(|action| action.to_string()).as_slice())?;
+        let mut references = Vec::with_capacity(Action::ALL.len());
+        for _ in Action::ALL {
+            let mut time = || read_float("reference time", *reader.array("reference time")?, 0.0, MOST_TIME);
+            let (compress_ns_per_byte, decompress_ns_per_byte) = (time()?, time()?);
+            references.push(Reference { compress_ns_per_byte, decompress_ns_per_byte });
+        }
+        let mut forests = Vec::with_capacity(Action::ALL.len());
+        for action in Action::ALL {
+            let [ratio, compress, decompress] = SUMS;
+            let mut forest = |sum| reader.forest(action, sum);
+            forests.push([forest(ratio)?, forest(compress)?, forest(decompress)?]);
+        }
+        match reader.rest.len() {
+            0 => Ok(Model { forests, references, digest: actual }),
+            bytes => Err(ModelError::Left { bytes }),
+        }
+    }
+
+    /// Predicts for the first actions of [`Action::ALL`], as many as `predictions` has room for.
+    pub fn predict(&self, features: &Features, predictions: &mut [Prediction]) {
+        let mut values = [0.0; MAX_FEATURES];
+        values[..FEATURES.len()].copy_from_slice(features.values());
+        for (prediction, forests) in predictions.iter_mut().zip(&self.forests) {
+            let [ratio, compress, decompress] =
+                forests.each_ref().map(|forest| forest.evaluate(&values).clamp(-MOST_LOG, MOST_LOG).exp());
+            *prediction =
+                Prediction { ratio, compress_ns_per_byte: compress, decompress_ns_per_byte: decompress };
+        }
+    }
+
+    /// The speed of `action` where the model was trained.
+    #[must_use]
+    pub fn reference(&self, action: Action) -> Reference {
+        self.references[action.index()]
+    }
+
+    /// The digest of the model's bytes without the digest at their end, which is the same.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
+/// What has not been read yet.
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn bytes(&mut self, what: &'static str, length: usize) -> Result<&'a [u8], ModelError> {
+        let left = self.rest.len();
+        let truncated = ModelError::Truncated { what, needed: length, left };
+        let (bytes, rest) = self.rest.split_at_checked(length).ok_or(truncated)?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self, what: &'static str) -> Result<&'a [u8; N], ModelError> {
+        let left = self.rest.len();
+        let truncated = ModelError::Truncated { what, needed: N, left };
+        let (array, rest) = self.rest.split_first_chunk().ok_or(truncated)?;
+        self.rest = rest;
+        Ok(array)
+    }
+
+    fn byte(&mut self, what: &'static str) -> Result<u8, ModelError> {
+        self.array(what).map(|[byte]| *byte)
+    }
+
+    /// A count of 16 bits.
+    fn count(&mut self, what: &'static str, low: usize, high: usize) -> Result<usize, ModelError> {
+        let value = usize::from(u16::from_le_bytes(*self.array(what)?));
+        within(what, value, low, high)
+    }
+
+    fn float(&mut self, what: &'static str) -> Result<f32, ModelError> {
+        read_float(what, *self.array(what)?, -FAR, FAR)
+    }
+
+    /// A list of names, which must be `expected`.
+    fn names(&mut self, what: &'static str, expected: &[String]) -> Result<(), ModelError> {
+        let count = usize::from(self.byte(what)?);
+        for place in 0..count.max(expected.len()) {
+            let found = if place < count {
+                let length = usize::from(self.byte(what)?);
+                String::from_utf8_lossy(self.bytes(what, length)?).into_owned()
+            } else {
+                String::new()
+            };
+            let expected = expected.get(place).cloned().unwrap_or_default();
+            if found != expected || found.is_empty() {
+                let found = found.chars().take(64).collect();
+                return Err(ModelError::Name { what, place, found, expected });
+            }
+        }
+        Ok(())
+    }
+
+    fn forest(&mut self, action: Action, sum: &'static str) -> Result<Forest, ModelError> {
+        let (base, slope) = (self.float("base")?, self.float("slope")?);
+        let feature = self.byte("feature of the slope")?;
+        within("feature of the slope", usize::from(feature), 0, FEATURES.len() - 1)?;
+        let depth = within("depth", usize::from(self.byte("depth")?), 0, MAX_DEPTH)?;
+        let trees = self.count("number of trees", 0, MAX_TREES)?;
+        let mut forest = Forest::new(base, slope, feature, depth);
+        let mut nodes = Vec::new();
+        for tree in 0..trees {
+            let count = self.count("number of nodes", 1, MAX_NODES)?;
+            nodes.clear();
+            for bytes in self.bytes("nodes", count * NODE_BYTES)?.as_chunks::<NODE_BYTES>().0 {
+                nodes.push(read_node(bytes)?);
+            }
+            check_tree(&nodes, depth).map_err(|(node, reason)| ModelError::Tree {
+                action,
+                sum,
+                tree,
+                node,
+                reason,
+            })?;
+            forest.push(&nodes);
+        }
+        Ok(forest)
+    }
+}
+
+fn within(what: &'static str, value: usize, low: usize, high: usize) -> Result<usize, ModelError> {
+    if (low..=high).contains(&value) {
+        return Ok(value);
+    }
+    Err(ModelError::Number { what, value, low, high })
+}
+
+fn read_float(what: &'static str, bytes: [u8; 4], low: f32, high: f32) -> Result<f32, ModelError> {
+    let value = f32::from_le_bytes(bytes);
+    if (low..=high).contains(&value) {
+        return Ok(value);
+    }
+    Err(ModelError::Float { what, value, low, high })
+}
+
+fn read_node(bytes: &[u8; NODE_BYTES]) -> Result<Node, ModelError> {
+    let [feature, a, b, c, d, left_low, left_high, right_low, right_high] = *bytes;
+    if feature == LEAF {
+        return Ok(Node::Leaf(read_float("value of a leaf", [a, b, c, d], -FAR, FAR)?));
+    }
+    within("feature of a node", usize::from(feature), 0, FEATURES.len() - 1)?;
+    let next = [[left_low, left_high], [right_low, right_high]].map(u16::from_le_bytes);
+    let threshold = read_float("threshold", [a, b, c, d], -FAR, FAR)?;
+    Ok(Node::Branch { feature, threshold, next })
+}
+
+/// Checks that every node is reached from the first, once, and none by more than `depth` branches.
+fn check_tree(nodes: &[Node], depth: usize) -> Result<(), (usize, &'static str)> {
+    // Branches lead onwards only, so that the depth of a node is known when it is come to.
+    let mut depths = vec![None; nodes.len()];
+    depths[0] = Some(0);
+    for (number, node) in nodes.iter().enumerate() {
+        let Some(here) = depths[number] else { return Err((number, "is led to by none")) };
+        let Node::Branch { next, .. } = node else { continue };
+        if here == depth {
+            return Err((number, "leads deeper than was said"));
+        }
+        for next in next.map(usize::from) {
+            match depths.get_mut(next) {
+                _ if next <= number => return Err((number, "leads back")),
+                None => return Err((number, "leads to none")),
+                Some(Some(_)) => return Err((number, "leads where another does")),
+                Some(depth) => *depth = Some(here + 1),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
