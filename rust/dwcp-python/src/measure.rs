@@ -47,7 +47,11 @@ pub fn measure_action(
                 let coded = thread_cpu();
                 decoder.decode(block.kind, block.codec, block.wire, None, restored)?;
                 let decoded = thread_cpu();
-                best = (block.wire.len(), best.1.min(nanoseconds(coded - begun)), best.2.min(nanoseconds(decoded - coded)));
+                best = (
+                    block.wire.len(),
+                    best.1.min(nanoseconds(coded - begun)),
+                    best.2.min(nanoseconds(decoded - coded)),
+                );
             }
             if restored != src { Err(Failure::Changed) } else { Ok(best) }
         })
