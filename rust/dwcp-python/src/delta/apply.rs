@@ -10,6 +10,9 @@ use super::watch::{self, Watched};
 use crate::buffer::{Input, NewBytes, Output};
 use crate::error::Failure;
 
+/// Memory of up to so many times the size of the old version is taken before that is proven to be the patch's base.
+const UNPROVEN_TIMES: u64 = 2;
+
 /// Make the new version from a patch and the old one.
 #[pyfunction]
 #[pyo3(signature = (patch, old, threads))]
@@ -20,19 +23,28 @@ pub fn patch_apply<'py>(
     threads: usize,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let (patch, old) = (patch.bytes(), old.bytes());
-    let (last, before) = watch::run(py, old.len(), |stop| {
+    let (last, before, is_proven) = watch::run(py, old.len(), |stop| {
         let (before, last) = chain(patch)?;
         let before = through(&before, old, threads, stop)?;
         let held = Watched { bytes: before.as_deref().unwrap_or(old), stop };
-        // Before memory is taken for a target whose length the patch only claims.
-        last.verify_base(&held, threads)?;
-        Ok((last, before))
+        last.expect_base_size(held.bytes.len() as u64)?;
+        // Before memory is taken for a target whose length, out of all proportion, the patch only claims.
+        let is_proven = last.target_size() / UNPROVEN_TIMES > last.base_size();
+        if is_proven {
+            last.verify_base(&held, threads)?;
+        }
+        Ok((last, before, is_proven))
     })?;
     let held = before.as_deref().unwrap_or(old);
     let mut out = NewBytes::new(py, usize::try_from(last.target_size())?)?;
     let memory = out.memory();
     watch::run(py, memory.len(), |stop| {
-        last.apply_proven_to_new(&Watched { bytes: held, stop }, memory, threads)
+        let held = Watched { bytes: held, stop };
+        if is_proven {
+            last.apply_proven_to_new(&held, memory, threads)
+        } else {
+            last.apply_to_new(&held, memory, threads)
+        }
     })?;
     // SAFETY: the patch was applied, which wrote all of it.
     Ok(unsafe { out.finish() })
@@ -72,8 +84,7 @@ pub fn patch_apply_in_place(py: Python<'_>, patch: Input, mut old: Output, threa
             return Err(PatchError::SizeChanged { base_size, target_size }.into());
         }
         if chain.is_empty() {
-            let leaves = last.verify_base(&Watched { bytes: held, stop }, threads)?;
-            return last.apply_in_place_onto(&leaves, held, threads, || watch::check(stop));
+            return last.apply_in_place_while(held, threads, || watch::check(stop));
         }
         // No version in the middle is ever to be seen.
         chain.push(last);
