@@ -14,6 +14,7 @@ mod digest;
 mod error;
 mod fetch;
 mod logging;
+mod measure;
 mod native;
 mod observer;
 mod owner;
@@ -47,6 +48,8 @@ mod _core {
     use super::digest::digest;
     #[pymodule_export]
     use super::fetch::Fetcher;
+    #[pymodule_export]
+    use super::measure::measure_action;
     #[pymodule_export]
     use super::pages::{compress_pages, decompress_pages_into};
     #[pymodule_export]

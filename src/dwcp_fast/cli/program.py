@@ -12,6 +12,7 @@ from dwcp_fast.cli.dictionary import dictionary
 from dwcp_fast.cli.output import report_failure, report_usage
 from dwcp_fast.cli.pull import pull
 from dwcp_fast.cli.recv import recv
+from dwcp_fast.cli.select import select
 from dwcp_fast.cli.send import send
 from dwcp_fast.cli.serve import serve
 from dwcp_fast.cli.snap import snap
@@ -52,6 +53,7 @@ program.add_command(pull)
 program.add_command(delta)
 program.add_command(dictionary)
 program.add_command(snap)
+program.add_command(select)
 program.add_command(demo)
 
 

@@ -1,0 +1,1 @@
+"""The compression selector: its measured table, and what is learned from it."""
