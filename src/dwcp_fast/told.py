@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
-    from dwcp_fast._core import SelectorModel
+    from dwcp_fast import _core
 
 __all__ = [
     "ActionTold",
@@ -141,7 +141,8 @@ class SendSettings(TypedDict):
     lanes: int
     block_bytes: int
     codec: str
-    codec_model: "SelectorModel | None"
+    dictionary: "_core.Dictionary | None"
+    codec_model: "_core.SelectorModel | None"
     idle_timeout_s: float
     connect_timeout_s: float
     reconnect_s: float
@@ -158,6 +159,8 @@ class FetchSettings(TypedDict):
     max_block_bytes: int
     max_entries: int
     max_object_bytes: int
+    max_dictionary_bytes: int
+    dictionaries: "list[_core.Dictionary]"
     idle_timeout_s: float
     connect_timeout_s: float
     reconnect_s: float
@@ -171,6 +174,8 @@ class ReceiveSettings(TypedDict):
     max_block_bytes: int
     max_entries: int
     max_object_bytes: int
+    max_dictionary_bytes: int
+    dictionaries: "list[_core.Dictionary]"
     idle_timeout_s: float
     handshake_timeout_s: float
     senders: bool

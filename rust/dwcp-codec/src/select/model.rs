@@ -2,7 +2,7 @@
 
 use super::actions::Action;
 use super::features::{FEATURES, Features};
-use super::forest::{Forest, MAX_DEPTH, MAX_FEATURES, Node};
+use super::forest::{FEATURES_ROOM, Forest, MAX_DEPTH, Node};
 use crate::digest::Digest;
 
 const MAGIC: [u8; 4] = *b"DWSM";
@@ -177,7 +177,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads a model. The memory it takes is at most 100 MiB, whatever the bytes say.
+    /// Reads a model. The memory it takes is at most 20 MiB, whatever the bytes say.
     ///
     /// # Errors
     ///
@@ -227,7 +227,7 @@ impl Model {
 
     /// Predicts for the first actions of [`Action::ALL`], as many as `predictions` has room for.
     pub fn predict(&self, features: &Features, predictions: &mut [Prediction]) {
-        let mut values = [0.0; MAX_FEATURES];
+        let mut values = [0.0; FEATURES_ROOM];
         values[..FEATURES.len()].copy_from_slice(features.values());
         let mut logarithms = [[0.0_f32; SUMS.len()]; Action::ALL.len()];
         for (action, (prediction, sums)) in predictions.iter_mut().zip(&self.sums).enumerate() {

@@ -4,7 +4,7 @@ use std::sync::MutexGuard;
 use std::time::Instant;
 
 use dwcp_codec::Digest;
-use dwcp_codec::block::BlockEncoder;
+use dwcp_codec::block::{BlockEncoder, MAX_DICTIONARY_BLOCK_BYTES};
 use dwcp_proto::frame::{ErrorCode, Frame};
 use dwcp_proto::sender::{BlockTask, LaneId, Resolution, Step};
 use dwcp_proto::{Manifest, SessionError};
@@ -315,9 +315,19 @@ impl Worker<'_> {
             if base.is_some_and(|base| same_with_padding(raw, base)) {
                 Resolution::Same { digest }
             } else {
-                let encoded = match &mut self.gauge {
-                    Some(gauge) => gauge.encode(&mut self.encoder, raw, base, source.width(task.entry))?,
-                    None => self.encoder.encode(self.shared.options.codec.fixed(), raw, base)?,
+                let options = &self.shared.options;
+                let dictionary = options
+                    .dictionary
+                    .as_ref()
+                    .filter(|_| task.dictionary && raw.len() <= MAX_DICTIONARY_BLOCK_BYTES);
+                let encoded = match (dictionary, &mut self.gauge) {
+                    (Some(dictionary), _) => {
+                        self.encoder.encode_with(dictionary, options.codec.fixed(), raw, base)?
+                    }
+                    (None, Some(gauge)) => {
+                        gauge.encode(&mut self.encoder, raw, base, source.width(task.entry))?
+                    }
+                    (None, None) => self.encoder.encode(options.codec.fixed(), raw, base)?,
                 };
                 let base_digest =
                     base.filter(|_| encoded.kind.needs_base()).map(|base| padded_digest(base, raw.len()));
