@@ -149,6 +149,8 @@ pub struct Outcome {
     pub busy_cpu_s: f64,
     /// Time that writing took.
     pub write_wall_s: f64,
+    /// Time in which the lane could have gone on but for want of a processor, where the system tells.
+    pub delay_s: Option<f64>,
     /// Time since the same lane's last block, or since it had work.
     pub cycle_s: f64,
 }

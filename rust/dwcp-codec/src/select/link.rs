@@ -112,10 +112,18 @@ impl Link {
         for sum in [&mut self.busy_wall_s, &mut self.busy_cpu_s, &mut self.blocked_s, &mut self.cycle_s] {
             *sum *= self.decay;
         }
-        self.busy_wall_s += outcome.busy_wall_s;
-        self.busy_cpu_s += outcome.busy_cpu_s;
         self.cycle_s += outcome.cycle_s;
-        self.blocked_s += (outcome.write_wall_s - outcome.write_cpu_s * self.contention()).max(0.0);
+        let idle_s = outcome.write_wall_s - outcome.write_cpu_s;
+        if let Some(delay_s) = outcome.delay_s {
+            self.busy_wall_s += outcome.cpu_s + delay_s;
+            self.busy_cpu_s += outcome.cpu_s;
+            let before_writing = (outcome.busy_wall_s - outcome.busy_cpu_s).max(0.0);
+            self.blocked_s += (idle_s - (delay_s - before_writing).max(0.0)).max(0.0);
+        } else {
+            self.busy_wall_s += outcome.busy_wall_s;
+            self.busy_cpu_s += outcome.busy_cpu_s;
+            self.blocked_s += (idle_s - outcome.write_cpu_s * (self.contention() - 1.0)).max(0.0);
+        }
         let (Some(rate), true) = (self.rate, grows) else { return };
         if self.is_limit() {
             return;

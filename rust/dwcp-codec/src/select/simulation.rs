@@ -289,6 +289,7 @@ pub(super) fn run(world: &World, contents: &[Content], policy: &Policy) -> Run {
                 busy_wall_s: encoded - now,
                 busy_cpu_s: encode_cpu + read_cpu,
                 write_wall_s: written - encoded,
+                delay_s: Some(copied - now - encode_cpu - read_cpu - write_cpu),
                 cycle_s: written - cycle_from[lane],
             },
         );
