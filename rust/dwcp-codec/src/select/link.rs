@@ -89,11 +89,6 @@ impl Link {
         if self.cycle_s > 0.0 { (self.blocked_s / self.cycle_s).min(1.0) } else { 0.0 }
     }
 
-    /// Whether lanes wait for processors.
-    pub(super) fn is_contended(&self) -> bool {
-        self.contention() > CONTENDED
-    }
-
     /// Whether the link is what everything waits for.
     fn is_limit(&self) -> bool {
         let queued = self.latency_s > QUEUED_TIMES * self.least_latency_s + QUEUED_S;
@@ -101,7 +96,7 @@ impl Link {
             return false;
         }
         // The receiver on this machine may be slow for want of the processors that this side uses.
-        let is_starved = self.is_local && self.is_contended();
+        let is_starved = self.is_local && self.contention() > CONTENDED;
         !is_starved || self.seen() * EXPLAINED * self.receiver_s < 1.0
     }
 

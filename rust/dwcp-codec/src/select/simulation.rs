@@ -241,7 +241,7 @@ pub(super) fn run(world: &World, contents: &[Content], policy: &Policy) -> Run {
                 (true, false) if content[Action::Zstd1.index()].0 < 0.97 => Look::Compressible,
                 (true, false) => Look::Incompressible,
             };
-            controller.decide(look, None)
+            controller.decide(look, None, now)
         };
         let action = match policy {
             Policy::Auto => decision.action,

@@ -346,6 +346,7 @@ impl<'a> Gauge<'a> {
             None if probe::compressible(src) => Look::Compressible,
             None => Look::Incompressible,
         };
-        self.selector.with(|controller| controller.decide(look, width))
+        let at_s = self.selector.since_epoch(Instant::now());
+        self.selector.with(|controller| controller.decide(look, width, at_s))
     }
 }
