@@ -74,18 +74,31 @@ def digest(buf: BufferLike) -> bytes: ...
 def max_compressed_length(length: int) -> int: ...
 def measure_action(buf: BufferLike, action: str, width: int | None, repeats: int) -> tuple[int, int, int]: ...
 def needed_dictionary(buf: BufferLike) -> str | None: ...
-def patch_apply(patch: BufferLike, old: BufferLike, threads: int) -> bytes: ...
+def patch_apply(
+    patch: BufferLike, old: BufferLike, threads: int, dictionary: Dictionary | None
+) -> bytes: ...
 def patch_apply_files(
-    patch: PathLike[str], old: PathLike[str], out: PathLike[str], threads: int
+    patch: PathLike[str],
+    old: PathLike[str],
+    out: PathLike[str],
+    threads: int,
+    dictionary: Dictionary | None,
 ) -> PatchTold: ...
-def patch_apply_in_place(patch: BufferLike, old: BufferLike, threads: int) -> None: ...
-def patch_apply_in_place_files(patch: PathLike[str], file: PathLike[str], threads: int) -> PatchTold: ...
-def patch_apply_onto(patch: BufferLike, old: BufferLike, out: BufferLike, threads: int) -> None: ...
+def patch_apply_in_place(
+    patch: BufferLike, old: BufferLike, threads: int, dictionary: Dictionary | None
+) -> None: ...
+def patch_apply_in_place_files(
+    patch: PathLike[str], file: PathLike[str], threads: int, dictionary: Dictionary | None
+) -> PatchTold: ...
+def patch_apply_onto(
+    patch: BufferLike, old: BufferLike, out: BufferLike, threads: int, dictionary: Dictionary | None
+) -> None: ...
 def patch_encode(
     old: BufferLike,
     new: BufferLike,
     width: int | None,
     codec: str,
+    dictionary: Dictionary | None,
     block_bytes: int,
     search: bool,
     threads: int,
@@ -96,6 +109,7 @@ def patch_encode_files(
     out: PathLike[str],
     width: int | None,
     codec: str,
+    dictionary: Dictionary | None,
     block_bytes: int,
     search: bool,
     threads: int,

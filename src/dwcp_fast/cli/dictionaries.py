@@ -3,17 +3,26 @@
 from pathlib import Path
 from typing import Final
 
+import click
+
+from dwcp_fast.cli.files import FILE
 from dwcp_fast.dictionary import MAX_SENT_BYTES, Dictionary
 from dwcp_fast.errors import ConfigError
 
-__all__ = ["read_dictionary", "read_known"]
+__all__ = ["DICTIONARY", "read_dictionary", "read_known"]
 
 MAX_KNOWN: Final = 256
 """Most dictionaries of a directory; each is made ready when it is read."""
+DICTIONARY: Final = click.option(
+    "--dict",
+    type=FILE,
+    metavar="FILE",
+    help="What small files have in common, as `dwcp dict train` made it.",
+)
 
 
 def read_dictionary(path: Path | None) -> Dictionary | None:
-    """Read the dictionary of a transfer, where there is one.
+    """Read a dictionary, where one is named, no longer than a transfer can use.
 
     Raises:
         ConfigError: The file is too long for a transfer; the message names both lengths.

@@ -295,7 +295,9 @@ impl Worker<'_> {
             } else {
                 let options = &self.shared.options;
                 let encoded = match options.dictionary.as_ref().filter(|_| task.dictionary) {
-                    Some(dictionary) => self.encoder.encode_with(dictionary, options.codec, raw, base)?,
+                    Some(dictionary) => {
+                        self.encoder.encode_with(dictionary, options.codec, raw, base, None)?
+                    }
                     None => self.encoder.encode(options.codec, raw, base)?,
                 };
                 let base_digest =
