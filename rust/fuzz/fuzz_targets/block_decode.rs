@@ -34,6 +34,14 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(decoded, decode(0xff));
     if let Some(base) = base {
         let mut dst = base.to_vec();
-        assert_eq!(decoder.decode_onto(kind, codec, wire, &mut dst).map(|()| dst), decoded);
+        let done = decoder.decode_onto(kind, codec, wire, &mut dst);
+        if kind.is_undoable() && done.is_err() {
+            assert!(dst == base);
+        }
+        assert_eq!(done.map(|()| dst.clone()), decoded);
+        if kind.is_undoable() && decoded.is_ok() && length.is_multiple_of(8) {
+            assert_eq!(decoder.undo_onto(kind, wire, &mut dst), Ok(()));
+            assert!(dst == base);
+        }
     }
 });

@@ -8,6 +8,7 @@ import click
 
 from dwcp_fast.cli.files import FILE
 from dwcp_fast.cli.output import Output, output_options
+from dwcp_fast.cli.select_model import evaluate, explain, train
 from dwcp_fast.cli.units import help_with_example, reading
 from dwcp_fast.options import parse_duration
 
@@ -30,6 +31,10 @@ select = click.Group(
 )
 
 
+for command in (train, evaluate, explain):
+    select.add_command(command)
+
+
 @select.command(
     short_help="Measure what compressors make of real files.",
     help=help_with_example(
@@ -49,7 +54,7 @@ select = click.Group(
     multiple=True,
     metavar="NAME=PATH[,...]",
     help="More files: one, those of a folder, or those of a pattern; then any of family=NAME, width=BYTES of "
-    "an element, blocks=N, group=NAME of files that depend on each other (group=folder: those of each folder), "
+    "an element, blocks=N, group=NAME of files that depend on each other (group=folder: each folder), "
     "xor=PATH to measure differences from.",
 )
 @click.option("--system/--no-system", default=True, help="Whether files of this system are measured.")
