@@ -104,6 +104,15 @@ proptest! {
         let options = PatchOptions { dictionary: Some(&dictionary), search, ..small() };
         let patch = encode(&old, &new, &options).unwrap();
         prop_assert!(applied(&patch, &old, &dictionary).unwrap() == new);
+        let mut held = old.clone();
+        held.resize(new.len(), b'x');
+        let patch_in_place = encode(&held, &new, &options).unwrap();
+        let parsed = Patch::parse(&patch_in_place).unwrap();
+        let uses_it = parsed.needed_dictionary().is_some();
+        let without = parsed.clone().apply_in_place(&mut held.clone(), 2);
+        prop_assert_eq!(without.is_err(), uses_it);
+        parsed.with_dictionary(Some(&dictionary)).unwrap().apply_in_place(&mut held, 2).unwrap();
+        prop_assert!(held == new);
         prop_assert!(patch.len() <= encode(&old, &new, &small()).unwrap().len() + 16 + 64);
     }
 }
