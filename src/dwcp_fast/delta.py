@@ -478,7 +478,9 @@ def apply_files(
     if in_place:
         if new is not None:
             raise ConfigError(f"new is {str(new)!r}, but the change is to be made in place")
-        return PatchInfo(**_core.patch_apply_in_place_files(Path(patch), Path(old), threads, native(dictionary)))
+        return PatchInfo(
+            **_core.patch_apply_in_place_files(Path(patch), Path(old), threads, native(dictionary))
+        )
     if new is None:
         raise ConfigError("new is missing: name a file to write, or change the old one in place")
     with staged(Path(new), like=Path(old)) as out:
