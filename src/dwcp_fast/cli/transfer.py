@@ -6,6 +6,7 @@ from typing import Any, Final, TypedDict, get_args
 import click
 
 from dwcp_fast.cli.dictionaries import DICTIONARY, read_dictionary, read_known
+from dwcp_fast.cli.files import FILE
 from dwcp_fast.cli.grouping import Decorator, gather
 from dwcp_fast.cli.units import parse_streams, reading
 from dwcp_fast.dictionary import Dictionary
@@ -32,6 +33,7 @@ class Encoding(TypedDict):
 
     codec: str
     dictionary: Dictionary | None
+    codec_model: Path | None
     block_bytes: int
     bandwidth_bits_per_s: int | None
 
@@ -110,6 +112,9 @@ def encoding_options(bounded: str) -> Decorator:
             help="auto, none, lz4, zstd or zstd:LEVEL.",
         ),
         DICTIONARY,
+        click.option(
+            "--codec-model", type=FILE, metavar="FILE", help="Model for auto instead of the built-in one."
+        ),
         length_option("--block-size", "Length of a block.", "1MiB"),
         click.option(
             "--bwlimit",
@@ -122,6 +127,7 @@ def encoding_options(bounded: str) -> Decorator:
 
 def make_encoding(
     codec: str,
+    codec_model: Path | None,
     dict: Path | None,  # noqa: A002 - it has the name of its option
     block_size: int,
     bwlimit: int | None,
@@ -129,6 +135,7 @@ def make_encoding(
     """Make of the options what the library takes."""
     return Encoding(
         codec=codec,
+        codec_model=codec_model,
         dictionary=read_dictionary(dict),
         block_bytes=block_size,
         bandwidth_bits_per_s=bwlimit,
