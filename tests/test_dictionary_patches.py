@@ -12,7 +12,7 @@ from dwcp_fast.cli.program import run
 from test_dictionary import MESSAGES
 
 OLD = b"something else, as long as it takes"
-NEW = b"\n".join(MESSAGES[500:520])
+NEW = b"\n".join(MESSAGES[500:503])
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_patch_is_applied_with_the_dictionary_that_it_names_only(
 ) -> None:
     old = OLD.ljust(len(NEW)) if apply is applied_into else OLD
     patch = delta.encode(old, NEW, dictionary=common)
-    assert 4 * len(patch) < 3 * len(delta.encode(old, NEW))
+    assert len(patch) + 40 < len(delta.encode(old, NEW))
     assert delta.info(patch).dictionary == common.digest
     assert apply(patch, old, common) == NEW
     with pytest.raises(errors.BaseMismatchError, match=f"needs dictionary {common.digest}$"):

@@ -14,7 +14,8 @@ const BLOCK: usize = MIN_BLOCK_BYTES as usize;
 /// Content that the text blocks have in common; `tests/test_oracle_patches.py` has the same.
 static DICTIONARY: LazyLock<Arc<Dictionary>> = LazyLock::new(|| {
     Arc::new(
-        Dictionary::new(b"lane block frame entry digest base of the lane of the block ".to_vec()).unwrap(),
+        Dictionary::new(b"lane block frame entry digest base of the lane of the block ".to_vec())
+            .expect("any content will do"),
     )
 });
 

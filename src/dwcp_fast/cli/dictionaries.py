@@ -6,8 +6,9 @@ from typing import Final
 import click
 
 from dwcp_fast.cli.files import FILE
-from dwcp_fast.dictionary import MAX_SENT_BYTES, Dictionary
+from dwcp_fast.dictionary import Dictionary
 from dwcp_fast.errors import ConfigError
+from dwcp_fast.options import MAX_DICTIONARY_BYTES
 
 __all__ = ["DICTIONARY", "read_dictionary", "read_known"]
 
@@ -32,10 +33,10 @@ def read_dictionary(path: Path | None) -> Dictionary | None:
     if path is None:
         return None
     with path.open("rb") as file:
-        data = file.read(MAX_SENT_BYTES + 1)
-    if len(data) > MAX_SENT_BYTES:
+        data = file.read(MAX_DICTIONARY_BYTES + 1)
+    if len(data) > MAX_DICTIONARY_BYTES:
         raise ConfigError(
-            f"{path} has {path.stat().st_size} bytes: the dictionary of a transfer may have {MAX_SENT_BYTES}"
+            f"{path} has {path.stat().st_size} bytes: the dictionary of a transfer may have {MAX_DICTIONARY_BYTES}"
         )
     return Dictionary(data)
 
