@@ -296,8 +296,8 @@ def test_table_is_read_back_as_it_was_written(tmp_path: Path, name: str) -> None
     assert (table.feature_names, table.actions, len(table)) == (FEATURES, ACTIONS, 2)
     assert list(table.files) == ["a/b,c"] * 2 and list(table.widths) == [0, 4]
     assert np.array_equal(table.features, np.array([row.features for row in ROWS], np.float32))
-    assert np.array_equal(table.sizes, [[4096, np.nan], [4096, 1000]], equal_nan=True)
-    assert np.array_equal(table.again_ns, [[7, np.nan], [7, 70]], equal_nan=True)
+    assert np.array_equal(table.sizes, np.array([[4096, np.nan], [4096, 1000]]), equal_nan=True)
+    assert np.array_equal(table.again_ns, np.array([[7, np.nan], [7, 70]]), equal_nan=True)
     assert isinstance(table, CostTable)
     before = path.read_bytes()
     assert written(path).read_bytes() == before

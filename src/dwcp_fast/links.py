@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
+from dwcp_fast.dictionary import native
 from dwcp_fast.errors import ConfigError, NegotiationError
 from dwcp_fast.options import SendOptions
 from dwcp_fast.policy.choice import Choice
@@ -164,7 +165,8 @@ class V3Link(NativeLink):
         """Connect."""
         codec = choose_codec(options.codec)
         lanes = choose_lanes(options.streams)
-        super().__init__(trust, cancel, [engine, codec, lanes, base_choice(options)])
+        choices = [engine, codec, lanes, base_choice(options), *dictionary_choice(options)]
+        super().__init__(trust, cancel, choices)
         self._options = options
         self._peer = address_of(target)
         settings = send_settings(options)
@@ -264,6 +266,7 @@ def send_settings(options: SendOptions) -> SendSettings:
         "lanes": choose_lanes(options.streams).value,
         "block_bytes": options.block_bytes,
         "codec": choose_codec(options.codec).value,
+        "dictionary": native(options.dictionary),
         "idle_timeout_s": options.idle_timeout_s,
         "connect_timeout_s": options.connect_timeout_s,
         "reconnect_s": options.reconnect_s,
@@ -280,6 +283,14 @@ def send_report(told: SendTold, peer: str, transport: str, choices: Sequence[Cho
     plain: dict[str, Any] = {**told, "codec_mix": shares}
     why = {choice.name: f"{choice.value}: {choice.why}" for choice in choices}
     return SendReport(protocol="v3", verified=True, peer=peer, transport=transport, why=why, **plain)
+
+
+def dictionary_choice(options: SendOptions) -> list[Choice[str]]:
+    """Say which dictionary is offered, if one is."""
+    if options.dictionary is None:
+        return []
+    why = "asked for; short blocks are made with it if the receiver takes it"
+    return [Choice("dictionary", options.dictionary.digest, why)]
 
 
 def base_choice(options: SendOptions) -> Choice[str]:

@@ -1,6 +1,9 @@
 """What Python and the native side hand each other, field by field."""
 
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from dwcp_fast import _core
 
 __all__ = [
     "FetchSettings",
@@ -111,6 +114,7 @@ class SendSettings(TypedDict):
     lanes: int
     block_bytes: int
     codec: str
+    dictionary: "_core.Dictionary | None"
     idle_timeout_s: float
     connect_timeout_s: float
     reconnect_s: float
@@ -127,6 +131,8 @@ class FetchSettings(TypedDict):
     max_block_bytes: int
     max_entries: int
     max_object_bytes: int
+    max_dictionary_bytes: int
+    dictionaries: "list[_core.Dictionary]"
     idle_timeout_s: float
     connect_timeout_s: float
     reconnect_s: float
@@ -140,6 +146,8 @@ class ReceiveSettings(TypedDict):
     max_block_bytes: int
     max_entries: int
     max_object_bytes: int
+    max_dictionary_bytes: int
+    dictionaries: "list[_core.Dictionary]"
     idle_timeout_s: float
     handshake_timeout_s: float
     senders: bool

@@ -220,7 +220,7 @@ pub struct ReceiveReport {
 /// Counts of a transfer that this crate keeps itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
-    shares: [[Share; 3]; 6],
+    shares: [[Share; 4]; 6],
     pub(crate) cpu: Duration,
     pub(crate) lanes_used: u32,
     pub(crate) lanes_lost: u32,
@@ -250,7 +250,7 @@ impl Tally {
 
     /// The counts that are not zero.
     pub(crate) fn codec_mix(&self) -> Vec<CodecShare> {
-        let codecs = [CodecId::None, CodecId::Lz4, CodecId::Zstd];
+        let codecs = [CodecId::None, CodecId::Lz4, CodecId::Zstd, CodecId::ZstdDictionary];
         BlockKind::ALL
             .into_iter()
             .flat_map(|kind| codecs.map(|codec| (kind, codec)))

@@ -291,7 +291,9 @@ fn session_shape(error: &SessionError) -> Shape {
     match error {
         SessionError::Proto(error) => class(proto_class(error)),
         SessionError::Peer { code, .. } => peer_shape(*code),
-        SessionError::DigestMismatch { .. } | SessionError::TransferDigest => class("IntegrityError"),
+        SessionError::DigestMismatch { .. }
+        | SessionError::TransferDigest
+        | SessionError::DictionaryDigest { .. } => class("IntegrityError"),
         SessionError::SourceChanged { .. } => named("source-changed"),
         _ => class("FormatError"),
     }

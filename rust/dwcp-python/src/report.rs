@@ -31,6 +31,7 @@ impl From<&CodecShare> for Share {
             CodecId::None => "none",
             CodecId::Lz4 => "lz4",
             CodecId::Zstd => "zstd",
+            CodecId::ZstdDictionary => "zstd+dict",
         };
         let CodecShare { blocks, raw_bytes, wire_bytes, .. } = *share;
         Share { kind, codec, blocks, raw_bytes, wire_bytes }

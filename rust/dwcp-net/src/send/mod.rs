@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dwcp_codec::Codec;
+use dwcp_codec::{Codec, Dictionary};
 use dwcp_proto::error::ProtoError;
 use dwcp_proto::frame::Committed;
-use dwcp_proto::limits::{MAX_BLOCK, MAX_LANES, MIN_BLOCK};
+use dwcp_proto::limits::{MAX_BLOCK, MAX_DICTIONARY, MAX_LANES, MIN_BLOCK};
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
@@ -36,6 +36,9 @@ pub struct SendOptions {
     pub block_bytes: u32,
     /// How blocks are compressed where it helps.
     pub codec: Codec,
+    /// What short blocks have in common; offered to the receiver, and used if that knows of dictionaries and does not
+    /// decline it. At most 1,048,552 bytes.
+    pub dictionary: Option<Arc<Dictionary>>,
     /// A lane on which the peer is silent for this long is lost.
     pub idle_timeout: Duration,
     /// How long TCP, and then TLS and the greeting, may take.
@@ -58,6 +61,7 @@ impl Default for SendOptions {
             lanes: 4,
             block_bytes: 1 << 20,
             codec: Codec::None,
+            dictionary: None,
             idle_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             reconnect_for: Duration::from_secs(30),
@@ -77,6 +81,11 @@ impl SendOptions {
         if !self.block_bytes.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&self.block_bytes) {
             let range = "the powers of two from 65536 to 4194304";
             return Err(NetError::Option { name: "block_bytes", value: self.block_bytes.into(), range });
+        }
+        let length = self.dictionary.as_ref().map_or(1, |dictionary| dictionary.bytes().len());
+        if length > MAX_DICTIONARY {
+            let (name, range) = ("dictionary", "1 to 1048552 bytes");
+            return Err(NetError::Option { name, value: length as u64, range });
         }
         Ok(())
     }
@@ -110,6 +119,7 @@ impl SendSession {
             socket_buffer_bytes: options.socket_buffer_bytes,
             max_block: options.block_bytes,
             fetches: None,
+            dictionaries: options.dictionary.is_some(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let (cancel, halt) = (cancel.child(), Cancel::new());

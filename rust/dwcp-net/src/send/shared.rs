@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use dwcp_codec::Digest;
+use dwcp_codec::{Dictionary, Digest};
 use dwcp_proto::fetch::Asked;
-use dwcp_proto::frame::{Committed, ErrorCode, ErrorFrame, Frame, Secret, SessionId, Welcome};
+use dwcp_proto::frame::{
+    Committed, ErrorCode, ErrorFrame, FEATURE_DICTIONARY, Frame, Secret, SessionId, Welcome,
+};
 use dwcp_proto::sender::{LaneId, SenderOptions, SenderProgress, SenderSession, Step};
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
@@ -55,13 +57,13 @@ impl Shared {
     ) -> Shared {
         Shared {
             limiter,
-            options,
             cancel,
             halt,
             observer,
             sending: Mutex::default(),
             state: Mutex::new(State {
                 asked: registry.as_ref().map(|_| Asked::default()),
+                dictionary: options.dictionary.clone(),
                 broken: None,
                 goodbye: false,
                 epoch: 0,
@@ -78,6 +80,7 @@ impl Shared {
                 last_failure: None,
                 round_trip: None,
             }),
+            options,
             registry,
             changed: Condvar::new(),
         }
@@ -91,6 +94,8 @@ pub(crate) struct Link {
     pub(crate) key: Secret,
     pub(crate) max_lanes: u16,
     pub(crate) limits: Limits,
+    /// The receiver knows of dictionaries.
+    pub(crate) dictionaries: bool,
 }
 
 impl Link {
@@ -104,7 +109,9 @@ impl Link {
                 max_block: welcome.max_block,
                 max_entries: welcome.max_entries,
                 max_object: welcome.max_object,
+                ..Limits::default()
             },
+            dictionaries: welcome.features & FEATURE_DICTIONARY != 0,
         }
     }
 }
@@ -195,6 +202,8 @@ pub(super) struct LaneHandle {
 
 /// What changes.
 pub(crate) struct State {
+    /// What is offered for blocks to be made with.
+    dictionary: Option<Arc<Dictionary>>,
     /// What the peer has asked for, if it is the one that dials.
     pub(super) asked: Option<Asked>,
     /// What ended the session of a peer that dials while nothing was sent.
@@ -247,7 +256,9 @@ impl State {
     fn prepare_session(&mut self) {
         if let (None, Some(job)) = (&self.session, &self.job) {
             let options = SenderOptions { max_unacked_bytes: MAX_UNACKED_BYTES, ..SenderOptions::default() };
-            let mut session = SenderSession::new(Arc::clone(&job.manifest), job.base_allowed, options);
+            let takes = self.link.as_ref().is_some_and(|link| link.dictionaries);
+            let mut session = SenderSession::new(Arc::clone(&job.manifest), job.base_allowed, options)
+                .offering(self.dictionary.clone().filter(|_| takes));
             self.lanes.keys().for_each(|lane| session.attach(*lane));
             self.session = Some(session);
         }

@@ -293,7 +293,11 @@ impl Worker<'_> {
             if base.is_some_and(|base| same_with_padding(raw, base)) {
                 Resolution::Same { digest }
             } else {
-                let encoded = self.encoder.encode(self.shared.options.codec, raw, base)?;
+                let options = &self.shared.options;
+                let encoded = match options.dictionary.as_ref().filter(|_| task.dictionary) {
+                    Some(dictionary) => self.encoder.encode_with(dictionary, options.codec, raw, base)?,
+                    None => self.encoder.encode(options.codec, raw, base)?,
+                };
                 let base_digest =
                     base.filter(|_| encoded.kind.needs_base()).map(|base| padded_digest(base, raw.len()));
                 body = encoded.wire;

@@ -311,7 +311,11 @@ def needs_width(action: str) -> bool:
 
 
 def least(block: bytes, width: int | None, repeats: int, actions: Sequence[str]) -> Costs:
-    """Measure actions in turn, again and again, and keep the least times of each."""
+    """Measure actions in turn, again and again, and keep the least times of each.
+
+    In turn, because a processor that sees the same block twice running foretells its branches: for 64 KiB of
+    logs LZ4 then takes half of the time that it takes in a stream of blocks, and in turn 5 % more than that.
+    """
     best: Costs = {}
     for turn in range(repeats):
         for action in actions:
