@@ -45,6 +45,8 @@ fn model(seen: &[Features], trees: usize, depth: usize) -> Model {
     }
     bytes.extend(vec![0; 8 * Action::ALL.len()]);
     for _ in 0..3 * Action::ALL.len() {
+        // It starts from no other action.
+        bytes.push(255);
         bytes.extend(0.0_f32.to_le_bytes());
         bytes.extend(1.0_f32.to_le_bytes());
         bytes.extend([0, depth as u8]);

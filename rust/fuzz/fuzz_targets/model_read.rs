@@ -21,11 +21,12 @@ fuzz_target!(|data: &[u8]| {
     // Times for reference, which are as good as any.
     bytes.resize(bytes.len() + 8 * Action::ALL.len(), 0);
     bytes.extend(data);
-    // What is missing is sums without a tree.
-    let sums = bytes.len();
-    bytes.resize(sums + 12 * 3 * Action::ALL.len(), 0);
-    for length in [sums, sums + 12 * (3 * Action::ALL.len() - 1), bytes.len()] {
-        let mut bytes = bytes[..length].to_vec();
+    // Sums without a tree, for those that are missing: all, all but one, none.
+    let mut empty = [0; 13];
+    empty[0] = u8::MAX;
+    for missing in [3 * Action::ALL.len(), 3 * Action::ALL.len() - 1, 0] {
+        let mut bytes = bytes.clone();
+        bytes.extend(empty.repeat(missing));
         bytes.extend(Digest::of(&bytes).0);
         let Ok(model) = Model::read(&bytes) else { continue };
         let mut predictions = [Prediction::default(); Action::ALL.len()];

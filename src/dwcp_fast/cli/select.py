@@ -8,6 +8,7 @@ import click
 
 from dwcp_fast.cli.files import FILE
 from dwcp_fast.cli.output import Output, output_options
+from dwcp_fast.cli.select_model import evaluate, explain, train
 from dwcp_fast.cli.units import help_with_example, reading
 from dwcp_fast.options import parse_duration
 
@@ -28,6 +29,10 @@ select = click.Group(
         "dwcp select collect --out selector/",
     ),
 )
+
+
+for command in (train, evaluate, explain):
+    select.add_command(command)
 
 
 @select.command(

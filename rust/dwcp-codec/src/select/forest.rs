@@ -1,17 +1,20 @@
 //! Trees laid out so that walking down them waits for nothing but their own comparisons.
 
-/// Features that any tree may look at, as a power of two: what a walk indexes is masked by it instead of checked.
-pub(super) const MAX_FEATURES: usize = 64;
+/// Room for a feature of any number, so that a walk need not check which it looks at.
+pub(super) const FEATURES_ROOM: usize = u8::MAX as usize + 1;
 /// Comparisons from the root to a leaf, at most.
 pub(super) const MAX_DEPTH: usize = 8;
 
-/// A sum of trees, all filled up to the depth of the deepest: a walk takes as many steps in each, so that a processor
-/// walks down several at a time.
+/// Trees that are walked down together: a step in one does not wait for that in another.
+const GROUP: usize = 4;
+
+/// A sum of trees, all filled up to the same depth, so that all walks take as many steps and none takes a branch.
 #[derive(Debug)]
 pub(super) struct Forest {
     base: f32,
     slope: f32,
     feature: u8,
+    trees: usize,
     /// Leaves of each tree, a power of two.
     leaves_each: usize,
     /// Of each tree as many as it has leaves: node 1 is the root, node `n` leads to nodes `2n` and `2n + 1`.
@@ -33,13 +36,16 @@ impl Forest {
     /// A forest of no tree: `base` and, for each unit of the natural logarithm of a feature, `slope`.
     pub(super) fn new(base: f32, slope: f32, feature: u8, depth: usize) -> Forest {
         let leaves_each = 1 << depth;
-        Forest { base, slope, feature, leaves_each, features: vec![], thresholds: vec![], leaves: vec![] }
+        let (features, thresholds, leaves) = (vec![], vec![], vec![]);
+        Forest { base, slope, feature, trees: 0, leaves_each, features, thresholds, leaves }
     }
 
     /// Adds a tree of no more depth than was said, whose branches lead to nodes that there are.
     pub(super) fn push(&mut self, nodes: &[Node]) {
-        let first = self.leaves.len();
-        let length = first + self.leaves_each;
+        let first = self.trees * self.leaves_each;
+        self.trees += 1;
+        // The trees that a group lacks lead to zeros.
+        let length = self.trees.next_multiple_of(GROUP) * self.leaves_each;
         self.features.resize(length, 0);
         self.thresholds.resize(length, 0.0);
         self.leaves.resize(length, 0.0);
@@ -64,13 +70,13 @@ impl Forest {
     }
 
     /// The sum for `values`, of which those that no feature has are not looked at.
-    pub(super) fn evaluate(&self, values: &[f32; MAX_FEATURES]) -> f32 {
+    pub(super) fn evaluate(&self, values: &[f32; FEATURES_ROOM]) -> f32 {
         /// The least of which a logarithm is taken.
         const LEAST: f32 = 1.0 / 256.0;
         let linear = if self.slope == 0.0 {
             0.0
         } else {
-            self.slope * values[usize::from(self.feature) % MAX_FEATURES].max(LEAST).ln()
+            self.slope * values[usize::from(self.feature)].max(LEAST).ln()
         };
         let start = self.base + linear;
         match self.leaves_each {
@@ -86,20 +92,29 @@ impl Forest {
         }
     }
 
-    fn sum<const LEAVES: usize>(&self, start: f32, values: &[f32; MAX_FEATURES]) -> f32 {
-        let features = self.features.as_chunks::<LEAVES>().0;
-        let thresholds = self.thresholds.as_chunks::<LEAVES>().0;
-        let leaves = self.leaves.as_chunks::<LEAVES>().0;
-        let trees = features.iter().zip(thresholds).zip(leaves);
-        trees.fold(start, |sum, ((features, thresholds), leaves)| {
-            let mut at = 1_usize;
+    fn sum<const LEAVES: usize>(&self, start: f32, values: &[f32; FEATURES_ROOM]) -> f32 {
+        let features = groups::<u8, LEAVES>(&self.features);
+        let thresholds = groups::<f32, LEAVES>(&self.thresholds);
+        let leaves = groups::<f32, LEAVES>(&self.leaves);
+        let mut sum = start;
+        for ((features, thresholds), leaves) in features.iter().zip(thresholds).zip(leaves) {
+            let mut places = [1_usize; GROUP];
             for _ in 0..LEAVES.trailing_zeros() {
-                let node = at % LEAVES;
-                let value = values[usize::from(features[node]) % MAX_FEATURES];
-                // What is not a number goes the second way, as it does in numpy.
-                at = 2 * at + 1 - usize::from(value <= thresholds[node]);
+                places = std::array::from_fn(|tree| {
+                    let node = places[tree] % LEAVES;
+                    let is_first = values[usize::from(features[tree][node])] <= thresholds[tree][node];
+                    2 * places[tree] + 1 - usize::from(is_first)
+                });
             }
-            sum + leaves[at % LEAVES]
-        })
+            for (place, leaves) in places.into_iter().zip(leaves) {
+                sum += leaves[place % LEAVES];
+            }
+        }
+        sum
     }
+}
+
+/// Numbers of trees of `LEAVES` leaves, by groups of trees.
+fn groups<T, const LEAVES: usize>(numbers: &[T]) -> &[[[T; LEAVES]; GROUP]] {
+    numbers.as_chunks::<LEAVES>().0.as_chunks().0
 }

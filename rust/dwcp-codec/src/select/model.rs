@@ -2,7 +2,7 @@
 
 use super::actions::Action;
 use super::features::{FEATURES, Features};
-use super::forest::{Forest, MAX_DEPTH, MAX_FEATURES, Node};
+use super::forest::{FEATURES_ROOM, Forest, MAX_DEPTH, Node};
 use crate::digest::Digest;
 
 const MAGIC: [u8; 4] = *b"DWSM";
@@ -17,6 +17,8 @@ const NODE_BYTES: usize = 9;
 const DIGEST_BYTES: usize = 16;
 /// The number of a feature that says that a node is a leaf.
 const LEAF: u8 = 255;
+/// The number of an action that says that a sum starts from none.
+const NO_ACTION: u8 = 255;
 /// Numbers of trees are this far from 0 at most, and times this long.
 const FAR: f32 = 1e9;
 const MOST_TIME: f32 = 1e6;
@@ -109,6 +111,16 @@ pub enum ModelError {
         /// The name of this version; empty if it has fewer.
         expected: String,
     },
+    /// A sum starts from an action that is not before its own.
+    #[error("the {sum} of {action} starts from action {found}, which is not before it")]
+    Start {
+        /// The action.
+        action: Action,
+        /// What the sum predicts.
+        sum: &'static str,
+        /// The number of the action as read.
+        found: u8,
+    },
     /// The nodes of a tree are none.
     #[error("tree {tree} of the {sum} of {action}: node {node} {reason}")]
     Tree {
@@ -148,16 +160,24 @@ pub struct Reference {
 /// What is predicted for an action.
 const SUMS: [&str; 3] = ["ratio", "compress time", "decompress time"];
 
+/// The logarithm of what is predicted.
+#[derive(Debug)]
+struct Sum {
+    /// The action to whose logarithm this one is added.
+    start: Option<usize>,
+    forest: Forest,
+}
+
 /// A trained model.
 #[derive(Debug)]
 pub struct Model {
-    forests: Vec<[Forest; 3]>,
+    sums: Vec<[Sum; 3]>,
     references: Vec<Reference>,
     digest: Digest,
 }
 
 impl Model {
-    /// Reads a model. The memory it takes is at most 100 MiB, whatever the bytes say.
+    /// Reads a model. The memory it takes is at most 20 MiB, whatever the bytes say.
     ///
     /// # Errors
     ///
@@ -193,25 +213,30 @@ impl Model {
             let (compress_ns_per_byte, decompress_ns_per_byte) = (time()?, time()?);
             references.push(Reference { compress_ns_per_byte, decompress_ns_per_byte });
         }
-        let mut forests = Vec::with_capacity(Action::ALL.len());
+        let mut sums = Vec::with_capacity(Action::ALL.len());
         for action in Action::ALL {
             let [ratio, compress, decompress] = SUMS;
-            let mut forest = |sum| reader.forest(action, sum);
-            forests.push([forest(ratio)?, forest(compress)?, forest(decompress)?]);
+            let mut sum = |sum| reader.sum(action, sum);
+            sums.push([sum(ratio)?, sum(compress)?, sum(decompress)?]);
         }
         match reader.rest.len() {
-            0 => Ok(Model { forests, references, digest: actual }),
+            0 => Ok(Model { sums, references, digest: actual }),
             bytes => Err(ModelError::Left { bytes }),
         }
     }
 
     /// Predicts for the first actions of [`Action::ALL`], as many as `predictions` has room for.
     pub fn predict(&self, features: &Features, predictions: &mut [Prediction]) {
-        let mut values = [0.0; MAX_FEATURES];
+        let mut values = [0.0; FEATURES_ROOM];
         values[..FEATURES.len()].copy_from_slice(features.values());
-        for (prediction, forests) in predictions.iter_mut().zip(&self.forests) {
-            let [ratio, compress, decompress] =
-                forests.each_ref().map(|forest| forest.evaluate(&values).clamp(-MOST_LOG, MOST_LOG).exp());
+        let mut logarithms = [[0.0_f32; SUMS.len()]; Action::ALL.len()];
+        for (action, (prediction, sums)) in predictions.iter_mut().zip(&self.sums).enumerate() {
+            for (quantity, sum) in sums.iter().enumerate() {
+                let start = sum.start.map_or(0.0, |before| logarithms[before][quantity]);
+                let logarithm = sum.forest.evaluate(&values) + start;
+                logarithms[action][quantity] = logarithm.clamp(-MOST_LOG, MOST_LOG);
+            }
+            let [ratio, compress, decompress] = logarithms[action].map(f32::exp);
             *prediction =
                 Prediction { ratio, compress_ns_per_byte: compress, decompress_ns_per_byte: decompress };
         }
@@ -283,6 +308,15 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(())
+    }
+
+    fn sum(&mut self, action: Action, sum: &'static str) -> Result<Sum, ModelError> {
+        let start = match self.byte("action that a sum starts from")? {
+            NO_ACTION => None,
+            found if usize::from(found) < action.index() => Some(usize::from(found)),
+            found => return Err(ModelError::Start { action, sum, found }),
+        };
+        Ok(Sum { start, forest: self.forest(action, sum)? })
     }
 
     fn forest(&mut self, action: Action, sum: &'static str) -> Result<Forest, ModelError> {

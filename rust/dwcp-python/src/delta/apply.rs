@@ -10,6 +10,9 @@ use super::watch::{self, Watched};
 use crate::buffer::{Input, NewBytes, Output};
 use crate::error::Failure;
 
+/// Memory of up to so many times the size of the old version is taken before that is proven to be the patch's base.
+const UNPROVEN_TIMES: u64 = 2;
+
 /// Make the new version from a patch and the old one.
 #[pyfunction]
 #[pyo3(signature = (patch, old, threads))]
@@ -22,26 +25,40 @@ pub fn patch_apply<'py>(
     let (patch, old) = (patch.bytes(), old.bytes());
     let todo = watch::run(py, old.len(), |stop| {
         let (before, last) = chain(patch)?;
+        let is_claimed = last.target_size() / UNPROVEN_TIMES > last.base_size();
+        if before.is_empty() && last.base_size() == old.len() as u64 && !is_claimed {
+            return Ok(Some((last, None, false)));
+        }
+        // Before memory is taken for a target whose length, out of all proportion, the patch only claims.
         let Some(place) = place_in(&before, &last, old, threads, stop)? else { return Ok(None) };
         let before = through(&before[place..], old, threads, stop)?;
         if let Some(before) = &before {
-            // Before memory is taken for a target whose length the patch only claims.
             last.verify_base(&Watched { bytes: before, stop }, threads)?;
         }
-        Ok(Some((last, before)))
+        Ok(Some((last, before, true)))
     })?;
-    let Some((last, before)) = todo else {
-        return PyBytes::new_with(py, old.len(), |out| {
+    let as_it_is = || {
+        PyBytes::new_with(py, old.len(), |out| {
             out.copy_from_slice(old);
             Ok(())
-        });
+        })
     };
+    let Some((last, before, is_proven)) = todo else { return as_it_is() };
     let held = before.as_deref().unwrap_or(old);
     let mut out = NewBytes::new(py, usize::try_from(last.target_size())?)?;
     let memory = out.memory();
-    watch::run(py, memory.len(), |stop| {
-        last.apply_proven_to_new(&Watched { bytes: held, stop }, memory, threads)
+    let is_written = watch::run(py, memory.len(), |stop| {
+        let held = Watched { bytes: held, stop };
+        let done = if is_proven {
+            last.apply_proven_to_new(&held, memory, threads)
+        } else {
+            last.apply_to_new(&held, memory, threads)
+        };
+        Ok(!unless_made(done, &last, &held, threads)?)
     })?;
+    if !is_written {
+        return as_it_is();
+    }
     // SAFETY: the patch was applied, which wrote all of it.
     Ok(unsafe { out.finish() })
 }
@@ -100,13 +117,8 @@ pub fn patch_apply_in_place(py: Python<'_>, patch: Input, mut old: Output, threa
             return Err(PatchError::BaseSize { expected: base_size, actual }.into());
         }
         if chain.is_empty() {
-            let proven = last.verify_base(&Watched { bytes: held, stop }, threads);
-            return match proven {
-                Ok(leaves) => last.apply_in_place_onto(&leaves, held, threads, || watch::check(stop)),
-                Err(refused) if !is_other_base(&refused) => Err(refused),
-                Err(_) if last.is_target(&Watched { bytes: held, stop }, threads)? => Ok(()),
-                Err(refused) => Err(refused),
-            };
+            let done = last.apply_in_place_while(held, threads, || watch::check(stop));
+            return unless_made(done, &last, &Watched { bytes: held, stop }, threads).map(drop);
         }
         let Some(place) = place_in(&chain, &last, held, threads, stop)? else { return Ok(()) };
         // No version in the middle is ever to be seen.
@@ -151,6 +163,19 @@ fn place_in(
     match refused {
         Some(refused) if !last.is_target(&old, threads)? => Err(refused),
         _ => Ok(None),
+    }
+}
+
+/// What came of applying a patch to `held`, but for one that was refused because `held` is what it makes: then true.
+fn unless_made(
+    done: Result<(), Failure>,
+    patch: &Patch<'_>,
+    held: &Watched<'_>,
+    threads: usize,
+) -> Result<bool, Failure> {
+    match done {
+        Err(refused) if is_other_base(&refused) && patch.is_target(held, threads)? => Ok(true),
+        done => done.map(|()| false),
     }
 }
 

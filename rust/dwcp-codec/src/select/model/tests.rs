@@ -46,7 +46,9 @@ impl Tree {
 
 /// A sum as a test knows it.
 #[derive(Clone, Debug)]
-struct Sum {
+struct Terms {
+    /// Whether it starts from the action before.
+    chained: bool,
     base: f32,
     slope: f32,
     feature: u8,
@@ -82,9 +84,10 @@ fn head() -> Vec<u8> {
 }
 
 /// The model of which every sum is one of `sums`, in turn.
-fn model(sums: &[Sum]) -> Vec<u8> {
+fn model(sums: &[Terms]) -> Vec<u8> {
     let mut out = head();
-    for sum in sums.iter().cycle().take(3 * Action::ALL.len()) {
+    for (number, sum) in sums.iter().cycle().take(3 * Action::ALL.len()).enumerate() {
+        out.push(if sum.chained && number >= 3 { (number / 3 - 1) as u8 } else { NO_ACTION });
         out.extend(sum.base.to_le_bytes());
         out.extend(sum.slope.to_le_bytes());
         out.extend([sum.feature, MAX_DEPTH as u8]);
@@ -109,9 +112,13 @@ fn trees() -> impl Strategy<Value = Tree> {
     })
 }
 
-fn sums() -> impl Strategy<Value = Vec<Sum>> {
-    let sum = (-3..3_i8, -2..3_i8, 0..COUNT as u8, prop::collection::vec(trees(), 0..6)).prop_map(
-        |(base, slope, feature, trees)| Sum { base: base.into(), slope: slope.into(), feature, trees },
+fn sums() -> impl Strategy<Value = Vec<Terms>> {
+    let trees = prop::collection::vec(trees(), 0..6);
+    let sum = (any::<bool>(), -3..3_i8, -2..3_i8, 0..COUNT as u8, trees).prop_map(
+        |(chained, base, slope, feature, trees)| {
+            let (base, slope) = (base.into(), slope.into());
+            Terms { chained, base, slope, feature, trees }
+        },
     );
     prop::collection::vec(sum, 1..5)
 }
@@ -129,7 +136,7 @@ fn values() -> impl Strategy<Value = [f32; COUNT]> {
 
 fn small() -> Vec<u8> {
     let tree = Tree::Branch(3, 0.5, Box::new([Tree::Leaf(-1.0), Tree::Leaf(1.0)]));
-    model(&[Sum { base: 0.25, slope: 1.0, feature: 2, trees: vec![tree] }])
+    model(&[Terms { chained: false, base: 0.25, slope: 1.0, feature: 2, trees: vec![tree] }])
 }
 
 proptest! {
@@ -141,11 +148,14 @@ proptest! {
         let told = predictions
             .iter()
             .flat_map(|told| [told.ratio, told.compress_ns_per_byte, told.decompress_ns_per_byte]);
-        for (told, sum) in told.zip(sums.iter().cycle()) {
+        let mut before = [0.0; 3];
+        for (number, (told, sum)) in told.zip(sums.iter().cycle()).enumerate() {
             let linear = sum.slope * values[usize::from(sum.feature)].max(1.0 / 256.0).ln();
             let linear = if sum.slope == 0.0 { 0.0 } else { linear };
             let expected = sum.trees.iter().fold(sum.base + linear, |sum, tree| sum + tree.value(&values));
-            let expected = expected.clamp(-MOST_LOG, MOST_LOG).exp();
+            let start = if sum.chained { before[number % 3] } else { 0.0 };
+            before[number % 3] = (expected + start).clamp(-MOST_LOG, MOST_LOG);
+            let expected = before[number % 3].exp();
             prop_assert!(told.is_finite());
             prop_assert!((told / expected - 1.0).abs() < 1e-5, "{told} {expected}");
         }
@@ -225,14 +235,15 @@ fn newer_foreign_and_malformed_models_are_named() {
         content[sum + at..][..bytes.len()].copy_from_slice(bytes);
         refused(content)
     };
-    assert_eq!(with(0, &f32::NAN.to_le_bytes()), "base is NaN, outside -1000000000..=1000000000");
-    assert_eq!(with(9, &[9]), "depth is 9, outside 0..=8");
+    assert_eq!(with(0, &[0]), "the ratio of none starts from action 0, which is not before it");
+    assert_eq!(with(1, &f32::NAN.to_le_bytes()), "base is NaN, outside -1000000000..=1000000000");
+    assert_eq!(with(10, &[9]), "depth is 9, outside 0..=8");
     let tree = "tree 0 of the ratio of none: node ";
-    assert_eq!(with(9, &[0]), format!("{tree}0 leads deeper than was said"));
-    assert_eq!(with(19, &[0, 0]), format!("{tree}0 leads back"));
-    assert_eq!(with(19, &[9, 0]), format!("{tree}0 leads to none"));
-    assert_eq!(with(19, &[2, 0]), format!("{tree}0 leads where another does"));
-    assert_eq!(with(14, &[LEAF]), format!("{tree}1 is led to by none"));
+    assert_eq!(with(10, &[0]), format!("{tree}0 leads deeper than was said"));
+    assert_eq!(with(20, &[0, 0]), format!("{tree}0 leads back"));
+    assert_eq!(with(20, &[9, 0]), format!("{tree}0 leads to none"));
+    assert_eq!(with(20, &[2, 0]), format!("{tree}0 leads where another does"));
+    assert_eq!(with(15, &[LEAF]), format!("{tree}1 is led to by none"));
     let mut slower = content();
     slower[sum - 80..sum - 76].copy_from_slice(&(-1.0_f32).to_le_bytes());
     assert_eq!(refused(slower), "reference time is -1, outside 0..=1000000");

@@ -1,0 +1,257 @@
+"""How good choices are: cost against a measured oracle, and against what needs no model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dwcp_fast.train.selector.baselines import BASELINES, FALLBACK, HINDSIGHT
+from dwcp_fast.train.selector.choosing import AS_IT_IS, Rule, choose, costs_of, predicted_logarithms
+from dwcp_fast.train.selector.costs import Costs, Overlap, Situation, grid
+from dwcp_fast.train.selector.forest import Forest
+from dwcp_fast.train.selector.table import CostTable
+
+__all__ = ["TIE", "Outcome", "by_family", "evaluate", "outcomes", "summary"]
+
+OVERLAPS: Final[tuple[Overlap, Overlap]] = ("sequential", "pipelined")
+TIE: Final = 1.02
+"""Actions that cost up to this much of the best one's are as right as it is."""
+CLOSE: Final = 1.05
+BOOTSTRAPS: Final = 1000
+GUARDED: Final = (AS_IT_IS, FALLBACK)
+"""What choosing must never be much worse than."""
+UNSEEN_LINKS_BPS: Final = (33e6, 730e6, 3.3e9, 7e9, 17e9)
+THROTTLED: Final = (0.1,)
+
+Floats = NDArray[np.float64]
+Choices = NDArray[np.intp]
+Chooser = Callable[[Sequence[Situation]], Choices]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What choices cost.
+
+    Attributes:
+        situations: Where they were taken.
+        files: The file of each row.
+        raw_bytes: Its length.
+        chosen: Seconds of the choice, situations x rows.
+        best: Seconds of the best action there, likewise.
+        guarded: Seconds of each of GUARDED, each likewise.
+    """
+
+    situations: tuple[Situation, ...]
+    files: NDArray[np.str_]
+    raw_bytes: Floats
+    chosen: Floats
+    best: Floats
+    guarded: Floats
+
+    @classmethod
+    def of(cls, table: CostTable, situations: Sequence[Situation], choices: Choices) -> "Outcome":
+        """Look up what choices cost."""
+        costs = costs_of(table)
+        rows = np.arange(len(table))
+        seconds = [costs.seconds(at) for at in situations]
+        return cls(
+            tuple(situations),
+            table.files,
+            table.raw_bytes.astype(np.float64),
+            np.array([of[rows, taken] for of, taken in zip(seconds, choices, strict=True)]),
+            np.array([of.min(axis=1) for of in seconds]),
+            np.array([[of[:, table.actions.index(name)] for of in seconds] for name in GUARDED]),
+        )
+
+    def efficiency(self) -> Floats:
+        """Give, for each situation, the oracle's total cost by that of the choices, at most 1."""
+        efficiency: Floats = self.best.sum(axis=1) / self.chosen.sum(axis=1)
+        return efficiency
+
+    def by_link(self) -> dict[float, float]:
+        """Give the efficiency for each link, the mean of the CPU shares."""
+        links = np.array([at.link_bps for at in self.situations])
+        return {float(link): float(self.efficiency()[links == link].mean()) for link in np.unique(links)}
+
+    def within(self, factor: float) -> float:
+        """Give the share of decisions that cost at most `factor` of the best one."""
+        return float((self.chosen <= factor * self.best).mean())
+
+    def regret_s_per_gb(self) -> Floats:
+        """Give the seconds lost by each decision for each gigabyte, situations x rows."""
+        return (self.chosen - self.best) / self.raw_bytes * 1e9
+
+    def against_guarded(self, groups: NDArray[np.str_]) -> Floats:
+        """Give, for each situation and group of rows, the cost by that of the better of GUARDED."""
+        sums = [
+            np.array([part[:, groups == group].sum(axis=1) for group in np.unique(groups)]).T
+            for part in (self.chosen, *self.guarded)
+        ]
+        ratio: Floats = sums[0] / np.minimum(sums[1], sums[2])
+        return ratio
+
+    def interval(self, seed: int) -> tuple[float, float]:
+        """Give the 95 % interval of the mean efficiency, by drawing files again."""
+        names, of = np.unique(self.files, return_inverse=True)
+        best = np.array([np.bincount(of, row, len(names)) for row in self.best])
+        chosen = np.array([np.bincount(of, row, len(names)) for row in self.chosen])
+        drawn = np.random.default_rng(seed).multinomial(len(names), [1 / len(names)] * len(names), BOOTSTRAPS)
+        means = ((drawn @ best.T) / (drawn @ chosen.T)).mean(axis=1)
+        low, high = np.quantile(means, (0.025, 0.975))
+        return float(low), float(high)
+
+
+def outcomes(table: CostTable, chooser: Chooser, **axes: Sequence[float]) -> dict[Overlap, Outcome]:
+    """Let a chooser choose everywhere on the grid, for both overlaps."""
+    found = {}
+    for overlap in OVERLAPS:
+        situations = grid(overlap, **axes)
+        found[overlap] = Outcome.of(table, situations, chooser(situations))
+    return found
+
+
+def summary(found: dict[Overlap, Outcome]) -> dict[str, Any]:
+    """Give the figures of one way to choose."""
+    links = {overlap: outcome.by_link() for overlap, outcome in found.items()}
+    overlap, link = min(
+        ((overlap, link) for overlap, by in links.items() for link in by), key=lambda at: links[at[0]][at[1]]
+    )
+    cells = np.concatenate([outcome.efficiency() for outcome in found.values()])
+    return {
+        "efficiency_sequential": float(found["sequential"].efficiency().mean()),
+        "efficiency_pipelined": float(found["pipelined"].efficiency().mean()),
+        "worst_link": links[overlap][link],
+        "worst_link_at": {"link_bps": link, "overlap": overlap},
+        "worst_cell": float(cells.min()),
+        "within_5pct": float(np.mean([outcome.within(CLOSE) for outcome in found.values()])),
+        "top1": float(np.mean([outcome.within(TIE) for outcome in found.values()])),
+    }
+
+
+def regrets(found: dict[Overlap, Outcome]) -> dict[str, float]:
+    """Give mean and 99th percentile of the seconds lost for each gigabyte."""
+    lost = np.concatenate([outcome.regret_s_per_gb().ravel() for outcome in found.values()])
+    raw = np.concatenate([np.tile(o.raw_bytes, len(o.situations)) for o in found.values()])
+    return {
+        "regret_mean_s_per_gb": float(np.average(lost, weights=raw)),
+        "regret_p99_s_per_gb": float(np.quantile(lost, 0.99)),
+    }
+
+
+def guarding(found: dict[Overlap, Outcome], table: CostTable) -> dict[str, Any]:
+    """Compare with always none and always zstd:1, file by file and over everything."""
+    worst: tuple[float, dict[str, Any]] = (0.0, {})
+    every, shares = [], []
+    names = np.unique(table.files)
+    for overlap, outcome in found.items():
+        ratio = outcome.against_guarded(table.files)
+        every.append(outcome.against_guarded(np.zeros(len(table), "U1")))
+        shares.append(ratio > TIE)
+        at, file = np.unravel_index(int(ratio.argmax()), ratio.shape)
+        place = outcome.situations[int(at)]
+        where = {
+            "file": str(names[file]),
+            "rows": int((table.files == names[file]).sum()),
+            "link_bps": place.link_bps,
+            "cpu_share": place.cpu_share,
+            "overlap": overlap,
+        }
+        worst = max(worst, (float(ratio.max()), where), key=lambda pair: pair[0])
+    return {
+        "guard_worst": worst[0],
+        "guard_worst_at": worst[1],
+        "guard_over_2pct": float(np.mean(shares)),
+        "guard_worst_overall": float(np.max(every)),
+    }
+
+
+def noise_ceiling(table: CostTable) -> dict[str, Any]:
+    """Let the oracle choose by a second measurement, and judge it by the first: nobody can do better."""
+    again = Costs.of(table.sizes, table.again_ns, table.decompress_ns)
+
+    def chooser(situations: Sequence[Situation]) -> Choices:
+        return np.array([again.seconds(at).argmin(axis=1) for at in situations], np.intp)
+
+    figures = summary(outcomes(table, chooser))
+    del figures["worst_link_at"]
+    return figures
+
+
+def evaluate(
+    forest: Forest, table: CostTable, learned: CostTable, *, rule: Rule | None = None, seed: int = 1
+) -> dict[str, Any]:
+    """Judge a model.
+
+    Args:
+        forest: The model.
+        table: Rows that it has not seen.
+        learned: Rows that it was fitted to: what the baselines that need any may learn from.
+        rule: How it chooses.
+        seed: Of the intervals.
+
+    Returns:
+        The figures, ready for JSON.
+
+    Raises:
+        ConfigError: The table lacks a feature of the model.
+    """
+    predicted = predicted_logarithms(forest, table)
+
+    def by_model(situations: Sequence[Situation]) -> Choices:
+        return choose(predicted, table, situations, rule)
+
+    def uncorrected(situations: Sequence[Situation]) -> Choices:
+        return choose(predicted, table, situations, rule, corrected=False)
+
+    found = outcomes(table, by_model)
+    intervals = {
+        f"efficiency_{overlap}_interval": outcome.interval(seed) for overlap, outcome in found.items()
+    }
+    baselines = {}
+    for name, baseline in BASELINES.items():
+        ruled = outcomes(table, partial(baseline, table, learned))
+        baselines[name] = {**summary(ruled), "hindsight": name in HINDSIGHT}
+        baselines[name]["guard_worst_overall"] = guarding(ruled, table)["guard_worst_overall"]
+    return {
+        "rows": len(table),
+        "files": len(np.unique(table.files)),
+        "families": len(np.unique(table.families)),
+        **summary(found),
+        **intervals,
+        **regrets(found),
+        **guarding(found, table),
+        "noise_ceiling": noise_ceiling(table),
+        "without_correction": summary(outcomes(table, uncorrected)),
+        "by_link": {
+            overlap: {f"{link:.0f}": e for link, e in o.by_link().items()} for overlap, o in found.items()
+        },
+        "by_cpu_share": by_cpu_share(found),
+        "by_family": by_family(found, table),
+        "unseen_links": summary(outcomes(table, by_model, links_bps=UNSEEN_LINKS_BPS)),
+        "throttled": summary(outcomes(table, by_model, cpu_shares=THROTTLED)),
+        "baselines": baselines,
+    }
+
+
+def by_cpu_share(found: dict[Overlap, Outcome]) -> dict[str, dict[str, float]]:
+    """Give the efficiency for each CPU share, the mean of the links."""
+    told: dict[str, dict[str, float]] = {}
+    for overlap, outcome in found.items():
+        shares = np.array([at.cpu_share for at in outcome.situations])
+        told[overlap] = {f"{s:g}": float(outcome.efficiency()[shares == s].mean()) for s in np.unique(shares)}
+    return told
+
+
+def by_family(found: dict[Overlap, Outcome], table: CostTable) -> dict[str, dict[str, float]]:
+    """Give the efficiency for each family."""
+    told: dict[str, dict[str, float]] = {}
+    for family in np.unique(table.families):
+        rows = table.families == family
+        told[str(family)] = {
+            overlap: float((o.best[:, rows].sum(axis=1) / o.chosen[:, rows].sum(axis=1)).mean())
+            for overlap, o in found.items()
+        } | {"rows": int(rows.sum())}
+    return told
