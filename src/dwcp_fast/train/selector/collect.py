@@ -35,7 +35,7 @@ PAGE_BYTES: Final = 4 * KIB
 SLOW_NS: Final = 6_000_000
 """What takes longer than this is repeated once less: noise is a smaller part of it."""
 SAMPLE_WIDTH: Final = 4
-SAMPLE_REPEATS: Final = 15
+SAMPLE_REPEATS: Final = 8
 JOURNAL_NAME: Final = "unfinished.jsonl"
 JOURNAL_VERSION: Final = 1
 Costs = dict[str, tuple[int, int, int]]
