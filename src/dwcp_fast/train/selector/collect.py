@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Self
 
-from dwcp_fast import _core
+from dwcp_fast import __version__, _core
 from dwcp_fast.errors import ConfigError, DwcpError, FormatError
 from dwcp_fast.options import check_int, check_seconds
 from dwcp_fast.train.selector.content import Content, Deadline
@@ -360,6 +360,8 @@ def write(
         {
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
+            # The codecs' libraries are built in, so that this says which they are.
+            "versions": {"dwcp_fast": __version__},
             "calibration_ns_per_byte": calibration(actions),
             "settings": {**asdict(options), "block_bytes": BLOCK_BYTES},
             "actions": actions,
