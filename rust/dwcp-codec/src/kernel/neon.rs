@@ -128,23 +128,34 @@ for_neon! {
 
     /// The split of sixteen elements at a time.
     fn split_parts[const W: usize](transform: Transform, src: &[u8], base: &[u8], planes: &mut [u8]) {
-        let uses_base = !matches!(transform, Transform::Keep | Transform::Rotate);
-        let count = src.len() / W;
-        let (parts, _) = src.as_chunks::<PART_BYTES>();
-        let (base_parts, _) = if uses_base { base } else { src }.as_chunks::<PART_BYTES>();
-        let groups = parts.as_chunks::<W>().0.iter().zip(base_parts.as_chunks::<W>().0);
-        let mut done = 0;
-        for (src, base) in groups {
-            let mut registers: [uint8x16_t; W] = std::array::from_fn(|i| {
-                let (src, base) = (load(&src[i]), load(&base[i]));
-                match transform {
-                    Transform::Keep => src,
-                    Transform::Rotate => rotate::<W>(src),
-                    Transform::Xor => veorq_u8(src, base),
-                    Transform::Zigzag => zigzag::<W>(src, base),
-                    Transform::ZigzagBack => zigzag::<W>(base, src),
-                }
-            });
+        let done = match transform {
+            Transform::Keep => split_with::<W>(src, src, planes, |src, _| src),
+            Transform::Rotate => split_with::<W>(src, src, planes, |src, _| rotate::<W>(src)),
+            Transform::Xor => split_with::<W>(src, base, planes, |src, base| veorq_u8(src, base)),
+            Transform::Zigzag => split_with::<W>(src, base, planes, |src, base| zigzag::<W>(src, base)),
+            Transform::ZigzagBack => split_with::<W>(src, base, planes, |src, base| zigzag::<W>(base, src)),
+        };
+        split_from(transform, W, done, src, base, planes);
+    }
+
+    /// Splits as many whole groups as there are, and returns how many bytes that was.
+    fn split_with[const W: usize](
+        src: &[u8],
+        base: &[u8],
+        planes: &mut [u8],
+        change: impl Fn(uint8x16_t, uint8x16_t) -> uint8x16_t,
+    ) -> usize {
+        let (src_groups, _) = src.as_chunks::<PART_BYTES>().0.as_chunks::<W>();
+        let (base_groups, _) = base.as_chunks::<PART_BYTES>().0.as_chunks::<W>();
+        let groups = src_groups.len();
+        let mut planes = planes.chunks_exact_mut((src.len() / W).max(1));
+        let mut planes: [&mut [Part]; W] = std::array::from_fn(|_| {
+            // As many as there are groups, known to the compiler.
+            planes.next().map_or(&mut [][..], |plane| &mut plane.as_chunks_mut().0[..groups])
+        });
+        for (index, (src, base)) in src_groups.iter().zip(base_groups).enumerate() {
+            let mut registers: [uint8x16_t; W] =
+                std::array::from_fn(|i| change(load(&src[i]), load(&base[i])));
             for _ in 0..W.ilog2() {
                 let zipped = registers;
                 for i in 0..W / 2 {
@@ -153,25 +164,40 @@ for_neon! {
                     registers[W / 2 + i] = vuzp2q_u8(a, b);
                 }
             }
-            for (position, register) in registers.into_iter().enumerate() {
-                if let Some(place) = planes[position * count + done..].first_chunk_mut() {
-                    store(place, register);
-                }
+            for (plane, register) in planes.iter_mut().zip(registers) {
+                store(&mut plane[index], register);
             }
-            done += PART_BYTES;
         }
-        split_from(transform, W, done * W, src, base, planes);
+        groups * W * PART_BYTES
     }
 
     /// The join of sixteen elements at a time.
     fn join_parts[const W: usize](transform: Transform, planes: &[&[u8]; 8], dst: &mut [u8]) {
-        let (parts, _) = dst.as_chunks_mut::<PART_BYTES>();
-        let (groups, _) = parts.as_chunks_mut::<W>();
-        let done = groups.len() * PART_BYTES;
+        let done = match transform {
+            Transform::Keep => join_with::<W>(planes, dst, |changed, _| changed),
+            Transform::Rotate => join_with::<W>(planes, dst, |changed, _| rotate_back::<W>(changed)),
+            Transform::Xor => join_with::<W>(planes, dst, |changed, base| veorq_u8(changed, base)),
+            Transform::Zigzag => join_with::<W>(planes, dst, |changed, base| zigzag_onto::<W>(changed, base)),
+            Transform::ZigzagBack => join_with::<W>(planes, dst, |changed, base| {
+                let zero = vdupq_n_u8(0);
+                zigzag_onto::<W>(zigzag::<W>(zero, zigzag_onto::<W>(changed, zero)), base)
+            }),
+        };
+        join_from(transform, W, done, planes, dst);
+    }
+
+    /// Joins as many whole groups as there are, and returns how many bytes that was.
+    fn join_with[const W: usize](
+        planes: &[&[u8]; 8],
+        dst: &mut [u8],
+        change: impl Fn(uint8x16_t, uint8x16_t) -> uint8x16_t,
+    ) -> usize {
+        let (groups, _) = dst.as_chunks_mut::<PART_BYTES>().0.as_chunks_mut::<W>();
+        // As many as there are groups, known to the compiler.
+        let planes: [&[Part]; W] =
+            std::array::from_fn(|position| &planes[position].as_chunks().0[..groups.len()]);
         for (index, group) in groups.iter_mut().enumerate() {
-            let mut registers: [uint8x16_t; W] = std::array::from_fn(|position| {
-                planes[position][index * PART_BYTES..].first_chunk().map_or(vdupq_n_u8(0), |part| load(part))
-            });
+            let mut registers: [uint8x16_t; W] = std::array::from_fn(|position| load(&planes[position][index]));
             for _ in 0..W.ilog2() {
                 let split = registers;
                 for i in 0..W / 2 {
@@ -181,20 +207,10 @@ for_neon! {
                 }
             }
             for (place, changed) in group.iter_mut().zip(registers) {
-                let joined = match transform {
-                    Transform::Keep => changed,
-                    Transform::Rotate => rotate_back::<W>(changed),
-                    Transform::Xor => veorq_u8(changed, load(place)),
-                    Transform::Zigzag => zigzag_onto::<W>(changed, load(place)),
-                    Transform::ZigzagBack => {
-                        let zero = vdupq_n_u8(0);
-                        zigzag_onto::<W>(zigzag::<W>(zero, zigzag_onto::<W>(changed, zero)), load(place))
-                    }
-                };
-                store(place, joined);
+                store(place, change(changed, load(place)));
             }
         }
-        join_from(transform, W, done * W, planes, dst);
+        groups.len() * W * PART_BYTES
     }
 
     /// The zigzags of `new - old`, of elements of 2, 4 or 8 bytes.
