@@ -1,5 +1,5 @@
-//! The loops for NEON, where a compiler makes more instructions of the plain ones: no 64-bit products for masks of
-//! bytes, and no unzipping for planes.
+//! The loops for NEON, where a compiler makes more instructions of the plain ones: it has no 64-bit products for masks
+//! of bytes, and does not unzip planes or zip more than two.
 
 use std::arch::aarch64::*;
 
@@ -89,9 +89,9 @@ neon! {
 
     fn join_neon(transform: Transform, width: usize, planes: &[&[u8]; 8], dst: &mut [u8]) {
         match width {
-            2 => join_parts::<2>(transform, planes, dst),
             4 => join_parts::<4>(transform, planes, dst),
             8 => join_parts::<8>(transform, planes, dst),
+            // Two planes are zipped by the compiler as well.
             _ => join_portable(transform, width, planes, dst),
         }
     }
@@ -231,14 +231,9 @@ for_neon! {
         }
     }
 
-    /// The elements whose zigzags from `old` are given.
+    /// The elements of 4 or 8 bytes whose zigzags from `old` are given.
     fn zigzag_onto[const W: usize](zigzag: uint8x16_t, old: uint8x16_t) -> uint8x16_t {
         match W {
-            2 => {
-                let (zigzag, old) = (vreinterpretq_u16_u8(zigzag), vreinterpretq_u16_u8(old));
-                let sign = vsubq_u16(vdupq_n_u16(0), vandq_u16(zigzag, vdupq_n_u16(1)));
-                vreinterpretq_u8_u16(vaddq_u16(old, veorq_u16(vshrq_n_u16::<1>(zigzag), sign)))
-            }
             4 => {
                 let (zigzag, old) = (vreinterpretq_u32_u8(zigzag), vreinterpretq_u32_u8(old));
                 let sign = vsubq_u32(vdupq_n_u32(0), vandq_u32(zigzag, vdupq_n_u32(1)));
@@ -252,7 +247,7 @@ for_neon! {
         }
     }
 
-    /// Each element rotated left by one bit.
+    /// Each element of 2, 4 or 8 bytes rotated left by one bit.
     fn rotate[const W: usize](elements: uint8x16_t) -> uint8x16_t {
         match W {
             2 => {
@@ -270,13 +265,9 @@ for_neon! {
         }
     }
 
-    /// Each element rotated right by one bit.
+    /// Each element of 4 or 8 bytes rotated right by one bit.
     fn rotate_back[const W: usize](elements: uint8x16_t) -> uint8x16_t {
         match W {
-            2 => {
-                let elements = vreinterpretq_u16_u8(elements);
-                vreinterpretq_u8_u16(vsliq_n_u16::<15>(vshrq_n_u16::<1>(elements), elements))
-            }
             4 => {
                 let elements = vreinterpretq_u32_u8(elements);
                 vreinterpretq_u8_u32(vsliq_n_u32::<31>(vshrq_n_u32::<1>(elements), elements))
