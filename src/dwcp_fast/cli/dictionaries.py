@@ -35,9 +35,8 @@ def read_dictionary(path: Path | None) -> Dictionary | None:
     with path.open("rb") as file:
         data = file.read(MAX_DICTIONARY_BYTES + 1)
     if len(data) > MAX_DICTIONARY_BYTES:
-        raise ConfigError(
-            f"{path} has {path.stat().st_size} bytes: the dictionary of a transfer may have {MAX_DICTIONARY_BYTES}"
-        )
+        length = path.stat().st_size
+        raise ConfigError(f"{path} has {length} bytes: a dictionary here may have {MAX_DICTIONARY_BYTES}")
     return Dictionary(data)
 
 
