@@ -22,7 +22,7 @@ import dwcp_fast as dwcp
 from dwcp_fast import codec, errors
 from dwcp_fast.buffers import BufferLike
 
-CODECS = ["auto", "none", "lz4", "zstd", "zstd:1", "zstd:-5", "zstd:19"]
+CODECS = ["auto", "none", "lz4", "lz4:8", "zstd", "zstd:1", "zstd:-5", "zstd:19"]
 TEXT = b"the state of the machine, page by page; " * 4000
 
 

@@ -111,7 +111,8 @@ def encode(
         new: The version that it shall hold.
         dtype: Type of the elements (``"bf16"``, ``"fp16"``, ``"fp32"``, ``"fp64"``, ``"int64"`` and so on),
             which makes patches of numbers smaller; None to find it out block by block.
-        codec: Codec of what is told in full: ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
+        codec: Codec of what is told in full: ``"none"``, ``"lz4"``,
+            ``"lz4:ACCELERATION"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
         search: Whether to look for content that moved, where a block is not much like the base's.
         threads: How many threads work on it, 1 to 256. The patch does not depend on it.
