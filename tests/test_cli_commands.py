@@ -39,6 +39,7 @@ def test_help_begins_with_an_example(name: tuple[str, ...], capsys: pytest.Captu
         (["send", "x", "--to", "h:1", "--cert", "c"], "--key"),
         (["send", "x", "--to", "h:1", "--base", "none", "--base", "y"], "--base"),
         (["send", "x", "--to", "h:1", "--base", "missing"], "missing"),
+        (["recv", "--into", "x", "--dict-dir", "missing"], "missing"),
         (["recv", "--into", "x", "--allow-v1", "nonsense"], "nonsense"),
         (["recv"], "--into"),
         (["delta", "diff", "a", "b", "-o", "missing/p"], "missing is no directory"),

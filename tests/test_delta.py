@@ -84,6 +84,49 @@ def test_a_chain_is_taken_wherever_a_patch_is() -> None:
         delta.apply(delta.encode(steps[0], steps[1]) + delta.encode(steps[2], steps[3]), steps[0])
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_applying_a_patch_again_changes_nothing(threads: int, tmp_path: Path) -> None:
+    old, new = versions(3_000_000)
+    patch = delta.encode(old, new, block_bytes=BLOCK)
+    assert delta.apply(patch, new, threads=threads) == new
+    out = bytearray(len(new))
+    delta.apply_onto(patch, new, out, threads=threads)
+    assert out == new
+    with pytest.raises(errors.DeltaError, match="target buffer"):
+        delta.apply_onto(patch, new, bytearray(len(new) + 1), threads=threads)
+    held = bytearray(old)
+    same_length = delta.encode(old, new[: len(old)], block_bytes=BLOCK)
+    for _ in range(2):
+        delta.apply_into(same_length, held, threads=threads)
+        assert held == new[: len(old)]
+    (tmp_path / "patch").write_bytes(patch)
+    (tmp_path / "held").write_bytes(old)
+    for _ in range(2):
+        told = delta.apply_files(tmp_path / "patch", tmp_path / "held", tmp_path / "held", threads=threads)
+        assert (tmp_path / "held").read_bytes() == new and told.target_bytes == len(new)
+
+
+def test_a_chain_goes_on_from_any_of_its_versions() -> None:
+    steps = [b"version 1", b"the second version", b"a third", b"version 4"]
+    chain = b"".join(delta.encode(old, new) for old, new in pairwise(steps))
+    for held in steps:
+        assert delta.apply(chain, held) == steps[-1]
+        out = bytearray(9)
+        delta.apply_onto(chain, held, out)
+        assert out == steps[-1]
+    for length, held in ((9, steps[0]), (9, steps[3]), (18, steps[1])):
+        buffer = bytearray(held)
+        if length == 9:
+            delta.apply_into(chain, buffer)
+            assert buffer == steps[-1]
+        else:
+            with pytest.raises(errors.BaseMismatchError, match="18 bytes"):
+                delta.apply_into(chain, buffer)
+            assert buffer == held
+    with pytest.raises(errors.BaseMismatchError):
+        delta.apply(chain, b"version 5")
+
+
 def test_apply_onto_refuses_a_buffer_of_another_length_or_shared_memory() -> None:
     patch = delta.encode(b"version 1", b"version 2")
     with pytest.raises(errors.DeltaError, match="10 bytes, expected 9"):
@@ -259,8 +302,10 @@ def test_a_snapshot_makes_the_patches_that_encode_makes() -> None:
     assert receiver.view() == sender.view() == new
     assert receiver.digest == sender.digest == delta.info(patch).target_digest
     assert sender.size == len(new)
+    receiver.apply(patch)
+    assert receiver.view() == new
     with pytest.raises(errors.BaseMismatchError):
-        receiver.apply(patch)
+        receiver.apply(delta.encode(old, old[:-1] + b"?", block_bytes=BLOCK))
     assert receiver.view() == new
 
 

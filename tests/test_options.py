@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dwcp_fast import options
+from dwcp_fast.dictionary import Dictionary
 from dwcp_fast.errors import ConfigError
 from dwcp_fast.options import ReceiveOptions, SendOptions, parse_bytes, parse_duration, parse_rate
 
@@ -73,6 +74,7 @@ def test_a_rate_needs_a_unit() -> None:
         ("streams", True),
         ("codec", "brotli"),
         ("codec", "zstd:"),
+        ("dictionary", Dictionary(bytes(1_048_553))),
         ("block_bytes", 1000),
         ("block_bytes", 3 << 20),
         ("block_bytes", 8 << 20),
@@ -102,6 +104,7 @@ def test_a_send_option_out_of_range_is_named(field: str, value: object) -> None:
         ("max_total_bytes", -1),
         ("max_entries", 1 << 21),
         ("max_block_bytes", 100),
+        ("max_dictionary_bytes", 1_048_553),
         ("max_lanes", 300),
         ("idle_timeout_s", 0),
         ("handshake_timeout_s", 1e9),
@@ -117,7 +120,8 @@ def test_a_receive_option_out_of_range_is_named(field: str, value: object) -> No
 
 def test_options_that_are_in_range_are_taken() -> None:
     SendOptions(streams=256, codec="zstd:-7", block_bytes=4 << 20, reconnect_s=0, base=(Path("x"),))
-    ReceiveOptions(allow_v1=("10.1.2.3/8", "::1"), max_lanes=1)
+    SendOptions(dictionary=Dictionary(bytes(1_048_552)))
+    ReceiveOptions(allow_v1=("10.1.2.3/8", "::1"), max_lanes=1, max_dictionary_bytes=0)
 
 
 def test_the_examples_in_the_documentation_hold() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from oracle import content, wire
 
@@ -104,6 +105,23 @@ def test_block_bodies_and_digests_yield_the_tree_and_transfer_digests() -> None:
         content.transfer_digest(bytes.fromhex(finish["transfer_id"]), trees).hex()
         == finish["transfer_digest"]
     )
+
+
+def test_a_block_is_made_with_the_dictionary_that_was_given_before_it_and_with_no_other() -> None:
+    sent, answers = decode("dictionary-sender"), decode("dictionary-receiver")
+    words = [frame.fields["word"] for frame in sent + answers if frame.name == "dictionary"]
+    assert words == [wire.ANNOUNCED, wire.GIVEN, wire.ANNOUNCED, wire.WANTED, wire.DECLINED]
+    announced, given = [frame.fields for frame in sent if frame.name == "dictionary"][:2]
+    known = bytes.fromhex(given["content_hex"])
+    assert content.digest(known).hex() == announced["digest"] == given["digest"]
+    made, declined = (frame for frame in sent if frame.name == "block")
+    assert made.fields["codec"] == wire.ZSTD_DICTIONARY and declined.fields["codec"] == wire.NONE
+    record = content.decode_block(made.fields, made.body, dictionary=known)
+    assert record == content.decode_block(declined.fields, declined.body)
+    with pytest.raises(wire.WireError, match="no dictionary"):
+        content.decode_block(made.fields, made.body)
+    with pytest.raises((wire.WireError, zstandard.ZstdError)):
+        content.decode_block(made.fields, made.body, dictionary=record)
 
 
 @pytest.mark.parametrize("name", STREAMS)

@@ -30,6 +30,7 @@ __all__ = [
     "Sender",
     "Server",
     "Snapshot",
+    "calibration_sample",
     "compress",
     "compress_into",
     "compress_pages",
@@ -58,6 +59,7 @@ __all__ = [
     "staged_transfers",
 ]
 
+def calibration_sample() -> bytes: ...
 def compress(buf: BufferLike, codec: str, checksum: bool, dictionary: Dictionary | None) -> bytes: ...
 def compress_into(
     buf: BufferLike, out: BufferLike, codec: str, checksum: bool, dictionary: Dictionary | None

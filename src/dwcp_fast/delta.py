@@ -3,11 +3,14 @@
 A patch (``DWCD``) tells each block of the new version in the cheapest way: as in the base, by what differs
 from the base at the same place, by where its content is elsewhere in the base or earlier in the new
 version, or in full. It names the exact base it was made from by its tree digest, and carries a digest of
-every block. Applying it to anything else raises :class:`~dwcp_fast.errors.BaseMismatchError` before a byte
-is written.
+every block. Applying it to any other version but the one it makes raises
+:class:`~dwcp_fast.errors.BaseMismatchError` before a byte is written.
 
 Patches may stand one behind the other, each for the version that the one before makes: a chain, which is
 taken wherever a patch is.
+
+Applying is idempotent: what is the new version already is left, or given back, as it is, and what is a
+version in the middle of a chain goes on from there.
 
 Buffers are taken as in :mod:`dwcp_fast.codec`: C-contiguous, without copying, the interpreter released.
 """
@@ -142,14 +145,14 @@ def apply(patch: BufferLike, old: BufferLike, *, threads: int = 1) -> bytes:
 
     Args:
         patch: What :func:`encode` made, or several of these, one behind the other.
-        old: The exact version the patch was made from.
+        old: The exact version the patch was made from, or the one that it makes.
         threads: How many threads work on it, 1 to 256.
 
     Returns:
         The new version, every block verified.
 
     Raises:
-        BaseMismatchError: `old` is another version.
+        BaseMismatchError: `old` is neither of them.
         FormatError: The patch is damaged.
         ConfigError: `threads` cannot be used.
         BufferError: A buffer is not C-contiguous.
@@ -169,7 +172,7 @@ def apply_onto(patch: BufferLike, old: BufferLike, out: BufferLike, *, threads: 
         threads: As for :func:`apply`.
 
     Raises:
-        BaseMismatchError: `old` is another version.
+        BaseMismatchError: `old` is neither of them.
         DeltaError: `out` has another length than the new version.
         FormatError: The patch is damaged.
         ConfigError: `threads` cannot be used.
@@ -192,11 +195,11 @@ def apply_into(patch: BufferLike, old: BufferLike, *, threads: int = 1) -> None:
 
     Args:
         patch: As for :func:`apply`, between versions of the same length.
-        old: A writable buffer with the exact version the patch was made from.
+        old: A writable buffer with the exact version the patch was made from, or the one that it makes.
         threads: As for :func:`apply`.
 
     Raises:
-        BaseMismatchError: `old` holds another version; it is unchanged.
+        BaseMismatchError: `old` holds neither of them; it is unchanged.
         DeltaError: The versions differ in length.
         FormatError: The patch is damaged; `old` is unchanged.
         ConfigError: `threads` cannot be used.
@@ -355,7 +358,7 @@ class Snapshot:
             threads: As for :meth:`advance`.
 
         Raises:
-            BaseMismatchError: The patch is for another version.
+            BaseMismatchError: The patch is for another version, and makes another.
             FormatError: The patch is damaged, or has other blocks.
             ConfigError: `threads` cannot be used.
             BufferError: The length changes while there is a view.
@@ -424,9 +427,9 @@ def apply_files(
 
     Args:
         patch: File with the patch, or several of them, one behind the other.
-        old: File with the exact version the patch was made from.
+        old: File with the exact version the patch was made from, or the one that it makes.
         new: File to write; may be `old`, which is then replaced as one step. Not with `in_place`.
-        in_place: Whether to change `old` itself. If it is the new version already, that is well.
+        in_place: Whether to change `old` itself.
         threads: How many threads work on it, 1 to 256.
 
     Returns:
@@ -434,7 +437,7 @@ def apply_files(
 
     Raises:
         OSError: A file cannot be read or written.
-        BaseMismatchError: `old` is another version.
+        BaseMismatchError: `old` is neither of them.
         DeltaError: `old` was being changed in place when that ended: see :func:`recover`.
         FormatError: The patch is damaged.
         ConfigError: An option cannot be used.

@@ -4,16 +4,19 @@ A dictionary is named by the digest of its bytes. A container that was made with
 reader that holds several knows which to take, and nothing is ever decoded with the wrong one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, Self
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 
-__all__ = ["DEFAULT_MAX_BYTES", "Dictionary", "native"]
+__all__ = ["DEFAULT_MAX_BYTES", "MAX_SENT_BYTES", "Dictionary", "native", "natives"]
 
 DEFAULT_MAX_BYTES: Final = 110 << 10
 """Length to which a dictionary is trained unless told otherwise."""
+
+MAX_SENT_BYTES: Final = (1 << 20) - 24
+"""Longest dictionary that a transfer can use, in bytes: what one frame holds."""
 
 
 class Dictionary:
@@ -90,3 +93,8 @@ class Dictionary:
 def native(dictionary: Dictionary | None) -> _core.Dictionary | None:
     """Give the native half of a dictionary, where there is one."""
     return None if dictionary is None else dictionary._native  # noqa: SLF001
+
+
+def natives(dictionaries: Sequence[Dictionary]) -> list[_core.Dictionary]:
+    """Give the native halves of dictionaries."""
+    return [dictionary._native for dictionary in dictionaries]  # noqa: SLF001

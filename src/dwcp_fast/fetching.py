@@ -6,6 +6,7 @@ from typing import Any
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
+from dwcp_fast.dictionary import natives
 from dwcp_fast.links import Events, NativeLink
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
@@ -42,6 +43,8 @@ class FetchLink(NativeLink):
             "max_block_bytes": receive.max_block_bytes,
             "max_entries": receive.max_entries,
             "max_object_bytes": receive.max_object_bytes,
+            "max_dictionary_bytes": receive.max_dictionary_bytes,
+            "dictionaries": natives(receive.dictionaries),
             "idle_timeout_s": options.idle_timeout_s,
             "connect_timeout_s": options.connect_timeout_s,
             "reconnect_s": options.reconnect_s,

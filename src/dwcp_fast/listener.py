@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from dwcp_fast import _core
 from dwcp_fast.closing import Closing
+from dwcp_fast.dictionary import natives
 from dwcp_fast.errors import ConfigError
 from dwcp_fast.incoming import AsyncIncomingSession, IncomingSession
 from dwcp_fast.links import Events, send_settings
@@ -183,6 +184,8 @@ class Listener(Closing):
             "max_block_bytes": options.max_block_bytes,
             "max_entries": options.max_entries,
             "max_object_bytes": options.max_object_bytes,
+            "max_dictionary_bytes": options.max_dictionary_bytes,
+            "dictionaries": natives(options.dictionaries),
             "idle_timeout_s": options.idle_timeout_s,
             "handshake_timeout_s": options.handshake_timeout_s,
             "senders": receive,

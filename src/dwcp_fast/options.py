@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from dwcp_fast.dictionary import MAX_SENT_BYTES, Dictionary
 from dwcp_fast.errors import ConfigError
 
 __all__ = [
@@ -53,6 +54,10 @@ class SendOptions:
             unless the rollout says otherwise for this node.
         streams: Number of lanes, 1 to 256; None leaves it to the policy.
         codec: ``"auto"``, ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
+        dictionary: What small files or buffers have in common, at most 1 048 552 bytes. It is offered to the
+            receiver, and what is shorter than 128 KiB is made with it if the receiver takes it.
+        codec_model: File with a model for ``codec="auto"``, as ``dwcp select train`` makes it; None for the
+            one that comes with the package.
         block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
         bandwidth_bits_per_s: Most bits per second on the wire, all lanes together; None for no limit.
         timeout_s: Seconds that one transfer may take; None for no limit.
@@ -72,6 +77,8 @@ class SendOptions:
     protocol: Protocol = "auto"
     streams: int | None = None
     codec: str = "auto"
+    dictionary: Dictionary | None = None
+    codec_model: Path | None = None
     block_bytes: int = MIB
     bandwidth_bits_per_s: int | None = None
     timeout_s: float | None = None
@@ -89,6 +96,8 @@ class SendOptions:
         if self.streams is not None:
             check_int("streams", self.streams, 1, MAX_LANES)
         check_codec(self.codec)
+        if self.dictionary is not None:
+            check_sent(self.dictionary)
         check_block_bytes(self.block_bytes)
         if self.bandwidth_bits_per_s is not None:
             check_int("bandwidth_bits_per_s", self.bandwidth_bits_per_s, 8_000, 1 << 50)
@@ -118,6 +127,9 @@ class ReceiveOptions:
         max_total_bytes: Most bytes of buffers held in memory for one transfer.
         max_entries: Most files, directories, links or buffers of one transfer.
         max_block_bytes: Longest block taken: a power of two, 64 KiB to 4 MiB.
+        max_dictionary_bytes: Longest dictionary that a sender may give, 0 to 1 048 552; longer ones are
+            declined, and with 0 a sender offers none.
+        dictionaries: Dictionaries that a sender need not give, since they are known by their digest.
         max_lanes: Most lanes of one session, 1 to 256.
         max_sessions: Most sessions of a listener at once; whoever comes beyond is told to try again.
         idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
@@ -138,6 +150,8 @@ class ReceiveOptions:
     max_total_bytes: int = 1 << 36
     max_entries: int = MAX_ENTRIES
     max_block_bytes: int = MAX_BLOCK_BYTES
+    max_dictionary_bytes: int = MAX_SENT_BYTES
+    dictionaries: tuple[Dictionary, ...] = ()
     max_lanes: int = 64
     max_sessions: int = 64
     idle_timeout_s: float = 30.0
@@ -153,6 +167,7 @@ class ReceiveOptions:
         check_int("max_total_bytes", self.max_total_bytes, 1, MAX_OBJECT_BYTES)
         check_int("max_entries", self.max_entries, 1, MAX_ENTRIES)
         check_block_bytes(self.max_block_bytes, "max_block_bytes")
+        check_int("max_dictionary_bytes", self.max_dictionary_bytes, 0, MAX_SENT_BYTES)
         check_int("max_lanes", self.max_lanes, 1, MAX_LANES)
         check_int("max_sessions", self.max_sessions, 1, MAX_SESSIONS)
         check_seconds("idle_timeout_s", self.idle_timeout_s)
@@ -268,6 +283,13 @@ def check_block_bytes(value: int, field: str = "block_bytes") -> None:
     check_int(field, value, MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)
     if value & (value - 1):
         raise ConfigError(f"{field} is {value}: it must be a power of two")
+
+
+def check_sent(dictionary: Dictionary) -> None:
+    """Refuse a dictionary that no frame can hold."""
+    length = len(dictionary.to_bytes())
+    if length > MAX_SENT_BYTES:
+        raise ConfigError(f"dictionary has {length} bytes: for a transfer it may have {MAX_SENT_BYTES}")
 
 
 def check_threads(value: int) -> None:

@@ -1,13 +1,18 @@
 """What Python and the native side hand each other, field by field."""
 
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
+
+if TYPE_CHECKING:
+    from dwcp_fast import _core
 
 __all__ = [
+    "ActionTold",
     "FetchSettings",
     "PatchTold",
     "ProgressTold",
     "ReceiveSettings",
     "ReceiveTold",
+    "SelectionTold",
     "SendSettings",
     "SendTold",
     "ShareTold",
@@ -46,6 +51,30 @@ class ShareTold(TypedDict):
     wire_bytes: int
 
 
+class ActionTold(TypedDict):
+    """The blocks that one action was chosen for."""
+
+    action: str
+    blocks: int
+    raw_bytes: int
+    wire_bytes: int
+    cpu_seconds: float
+
+
+class SelectionTold(TypedDict):
+    """What was chosen for the blocks of a transfer, and why."""
+
+    has_model: bool
+    actions: list[ActionTold]
+    reasons: dict[str, int]
+    price: float
+    link_bytes_per_s: float | None
+    processors: float
+    blocked_share: float
+    trials: int
+    guard_trips: int
+
+
 class SendTold(TypedDict):
     """What a sender did for one transfer."""
 
@@ -70,6 +99,7 @@ class SendTold(TypedDict):
     cpu_seconds: float
     rtt_ms: float | None
     codec_mix: list[ShareTold]
+    selection: SelectionTold | None
 
 
 class ReceiveTold(TypedDict):
@@ -111,6 +141,8 @@ class SendSettings(TypedDict):
     lanes: int
     block_bytes: int
     codec: str
+    dictionary: "_core.Dictionary | None"
+    codec_model: "_core.SelectorModel | None"
     idle_timeout_s: float
     connect_timeout_s: float
     reconnect_s: float
@@ -127,6 +159,8 @@ class FetchSettings(TypedDict):
     max_block_bytes: int
     max_entries: int
     max_object_bytes: int
+    max_dictionary_bytes: int
+    dictionaries: "list[_core.Dictionary]"
     idle_timeout_s: float
     connect_timeout_s: float
     reconnect_s: float
@@ -140,6 +174,8 @@ class ReceiveSettings(TypedDict):
     max_block_bytes: int
     max_entries: int
     max_object_bytes: int
+    max_dictionary_bytes: int
+    dictionaries: "list[_core.Dictionary]"
     idle_timeout_s: float
     handshake_timeout_s: float
     senders: bool

@@ -3,7 +3,20 @@
 import lz4.block
 import zstandard
 
-from oracle.wire import DIFFERENCE, FILL, LZ4, NONE, PLAIN, PLANES, RUNS, SPARSE, ZSTD, Fields, require
+from oracle.wire import (
+    DIFFERENCE,
+    FILL,
+    LZ4,
+    NONE,
+    PLAIN,
+    PLANES,
+    RUNS,
+    SPARSE,
+    ZSTD,
+    ZSTD_DICTIONARY,
+    Fields,
+    require,
+)
 
 MANTISSA = {2: 3, 4: 2, 8: 1}
 
@@ -56,9 +69,9 @@ class Payload(Fields):
         return out
 
 
-def unzstd(data: bytes, size: int, prefix: bytes = b"") -> bytes:
-    """Decode zstd frames to exactly `size` bytes, with what stands before them."""
-    known = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+def unzstd(data: bytes, size: int, prefix: bytes = b"", kind: int = zstandard.DICT_TYPE_RAWCONTENT) -> bytes:
+    """Decode zstd frames to exactly `size` bytes, with what stands before them or a dictionary."""
+    known = zstandard.ZstdCompressionDict(prefix, dict_type=kind)
     decoder = zstandard.ZstdDecompressor(dict_data=known if prefix else None, max_window_size=1 << 30)
     raw = b""
     while data:
@@ -74,7 +87,7 @@ def unzigzag(value: int) -> int:
     return value >> 1 ^ -(value & 1)
 
 
-def decode(kind: int, codec: int, payload: bytes, base: bytes, size: int) -> bytes:
+def decode(kind: int, codec: int, payload: bytes, base: bytes, size: int, dictionary: bytes = b"") -> bytes:
     """Decode a block of `size` bytes; `base` holds the base's bytes at the same offset, if any."""
     require(kind == PLAIN or codec == NONE, "a codec for a coded block")
     if kind == PLAIN:
@@ -83,6 +96,9 @@ def decode(kind: int, codec: int, payload: bytes, base: bytes, size: int) -> byt
             raw = lz4.block.decompress(payload, uncompressed_size=size)
         elif codec == ZSTD:
             raw = unzstd(payload, size)
+        elif codec == ZSTD_DICTIONARY:
+            require(dictionary != b"", "no dictionary was agreed on")
+            raw = unzstd(payload, size, dictionary, zstandard.DICT_TYPE_AUTO)
         require(len(raw) == size, f"{len(raw)} bytes where {size} are due")
         return raw
     if kind == FILL:

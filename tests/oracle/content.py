@@ -38,14 +38,15 @@ def check_offer(offer: dict[str, Any], entries: Sequence[dict[str, Any]], cores:
     require(len(set(paths)) == len(paths), "a path stands twice")
 
 
-def decode_block(fields: dict[str, Any], body: bytes, base: bytes = b"") -> bytes:
+def decode_block(fields: dict[str, Any], body: bytes, base: bytes = b"", dictionary: bytes = b"") -> bytes:
     """Decode a BLOCK body; `base` is the object that the receiver holds, at any length."""
     size = fields["raw_length"]
     if fields["kind"] in AGAINST_BASE:
         piece = base[fields["offset"] : fields["offset"] + size]
         piece += bytes(size - len(piece))
         require(digest(piece).hex() == fields["base_digest"], "the base differs")
-    raw = blocks.decode(fields["kind"], fields["codec"], body, base[fields["offset"] :], size)
+    at_offset = base[fields["offset"] :]
+    raw = blocks.decode(fields["kind"], fields["codec"], body, at_offset, size, dictionary)
     require(digest(raw).hex() == fields["digest"], "the block's digest")
     return raw
 

@@ -16,7 +16,9 @@ DATA_KINDS = ("file", "buffer")
 ENTRY_KINDS = ("file", "directory", "symlink", "buffer")
 PLAIN, FILL, PLANES, DIFFERENCE, SPARSE, RUNS = range(6)
 AGAINST_BASE = (DIFFERENCE, SPARSE, RUNS)
-NONE, LZ4, ZSTD = range(3)
+NONE, LZ4, ZSTD, ZSTD_DICTIONARY = range(4)
+DICTIONARY_LIMIT = HEAD_LIMIT - 24
+ANNOUNCED, WANTED, GIVEN, DECLINED = range(4)
 
 
 class WireError(ValueError):
@@ -173,7 +175,7 @@ def block(head: Fields) -> dict[str, Any]:
         "raw_length": head.unsigned(4, 1, BLOCK_LIMIT),
         "offset": head.unsigned(8, 0, OBJECT_LIMIT),
         "kind": head.unsigned(1, 0, RUNS),
-        "codec": head.unsigned(1, 0, 2),
+        "codec": head.unsigned(1, 0, 3),
     }
     head.zeros(2)
     out["digest"] = head.take(16).hex()
@@ -226,6 +228,15 @@ def fetch(head: Fields) -> dict[str, Any]:
     return {"number": number, "request_hex": request.hex()}
 
 
+def dictionary(head: Fields) -> dict[str, Any]:
+    out: dict[str, Any] = {"digest": head.take(16).hex(), "length": head.unsigned(4, 1, DICTIONARY_LIMIT)}
+    out["word"] = head.unsigned(1, 0, 3)
+    head.zeros(3)
+    content = head.rest()
+    require(len(content) == (out["length"] if out["word"] == GIVEN else 0), "a dictionary of another length")
+    return out | {"content_hex": content.hex()}
+
+
 def nothing(_head: Fields) -> dict[str, Any]:
     return {}
 
@@ -248,6 +259,7 @@ FRAMES = {
     0x0F: ("close", nothing),
     0x10: ("keepalive", nothing),
     0x11: ("fetch", fetch),
+    0x12: ("dictionary", dictionary),
 }
 
 

@@ -45,6 +45,9 @@ pub enum CodecId {
     Lz4 = 1,
     /// Zstd, of any level.
     Zstd = 2,
+    /// Zstd with a dictionary that both sides know of: in transfers only. In files a dictionary is named beside
+    /// [`CodecId::Zstd`].
+    ZstdDictionary = 3,
 }
 
 impl Codec {
@@ -134,6 +137,7 @@ impl fmt::Display for CodecId {
             CodecId::None => "none",
             CodecId::Lz4 => "lz4",
             CodecId::Zstd => "zstd",
+            CodecId::ZstdDictionary => "zstd+dict",
         })
     }
 }
@@ -141,6 +145,7 @@ impl fmt::Display for CodecId {
 impl TryFrom<u8> for CodecId {
     type Error = CodecError;
 
+    /// The codec that a file names so.
     fn try_from(id: u8) -> Result<CodecId, CodecError> {
         match id {
             0 => Ok(CodecId::None),
@@ -158,8 +163,10 @@ pub fn max_compressed_length(codec: CodecId, n: usize) -> usize {
         CodecId::None => n,
         CodecId::Lz4 => n.saturating_add(n / 255).saturating_add(16),
         // The library's own bound, kept below overflow for lengths no memory can hold.
-        CodecId::Zstd if n <= isize::MAX as usize / 2 => zstd_safe::compress_bound(n),
-        CodecId::Zstd => usize::MAX,
+        CodecId::Zstd | CodecId::ZstdDictionary if n <= isize::MAX as usize / 2 => {
+            zstd_safe::compress_bound(n)
+        }
+        CodecId::Zstd | CodecId::ZstdDictionary => usize::MAX,
     }
 }
 
@@ -226,6 +233,23 @@ impl Compressor {
 }
 
 impl Compressor {
+    /// Appends `src` to `out`, compressed by zstd with a dictionary.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::LevelOutOfRange`] or [`CodecError::OutOfMemory`].
+    pub fn compress_with(
+        &mut self,
+        dictionary: &Dictionary,
+        level: i32,
+        src: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        Codec::zstd(level)?;
+        let room = max_compressed_length(CodecId::ZstdDictionary, src.len());
+        raw::append_with(out, room, |spare| self.write_with(dictionary, level, src, spare))
+    }
+
     /// [`Compressor::write`] with zstd and a dictionary.
     pub(crate) fn write_with(
         &mut self,
@@ -267,7 +291,7 @@ impl Decompressor {
     /// # Errors
     ///
     /// [`CodecError::RawLength`] or [`CodecError::Corrupt`] when the data does not decode to as many bytes,
-    /// [`CodecError::OutOfMemory`].
+    /// [`CodecError::NoDictionary`], [`CodecError::OutOfMemory`].
     pub fn decompress_into(
         &mut self,
         codec: CodecId,
@@ -291,6 +315,20 @@ impl Decompressor {
         self.decompress_into(codec, src, raw::as_output(dst))
     }
 
+    /// [`Decompressor::decompress_into_slice`] for what zstd made with `dictionary`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decompressor::decompress_into`].
+    pub fn decompress_with(
+        &mut self,
+        dictionary: &Dictionary,
+        src: &[u8],
+        dst: &mut [u8],
+    ) -> Result<(), CodecError> {
+        self.fill_with(dictionary, src, raw::as_output(dst)).map(|_| ())
+    }
+
     /// [`Decompressor::decompress_into`] that hands back `dst` as the bytes it now holds.
     pub(crate) fn fill<'d>(
         &mut self,
@@ -302,6 +340,7 @@ impl Decompressor {
             CodecId::None => raw::copy_exactly(src, dst),
             CodecId::Lz4 => raw::lz4_decompress(src, dst),
             CodecId::Zstd => raw::zstd_decompress(self.zstd()?, None, src, dst),
+            CodecId::ZstdDictionary => Err(CodecError::NoDictionary),
         }
     }
 

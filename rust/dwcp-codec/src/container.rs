@@ -287,7 +287,7 @@ pub fn decompress(
         CodecId::None => payload.len() == length,
         // A byte of an LZ4 sequence stands for at most 255.
         CodecId::Lz4 => length / 255 <= payload.len(),
-        CodecId::Zstd => match zstd_safe::get_frame_content_size(payload) {
+        CodecId::Zstd | CodecId::ZstdDictionary => match zstd_safe::get_frame_content_size(payload) {
             Ok(Some(content)) => content == header.raw_length,
             // The shortest zstd block, 4 bytes, stands for at most 128 KiB.
             _ => length >> 15 <= payload.len(),

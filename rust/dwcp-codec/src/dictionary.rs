@@ -102,6 +102,15 @@ impl Dictionary {
     }
 }
 
+/// Dictionaries are equal if their bytes are.
+impl PartialEq for Dictionary {
+    fn eq(&self, other: &Dictionary) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl Eq for Dictionary {}
+
 impl fmt::Debug for Dictionary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Dictionary").field("digest", &self.digest).field("bytes", &self.bytes.len()).finish()

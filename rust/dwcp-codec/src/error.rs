@@ -267,6 +267,9 @@ pub enum CodecError {
         /// The codec.
         codec: CodecId,
     },
+    /// What is to be decoded was made with a dictionary, and there is none.
+    #[error("the data was made with a dictionary, and none is given")]
+    NoDictionary,
     /// The container was made with a dictionary, which was not given.
     #[error("the container needs dictionary {needed}")]
     DictionaryMissing {

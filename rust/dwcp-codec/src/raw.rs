@@ -299,6 +299,22 @@ pub(crate) fn copy_exactly<'d>(
     Ok(unsafe { assume_written(dst) })
 }
 
+/// Fills `dst` by pieces: `next` is given what is left of it, and writes to its start, until nothing is left.
+pub(crate) fn fill_exactly(
+    dst: &mut [MaybeUninit<u8>],
+    mut next: impl FnMut(&mut [MaybeUninit<u8>]) -> Result<Written, CodecError>,
+) -> Result<&mut [u8], CodecError> {
+    let mut filled = 0;
+    while filled < dst.len() {
+        match next(&mut dst[filled..])?.count() {
+            0 => return Err(CodecError::OutputTooSmall { capacity: dst.len() }),
+            count => filled += count,
+        }
+    }
+    // SAFETY: a Written is only made by this module, for bytes that were written at the start of the slice.
+    Ok(unsafe { assume_written(dst) })
+}
+
 /// Fills output memory with zero bytes, for those who want bytes that they may read.
 pub(crate) fn zeroed(dst: &mut [MaybeUninit<u8>]) -> &mut [u8] {
     dst.fill(MaybeUninit::new(0));

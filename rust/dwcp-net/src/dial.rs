@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dwcp_proto::frame::{
-    ErrorCode, FEATURE_FETCH, Frame, Hello, Secret, Security, SessionId, Takes, Welcome,
+    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, Frame, Hello, Secret, Security, SessionId, Takes, Welcome,
 };
 use dwcp_proto::limits::PREFACE_BYTES;
 use dwcp_proto::{error::SessionError, preface};
@@ -39,6 +39,8 @@ pub(crate) struct DialOptions {
     pub(crate) max_block: u32,
     /// This side is the receiver, and takes this.
     pub(crate) fetches: Option<Takes>,
+    /// This side has a dictionary to offer, or takes those that it is offered.
+    pub(crate) dictionaries: bool,
 }
 
 /// Where to and how.
@@ -114,7 +116,7 @@ pub(crate) fn open_lane(
         version: ours.1,
         security,
         lane: number,
-        features: 0,
+        features: if options.dictionaries { FEATURE_DICTIONARY } else { 0 },
         session,
         secret,
         max_block: options.max_block,

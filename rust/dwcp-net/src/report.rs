@@ -8,6 +8,8 @@ use dwcp_codec::{CodecId, Digest};
 use dwcp_proto::frame::TransferId;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::send::Selection;
+
 /// Something worth telling that happened on a session or a listener.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -174,6 +176,8 @@ pub struct SendReport {
     pub rtt_ms: Option<f64>,
     /// Processor time of the lanes' threads.
     pub cpu_seconds: f64,
+    /// What was chosen for the blocks, if that was not fixed.
+    pub selection: Option<Selection>,
 }
 
 /// What a receiver did for one transfer.
@@ -220,7 +224,7 @@ pub struct ReceiveReport {
 /// Counts of a transfer that this crate keeps itself.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
-    shares: [[Share; 3]; 6],
+    shares: [[Share; 4]; 6],
     pub(crate) cpu: Duration,
     pub(crate) lanes_used: u32,
     pub(crate) lanes_lost: u32,
@@ -250,7 +254,7 @@ impl Tally {
 
     /// The counts that are not zero.
     pub(crate) fn codec_mix(&self) -> Vec<CodecShare> {
-        let codecs = [CodecId::None, CodecId::Lz4, CodecId::Zstd];
+        let codecs = [CodecId::None, CodecId::Lz4, CodecId::Zstd, CodecId::ZstdDictionary];
         BlockKind::ALL
             .into_iter()
             .flat_map(|kind| codecs.map(|codec| (kind, codec)))

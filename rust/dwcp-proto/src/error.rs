@@ -5,6 +5,7 @@ use std::fmt;
 use crate::LaneId;
 use crate::frame::ErrorCode;
 use crate::id::TransferId;
+use dwcp_codec::Digest;
 
 /// What is wrong with a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -354,6 +355,36 @@ pub enum SessionError {
         /// Where the block lies.
         offset: u64,
     },
+    /// A block that was made with a dictionary, in a transfer that has none.
+    #[error("the block at offset {offset} of entry {entry} is made with a dictionary that was not agreed on")]
+    NoDictionary {
+        /// The entry.
+        entry: u32,
+        /// Where the block lies.
+        offset: u64,
+    },
+    /// A dictionary that is announced twice, given unasked, or is another than the one asked for.
+    #[error("dictionary {digest} has no place here: it is announced once, and given once if it is asked for")]
+    DictionaryOrder {
+        /// Which one the frame is about.
+        digest: Digest,
+    },
+    /// The bytes of a dictionary are not those that were announced.
+    #[error("the dictionary has digest {actual}, announced was {expected}")]
+    DictionaryDigest {
+        /// What was announced.
+        expected: Digest,
+        /// What came.
+        actual: Digest,
+    },
+    /// Bytes that are no dictionary, though they are those that were announced.
+    #[error("the {length} bytes of dictionary {digest} cannot be used as a dictionary")]
+    UnusableDictionary {
+        /// Which one it is.
+        digest: Digest,
+        /// How long it is.
+        length: u32,
+    },
     /// The session cannot carry another transfer, since frames of a lost lane may still arrive.
     #[error("the session lost a lane with unacknowledged frames; the next transfer needs a new session")]
     NotReusable,
@@ -369,8 +400,12 @@ impl SessionError {
             SessionError::OutOfRange { .. } => ErrorCode::Format,
             SessionError::Unexpected { .. } | SessionError::WrongLane { .. } => ErrorCode::Format,
             SessionError::TransferMismatch { .. } => ErrorCode::Format,
+            SessionError::NoDictionary { .. }
+            | SessionError::DictionaryOrder { .. }
+            | SessionError::UnusableDictionary { .. } => ErrorCode::Format,
             SessionError::DigestMismatch { .. }
             | SessionError::TransferDigest
+            | SessionError::DictionaryDigest { .. }
             | SessionError::SourceChanged { .. } => ErrorCode::Integrity,
             SessionError::UnknownLane { .. }
             | SessionError::Resolution { .. }

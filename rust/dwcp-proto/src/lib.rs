@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod blocks;
+mod dictionary;
 pub mod error;
 pub mod fetch;
 pub mod frame;

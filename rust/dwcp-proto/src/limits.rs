@@ -32,12 +32,14 @@ pub const MAX_TARGET: usize = 4_095;
 pub const MAX_RUN: usize = 65_535;
 /// Longest request of a FETCH.
 pub const MAX_REQUEST: usize = 65_536;
+/// Longest dictionary of a transfer: what the head of a DICTIONARY holds.
+pub const MAX_DICTIONARY: usize = MAX_HEAD - 24;
 /// Longest text of an ERROR.
 pub const MAX_TEXT: usize = 1_024;
 /// Most BLOCK and SAME frames of a lane that are not acknowledged.
 pub const MAX_UNACKED: u32 = 4_096;
 
-/// What a receiver takes; it tells them in WELCOME. Never above the constants of this module.
+/// What a receiver takes; it tells most of them in WELCOME. Never above the constants of this module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Most lanes of a session at once.
@@ -48,10 +50,18 @@ pub struct Limits {
     pub max_entries: u32,
     /// Most bytes of an object.
     pub max_object: u64,
+    /// Longest dictionary that a sender may give; longer ones are declined. 0: this side knows of no dictionaries.
+    pub max_dictionary: u32,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { max_lanes: 64, max_block: MAX_BLOCK, max_entries: MAX_ENTRIES, max_object: MAX_OBJECT }
+        Limits {
+            max_lanes: 64,
+            max_block: MAX_BLOCK,
+            max_entries: MAX_ENTRIES,
+            max_object: MAX_OBJECT,
+            max_dictionary: MAX_DICTIONARY as u32,
+        }
     }
 }

@@ -5,9 +5,9 @@ use dwcp_codec::block::BlockKind;
 use dwcp_codec::{CodecId, Digest};
 use dwcp_proto::error::ProtoError;
 use dwcp_proto::frame::{
-    Accept, BlockHead, Committed, Digests, ErrorCode, ErrorFrame, FEATURE_FETCH, Fetch, Finish, Frame,
-    FrameDecoder, FrameEncoder, Have, HaveSource, Hello, ManifestPart, Nack, NackReason, Offer, Same, Secret,
-    Security, SessionId, Takes, TransferId, Welcome,
+    Accept, BlockHead, Committed, DictionaryNote, DictionaryWord, Digests, ErrorCode, ErrorFrame,
+    FEATURE_FETCH, Fetch, Finish, Frame, FrameDecoder, FrameEncoder, Have, HaveSource, Hello, ManifestPart,
+    Nack, NackReason, Offer, Same, Secret, Security, SessionId, Takes, TransferId, Welcome,
 };
 use dwcp_proto::limits::{HEADER_BYTES, MAX_BLOCK, MAX_ENTRIES, MAX_OBJECT};
 use dwcp_proto::manifest::{Candidate, Entry, EntryKind};
@@ -74,7 +74,7 @@ fn entry() -> impl Strategy<Value = Entry> {
 fn block() -> impl Strategy<Value = (Frame, u32)> {
     let form = prop_oneof![
         proptest::sample::select(&BlockKind::ALL[1..]).prop_map(|kind| (kind, CodecId::None)),
-        proptest::sample::select(vec![CodecId::None, CodecId::Lz4, CodecId::Zstd])
+        proptest::sample::select(vec![CodecId::None, CodecId::Lz4, CodecId::Zstd, CodecId::ZstdDictionary])
             .prop_map(|codec| (BlockKind::Plain, codec)),
     ];
     (any::<u32>(), 2..=MAX_BLOCK, 0..MAX_OBJECT, form, digest(), digest(), 0.0..1.0).prop_map(
@@ -160,6 +160,16 @@ fn session_frame() -> impl Strategy<Value = (Frame, u32)> {
             Just(Frame::KeepAlive),
             (any::<u32>(), vec(any::<u8>(), 0..100))
                 .prop_map(|(number, request)| Frame::Fetch(Fetch { number, request })),
+            (digest(), vec(any::<u8>(), 1..100), 0..4_u8).prop_map(|(digest, bytes, word)| {
+                let length = bytes.len() as u32;
+                let word = match word {
+                    0 => DictionaryWord::Announced,
+                    1 => DictionaryWord::Wanted,
+                    2 => DictionaryWord::Given(bytes),
+                    _ => DictionaryWord::Declined,
+                };
+                Frame::Dictionary(DictionaryNote { digest, length, word })
+            }),
         ]
         .prop_map(|frame| (frame, 0)),
     ]
@@ -275,7 +285,7 @@ proptest! {
 
     #[test]
     fn arbitrary_head_with_a_valid_check_never_panics(
-        kind in 0..=0x12_u8, body_len in 0..200_u32, head in vec(any::<u8>(), 0..300)
+        kind in 0..=0x13_u8, body_len in 0..200_u32, head in vec(any::<u8>(), 0..300)
     ) {
         for in_session in [false, true] {
             if let Ok((frame, body_len)) = decoded(&resealed(kind, body_len, &head), in_session) {
@@ -316,7 +326,7 @@ fn hostile_lengths_are_refused_by_the_header_alone() {
         decoder.set_session(&SESSION);
         decoder.header(&bytes)
     };
-    for kind in 3..=0x10 {
+    for kind in 3..=0x12 {
         for length in [1 << 20 | 1, 1 << 31, u32::MAX] {
             assert!(matches!(header(kind, length, 0), Err(ProtoError::HeadLength { .. })), "{kind} {length}");
         }

@@ -1,5 +1,7 @@
 //! `Dictionary`.
 
+use std::sync::Arc;
+
 use dwcp_codec::dictionary;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -10,12 +12,17 @@ use crate::native;
 
 /// A trained dictionary, ready for use.
 #[pyclass(frozen, module = "dwcp_fast._core")]
-pub struct Dictionary(dictionary::Dictionary);
+pub struct Dictionary(Arc<dictionary::Dictionary>);
 
 impl Dictionary {
     /// The dictionary.
     pub fn inner(&self) -> &dictionary::Dictionary {
         &self.0
+    }
+
+    /// The dictionary, for those who keep it.
+    pub fn shared(&self) -> Arc<dictionary::Dictionary> {
+        Arc::clone(&self.0)
     }
 }
 
@@ -25,7 +32,7 @@ impl Dictionary {
     #[new]
     fn new(py: Python<'_>, data: Input) -> PyResult<Dictionary> {
         let data = data.bytes();
-        native::run(py, || Ok(Dictionary(dictionary::Dictionary::new(data.to_vec())?)))
+        native::run(py, || Ok(Dictionary(Arc::new(dictionary::Dictionary::new(data.to_vec())?))))
     }
 
     /// Train one on samples.
@@ -35,9 +42,8 @@ impl Dictionary {
             let lengths: Vec<usize> = samples.iter().map(|sample| sample.bytes().len()).collect();
             let joined: Vec<u8> = samples.iter().flat_map(|sample| sample.bytes()).copied().collect();
             // What another thread did meanwhile cannot change a length.
-            Ok(Dictionary(
-                dictionary::Dictionary::train(&joined, &lengths, max_bytes).map_err(Failure::from)?,
-            ))
+            let trained = dictionary::Dictionary::train(&joined, &lengths, max_bytes);
+            Ok(Dictionary(Arc::new(trained.map_err(Failure::from)?)))
         })
     }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use dwcp_codec::select::ModelError;
+use dwcp_codec::select::{ModelError, UnknownAction};
 use dwcp_codec::{CodecError, PatchError};
 use dwcp_net::NetError;
 use dwcp_proto::error::{ProtoError, SessionError};
@@ -20,6 +20,9 @@ pub enum Failure {
     /// Bytes of a codec or container.
     #[error(transparent)]
     Codec(#[from] CodecError),
+    /// A name that is no action.
+    #[error(transparent)]
+    Action(#[from] UnknownAction),
     /// Bytes of a patch, or what it was to be applied to.
     #[error(transparent)]
     Patch(#[from] PatchError),
@@ -167,7 +170,7 @@ impl Failure {
             Failure::Net(error) => net_shape(error),
             Failure::Connect(error) => net_shape(error).resumable(false),
             Failure::Source(error) => store_shape(error),
-            Failure::TooSmall { .. } | Failure::Tickets { .. } => class("ConfigError"),
+            Failure::TooSmall { .. } | Failure::Tickets { .. } | Failure::Action(_) => class("ConfigError"),
             Failure::OverLimit { .. } => class("LimitExceededError"),
             Failure::Changed => class("IntegrityError"),
             Failure::Viewed { .. } => named("viewed"),
@@ -288,7 +291,9 @@ fn session_shape(error: &SessionError) -> Shape {
     match error {
         SessionError::Proto(error) => class(proto_class(error)),
         SessionError::Peer { code, .. } => peer_shape(*code),
-        SessionError::DigestMismatch { .. } | SessionError::TransferDigest => class("IntegrityError"),
+        SessionError::DigestMismatch { .. }
+        | SessionError::TransferDigest
+        | SessionError::DictionaryDigest { .. } => class("IntegrityError"),
         SessionError::SourceChanged { .. } => named("source-changed"),
         _ => class("FormatError"),
     }

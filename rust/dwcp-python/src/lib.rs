@@ -49,7 +49,7 @@ mod _core {
     #[pymodule_export]
     use super::fetch::Fetcher;
     #[pymodule_export]
-    use super::measure::measure_action;
+    use super::measure::{calibration_sample, measure_action};
     #[pymodule_export]
     use super::pages::{compress_pages, decompress_pages_into};
     #[pymodule_export]

@@ -1,10 +1,12 @@
-//! `measure_action`.
+//! `measure_action` and `calibration_sample`.
 
 use std::cell::RefCell;
 use std::time::Duration;
 
 use dwcp_codec::block::{BlockDecoder, BlockEncoder};
+use dwcp_codec::select::{self, Action};
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::buffer::Input;
@@ -35,7 +37,7 @@ pub fn measure_action(
     repeats: u32,
 ) -> PyResult<(usize, u64, u64)> {
     let src = buf.bytes();
-    let action = action.parse().map_err(|error| Failure::Codec(error).raise(py))?;
+    let action = action.parse::<Action>().map_err(|error| Failure::Action(error).raise(py))?;
     native::run(py, || {
         BENCH.with_borrow_mut(|bench| {
             let Bench { encoder, decoder, restored } = bench;
@@ -47,15 +49,18 @@ pub fn measure_action(
                 let coded = thread_cpu();
                 decoder.decode(block.kind, block.codec, block.wire, None, restored)?;
                 let decoded = thread_cpu();
-                best = (
-                    block.wire.len(),
-                    best.1.min(nanoseconds(coded - begun)),
-                    best.2.min(nanoseconds(decoded - coded)),
-                );
+                let (coding, decoding) = (nanoseconds(coded - begun), nanoseconds(decoded - coded));
+                best = (block.wire.len(), best.1.min(coding), best.2.min(decoding));
             }
             if restored != src { Err(Failure::Changed) } else { Ok(best) }
         })
     })
+}
+
+/// What codecs are timed on to compare one processor with another.
+#[pyfunction]
+pub fn calibration_sample(py: Python<'_>) -> Bound<'_, PyBytes> {
+    PyBytes::new(py, &select::calibration_sample())
 }
 
 /// The processor time that this thread has used.

@@ -24,7 +24,7 @@ use crate::owner::Owned;
 use crate::report::{Progress, ReceiveReport};
 use crate::security::ListenSecurity;
 use crate::serve::Server;
-use crate::settings::{ReceiveSettings, SendSettings, seconds};
+use crate::settings::{ReceiveSettings, SendSettings, seconds, shared};
 use crate::target::{LentBuffers, ReceivedBuffer};
 
 /// A socket that peers connect to: senders, and those that ask to be sent something.
@@ -224,9 +224,11 @@ fn options(settings: ReceiveSettings, serve: Option<SendOptions>) -> PyResult<Re
         max_block: settings.max_block_bytes,
         max_entries: settings.max_entries,
         max_object: settings.max_object_bytes,
+        max_dictionary: settings.max_dictionary_bytes,
     };
     Ok(ReceiveOptions {
         limits,
+        dictionaries: shared(&settings.dictionaries),
         senders: settings.senders,
         serve,
         max_sessions: settings.max_sessions,

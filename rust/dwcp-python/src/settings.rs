@@ -1,13 +1,16 @@
 //! Options as Python hands them over: plain dictionaries, checked there.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use dwcp_net::{FetchOptions, SendOptions};
+use dwcp_net::{CodecChoice, FetchOptions, SendOptions};
 use dwcp_proto::Limits;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::dictionary::Dictionary;
 use crate::error::Failure;
+use crate::select::SelectorModel;
 
 /// How to send.
 #[derive(FromPyObject)]
@@ -17,8 +20,12 @@ pub struct SendSettings {
     pub lanes: u16,
     /// Block length in bytes.
     pub block_bytes: u32,
-    /// Codec by name, not `auto`.
+    /// Codec by name, or `auto`.
     pub codec: String,
+    /// What short blocks have in common.
+    pub dictionary: Option<Py<Dictionary>>,
+    /// What predicts for `auto`; without it `auto` goes by what earlier blocks gave.
+    pub codec_model: Option<Py<SelectorModel>>,
     /// Silence that a lane may last, in seconds.
     pub idle_timeout_s: f64,
     /// Time for a handshake, in seconds.
@@ -38,10 +45,16 @@ pub struct SendSettings {
 impl SendSettings {
     /// The same as the native side takes it.
     pub fn options(self, py: Python<'_>) -> PyResult<SendOptions> {
+        let codec = if self.codec == "auto" {
+            CodecChoice::Auto { model: self.codec_model.map(|model| model.get().shared()) }
+        } else {
+            CodecChoice::Fixed(self.codec.parse().map_err(|error| Failure::Codec(error).raise(py))?)
+        };
         Ok(SendOptions {
             lanes: self.lanes,
             block_bytes: self.block_bytes,
-            codec: self.codec.parse().map_err(|error| Failure::Codec(error).raise(py))?,
+            codec,
+            dictionary: self.dictionary.map(|dictionary| dictionary.get().shared()),
             idle_timeout: seconds(self.idle_timeout_s)?,
             connect_timeout: seconds(self.connect_timeout_s)?,
             reconnect_for: seconds(self.reconnect_s)?,
@@ -65,6 +78,10 @@ pub struct FetchSettings {
     pub max_entries: u32,
     /// Longest object in bytes.
     pub max_object_bytes: u64,
+    /// Longest dictionary in bytes.
+    pub max_dictionary_bytes: u32,
+    /// Dictionaries that are known.
+    pub dictionaries: Vec<Py<Dictionary>>,
     /// Silence that a lane may last, in seconds.
     pub idle_timeout_s: f64,
     /// Time for a handshake, in seconds.
@@ -82,11 +99,13 @@ impl FetchSettings {
             max_block: self.max_block_bytes,
             max_entries: self.max_entries,
             max_object: self.max_object_bytes,
+            max_dictionary: self.max_dictionary_bytes,
             ..Limits::default()
         };
         Ok(FetchOptions {
             lanes: self.lanes,
             limits,
+            dictionaries: shared(&self.dictionaries),
             idle_timeout: seconds(self.idle_timeout_s)?,
             connect_timeout: seconds(self.connect_timeout_s)?,
             reconnect_for: seconds(self.reconnect_s)?,
@@ -107,6 +126,10 @@ pub struct ReceiveSettings {
     pub max_entries: u32,
     /// Longest object in bytes.
     pub max_object_bytes: u64,
+    /// Longest dictionary in bytes.
+    pub max_dictionary_bytes: u32,
+    /// Dictionaries that are known.
+    pub dictionaries: Vec<Py<Dictionary>>,
     /// Silence that a lane may last, in seconds.
     pub idle_timeout_s: f64,
     /// Time for a handshake, in seconds.
@@ -117,6 +140,11 @@ pub struct ReceiveSettings {
     pub max_sessions: usize,
     /// Networks whose peers may use v1.
     pub v1_networks: Vec<String>,
+}
+
+/// Dictionaries as the native side keeps them.
+pub fn shared(dictionaries: &[Py<Dictionary>]) -> Arc<[Arc<dwcp_codec::Dictionary>]> {
+    dictionaries.iter().map(|dictionary| dictionary.get().shared()).collect()
 }
 
 /// A time span from seconds; what Python checked does not fail.

@@ -1,31 +1,9 @@
 //! Patches whose check is made right after they were changed, so that what lies behind the check is reached.
 #![no_main]
 
-use dwcp_codec::digest::check64;
 use dwcp_codec::patch::{self, EntryDecoder, Patch, PatchOptions};
+use dwcp_fuzz::patches::seal;
 use libfuzzer_sys::fuzz_target;
-
-const HEAD: usize = 32;
-const TAIL: usize = 48;
-const SEED: u64 = 0x6477_6364;
-
-/// Walks over entries as far as there are any, and writes the check that goes with what was found.
-fn seal(patch: &mut [u8]) {
-    let mut parts = vec![0..HEAD];
-    let mut at = HEAD;
-    while at + TAIL <= patch.len() && patch[at] != 255 {
-        let length = u32::from_le_bytes([patch[at + 4], patch[at + 5], patch[at + 6], patch[at + 7]]) as usize;
-        let (fields, payload) = if patch[at] == 16 { (8, 0) } else { (24, length) };
-        parts.push(at..at + fields);
-        at = at.saturating_add(fields).saturating_add(payload);
-    }
-    if at + TAIL <= patch.len() {
-        parts.push(at..at + TAIL - 8);
-        let slices: Vec<&[u8]> = parts.into_iter().map(|range| &patch[range]).collect();
-        let check = check64(SEED, &slices);
-        patch[at + TAIL - 8..at + TAIL].copy_from_slice(&check.to_le_bytes());
-    }
-}
 
 fuzz_target!(|data: &[u8]| {
     let Some((&[cut, changes, ref places @ ..], rest)) = data.split_first_chunk::<18>() else { return };

@@ -54,7 +54,7 @@ for command in (train, evaluate, explain):
     multiple=True,
     metavar="NAME=PATH[,...]",
     help="More files: one, those of a folder, or those of a pattern; then any of family=NAME, width=BYTES of "
-    "an element, blocks=N, group=NAME of files that depend on each other (group=folder: those of each folder), "
+    "an element, blocks=N, group=NAME of files that depend on each other (group=folder: each folder), "
     "xor=PATH to measure differences from.",
 )
 @click.option("--system/--no-system", default=True, help="Whether files of this system are measured.")

@@ -1,11 +1,15 @@
 """Options of the commands that move state: what goes over the wire, and how it is written down."""
 
+from pathlib import Path
 from typing import Any, Final, TypedDict, get_args
 
 import click
 
+from dwcp_fast.cli.dictionaries import read_dictionary, read_known
+from dwcp_fast.cli.files import FILE
 from dwcp_fast.cli.grouping import Decorator, gather
 from dwcp_fast.cli.units import parse_streams, reading
+from dwcp_fast.dictionary import Dictionary
 from dwcp_fast.options import Symlinks, parse_bytes, parse_duration, parse_rate
 
 __all__ = [
@@ -28,6 +32,8 @@ class Encoding(TypedDict):
     """How blocks go over the wire, in the words of the library's options."""
 
     codec: str
+    dictionary: Dictionary | None
+    codec_model: Path | None
     block_bytes: int
     bandwidth_bits_per_s: int | None
 
@@ -46,6 +52,7 @@ class Writing(TypedDict):
     symlinks: Symlinks
     sync: bool
     max_object_bytes: int
+    dictionaries: tuple[Dictionary, ...]
 
 
 def duration_option(name: str, text: str, default: str | None = None) -> Decorator:
@@ -96,15 +103,22 @@ def encoding_options(bounded: str) -> Decorator:
     """
     return gather(
         "encoding",
-        lambda codec, block_size, bwlimit: Encoding(
-            codec=codec, block_bytes=block_size, bandwidth_bits_per_s=bwlimit
-        ),
+        make_encoding,
         click.option(
             "--codec",
             default="auto",
             show_default=True,
             metavar="NAME",
             help="auto, none, lz4, zstd or zstd:LEVEL.",
+        ),
+        click.option(
+            "--dict",
+            type=FILE,
+            metavar="FILE",
+            help="What small files have in common, as `dwcp dict train` made it.",
+        ),
+        click.option(
+            "--codec-model", type=FILE, metavar="FILE", help="Model for auto instead of the built-in one."
         ),
         length_option("--block-size", "Length of a block.", "1MiB"),
         click.option(
@@ -113,6 +127,23 @@ def encoding_options(bounded: str) -> Decorator:
             callback=reading(parse_rate),
             help=f"Most that {bounded}, such as 500Mbps.",
         ),
+    )
+
+
+def make_encoding(
+    codec: str,
+    codec_model: Path | None,
+    dict: Path | None,  # noqa: A002 - it has the name of its option
+    block_size: int,
+    bwlimit: int | None,
+) -> Encoding:
+    """Make of the options what the library takes."""
+    return Encoding(
+        codec=codec,
+        codec_model=codec_model,
+        dictionary=read_dictionary(dict),
+        block_bytes=block_size,
+        bandwidth_bits_per_s=bwlimit,
     )
 
 
@@ -143,11 +174,23 @@ def writing_options(no_overwrite: str) -> Decorator:
             "--no-sync", is_flag=True, help="Do not wait for the disk before files are put in place."
         ),
         length_option("--max-object", "Longest file taken.", "64TiB"),
+        click.option(
+            "--dict-dir",
+            type=click.Path(path_type=Path, file_okay=False, exists=True),
+            metavar="DIR",
+            help="Dictionaries (*.dict) that need not be sent here.",
+        ),
     )
 
 
-def make_writing(no_overwrite: bool, symlinks: Symlinks, no_sync: bool, max_object: int) -> Writing:
+def make_writing(
+    no_overwrite: bool, symlinks: Symlinks, no_sync: bool, max_object: int, dict_dir: Path | None
+) -> Writing:
     """Make of the options what the library takes."""
     return Writing(
-        overwrite=not no_overwrite, symlinks=symlinks, sync=not no_sync, max_object_bytes=max_object
+        overwrite=not no_overwrite,
+        symlinks=symlinks,
+        sync=not no_sync,
+        max_object_bytes=max_object,
+        dictionaries=read_known(dict_dir),
     )

@@ -20,7 +20,6 @@ from typing import IO, Any, Self
 
 from dwcp_fast.demo.worker import last_words, scratch_file, wait_for_exit
 from dwcp_fast.errors import DeadlineError, FormatError, TransportError
-from dwcp_fast.reports import KINDS_AGAINST_BASE
 
 __all__ = ["Event", "Receiver", "SendOutcome", "Sender", "reroute"]
 
@@ -43,7 +42,6 @@ class SendOutcome:
         blocks_held: the same as a number of blocks.
         blocks_sent: blocks that went over the wire, repetitions included.
         blocks_resent: blocks that went over the wire again.
-        blocks_xor: blocks that went as a difference to a base.
         lanes_used: lanes that carried blocks.
         lanes_lost: lanes that died.
         sessions: 1, and one more for each time the receiver had to be found again.
@@ -57,7 +55,6 @@ class SendOutcome:
     blocks_held: int
     blocks_sent: int
     blocks_resent: int
-    blocks_xor: int
     lanes_used: int
     lanes_lost: int
     sessions: int
@@ -152,7 +149,6 @@ class Sender:
             raise FormatError(f"dwcp send ended well but said only {sorted(map(str, said))}")
         told = said.get("sent", {})
         count = {name: int(told.get(name, 0)) for name in _COUNTS}
-        mix = told.get("codec_mix", [])
         return SendOutcome(
             exit_code=status,
             committed_at=datetime.fromisoformat(said["committed"]["ts"]).timestamp() if told else 0.0,
@@ -160,7 +156,6 @@ class Sender:
             blocks_held=count["blocks_held"],
             blocks_sent=count["blocks_sent"],
             blocks_resent=count["blocks_resent"],
-            blocks_xor=sum(int(share["blocks"]) for share in mix if share["kind"] in KINDS_AGAINST_BASE),
             lanes_used=count["lanes_used"],
             lanes_lost=count["lanes_lost"],
             sessions=count["sessions"],

@@ -4,6 +4,7 @@ use super::runs::RunsDecoder;
 use super::sparse::SparseDecoder;
 use super::{BlockKind, MAX_BLOCK_BYTES, planes};
 use crate::codec::{CodecId, Decompressor};
+use crate::dictionary::Dictionary;
 use crate::error::CodecError;
 
 /// What is made of what.
@@ -59,6 +60,21 @@ impl BlockDecoder {
             missing.fill(0);
         }
         self.decode_onto(kind, codec, wire, dst)
+    }
+
+    /// Decodes what [`BlockEncoder::encode_with`](super::BlockEncoder::encode_with) made with a dictionary into `dst`,
+    /// whose length must be the block's.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Decompressor::decompress_into`].
+    pub fn decode_with(
+        &mut self,
+        dictionary: &Dictionary,
+        wire: &[u8],
+        dst: &mut [u8],
+    ) -> Result<(), CodecError> {
+        self.decompressor.decompress_with(dictionary, wire, dst)
     }
 
     /// Decodes `wire` into `dst`, which holds the base block if the kind needs one; only what differs is written then.

@@ -3,8 +3,9 @@
 use super::choose::{self, Against};
 use super::runs::RunsEncoder;
 use super::sparse::SparseEncoder;
-use super::{BlockKind, EncodedBlock, MAX_BLOCK_BYTES, planes};
+use super::{BlockKind, EncodedBlock, MAX_BLOCK_BYTES, MAX_DICTIONARY_BLOCK_BYTES, planes};
 use crate::codec::{Codec, CodecId, Compressor};
+use crate::dictionary::Dictionary;
 use crate::error::CodecError;
 use crate::kernel::planes::Transform;
 use crate::kernel::{Level, lines};
@@ -12,8 +13,8 @@ use crate::select::Action;
 use crate::stream::StreamEncoder;
 use crate::{page, probe};
 
-/// A difference from the base that leaves no more than this share is taken without trying the rest.
-const GOOD: (usize, usize) = (3, 5);
+/// The level of zstd with a dictionary where another codec is asked for.
+const DICTIONARY_LEVEL: i32 = 3;
 
 /// Encodes blocks, keeping its buffers between them.
 #[derive(Default)]
@@ -23,10 +24,16 @@ pub struct BlockEncoder {
     sparse: SparseEncoder,
     runs: RunsEncoder,
     plain: Vec<u8>,
+    packed: Vec<u8>,
     coded: Vec<u8>,
     planes: Vec<u8>,
     padded: Vec<u8>,
     dirty: Vec<u64>,
+}
+
+/// Whether what is left of a block of `length` bytes is so little that it is taken without trying the rest.
+fn is_good(left: usize, length: usize) -> bool {
+    left <= length / 5 * 3
 }
 
 impl BlockEncoder {
@@ -52,6 +59,40 @@ impl BlockEncoder {
         base: Option<&[u8]>,
     ) -> Result<EncodedBlock<'a>, CodecError> {
         self.encode_elements(codec, src, base, None)
+    }
+
+    /// [`BlockEncoder::encode`] with a dictionary, which a short block is compressed with if that makes it smaller,
+    /// whatever `codec` says: by zstd, of its level if it has one. The block's codec is [`CodecId::ZstdDictionary`] then.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`BlockEncoder::encode`].
+    pub fn encode_with<'a>(
+        &'a mut self,
+        dictionary: &Dictionary,
+        codec: Codec,
+        src: &'a [u8],
+        base: Option<&[u8]>,
+    ) -> Result<EncodedBlock<'a>, CodecError> {
+        if src.len() > MAX_DICTIONARY_BLOCK_BYTES || page::fill_byte(src).is_some() {
+            return self.encode(codec, src, base);
+        }
+        let level = if let Codec::Zstd { level } = codec { level } else { DICTIONARY_LEVEL };
+        let mut packed = std::mem::take(&mut self.packed);
+        packed.clear();
+        let made = self.compressor.compress_with(dictionary, level, src, &mut packed);
+        let length = packed.len();
+        self.packed = packed;
+        made?;
+        // A base, or numbers grouped by their places, may do better still.
+        let is_least = length < src.len()
+            && ((base.is_none() && is_good(length, src.len()))
+                || length < self.encode(codec, src, base)?.wire.len());
+        if is_least {
+            let (kind, codec) = (BlockKind::Plain, CodecId::ZstdDictionary);
+            return Ok(EncodedBlock { kind, codec, wire: &self.packed });
+        }
+        self.encode(codec, src, base)
     }
 
     /// [`BlockEncoder::encode`] of elements of `width` bytes (1, 2, 4 or 8); a probe finds a width if none is given.
@@ -80,9 +121,9 @@ impl BlockEncoder {
             }
             _ => None,
         };
-        let is_good = coded.is_some() && self.coded.len() <= src.len() / GOOD.1 * GOOD.0;
         let mut plain = None;
-        if !is_good && codec != Codec::None && probe::compressible(src) {
+        let saves_well = coded.is_some() && is_good(self.coded.len(), src.len());
+        if !saves_well && codec != Codec::None && probe::compressible(src) {
             match choose::planes(src, width) {
                 Some((transform, width)) if coded.is_none() && src.len() <= MAX_BLOCK_BYTES => {
                     coded = self.encode_planes(transform, width, src, src)?.then_some(BlockKind::Planes);
@@ -132,7 +173,7 @@ impl BlockEncoder {
         };
         let limit = if coded.is_some() { self.coded.len() } else { src.len() };
         let mut plain = None;
-        if limit > src.len() / GOOD.1 * GOOD.0 {
+        if !is_good(limit, src.len()) {
             match action.codec() {
                 Some(Codec::None) => {}
                 Some(codec) => {

@@ -19,6 +19,10 @@ use crate::error::CodecError;
 /// The longest block that is coded in a kind other than [`BlockKind::Plain`] and [`BlockKind::Fill`], in bytes.
 pub const MAX_BLOCK_BYTES: usize = 4 << 20;
 
+/// The longest block for which a dictionary is of use: in a longer one the little that it saves at the beginning is
+/// made up for by what the block itself repeats.
+pub const MAX_DICTIONARY_BLOCK_BYTES: usize = 128 << 10;
+
 /// Widths of elements in bytes.
 pub(crate) const WIDTHS: [u8; 4] = [1, 2, 4, 8];
 

@@ -378,6 +378,47 @@ proptest! {
 }
 
 #[test]
+fn a_short_block_is_made_smaller_by_a_dictionary_and_decoded_with_it_only() {
+    let dictionary = crate::dictionary::tests::trained();
+    let (mut encoder, mut decoder) = (BlockEncoder::new(), BlockDecoder::new());
+    for src in crate::dictionary::tests::records(500).split_off(400) {
+        let alone = encoder.encode(Codec::Zstd { level: 19 }, &src, None).unwrap().wire.len();
+        for codec in [Codec::None, Codec::Lz4, ZSTD] {
+            let made = encoder.encode_with(&dictionary, codec, &src, None).unwrap();
+            assert_eq!((made.kind, made.codec), (BlockKind::Plain, CodecId::ZstdDictionary));
+            assert!(made.wire.len() < alone / 2, "{} {alone}", made.wire.len());
+            let mut back = vec![0; src.len()];
+            decoder.decode_with(&dictionary, made.wire, &mut back).unwrap();
+            assert_eq!(back, src);
+            let without = decoder.decode(made.kind, made.codec, made.wire, None, &mut back);
+            assert_eq!(without, Err(CodecError::NoDictionary));
+            assert!(decoder.decode(made.kind, CodecId::Zstd, made.wire, None, &mut back).is_err());
+        }
+    }
+}
+
+#[test]
+fn a_dictionary_is_not_used_where_something_else_is_better() {
+    let dictionary = crate::dictionary::tests::trained();
+    let mut encoder = BlockEncoder::new();
+    let mut made = |src: &[u8], base: Option<&[u8]>| {
+        let made = encoder.encode_with(&dictionary, ZSTD, src, base).unwrap();
+        (made.kind, made.codec)
+    };
+    let record = crate::dictionary::tests::records(1).remove(0);
+    let changed: Vec<u8> = record.iter().map(|byte| if *byte == b'1' { b'2' } else { *byte }).collect();
+    assert_eq!(made(&[7; 300], None), (BlockKind::Fill, CodecId::None));
+    assert_eq!(made(&noise(5, 4_000), None), (BlockKind::Plain, CodecId::None));
+    let mut long = noise(6, 60_000);
+    let base = long.clone();
+    long[40_000] ^= 1;
+    assert_eq!(made(&long, Some(&base)).1, CodecId::None, "a changed byte against a base");
+    let long = record.repeat(MAX_DICTIONARY_BLOCK_BYTES / record.len() + 1);
+    assert_eq!(made(&long, None), (BlockKind::Plain, CodecId::Zstd), "too long for a dictionary");
+    assert_eq!(made(&changed, None), (BlockKind::Plain, CodecId::ZstdDictionary));
+}
+
+#[test]
 fn chosen_action_is_what_is_done_unless_it_gains_nothing_or_the_base_gains_more() {
     let (text, noise, weights) = (text(1 << 20), noise(5, 1 << 20), weights(1 << 20));
     let mut changed = noise.clone();

@@ -4,12 +4,13 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, Range};
 
+use super::compare::hash_and_copy;
 use super::contents::{Contents, segment_kind, segments_of};
 use super::decode::{EntryDecoder, expect_length};
 use super::encode::append;
 use super::error::PatchError;
 use super::format::{Entry, EntryKind};
-use super::parallel;
+use super::parallel::{self, Failure};
 use super::source::{Source, read_range, slice};
 use crate::digest::Digest;
 use crate::matcher::Origin;
@@ -58,35 +59,112 @@ impl<'a> Patch<'a> {
         Ok((Patch { contents, bytes }, rest))
     }
 
-    /// Writes the target to `dst`, after proving that `old` is the base, and proves what it writes.
+    /// Writes the target to `dst`, proves that `old` is the base, and proves what it writes.
     ///
-    /// What is as in the base is copied while the base is being proven; nothing is decoded before. On an error the
-    /// contents of `dst` are unspecified. Threads beside this one are started if `threads` is more than 1.
+    /// Every block of the base is read once: it is hashed, and what the target has of it is made of it, while it is at
+    /// hand. On an error the contents of `dst` are unspecified. Threads beside this one are started if `threads` is
+    /// more than 1.
     ///
     /// # Errors
     ///
-    /// Those of [`Contents::verify_base`], [`PatchError::Length`] if `dst` has not the target's size,
+    /// Those of [`Contents::verify_base`] before all others, [`PatchError::Length`] if `dst` has not the target's size,
     /// [`PatchError::Codec`], [`PatchError::BlockMismatch`], and those of `old`.
     pub fn apply<B: Source + ?Sized>(&self, old: &B, dst: &mut [u8], threads: usize) -> Result<(), B::Error> {
         expect_length("target buffer", self.target_size(), dst.len())?;
         self.expect_base_size(old.size())?;
+        let places = dst.chunks_mut(self.block_bytes() as usize).map(Place::Written);
+        self.fill_and_prove(old, places, threads)?;
+        self.decode_dependent(old, dst, &mut parallel::states(threads))
+    }
+
+    /// [`Patch::apply`] to memory that was not written before; if there is no error, all of it was.
+    ///
+    /// # Errors
+    ///
+    /// As [`Patch::apply`].
+    pub fn apply_to_new<B: Source + ?Sized>(
+        &self,
+        old: &B,
+        dst: &mut [MaybeUninit<u8>],
+        threads: usize,
+    ) -> Result<(), B::Error> {
+        if self.dependent().next().is_some() {
+            // Blocks are read back while others are not written yet.
+            return self.apply(old, raw::zeroed(dst), threads);
+        }
+        expect_length("target buffer", self.target_size(), dst.len())?;
+        self.expect_base_size(old.size())?;
+        let places = dst.chunks_mut(self.block_bytes() as usize).map(Place::New);
+        self.fill_and_prove(old, places, threads)
+    }
+
+    /// Fills the places of all blocks but those that are made of others, and proves the base on the way.
+    fn fill_and_prove<'d, B: Source + ?Sized>(
+        &self,
+        old: &B,
+        places: impl Iterator<Item = Place<'d>> + Send,
+        threads: usize,
+    ) -> Result<(), B::Error> {
         let mut leaves = vec![Digest([0; 16]); self.base_blocks()];
-        let targets = dst.chunks_mut(self.block_bytes() as usize).zip(self.blocks()).map(Some);
-        let jobs = (0..).zip(&mut leaves).zip(targets.chain(std::iter::repeat_with(|| None)));
-        parallel::for_each(&mut parallel::states(threads), jobs, |buffer, ((index, leaf), target)| {
-            let block = read_range(old, self.base_range(index), buffer)?;
-            if let Some((target, (_, entry))) = target
-                && entry.kind == EntryKind::Same
-            {
-                // An entry was refused unless its blocks lie within the base.
-                target.copy_from_slice(&block[..target.len()]);
+        let count = leaves.len().max(self.block_count() as usize) as u64;
+        let mut dependent = self.dependent().map(|entry| entry.first).peekable();
+        let targets = places.zip(self.blocks()).map(|(place, (index, entry))| {
+            let is_dependent = dependent.next_if_eq(&index).is_some();
+            (!is_dependent).then_some((place, index, entry))
+        });
+        let hashed = leaves.iter_mut().map(Some).chain(std::iter::repeat_with(|| None));
+        let jobs = (0..count).zip(hashed).zip(targets.chain(std::iter::repeat_with(|| None)));
+        let failure = Failure::new();
+        let mut workers = parallel::states::<(EntryDecoder, Vec<u8>)>(threads);
+        parallel::for_each(&mut workers, jobs, |(decoder, buffer), ((number, leaf), target)| {
+            let block = read_range(old, self.base_range(number), buffer)?;
+            let Some((place, index, entry)) = target else {
+                if let Some(leaf) = leaf {
+                    *leaf = Digest::of(block);
+                }
+                return Ok(());
+            };
+            let (digest, filled) = self.fill(decoder, old, block, place, index, entry);
+            if let (Some(leaf), Some(digest)) = (leaf, digest) {
+                *leaf = digest;
             }
-            *leaf = Digest::of(block);
+            failure.keep(index, filled);
             Ok::<(), B::Error>(())
         })?;
+        // A base that is another is what is to blame for the rest.
         let shorter = self.shortened_digest(old)?;
         self.prove(&leaves, shorter)?;
-        self.decode_changed(old, dst, threads)
+        failure.into_result()
+    }
+
+    /// Fills the place of a block, whose base block is `base`, empty if there is none. Also gives the digest of that.
+    fn fill<B: Source + ?Sized>(
+        &self,
+        decoder: &mut EntryDecoder,
+        old: &B,
+        base: &[u8],
+        mut place: Place<'_>,
+        index: u32,
+        entry: &Entry,
+    ) -> (Option<Digest>, Result<(), B::Error>) {
+        let is_made_of_it = match entry.kind {
+            EntryKind::Same => true,
+            EntryKind::Block(kind) => kind.needs_base(),
+            EntryKind::Copy | EntryKind::Splice => false,
+        };
+        if !is_made_of_it || base.len() < place.length() {
+            let leaf = (!base.is_empty()).then(|| Digest::of(base));
+            let (patch, target) = (&Slice::new(self.bytes), &Slice::new(&[]));
+            return (leaf, decoder.decode(self, entry, patch, old, target, place.bytes()));
+        }
+        let (leaf, copied) = hash_and_copy(base, place.output());
+        let decoded = copied.map_err(|source| PatchError::Codec { index, source }).and_then(|block| {
+            if entry.kind == EntryKind::Same {
+                return Ok(());
+            }
+            decoder.decode_and_prove_onto(self.bytes, entry, block)
+        });
+        (Some(leaf), decoded.map_err(B::Error::from))
     }
 
     /// [`Patch::apply_proven`] to memory that was not written before; if there is no error, all of it was.
@@ -200,13 +278,23 @@ impl<'a> Patch<'a> {
         parallel::for_each(&mut decoders, jobs, |decoder, (entry, block)| {
             decoder.decode(self, entry, &patch, old, &Slice::new(&[]), block)
         })?;
-        // These read blocks before their own, which are all written.
+        self.decode_dependent(old, dst, &mut decoders)
+    }
+
+    /// Decodes what is made of blocks before its own, which are all in `dst` already.
+    fn decode_dependent<B: Source + ?Sized>(
+        &self,
+        old: &B,
+        dst: &mut [u8],
+        decoders: &mut [EntryDecoder],
+    ) -> Result<(), B::Error> {
+        let patch = Slice::new(self.bytes);
         let mut dependent = self.dependent().peekable();
         while dependent.peek().is_some() {
             let mut made: Vec<(&Entry, Vec<u8>)> =
                 dependent.by_ref().take(decoders.len()).map(|entry| (entry, Vec::new())).collect();
             let target = Slice::new(dst);
-            parallel::for_each(&mut decoders, made.iter_mut(), |decoder, (entry, block)| {
+            parallel::for_each(decoders, made.iter_mut(), |decoder, (entry, block)| {
                 zeroed(block, self.block_length(entry.first))?;
                 decoder.decode(self, entry, &patch, old, &target, block)
             })?;
@@ -221,6 +309,37 @@ impl<'a> Patch<'a> {
 
     pub(super) fn bytes(&self) -> &'a [u8] {
         self.bytes
+    }
+}
+
+/// Where a block of a target is to be written.
+enum Place<'d> {
+    Written(&'d mut [u8]),
+    /// Memory that was not written before.
+    New(&'d mut [MaybeUninit<u8>]),
+}
+
+impl<'d> Place<'d> {
+    fn length(&self) -> usize {
+        match self {
+            Place::Written(bytes) => bytes.len(),
+            Place::New(memory) => memory.len(),
+        }
+    }
+
+    /// For writers that read nothing of it.
+    fn output(&mut self) -> &mut [MaybeUninit<u8>] {
+        match self {
+            Place::Written(bytes) => raw::as_output(bytes),
+            Place::New(memory) => memory,
+        }
+    }
+
+    fn bytes(self) -> &'d mut [u8] {
+        match self {
+            Place::Written(bytes) => bytes,
+            Place::New(memory) => raw::zeroed(memory),
+        }
     }
 }
 

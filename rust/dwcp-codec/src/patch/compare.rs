@@ -1,6 +1,10 @@
 //! Comparing blocks and hashing them.
 
+use std::mem::MaybeUninit;
+
 use crate::digest::{BlockHasher, Digest};
+use crate::error::CodecError;
+use crate::raw;
 
 /// How many bytes are hashed before they are compared. Memory is read ahead of hashing, and the second reader of it is
 /// in step: with longer pieces, or in the other order, both together take a fifth more.
@@ -18,6 +22,22 @@ pub(super) fn hash_and_compare(old: &[u8], new: &[u8]) -> (Digest, bool) {
         }
     }
     (hasher.digest_with(&old[hashed..]), old.len() >= new.len())
+}
+
+/// The digest of `old`, and `dst`, filled with its start, for which there is enough of it.
+pub(super) fn hash_and_copy<'d>(
+    old: &[u8],
+    dst: &'d mut [MaybeUninit<u8>],
+) -> (Digest, Result<&'d mut [u8], CodecError>) {
+    let mut hasher = BlockHasher::new();
+    let mut copied = 0;
+    let filled = raw::fill_exactly(dst, |rest| {
+        let piece = &old[copied..old.len().min(copied + HASHED_BYTES.min(rest.len()))];
+        hasher.update(piece);
+        copied += piece.len();
+        raw::copy(piece, rest)
+    });
+    (hasher.digest_with(&old[copied..]), filled)
 }
 
 /// Digests of blocks of one byte, most of which are alike: the last one is kept.

@@ -277,6 +277,26 @@ impl Contents {
         Ok(leaves)
     }
 
+    /// Whether `object` is what the patch makes: then there is nothing to be done.
+    ///
+    /// Threads beside this one are started if `threads` is more than 1.
+    ///
+    /// # Errors
+    ///
+    /// Those of `object`.
+    pub fn is_target<B: Source + ?Sized>(&self, object: &B, threads: usize) -> Result<bool, B::Error> {
+        if object.size() != self.target_size() {
+            return Ok(false);
+        }
+        let mut leaves = vec![Digest([0; 16]); self.block_count() as usize];
+        let jobs = (0..).zip(&mut leaves);
+        parallel::for_each(&mut parallel::states(threads), jobs, |buffer, (index, leaf)| {
+            *leaf = Digest::of(read_range(object, self.target_range(index), buffer)?);
+            Ok::<(), B::Error>(())
+        })?;
+        Ok(digest::tree(self.target_size(), self.block_bytes(), &leaves) == self.target_digest)
+    }
+
     pub(super) fn base_blocks(&self) -> usize {
         // The base was found to have this size, and its digests fit wherever it does.
         self.base_size().div_ceil(self.block_bytes().into()) as usize

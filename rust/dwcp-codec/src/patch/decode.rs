@@ -54,6 +54,9 @@ impl EntryDecoder {
     {
         let index = entry.first;
         expect_length("block buffer", contents.block_length(index) as u64, dst.len())?;
+        if entry.digest.is_none() {
+            return Err(PatchError::NoSuchBlock { index, count: contents.block_count() }.into());
+        }
         let codec_error = |source| PatchError::Codec { index, source };
         let payload = patch.read(entry.offset, entry.length as usize, &mut self.payload)?;
         match (entry.kind, segment_kind(entry.kind)) {
@@ -76,11 +79,7 @@ impl EntryDecoder {
             }
             (EntryKind::Same | EntryKind::Copy | EntryKind::Splice, None) => {}
         }
-        match entry.digest {
-            Some(expected) => expect_digest(index, expected, Digest::of(dst)).map_err(Into::into),
-            // Only blocks that are as in the base have none.
-            None => Err(PatchError::NoSuchBlock { index, count: contents.block_count() }.into()),
-        }
+        prove(entry, dst).map_err(Into::into)
     }
 
     /// Decodes a block, told by what changed or by one byte, onto its base block, and leaves it to the caller to prove
@@ -95,6 +94,32 @@ impl EntryDecoder {
         let EntryKind::Block(kind) = entry.kind else { return Ok(()) };
         let decoded = self.blocks.decode_onto(kind, entry.codec, payload, block);
         decoded.map_err(|source| PatchError::Codec { index: entry.first, source })
+    }
+
+    /// [`EntryDecoder::decode_onto`], and proves the block by its digest.
+    pub(super) fn decode_and_prove_onto(
+        &mut self,
+        patch: &[u8],
+        entry: &Entry,
+        block: &mut [u8],
+    ) -> Result<(), PatchError> {
+        self.decode_onto(patch, entry, block)?;
+        prove(entry, block)
+    }
+
+    /// Decodes a block, told by itself or against its base block `base`, into `dst`, and proves it by its digest.
+    pub(super) fn decode_against(
+        &mut self,
+        patch: &[u8],
+        entry: &Entry,
+        base: &[u8],
+        dst: &mut [u8],
+    ) -> Result<(), PatchError> {
+        let payload = slice(patch, entry.offset, entry.length as usize)?;
+        let EntryKind::Block(kind) = entry.kind else { return Ok(()) };
+        let decoded = self.blocks.decode(kind, entry.codec, payload, Some(base), dst);
+        decoded.map_err(|source| PatchError::Codec { index: entry.first, source })?;
+        prove(entry, dst)
     }
 
     /// Takes back what [`EntryDecoder::decode_onto`] did to a block of a kind that can be undone.
@@ -148,13 +173,19 @@ where
     Ok(())
 }
 
+/// Refuses a block that has not the digest of its entry, which has one unless the block is as in the base.
+pub(super) fn prove(entry: &Entry, block: &[u8]) -> Result<(), PatchError> {
+    let actual = Digest::of(block);
+    match entry.digest {
+        Some(expected) if expected != actual => {
+            Err(PatchError::BlockMismatch { index: entry.first, expected, actual })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a buffer of another length.
 pub(super) fn expect_length(what: &'static str, expected: u64, actual: usize) -> Result<(), PatchError> {
     let actual = actual as u64;
     if actual == expected { Ok(()) } else { Err(PatchError::Length { what, expected, actual }) }
-}
-
-/// Refuses a block with another digest.
-pub(super) fn expect_digest(index: u32, expected: Digest, actual: Digest) -> Result<(), PatchError> {
-    if actual == expected { Ok(()) } else { Err(PatchError::BlockMismatch { index, expected, actual }) }
 }

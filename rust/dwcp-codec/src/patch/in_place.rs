@@ -4,10 +4,10 @@ use std::marker::PhantomData;
 
 use super::apply::{Patch, Slice, zeroed};
 use super::contents::Contents;
-use super::decode::{EntryDecoder, expect_digest, expect_length};
+use super::decode::{EntryDecoder, prove};
 use super::error::PatchError;
 use super::format::{Entry, EntryKind};
-use super::parallel;
+use super::parallel::{self, Failure};
 use super::source::{Source, slice};
 use crate::block::BlockKind;
 use crate::digest::Digest;
@@ -21,7 +21,7 @@ impl Patch<'_> {
     /// Turns `buf` from the base into the target.
     ///
     /// On an error `buf` is the base: blocks that are told by the differences of elements are changed in place, and
-    /// changed back by the same differences if one of them turns out wrong; before that, all others are decoded and
+    /// changed back by the same differences if one of them, or the base, turns out wrong; all others are decoded and
     /// proven, and written last. Takes as much memory as these others have bytes, but for those that are told by
     /// few runs, or by one byte: they are decoded a second time, into place.
     ///
@@ -31,17 +31,31 @@ impl Patch<'_> {
     /// [`PatchError::BaseMismatch`], [`PatchError::TargetDigest`], [`PatchError::OutOfMemory`],
     /// [`PatchError::Codec`] or [`PatchError::BlockMismatch`].
     pub fn apply_in_place(&self, buf: &mut [u8], threads: usize) -> Result<(), PatchError> {
-        self.expect_same_size()?;
-        self.verify_base(&*buf, threads)?;
-        self.overwrite(buf, threads, || Ok::<(), PatchError>(()))
+        self.apply_in_place_while(buf, threads, || Ok(()))
     }
 
-    /// [`Patch::apply_in_place`] for a base whose blocks are known to have the digests `leaves`: it is not hashed
-    /// again. `check` is called before every block is decoded for the first time, and may refuse to go on.
+    /// [`Patch::apply_in_place`] with a `check` that is called before every block, and may refuse to go on.
     ///
     /// # Errors
     ///
     /// As [`Patch::apply_in_place`], and those of `check`.
+    pub fn apply_in_place_while<E: From<PatchError> + Send>(
+        &self,
+        buf: &mut [u8],
+        threads: usize,
+        check: impl Fn() -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        self.expect_same_size()?;
+        self.expect_base_size(buf.len() as u64)?;
+        self.overwrite(buf, None, threads, check)
+    }
+
+    /// [`Patch::apply_in_place_while`] for a base whose blocks are known to have the digests `leaves`: it is not
+    /// hashed again, and what is as in the base is not read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Patch::apply_in_place_while`].
     pub fn apply_in_place_onto<E: From<PatchError> + Send>(
         &self,
         leaves: &[Digest],
@@ -52,7 +66,7 @@ impl Patch<'_> {
         self.expect_same_size()?;
         self.expect_base_size(buf.len() as u64)?;
         self.prove(leaves, None)?;
-        self.overwrite(buf, threads, check)
+        self.overwrite(buf, Some(leaves), threads, check)
     }
 
     fn expect_same_size(&self) -> Result<(), PatchError> {
@@ -64,56 +78,57 @@ impl Patch<'_> {
         }
     }
 
+    /// Changes `buf`, which is proven on the way if its digests, `known`, are not known.
     fn overwrite<E: From<PatchError> + Send>(
         &self,
         buf: &mut [u8],
+        known: Option<&[Digest]>,
         threads: usize,
         check: impl Fn() -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        expect_length("buffer", self.base_size(), buf.len())?;
         let mut workers = parallel::states::<Worker>(threads);
         let mut changed: Vec<Changed<'_>> = self.independent().map(Changed::new).collect();
         let independent = changed.len();
         changed.extend(self.dependent().map(Changed::new));
         let (first, second) = changed.split_at_mut(independent);
-        first.iter_mut().for_each(|change| change.is_in_place = self.is_done_in_place(change.entry));
+        first.iter_mut().for_each(|change| change.way = self.way_of(change.entry));
+        let failure = Failure::new();
         let (patch, old) = (&Slice::new(self.bytes()), &Slice::new(buf));
-        let aside = first.iter_mut().filter(|change| !change.is_in_place);
-        parallel::for_each(&mut workers, aside, |worker, change| -> Result<(), E> {
+        let elsewhere = first.iter_mut().filter(|change| change.way == Way::Elsewhere);
+        parallel::for_each(&mut workers, elsewhere, |worker, change| {
             check()?;
-            let entry = change.entry;
-            let aside = self.is_used(entry.first) || !self.tells_little(entry);
-            let block = if aside { change.decoded.insert(Vec::new()) } else { &mut worker.block };
-            zeroed(block, self.block_length(entry.first))?;
-            worker.decoder.decode(self, entry, patch, old, &Slice::new(&[]), block)
+            failure.keep(change.entry.first, self.decode_aside(worker, change, patch, old, &Slice::new(&[])));
+            Ok::<(), E>(())
         })?;
         let target = &Decoded { contents: self, changed: first, old: buf, error: PhantomData };
-        parallel::for_each(&mut workers, second.iter_mut(), |worker, change| -> Result<(), E> {
+        parallel::for_each(&mut workers, second.iter_mut(), |worker, change| {
             check()?;
-            let block = change.decoded.insert(Vec::new());
-            zeroed(block, self.block_length(change.entry.first))?;
-            worker.decoder.decode(self, change.entry, patch, old, target, block)
+            if !failure.is_some() {
+                failure.keep(change.entry.first, self.decode_aside(worker, change, patch, old, target));
+            }
+            Ok::<(), E>(())
         })?;
         changed.sort_unstable_by_key(|change| change.entry.first);
 
-        let jobs = self.with_blocks(&mut changed, buf, |change| change.is_in_place);
-        let done = parallel::for_each(&mut workers, jobs, |worker, (change, block)| -> Result<(), E> {
-            check()?;
-            worker.decoder.decode_onto(self.bytes(), change.entry, block)?;
-            change.is_done = true;
-            let actual = Digest::of(block);
-            change.entry.digest.map_or(Ok(()), |expected| {
-                expect_digest(change.entry.first, expected, actual).map_err(E::from)
-            })
-        });
-        if let Err(error) = done {
+        let done = match known {
+            Some(_) => {
+                let jobs = self.with_blocks(&mut changed, buf, |change| change.way != Way::Elsewhere);
+                parallel::for_each(&mut workers, jobs, |worker, (change, block)| {
+                    check()?;
+                    self.change_block(worker, change, block, &failure);
+                    Ok(())
+                })
+            }
+            None => self.change_while_proving(&mut workers, &mut changed, buf, &failure, check),
+        };
+        if let Err(error) = done.and_then(|()| failure.into_result()) {
             let jobs = self.with_blocks(&mut changed, buf, |change| change.is_done);
             parallel::for_each(&mut workers, jobs, |worker, (change, block)| {
                 worker.decoder.undo_onto(self.bytes(), change.entry, block)
             })?;
             return Err(error);
         }
-        let jobs = self.with_blocks(&mut changed, buf, |change| !change.is_in_place);
+        let jobs = self.with_blocks(&mut changed, buf, |change| !change.is_done);
         parallel::for_each(&mut workers, jobs, |worker, (change, block)| match &change.decoded {
             Some(decoded) => {
                 block.copy_from_slice(decoded);
@@ -121,6 +136,73 @@ impl Patch<'_> {
             }
             None => worker.decoder.decode_onto(self.bytes(), change.entry, block).map_err(E::from),
         })
+    }
+
+    /// Hashes every block, and does to it what needs nothing but the block while it is at hand; then proves the base.
+    fn change_while_proving<E: From<PatchError> + Send>(
+        &self,
+        workers: &mut [Worker],
+        changed: &mut [Changed<'_>],
+        buf: &mut [u8],
+        failure: &Failure<E>,
+        check: impl Fn() -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        let mut leaves = vec![Digest([0; 16]); self.base_blocks()];
+        let mut changed = changed.iter_mut().peekable();
+        let blocks = (0..).zip(buf.chunks_mut(self.block_bytes() as usize)).zip(&mut leaves);
+        let jobs = blocks.map(|((index, block), leaf)| {
+            (block, leaf, changed.next_if(|change| change.entry.first == index))
+        });
+        parallel::for_each(workers, jobs, |worker, (block, leaf, change)| {
+            check()?;
+            *leaf = Digest::of(block);
+            if let Some(change) = change.filter(|change| change.way != Way::Elsewhere) {
+                self.change_block(worker, change, block, failure);
+            }
+            Ok::<(), E>(())
+        })?;
+        // A base that is another is what is to blame for the rest.
+        self.prove(&leaves, None)?;
+        Ok(())
+    }
+
+    /// Decodes a block that needs nothing but its base block: there, or aside.
+    fn change_block<E: From<PatchError>>(
+        &self,
+        worker: &mut Worker,
+        change: &mut Changed<'_>,
+        block: &mut [u8],
+        failure: &Failure<E>,
+    ) {
+        if failure.is_some() {
+            return;
+        }
+        let (entry, decoder) = (change.entry, &mut worker.decoder);
+        let changed = if change.way == Way::InPlace {
+            let done = decoder.decode_onto(self.bytes(), entry, block);
+            change.is_done = done.is_ok();
+            done.and_then(|()| prove(entry, block))
+        } else {
+            let keep = !self.tells_little(entry);
+            let aside = if keep { change.decoded.insert(Vec::new()) } else { &mut worker.block };
+            zeroed(aside, block.len())
+                .and_then(|()| decoder.decode_against(self.bytes(), entry, block, aside))
+        };
+        failure.keep(entry.first, changed.map_err(E::from));
+    }
+
+    /// Decodes a block that others are made of, or that is made of more than its base block.
+    fn decode_aside<E: From<PatchError> + Send>(
+        &self,
+        worker: &mut Worker,
+        change: &mut Changed<'_>,
+        patch: &Slice<'_, E>,
+        old: &Slice<'_, E>,
+        target: &impl Source<Error = E>,
+    ) -> Result<(), E> {
+        let block = change.decoded.insert(Vec::new());
+        zeroed(block, self.block_length(change.entry.first))?;
+        worker.decoder.decode(self, change.entry, patch, old, target, block)
     }
 
     /// Those of `changed`, which are in the order of their blocks, that are `wanted`, and their blocks in `buf`.
@@ -137,11 +219,14 @@ impl Patch<'_> {
         })
     }
 
-    /// Whether to change a block where it is: that can be undone, and no other block needs it before.
-    fn is_done_in_place(&self, entry: &Entry) -> bool {
-        let EntryKind::Block(kind) = entry.kind else { return false };
+    /// What is done with a block that is not made of others.
+    fn way_of(&self, entry: &Entry) -> Way {
+        let EntryKind::Block(kind) = entry.kind else { return Way::Elsewhere };
+        if self.is_used(entry.first) {
+            return Way::Elsewhere;
+        }
         let is_whole = self.block_length(entry.first).is_multiple_of(WHOLE_BYTES);
-        kind.is_undoable() && is_whole && !self.is_used(entry.first)
+        if kind.is_undoable() && is_whole { Way::InPlace } else { Way::Aside }
     }
 
     /// Whether to decode a block onto its base block costs less than to copy it there: it touches little of that.
@@ -158,18 +243,29 @@ struct Worker {
     block: Vec<u8>,
 }
 
+/// What is done with a block until all are proven.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// It is decoded and kept before the others: it is made of other blocks or others are made of it.
+    Elsewhere,
+    /// It is decoded beside its base block.
+    Aside,
+    /// It is changed where it is: that can be undone.
+    InPlace,
+}
+
 /// A block that is to be written, and what it will be if that was kept.
 struct Changed<'a> {
     entry: &'a Entry,
+    way: Way,
     decoded: Option<Vec<u8>>,
-    /// It is changed where it is, and it has been.
-    is_in_place: bool,
+    /// It has been changed where it is.
     is_done: bool,
 }
 
 impl<'a> Changed<'a> {
     fn new(entry: &'a Entry) -> Changed<'a> {
-        Changed { entry, decoded: None, is_in_place: false, is_done: false }
+        Changed { entry, way: Way::Elsewhere, decoded: None, is_done: false }
     }
 }
 

@@ -49,6 +49,37 @@ pub(super) fn for_each<J: Send, S: Send, E: Send>(
     }
 }
 
+/// What went wrong with the first block that something went wrong with, kept until what matters more is known.
+pub(super) struct Failure<E>(Mutex<Option<(u32, E)>>);
+
+impl<E> Failure<E> {
+    pub(super) fn new() -> Failure<E> {
+        Failure(Mutex::new(None))
+    }
+
+    /// Keeps what became of block `index`, if that is an error.
+    pub(super) fn keep(&self, index: u32, result: Result<(), E>) {
+        let Err(error) = result else { return };
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.as_ref().is_none_or(|(earlier, _)| index < *earlier) {
+            *kept = Some((index, error));
+        }
+    }
+
+    /// Whether there is one.
+    pub(super) fn is_some(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// The error.
+    pub(super) fn into_result(self) -> Result<(), E> {
+        match self.0.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
 /// One state for each of `threads` threads, at least one.
 pub(super) fn states<S: Default>(threads: usize) -> Vec<S> {
     std::iter::repeat_with(S::default).take(threads.max(1)).collect()

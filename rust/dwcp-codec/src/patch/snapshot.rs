@@ -165,7 +165,8 @@ impl Snapshot {
     }
 
     /// Applies a patch made for the held version, in place if it keeps the length. `check` is called before every
-    /// block is decoded, and may refuse to go on.
+    /// block is decoded, and may refuse to go on. If the held version is the patch's target already, and not its base,
+    /// there is nothing to be done.
     ///
     /// # Errors
     ///
@@ -182,7 +183,12 @@ impl Snapshot {
             let only = self.options.block_bytes;
             return Err(PatchError::BlockBytes { block_bytes, min: only, max: only }.into());
         }
-        patch.expect_base_size(self.bytes.len() as u64)?;
+        let (size, digest) = (self.bytes.len() as u64, self.digest());
+        let is_base = (patch.base_size(), patch.base_digest()) == (size, digest);
+        if !is_base && (patch.target_size(), patch.target_digest()) == (size, digest) {
+            return Ok(());
+        }
+        patch.expect_base_size(size)?;
         let shorter = patch.shortened_digest(&self.bytes[..])?;
         if patch.target_size() == patch.base_size() {
             patch.apply_in_place_onto(&self.leaves, &mut self.bytes, threads, check)?;

@@ -38,6 +38,7 @@ impl Crew {
         let lanes = options.lanes.min(first.welcome.max_lanes);
         let receiving = ReceiveOptions {
             limits: options.limits,
+            dictionaries: Arc::clone(&options.dictionaries),
             idle_timeout: options.idle_timeout,
             ..ReceiveOptions::default()
         };

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
+use dwcp_codec::Dictionary;
 use dwcp_proto::Limits;
 use dwcp_proto::frame::Takes;
 use dwcp_proto::limits::{MAX_LANES, MAX_REQUEST};
@@ -25,6 +26,8 @@ pub struct FetchOptions {
     pub lanes: u16,
     /// What the listener may send.
     pub limits: Limits,
+    /// Dictionaries that the listener need not send.
+    pub dictionaries: Arc<[Arc<Dictionary>]>,
     /// A lane on which the listener is silent for this long is lost.
     pub idle_timeout: Duration,
     /// How long TCP, and then TLS and the greeting, may take.
@@ -40,6 +43,7 @@ impl Default for FetchOptions {
         FetchOptions {
             lanes: 4,
             limits: Limits::default(),
+            dictionaries: Arc::default(),
             idle_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             reconnect_for: Duration::from_secs(30),
@@ -78,13 +82,14 @@ impl FetchSession {
         if options.lanes == 0 || options.lanes > MAX_LANES {
             return Err(NetError::Option { name: "lanes", value: options.lanes.into(), range: "1 to 256" });
         }
-        let Limits { max_block, max_entries, max_object, .. } = options.limits;
+        let Limits { max_block, max_entries, max_object, max_dictionary, .. } = options.limits;
         let dialling = DialOptions {
             idle_timeout: options.idle_timeout,
             connect_timeout: options.connect_timeout,
             socket_buffer_bytes: None,
             max_block,
             fetches: Some(Takes { max_entries, max_object }),
+            dictionaries: max_dictionary > 0,
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let cancel = cancel.child();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dwcp_proto::frame::{
-    ErrorCode, FEATURE_FETCH, Frame, Hello, Secret, Security, SessionId, Takes, Welcome,
+    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, Frame, Hello, Secret, Security, SessionId, Takes, Welcome,
 };
 use dwcp_proto::limits::PREFACE_BYTES;
 use dwcp_proto::preface::{self, Opening};
@@ -130,9 +130,9 @@ fn serve_v3(
         lane.fail(ErrorCode::Auth, false, reason);
         return Err(NetError::Auth { reason: "it speaks plaintext, and this receiver tls only".to_owned() });
     }
-    let (number, greeted) = match lane.recv()?.0 {
-        Frame::Hello(hello) => (hello.lane, greet(shared, &lane, &hello, version, security)),
-        other => (0, Err(SessionError::Unexpected { frame: other.name(), phase: "handshake" }.into())),
+    let (number, greeted, asked) = match lane.recv()?.0 {
+        Frame::Hello(hello) => (hello.lane, greet(shared, &lane, &hello, version, security), hello.features),
+        other => (0, Err(SessionError::Unexpected { frame: other.name(), phase: "handshake" }.into()), 0),
     };
     let (known, opens) = match greeted {
         Ok(Some(greeted)) => greeted,
@@ -152,7 +152,7 @@ fn serve_v3(
             return Err(error);
         }
     };
-    let entered = enter(shared, &known, &mut lane, number, (version, security));
+    let entered = enter(shared, &known, &mut lane, number, (version, security, asked));
     if opens && !matches!(entered, Ok(Some(_))) {
         shared.registry.remove(&known.id());
     }
@@ -178,23 +178,27 @@ fn enter(
     known: &Known,
     lane: &mut Lane,
     number: u16,
-    (version, security): (u8, Security),
+    (version, security, asked): (u8, Security, u32),
 ) -> Result<Option<(LaneId, WakeReceiver)>, NetError> {
-    let (admitted, limits, features) = match known {
+    let (admitted, limits, takes) = match known {
         Known::Receives(session) => {
             let (waker, wake) = wake_pair()?;
             let limits = session.options.limits;
             let attached = lock(&session.state).attach(number, waker, lane.closer(), limits.max_lanes);
-            (attached.map(|id| (id, wake)), limits, 0)
+            let takes = if limits.max_dictionary > 0 { FEATURE_DICTIONARY } else { 0 };
+            (attached.map(|id| (id, wake)), limits, takes)
         }
-        Known::Serves(served) => (served.admit(number, lane)?, served.limits(), FEATURE_FETCH),
+        Known::Serves(served) => {
+            let takes = FEATURE_FETCH | FEATURE_DICTIONARY;
+            (served.admit(number, lane)?, served.limits(), takes)
+        }
     };
     let Some((id, wake)) = admitted else { return Ok(None) };
     let welcome = Welcome {
         version,
         security,
         max_lanes: shared.options.limits.max_lanes,
-        features,
+        features: takes & (asked | FEATURE_FETCH),
         session: known.id(),
         join_key: known.key(),
         max_block: limits.max_block,
@@ -262,8 +266,11 @@ fn greet(
                 max_block: hello.max_block,
                 max_entries: *max_entries,
                 max_object: *max_object,
+                ..Limits::default()
             };
+            let dictionaries = hello.features & FEATURE_DICTIONARY != 0;
             let limiter = shared.limiter.clone();
+            let limits = (limits, dictionaries);
             let served = Served::new(names, limits, serve.clone(), limiter, cancel, observer, registry);
             Known::Serves(Arc::new(served))
         }

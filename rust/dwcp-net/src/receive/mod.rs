@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dwcp_codec::Dictionary;
 use dwcp_proto::Limits;
 use dwcp_store::Sink;
 
@@ -30,6 +31,8 @@ const CONFIRMATION: Duration = Duration::from_secs(10);
 pub struct ReceiveOptions {
     /// What a sender may ask for.
     pub limits: Limits,
+    /// Dictionaries that a sender need not send.
+    pub dictionaries: Arc<[Arc<Dictionary>]>,
     /// Whether senders are let in.
     pub senders: bool,
     /// How peers are sent what they ask for, if such peers are let in.
@@ -48,6 +51,7 @@ impl Default for ReceiveOptions {
     fn default() -> ReceiveOptions {
         ReceiveOptions {
             limits: Limits::default(),
+            dictionaries: Arc::default(),
             senders: true,
             serve: None,
             max_sessions: 64,

@@ -113,7 +113,7 @@ impl Session {
                 asking: patience.map(|_| Asking::default()),
                 forgotten: false,
                 goodbye: false,
-                session: ReceiverSession::new(options.limits),
+                session: ReceiverSession::new(options.limits).knowing(Arc::clone(&options.dictionaries)),
                 lanes: HashMap::new(),
                 next_lane: 0,
                 lonely_since: Instant::now(),

@@ -108,6 +108,7 @@ impl<'a> Worker<'a> {
                 Action::Prepare(manifest, base_allowed) => self.prepare(lane, &manifest, base_allowed)?,
                 Action::Commit => self.commit(lane)?,
                 Action::Mismatch { entries } => return Err(self.discard(lane, &entries)),
+                Action::Answer(frame) => lane.send(&frame)?,
                 Action::Recommitted(frame) => {
                     lock(&self.session.state).unconfirmed = Some((self.id, Instant::now()));
                     lane.send(&frame)?;
@@ -193,7 +194,12 @@ impl<'a> Worker<'a> {
             self.wire.resize(body_len, 0);
             lane.recv_bytes(&mut self.wire)?;
         }
-        let Some(sink) = self.sink() else {
+        let (sink, dictionary) = {
+            let state = lock(&self.session.state);
+            let with_dictionary = head.codec == CodecId::ZstdDictionary;
+            (state.sink.clone(), state.session.dictionary().filter(|_| with_dictionary))
+        };
+        let Some(sink) = sink else {
             // While its body was under way, another lane has brought the same block, and the transfer is in place.
             return Ok(());
         };
@@ -214,9 +220,11 @@ impl<'a> Worker<'a> {
         }
         if !as_it_is {
             let base = head.base_digest.is_some().then_some(self.base.as_slice());
-            self.decoder
-                .decode(head.kind, head.codec, &self.wire, base, &mut self.raw)
-                .map_err(|error| altered(format!("a block cannot be decoded: {error}")))?;
+            let decoded = match &dictionary {
+                Some(dictionary) => self.decoder.decode_with(dictionary, &self.wire, &mut self.raw),
+                None => self.decoder.decode(head.kind, head.codec, &self.wire, base, &mut self.raw),
+            };
+            decoded.map_err(|error| altered(format!("a block cannot be decoded: {error}")))?;
         }
         if Digest::of(&self.raw) != head.digest {
             let (entry, offset) = (head.entry, head.offset);

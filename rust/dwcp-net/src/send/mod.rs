@@ -1,5 +1,6 @@
 //! The sending side: dials lanes, feeds them blocks, and replaces what breaks.
 
+mod choice;
 mod shared;
 mod worker;
 
@@ -7,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dwcp_codec::Codec;
+use dwcp_codec::{Codec, Dictionary};
 use dwcp_proto::error::ProtoError;
 use dwcp_proto::frame::Committed;
-use dwcp_proto::limits::{MAX_BLOCK, MAX_LANES, MIN_BLOCK};
+use dwcp_proto::limits::{MAX_BLOCK, MAX_DICTIONARY, MAX_LANES, MIN_BLOCK};
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
@@ -20,6 +21,8 @@ use crate::error::NetError;
 use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
 use crate::security::DialSecurity;
+use choice::Selector;
+pub use choice::{CodecChoice, Selection};
 use shared::Job;
 pub(crate) use shared::{Link, Shared};
 pub(crate) use worker::work;
@@ -35,7 +38,10 @@ pub struct SendOptions {
     /// The largest block that will be offered; a power of two from 64 KiB to 4 MiB.
     pub block_bytes: u32,
     /// How blocks are compressed where it helps.
-    pub codec: Codec,
+    pub codec: CodecChoice,
+    /// What short blocks have in common; offered to the receiver, and used if that knows of dictionaries and does not
+    /// decline it. At most 1,048,552 bytes.
+    pub dictionary: Option<Arc<Dictionary>>,
     /// A lane on which the peer is silent for this long is lost.
     pub idle_timeout: Duration,
     /// How long TCP, and then TLS and the greeting, may take.
@@ -57,7 +63,8 @@ impl Default for SendOptions {
         SendOptions {
             lanes: 4,
             block_bytes: 1 << 20,
-            codec: Codec::None,
+            codec: CodecChoice::Fixed(Codec::None),
+            dictionary: None,
             idle_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             reconnect_for: Duration::from_secs(30),
@@ -77,6 +84,11 @@ impl SendOptions {
         if !self.block_bytes.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&self.block_bytes) {
             let range = "the powers of two from 65536 to 4194304";
             return Err(NetError::Option { name: "block_bytes", value: self.block_bytes.into(), range });
+        }
+        let length = self.dictionary.as_ref().map_or(1, |dictionary| dictionary.bytes().len());
+        if length > MAX_DICTIONARY {
+            let (name, range) = ("dictionary", "1 to 1048552 bytes");
+            return Err(NetError::Option { name, value: length as u64, range });
         }
         Ok(())
     }
@@ -110,6 +122,7 @@ impl SendSession {
             socket_buffer_bytes: options.socket_buffer_bytes,
             max_block: options.block_bytes,
             fetches: None,
+            dictionaries: options.dictionary.is_some(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let (cancel, halt) = (cancel.child(), Cancel::new());
@@ -196,7 +209,8 @@ impl Shared {
                 }
                 return Err(error);
             }
-            state.begin(Job::new(manifest, source, self.options.base_allowed, started));
+            let before = self.selector.as_ref().map(Selector::begin);
+            state.begin(Job::new(manifest, source, self.options.base_allowed, (started, before)));
             self.changed.notify_all();
         }
         let (committed, job) = self.await_end(started)?;
@@ -205,7 +219,7 @@ impl Shared {
             log::warn!("cannot remember what was sent: {error}");
         }
         let round_trip = lock(&self.state).round_trip;
-        Ok(job.report(&committed, round_trip))
+        Ok(job.report(&committed, round_trip, self.selector.as_ref()))
     }
 
     fn await_end(&self, started: Instant) -> Result<(Committed, Job), NetError> {

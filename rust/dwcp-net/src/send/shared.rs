@@ -4,14 +4,18 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use dwcp_codec::Digest;
+use dwcp_codec::select::Summary;
+use dwcp_codec::{Dictionary, Digest};
 use dwcp_proto::fetch::Asked;
-use dwcp_proto::frame::{Committed, ErrorCode, ErrorFrame, Frame, Secret, SessionId, Welcome};
+use dwcp_proto::frame::{
+    Committed, ErrorCode, ErrorFrame, FEATURE_DICTIONARY, Frame, Secret, SessionId, Welcome,
+};
 use dwcp_proto::sender::{LaneId, SenderOptions, SenderProgress, SenderSession, Step};
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use super::SendOptions;
+use super::choice::Selector;
 use crate::cancel::Cancel;
 use crate::error::NetError;
 use crate::limiter::Limiter;
@@ -34,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) halt: Cancel,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) limiter: Option<Arc<Limiter>>,
+    /// Chooses how each block is compressed, if that is not fixed.
+    pub(super) selector: Option<Selector>,
     /// Where those who accept wait, if the peer has dialled.
     pub(super) registry: Option<Arc<Registry>>,
     /// Held by the transfer that is under way.
@@ -53,15 +59,17 @@ impl Shared {
         link: Link,
         registry: Option<Arc<Registry>>,
     ) -> Shared {
+        let selector = Selector::new(&options.codec, options.lanes, options.bandwidth_limit);
         Shared {
             limiter,
-            options,
+            selector,
             cancel,
             halt,
             observer,
             sending: Mutex::default(),
             state: Mutex::new(State {
                 asked: registry.as_ref().map(|_| Asked::default()),
+                dictionary: options.dictionary.clone(),
                 broken: None,
                 goodbye: false,
                 epoch: 0,
@@ -78,6 +86,7 @@ impl Shared {
                 last_failure: None,
                 round_trip: None,
             }),
+            options,
             registry,
             changed: Condvar::new(),
         }
@@ -91,6 +100,8 @@ pub(crate) struct Link {
     pub(crate) key: Secret,
     pub(crate) max_lanes: u16,
     pub(crate) limits: Limits,
+    /// The receiver knows of dictionaries.
+    pub(crate) dictionaries: bool,
 }
 
 impl Link {
@@ -104,7 +115,9 @@ impl Link {
                 max_block: welcome.max_block,
                 max_entries: welcome.max_entries,
                 max_object: welcome.max_object,
+                ..Limits::default()
             },
+            dictionaries: welcome.features & FEATURE_DICTIONARY != 0,
         }
     }
 }
@@ -115,6 +128,8 @@ pub(super) struct Job {
     pub(super) source: Arc<dyn Source>,
     base_allowed: bool,
     started: Instant,
+    /// Where the selector stood then.
+    selected_before: Option<Summary>,
     /// What sessions before the present one did.
     resent_before: u64,
     nacks_before: u64,
@@ -131,13 +146,14 @@ impl Job {
         manifest: Arc<Manifest>,
         source: Arc<dyn Source>,
         base_allowed: bool,
-        started: Instant,
+        (started, selected_before): (Instant, Option<Summary>),
     ) -> Job {
         Job {
             manifest,
             source,
             base_allowed,
             started,
+            selected_before,
             resent_before: 0,
             nacks_before: 0,
             wire_before: 0,
@@ -153,7 +169,12 @@ impl Job {
         self.result.as_ref().map_or(&[], |(_, digests)| digests)
     }
 
-    pub(super) fn report(&self, committed: &Committed, round_trip: Option<Duration>) -> SendReport {
+    pub(super) fn report(
+        &self,
+        committed: &Committed,
+        round_trip: Option<Duration>,
+        selector: Option<&Selector>,
+    ) -> SendReport {
         let last = self.result.as_ref().map(|(progress, _)| *progress);
         let count = |read: fn(&SenderProgress) -> u64| last.as_ref().map_or(0, read);
         let (blocks_sent, bytes_sent_raw, bytes_wire) = self.tally.sums();
@@ -179,6 +200,7 @@ impl Job {
             codec_mix: self.tally.codec_mix(),
             rtt_ms: round_trip.map(|time| time.as_secs_f64() * 1e3),
             cpu_seconds: self.tally.cpu.as_secs_f64(),
+            selection: selector.zip(self.selected_before.as_ref()).map(|(it, before)| it.summary(before)),
         }
     }
 }
@@ -195,6 +217,8 @@ pub(super) struct LaneHandle {
 
 /// What changes.
 pub(crate) struct State {
+    /// What is offered for blocks to be made with.
+    dictionary: Option<Arc<Dictionary>>,
     /// What the peer has asked for, if it is the one that dials.
     pub(super) asked: Option<Asked>,
     /// What ended the session of a peer that dials while nothing was sent.
@@ -247,7 +271,9 @@ impl State {
     fn prepare_session(&mut self) {
         if let (None, Some(job)) = (&self.session, &self.job) {
             let options = SenderOptions { max_unacked_bytes: MAX_UNACKED_BYTES, ..SenderOptions::default() };
-            let mut session = SenderSession::new(Arc::clone(&job.manifest), job.base_allowed, options);
+            let takes = self.link.as_ref().is_some_and(|link| link.dictionaries);
+            let mut session = SenderSession::new(Arc::clone(&job.manifest), job.base_allowed, options)
+                .offering(self.dictionary.clone().filter(|_| takes));
             self.lanes.keys().for_each(|lane| session.attach(*lane));
             self.session = Some(session);
         }

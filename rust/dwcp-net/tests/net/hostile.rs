@@ -19,7 +19,7 @@ use dwcp_proto::{FrameDecoder, FrameEncoder, preface};
 use super::support::*;
 
 /// A sender made by hand.
-struct Hand {
+pub struct Hand {
     stream: TcpStream,
     encoder: FrameEncoder,
     decoder: FrameDecoder,
@@ -35,11 +35,11 @@ impl Hand {
         Hand { stream, encoder: FrameEncoder::new(), decoder: FrameDecoder::new(), welcome: None }
     }
 
-    fn enter(receiver: &Receiver) -> Hand {
+    pub fn enter(receiver: &Receiver) -> Hand {
         Hand::enter_with(receiver, &hello(None, Secret::NONE))
     }
 
-    fn enter_with(receiver: &Receiver, hello: &Frame) -> Hand {
+    pub fn enter_with(receiver: &Receiver, hello: &Frame) -> Hand {
         let mut hand = Hand::connect(receiver);
         hand.send(hello, &[]);
         let Frame::Welcome(welcome) = hand.recv() else { panic!("no welcome") };
@@ -56,12 +56,12 @@ impl Hand {
         bytes
     }
 
-    fn send(&mut self, frame: &Frame, body: &[u8]) {
+    pub fn send(&mut self, frame: &Frame, body: &[u8]) {
         let bytes = self.encode(frame, body);
         self.stream.write_all(&bytes).unwrap();
     }
 
-    fn recv(&mut self) -> Frame {
+    pub fn recv(&mut self) -> Frame {
         let mut header = [0; 24];
         self.stream.read_exact(&mut header).unwrap();
         let pending = self.decoder.header(&header).unwrap();
@@ -71,7 +71,7 @@ impl Hand {
     }
 
     /// The ERROR that ends the lane, after any number of other frames.
-    fn error(&mut self) -> ErrorFrame {
+    pub fn error(&mut self) -> ErrorFrame {
         loop {
             if let Frame::Error(error) = self.recv() {
                 return error;
@@ -91,22 +91,25 @@ impl Hand {
 
     /// Offers one buffer of `bytes` and waits until blocks may flow.
     fn offer(&mut self, bytes: &[u8]) {
-        let (manifest, _) = buffers(&[("a", bytes.to_vec())], 65_536);
-        self.send(
-            &Frame::Offer(Offer {
-                number: 0,
-                transfer_id: manifest.transfer_id(),
-                block_bytes: 65_536,
-                entries: 1,
-                total_bytes: bytes.len() as u64,
-                base_allowed: false,
-            }),
-            &[],
-        );
-        for part in manifest.parts() {
-            self.send(&Frame::Manifest(part), &[]);
-        }
+        self.offer_with(bytes, &[]);
         while !matches!(self.recv(), Frame::Accept(_)) {}
+    }
+
+    /// Offers one buffer of `bytes`, with `frames` behind OFFER.
+    pub fn offer_with(&mut self, bytes: &[u8], frames: &[Frame]) {
+        let (manifest, _) = buffers(&[("a", bytes.to_vec())], 65_536);
+        let offer = Frame::Offer(Offer {
+            number: 0,
+            transfer_id: manifest.transfer_id(),
+            block_bytes: 65_536,
+            entries: 1,
+            total_bytes: bytes.len() as u64,
+            base_allowed: false,
+        });
+        let parts = manifest.parts().map(Frame::Manifest);
+        for frame in [offer].into_iter().chain(frames.iter().cloned()).chain(parts) {
+            self.send(&frame, &[]);
+        }
     }
 }
 
@@ -139,7 +142,7 @@ fn numbered_hello(lane: u16, session: Option<SessionId>, secret: Secret) -> Fram
     })
 }
 
-fn block(bytes: &[u8], offset: u64, digest: Digest) -> Frame {
+pub fn block(bytes: &[u8], offset: u64, digest: Digest) -> Frame {
     Frame::Block(BlockHead {
         entry: 0,
         raw_len: bytes.len() as u32,

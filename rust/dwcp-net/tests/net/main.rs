@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // A helper of a test may fail it.
 
 mod admission;
+mod dictionaries;
 mod faults;
 mod fetching;
 mod fetching_hostile;

@@ -6,14 +6,14 @@ use dwcp_codec::block::BlockKind;
 use dwcp_codec::{CodecId, Digest};
 
 use super::{
-    Accept, BlockHead, Committed, Digests, ErrorCode, ErrorFrame, FEATURE_FETCH, Fetch, Finish, Frame,
-    FrameKind, Have, HaveSource, Hello, Nack, NackReason, Offer, Same, Secret, Security, SessionId, Takes,
-    TransferId, Welcome,
+    Accept, BlockHead, Committed, DictionaryNote, DictionaryWord, Digests, ErrorCode, ErrorFrame,
+    FEATURE_FETCH, Fetch, Finish, Frame, FrameKind, Have, HaveSource, Hello, Nack, NackReason, Offer, Same,
+    Secret, Security, SessionId, Takes, TransferId, Welcome,
 };
 use crate::error::ProtoError;
 use crate::limits::{
-    MAX_BLOCK, MAX_CANDIDATES, MAX_ENTRIES, MAX_HEAD, MAX_LANES, MAX_OBJECT, MAX_REQUEST, MAX_RUN, MAX_TEXT,
-    MIN_BLOCK,
+    MAX_BLOCK, MAX_CANDIDATES, MAX_DICTIONARY, MAX_ENTRIES, MAX_HEAD, MAX_LANES, MAX_OBJECT, MAX_REQUEST,
+    MAX_RUN, MAX_TEXT, MIN_BLOCK,
 };
 use crate::manifest::{MIN_ENTRY_BYTES, ManifestPart};
 use crate::preface::VERSIONS;
@@ -43,6 +43,7 @@ pub(super) fn head_lengths(kind: FrameKind) -> (usize, usize) {
         FrameKind::Error => (4, 4 + MAX_TEXT),
         FrameKind::Close | FrameKind::KeepAlive => (0, 0),
         FrameKind::Fetch => (4, 4 + MAX_REQUEST),
+        FrameKind::Dictionary => (24, 24 + MAX_DICTIONARY),
     }
 }
 
@@ -173,6 +174,19 @@ pub(super) fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), ProtoError>
             w.u32(fetch.number);
             w.bytes(&fetch.request);
         }
+        Frame::Dictionary(note) => {
+            w.bytes(&note.digest.0);
+            let (word, bytes): (u8, &[u8]) = match &note.word {
+                DictionaryWord::Announced => (0, &[]),
+                DictionaryWord::Wanted => (1, &[]),
+                DictionaryWord::Given(bytes) => (2, bytes),
+                DictionaryWord::Declined => (3, &[]),
+            };
+            w.u32(note.length);
+            w.u8(word);
+            w.zeros(3);
+            w.bytes(bytes);
+        }
     }
     Ok(())
 }
@@ -225,6 +239,7 @@ pub(super) fn decode(kind: FrameKind, head: &[u8]) -> Result<Frame, ProtoError> 
             let number = r.u32()?;
             Frame::Fetch(Fetch { number, request: r.bytes(r.left())?.to_vec() })
         }
+        FrameKind::Dictionary => Frame::Dictionary(dictionary(&mut r)?),
     };
     r.finish()?;
     Ok(frame)
@@ -326,10 +341,11 @@ fn block(r: &mut Reader<'_>) -> Result<BlockHead, ProtoError> {
     let raw_len = r.number("raw length", 4, 1..=u64::from(MAX_BLOCK))? as u32;
     let offset = r.number("offset", 8, 0..=MAX_OBJECT - 1)?;
     let kind = BlockKind::ALL[r.number("kind", 1, 0..=5)? as usize];
-    let codec = match r.number("codec", 1, if kind == BlockKind::Plain { 0..=2 } else { 0..=0 })? {
+    let codec = match r.number("codec", 1, if kind == BlockKind::Plain { 0..=3 } else { 0..=0 })? {
         0 => CodecId::None,
         1 => CodecId::Lz4,
-        _ => CodecId::Zstd,
+        2 => CodecId::Zstd,
+        _ => CodecId::ZstdDictionary,
     };
     r.zeros("reserved", 2)?;
     let digest = r.digest()?;
@@ -340,6 +356,21 @@ fn block(r: &mut Reader<'_>) -> Result<BlockHead, ProtoError> {
         None
     };
     Ok(BlockHead { entry, raw_len, offset, kind, codec, digest, base_digest })
+}
+
+fn dictionary(r: &mut Reader<'_>) -> Result<DictionaryNote, ProtoError> {
+    let digest = r.digest()?;
+    let length = r.number("length", 4, 1..=MAX_DICTIONARY as u64)? as u32;
+    let word = r.number("word", 1, 0..=3)?;
+    r.zeros("reserved", 3)?;
+    let word = match word {
+        0 => DictionaryWord::Announced,
+        1 => DictionaryWord::Wanted,
+        // What is left over or missing is found by the reader.
+        2 => DictionaryWord::Given(r.bytes(length as usize)?.to_vec()),
+        _ => DictionaryWord::Declined,
+    };
+    Ok(DictionaryNote { digest, length, word })
 }
 
 fn error(r: &mut Reader<'_>) -> Result<ErrorFrame, ProtoError> {

@@ -50,6 +50,8 @@ pub enum Frame {
     KeepAlive,
     /// The receiver that has dialled asks for a transfer.
     Fetch(Fetch),
+    /// The dictionary of the transfer, or a word about it.
+    Dictionary(DictionaryNote),
 }
 
 impl Frame {
@@ -78,6 +80,7 @@ impl Frame {
             Frame::Close => FrameKind::Close,
             Frame::KeepAlive => FrameKind::KeepAlive,
             Frame::Fetch(_) => FrameKind::Fetch,
+            Frame::Dictionary(_) => FrameKind::Dictionary,
         }
     }
 }
@@ -103,10 +106,11 @@ enum FrameKind {
     Close = 0x0F,
     KeepAlive = 0x10,
     Fetch = 0x11,
+    Dictionary = 0x12,
 }
 
 impl FrameKind {
-    const ALL: [FrameKind; 17] = [
+    const ALL: [FrameKind; 18] = [
         FrameKind::Hello,
         FrameKind::Welcome,
         FrameKind::Offer,
@@ -124,6 +128,7 @@ impl FrameKind {
         FrameKind::Close,
         FrameKind::KeepAlive,
         FrameKind::Fetch,
+        FrameKind::Dictionary,
     ];
 
     fn name(self) -> &'static str {
@@ -145,6 +150,7 @@ impl FrameKind {
             FrameKind::Close => "CLOSE",
             FrameKind::KeepAlive => "KEEPALIVE",
             FrameKind::Fetch => "FETCH",
+            FrameKind::Dictionary => "DICTIONARY",
         }
     }
 }
@@ -178,6 +184,9 @@ pub enum Security {
 /// with [`Hello::fetches`].
 pub const FEATURE_FETCH: u32 = 1;
 
+/// The bit of [`Hello::features`] and [`Welcome::features`] by which a side knows of dictionaries.
+pub const FEATURE_DICTIONARY: u32 = 2;
+
 /// What the side that dials takes as a receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Takes {
@@ -196,7 +205,7 @@ pub struct Hello {
     pub security: Security,
     /// The number that the side that dials gives this lane, 0 to 255.
     pub lane: u16,
-    /// Feature bits besides [`FEATURE_FETCH`]; none is defined.
+    /// Feature bits besides [`FEATURE_FETCH`].
     pub features: u32,
     /// The session to join; none opens one.
     pub session: Option<SessionId>,
@@ -326,6 +335,41 @@ impl fmt::Debug for Fetch {
             .field("number", &self.number)
             .field("request_bytes", &self.request.len())
             .finish()
+    }
+}
+
+/// The dictionary of a transfer, or a word about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DictionaryNote {
+    /// The digest of its bytes.
+    pub digest: Digest,
+    /// How many bytes it has, 1 to 1,048,552.
+    pub length: u32,
+    /// What is said of it.
+    pub word: DictionaryWord,
+}
+
+/// What is said of a dictionary.
+#[derive(Clone, PartialEq, Eq)]
+pub enum DictionaryWord {
+    /// The sender: blocks may be made with it.
+    Announced,
+    /// The receiver: it is not known here and to be given.
+    Wanted,
+    /// The sender: here it is.
+    Given(Vec<u8>),
+    /// The receiver: it is too long, so no block may be made with it.
+    Declined,
+}
+
+impl fmt::Debug for DictionaryWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DictionaryWord::Announced => "Announced",
+            DictionaryWord::Wanted => "Wanted",
+            DictionaryWord::Given(_) => "Given(..)",
+            DictionaryWord::Declined => "Declined",
+        })
     }
 }
 

@@ -28,6 +28,8 @@ pub enum Action {
     },
     /// FINISH came again after the commit: send this frame.
     Recommitted(Frame),
+    /// Send this frame.
+    Answer(Frame),
     /// The sender ends this lane in peace.
     Closed,
 }

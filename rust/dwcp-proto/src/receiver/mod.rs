@@ -5,46 +5,27 @@
 //! block, [`ReceiverSession::prepared`] and [`ReceiverSession::committed`].
 
 mod action;
+mod lane;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dwcp_codec::Digest;
+use dwcp_codec::{CodecId, Dictionary, Digest};
 
 pub use crate::LaneId;
 pub use action::{Action, ReceiverPhase, ReceiverProgress};
+use lane::{Lane, Outstanding};
 
 use crate::blocks::{Announced, BlockIndex, BlockTable, KNOWN, STAGED, out_of_range};
+use crate::dictionary::Taken;
 use crate::error::SessionError;
 use crate::frame::{
-    Accept, BlockHead, Committed, Digests, Finish, Frame, Have, Nack, NackReason, Offer, Same,
+    Accept, BlockHead, Committed, DictionaryNote, DictionaryWord, Digests, Finish, Frame, Have, Nack,
+    NackReason, Offer, Same,
 };
 use crate::limits::{Limits, MAX_UNACKED};
 use crate::manifest::{Manifest, ManifestAssembly, ManifestPart};
 use crate::sender::peer_error;
-
-/// A BLOCK or SAME frame that is not done with.
-#[derive(Debug)]
-struct Outstanding {
-    first: BlockIndex,
-    count: u32,
-    left: u32,
-    is_copy: bool,
-    /// The digest of a BLOCK; those of a SAME are not kept.
-    digest: Option<Digest>,
-}
-
-#[derive(Debug, Default)]
-struct Lane {
-    outstanding: VecDeque<Outstanding>,
-    /// BLOCK and SAME frames done with, and how many of them the sender was told.
-    finished: u32,
-    told: u32,
-    /// Tree digests told on this lane.
-    trees: u32,
-    /// Its OFFER was overtaken by a later one; what is left of its manifest is ignored.
-    overtaken: bool,
-}
 
 #[derive(Debug)]
 struct Transfer {
@@ -56,6 +37,8 @@ struct Transfer {
     told: Vec<Digest>,
     /// The transfer digest of its FINISH, which may come before the last blocks do.
     transfer_digest: Option<Digest>,
+    /// The ACCEPT that waits for a dictionary.
+    due: Option<Accept>,
 }
 
 #[derive(Debug)]
@@ -78,6 +61,7 @@ pub struct ReceiverSession {
     progress: ReceiverProgress,
     /// The lowest number that the next OFFER can have.
     next_offer: u64,
+    dictionary: Taken,
 }
 
 impl ReceiverSession {
@@ -102,7 +86,14 @@ impl ReceiverSession {
                 phase: ReceiverPhase::Idle,
             },
             next_offer: 0,
+            dictionary: Taken::default(),
         }
+    }
+
+    /// The same session, which knows these dictionaries already.
+    #[must_use]
+    pub fn knowing(self, dictionaries: Arc<[Arc<Dictionary>]>) -> ReceiverSession {
+        ReceiverSession { dictionary: Taken::new(dictionaries), ..self }
     }
 
     /// Adds a lane after its WELCOME.
@@ -130,6 +121,7 @@ impl ReceiverSession {
             Frame::Error(error) => Err(peer_error(&error)),
             Frame::Offer(offer) => self.offered(lane, offer),
             Frame::Manifest(part) => self.told_entries(lane, part),
+            Frame::Dictionary(note) => self.told_dictionary(lane, note),
             Frame::Block(head) => self.block(lane, head),
             Frame::Same(same) => self.same(lane, same),
             Frame::Digests(digests) => self.told_digests(lane, digests),
@@ -156,7 +148,7 @@ impl ReceiverSession {
             return Err(SessionError::TransferMismatch { expected, actual: offer.transfer_id });
         }
         let assembly = Box::new(ManifestAssembly::new(offer, &self.limits)?);
-        if let Phase::Manifest { lane: used, .. } = self.phase {
+        if let Phase::Manifest { lane: used, .. } | Phase::Preparing { lane: used } = self.phase {
             self.overtake(used);
         }
         for (used, state) in &mut self.lanes {
@@ -167,6 +159,7 @@ impl ReceiverSession {
         }
         self.next_offer = number + 1;
         self.transfer = None;
+        self.dictionary.begin();
         self.phase = Phase::Manifest { lane, assembly };
         Ok(Action::None)
     }
@@ -208,12 +201,43 @@ impl ReceiverSession {
             table: BlockTable::new(Arc::clone(&manifest)),
             told: Vec::new(),
             transfer_digest: None,
+            due: None,
         });
         Ok(Action::Prepare(manifest, base_allowed))
     }
 
+    fn told_dictionary(&mut self, lane: LaneId, note: DictionaryNote) -> Result<Action, SessionError> {
+        if self.lanes.get(&lane).is_some_and(|state| state.overtaken) {
+            return Ok(Action::None);
+        }
+        let announced = note.word == DictionaryWord::Announced;
+        let used = match self.phase {
+            Phase::Manifest { lane: used, .. } => used,
+            Phase::Preparing { lane: used } if !announced => used,
+            _ => return Err(self.unexpected("DICTIONARY")),
+        };
+        if used != lane {
+            return Err(SessionError::WrongLane { frame: "DICTIONARY", lane });
+        }
+        if let Some(answer) = self.dictionary.hear(note, self.limits.max_dictionary)? {
+            return Ok(Action::Answer(answer));
+        }
+        let Some(accept) = self.transfer.as_mut().and_then(|transfer| transfer.due.take()) else {
+            return Ok(Action::None);
+        };
+        self.phase = Phase::Blocks;
+        Ok(Action::Answer(Frame::Accept(accept)))
+    }
+
+    /// The dictionary that blocks of the transfer may be made with, if there is one.
+    #[must_use]
+    pub fn dictionary(&self) -> Option<Arc<Dictionary>> {
+        self.dictionary.ready().cloned()
+    }
+
     /// Takes what the driver found, and gives the HAVE and ACCEPT frames to send on this lane. There are none when
-    /// the lane was lost meanwhile, or the transfer was offered again on another.
+    /// the lane was lost meanwhile, or the transfer was offered again on another; and ACCEPT is an
+    /// [`Action::Answer`] to the dictionary, if the sender has yet to give that.
     ///
     /// # Errors
     /// [`SessionError::OutOfRange`] when a HAVE does not fit the manifest or `staged_bytes` is not the sum of the
@@ -244,9 +268,14 @@ impl ReceiverSession {
         staged.into_iter().for_each(|index| transfer.table.set(index, KNOWN));
         let transfer_id = transfer.table.manifest().transfer_id();
         self.progress.staged_bytes = staged_bytes;
-        self.phase = Phase::Blocks;
         let mut frames: Vec<Frame> = haves.into_iter().map(Frame::Have).collect();
-        frames.push(Frame::Accept(Accept { transfer_id, staged_bytes }));
+        let accept = Accept { transfer_id, staged_bytes };
+        if self.dictionary.is_due() {
+            transfer.due = Some(accept);
+        } else {
+            self.phase = Phase::Blocks;
+            frames.push(Frame::Accept(accept));
+        }
         Ok(frames)
     }
 
@@ -268,6 +297,9 @@ impl ReceiverSession {
         let raw_len = transfer.table.place(first).2;
         if head.raw_len != raw_len {
             return out_of_range("raw length of a BLOCK", u64::from(head.raw_len), u64::from(raw_len));
+        }
+        if head.codec == CodecId::ZstdDictionary && self.dictionary.ready().is_none() {
+            return Err(SessionError::NoDictionary { entry: head.entry, offset: head.offset });
         }
         // Another copy may be on its way to the disk from a lane that the sender gave up; it has to be the same.
         let differs = |other: &Outstanding| {
@@ -538,15 +570,5 @@ impl ReceiverSession {
 
     fn unexpected(&self, frame: &'static str) -> SessionError {
         SessionError::Unexpected { frame, phase: self.receiver_phase().name() }
-    }
-}
-
-impl Lane {
-    /// Counts the frames at the front that are done with.
-    fn advance(&mut self) {
-        while self.outstanding.front().is_some_and(|frame| frame.left == 0) {
-            self.outstanding.pop_front();
-            self.finished += 1;
-        }
     }
 }

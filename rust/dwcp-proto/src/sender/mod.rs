@@ -3,22 +3,27 @@
 //! A driver attaches lanes, asks [`SenderSession::next`] on each what to do and gives every frame that arrives to
 //! [`SenderSession::receive`]. Blocks are pulled: whichever lane asks gets the next one. Every SAME tells one block.
 
+mod lane;
 mod step;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use dwcp_codec::block::BlockKind;
-use dwcp_codec::{CodecId, Digest};
+use dwcp_codec::{CodecId, Dictionary, Digest};
 
 pub use crate::LaneId;
+use lane::{Carried, InFlight, Lane, count_done};
 pub use step::{BlockTask, Resolution, SenderOptions, SenderPhase, SenderProgress, Step};
 
 use crate::blocks::{
     Announced, Base, BlockIndex, BlockTable, DONE, HELD, KNOWN, PLAIN, REPLACES, STAGED, out_of_range,
 };
+use crate::dictionary::Offered;
 use crate::error::SessionError;
-use crate::frame::{BlockHead, Committed, Digests, ErrorFrame, Finish, Frame, Nack, Offer, Same};
+use crate::frame::{
+    BlockHead, Committed, DictionaryNote, Digests, ErrorFrame, Finish, Frame, Nack, Offer, Same,
+};
 use crate::limits::{MAX_RUN, MAX_UNACKED};
 use crate::manifest::Manifest;
 
@@ -43,44 +48,6 @@ enum Phase {
     Done,
 }
 
-/// What a frame under way carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Carried {
-    Same,
-    Full,
-    Difference,
-}
-
-#[derive(Debug)]
-struct InFlight {
-    block: BlockIndex,
-    raw_len: u32,
-    carried: Carried,
-    /// It was refused, or the transfer was committed: what is left is to hear of it once more.
-    settled: bool,
-    /// The block was under way before, so that the receiver may commit without having read this frame.
-    repeated: bool,
-}
-
-impl InFlight {
-    /// Could the receiver still read it, after everything else of its transfer?
-    fn may_come_late(&self) -> bool {
-        !self.settled || self.repeated
-    }
-}
-
-#[derive(Debug, Default)]
-struct Lane {
-    /// Blocks that the driver works on.
-    tasks: Vec<BlockIndex>,
-    in_flight: VecDeque<InFlight>,
-    /// Bytes of the blocks of both.
-    raw_bytes: u64,
-    /// BLOCK and SAME frames, since the lane was attached.
-    sent: u32,
-    acked: u32,
-}
-
 /// The state of a sender between frames.
 #[derive(Debug)]
 pub struct SenderSession {
@@ -100,6 +67,7 @@ pub struct SenderSession {
     /// OFFER frames of this session so far.
     offers: u32,
     lost_frames: bool,
+    dictionary: Offered,
 }
 
 impl SenderSession {
@@ -121,8 +89,16 @@ impl SenderSession {
             progress: SenderProgress::new(&manifest),
             offers: 0,
             lost_frames: false,
+            dictionary: Offered::default(),
             table: BlockTable::new(manifest),
         }
+    }
+
+    /// The same session before its first step, with a dictionary that it offers for each of its transfers. The
+    /// receiver has to know of dictionaries ([`FEATURE_DICTIONARY`](crate::frame::FEATURE_DICTIONARY)).
+    #[must_use]
+    pub fn offering(self, dictionary: Option<Arc<Dictionary>>) -> SenderSession {
+        SenderSession { dictionary: Offered::new(dictionary), ..self }
     }
 
     /// Begins the next transfer on the same lanes.
@@ -138,7 +114,13 @@ impl SenderSession {
             return Err(SessionError::NotReusable);
         }
         let (lanes, offers) = (std::mem::take(&mut self.lanes), self.offers);
-        *self = SenderSession { lanes, offers, ..SenderSession::new(manifest, base_allowed, self.options) };
+        let dictionary = self.dictionary.again();
+        *self = SenderSession {
+            lanes,
+            offers,
+            dictionary,
+            ..SenderSession::new(manifest, base_allowed, self.options)
+        };
         Ok(())
     }
 
@@ -172,6 +154,7 @@ impl SenderSession {
                 self.lost_frames = true;
                 self.phase = Phase::Offering { lane: None, next_entry: None };
                 self.table.clear_all();
+                self.dictionary = self.dictionary.again();
                 self.announced = Announced::new(self.table.manifest(), self.base_allowed);
             }
             // COMMITTED comes on the lane of the last block, whichever that is.
@@ -202,8 +185,12 @@ impl SenderSession {
                 self.expect_preparing(lane, "HAVE")?;
                 self.announced.take(&mut self.table, &have)
             }
+            Frame::Dictionary(note) => self.heard_of_dictionary(lane, &note),
             Frame::Accept(accept) => {
                 self.expect_preparing(lane, "ACCEPT")?;
+                if self.dictionary.is_due() {
+                    return Err(self.unexpected("ACCEPT"));
+                }
                 let expected = self.table.manifest().transfer_id();
                 if accept.transfer_id != expected {
                     return Err(SessionError::TransferMismatch { expected, actual: accept.transfer_id });
@@ -226,6 +213,18 @@ impl SenderSession {
             Phase::Preparing { lane: used } if used == lane => Ok(()),
             Phase::Preparing { .. } => Err(SessionError::WrongLane { frame, lane }),
             _ => Err(self.unexpected(frame)),
+        }
+    }
+
+    fn heard_of_dictionary(&mut self, lane: LaneId, note: &DictionaryNote) -> Result<(), SessionError> {
+        match self.phase {
+            Phase::Offering { lane: Some(used), .. } | Phase::Preparing { lane: used } if used != lane => {
+                Err(SessionError::WrongLane { frame: "DICTIONARY", lane })
+            }
+            Phase::Offering { lane: Some(_), .. } | Phase::Preparing { .. } if self.dictionary.hear(note) => {
+                Ok(())
+            }
+            _ => Err(SessionError::DictionaryOrder { digest: note.digest }),
         }
     }
 
@@ -327,6 +326,9 @@ impl SenderSession {
             },
             Phase::Committing => self.next_block(lane).unwrap_or(Step::Wait),
             Phase::Done => Step::Done,
+            Phase::Preparing { lane: used } if used == lane => {
+                self.dictionary.next().map_or(Step::Wait, Step::Send)
+            }
             Phase::Offering { .. } | Phase::Preparing { .. } => Step::Wait,
         }
     }
@@ -347,6 +349,9 @@ impl SenderSession {
                 number,
             }));
         };
+        if let Some(frame) = self.dictionary.next() {
+            return Step::Send(frame);
+        }
         let Some(part) = manifest.part_at(first) else { return Step::Wait };
         let next = first + part.entries.len() as u32;
         self.phase = if next == count {
@@ -413,6 +418,7 @@ impl SenderSession {
             held_is_staged: self.table.has(block, STAGED),
             candidate,
             plain,
+            dictionary: self.dictionary.is_agreed(),
         }))
     }
 
@@ -468,7 +474,8 @@ impl SenderSession {
                 let fill = *kind != BlockKind::Fill || *wire_len == 1;
                 let length = (1..=task.raw_len).contains(wire_len) && (plain || *codec == CodecId::None);
                 let base = needs_base == base_digest.is_some() && (!needs_base || task.candidate.is_some());
-                (*digest, fill && length && base)
+                let dictionary = *codec != CodecId::ZstdDictionary || self.dictionary.is_agreed();
+                (*digest, fill && length && base && dictionary)
             }
         };
         if !allowed {
@@ -576,17 +583,6 @@ impl SenderSession {
 
     fn unexpected(&self, frame: &'static str) -> SessionError {
         SessionError::Unexpected { frame, phase: self.sender_phase().name() }
-    }
-}
-
-fn count_done(progress: &mut SenderProgress, frame: &InFlight) {
-    let raw = u64::from(frame.raw_len);
-    if frame.carried == Carried::Same {
-        progress.same_bytes += raw;
-        progress.blocks_same += 1;
-    } else {
-        progress.sent_raw_bytes += raw;
-        progress.blocks_sent += 1;
     }
 }
 

@@ -51,6 +51,8 @@ pub struct BlockTask {
     pub candidate: Option<u8>,
     /// The receiver refused the block once: it is sent in full.
     pub plain: bool,
+    /// It may be made with the dictionary that was offered.
+    pub dictionary: bool,
 }
 
 /// What a block turned out to be.

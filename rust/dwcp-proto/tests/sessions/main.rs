@@ -1,6 +1,7 @@
 //! Sessions and manifests against peers that do not keep the rules.
 #![allow(clippy::unwrap_used)]
 
+mod dictionary;
 mod ops;
 mod sender;
 

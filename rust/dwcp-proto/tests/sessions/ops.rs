@@ -1,12 +1,12 @@
 //! Sequences of operations on both sessions, driven by bytes: nothing panics, and nothing is committed too early.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use dwcp_codec::block::BlockKind;
-use dwcp_codec::{CodecId, Digest};
+use dwcp_codec::{CodecId, Dictionary, Digest};
 use dwcp_proto::frame::{
-    Accept, BlockHead, Committed, Digests, ErrorCode, ErrorFrame, Finish, Frame, Have, HaveSource,
-    ManifestPart, Nack, NackReason, Offer, Same, TransferId,
+    Accept, BlockHead, Committed, DictionaryNote, DictionaryWord, Digests, ErrorCode, ErrorFrame, Finish,
+    Frame, Have, HaveSource, ManifestPart, Nack, NackReason, Offer, Same, TransferId,
 };
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::{Candidate, Entry, EntryKind, Manifest};
@@ -14,6 +14,11 @@ use dwcp_proto::receiver::{Action, ReceiverSession};
 use dwcp_proto::sender::{BlockTask, Resolution, SenderOptions, SenderSession, Step};
 
 const BLOCK: u32 = 65_536;
+
+/// The dictionary that the sender offers.
+static OFFERED: LazyLock<Arc<Dictionary>> = LazyLock::new(|| {
+    Arc::new(Dictionary::new(b"what they have in common".to_vec()).expect("any content will do"))
+});
 
 /// Small numbers from bytes; zeros at their end.
 struct Choices<'a>(std::slice::Iter<'a, u8>);
@@ -58,7 +63,7 @@ fn frame(choices: &mut Choices<'_>, manifest: &Manifest) -> Frame {
     let id = if choices.below(8) == 0 { TransferId([0; 16]) } else { manifest.transfer_id() };
     let entry = u32::from(choices.below(4));
     let first_block = u32::from(choices.below(5));
-    match choices.below(14) {
+    match choices.below(15) {
         0 => Frame::Offer(Offer {
             transfer_id: id,
             block_bytes: BLOCK,
@@ -86,8 +91,8 @@ fn frame(choices: &mut Choices<'_>, manifest: &Manifest) -> Frame {
                 entry,
                 raw_len,
                 offset: u64::from(first_block) * u64::from(BLOCK) + u64::from(choices.below(9) / 8),
-                kind: BlockKind::Fill,
-                codec: CodecId::None,
+                kind: if choices.below(2) == 0 { BlockKind::Fill } else { BlockKind::Plain },
+                codec: if choices.below(2) == 0 { CodecId::None } else { CodecId::ZstdDictionary },
                 digest: choices.digest(),
                 base_digest: None,
             })
@@ -105,6 +110,17 @@ fn frame(choices: &mut Choices<'_>, manifest: &Manifest) -> Frame {
             Frame::Committed(Committed { transfer_id: id, transfer_digest: choices.digest(), body_bytes: 0 })
         }
         12 => Frame::Error(ErrorFrame::new(ErrorCode::Internal, false, "\u{1b}[31m")),
+        13 => {
+            let (bytes, digest) = (OFFERED.bytes().to_vec(), OFFERED.digest());
+            let word = match choices.below(4) {
+                0 => DictionaryWord::Announced,
+                1 => DictionaryWord::Wanted,
+                2 => DictionaryWord::Given(bytes),
+                _ => DictionaryWord::Declined,
+            };
+            let digest = if choices.below(8) == 0 { Digest([0; 16]) } else { digest };
+            Frame::Dictionary(DictionaryNote { digest, length: OFFERED.bytes().len() as u32, word })
+        }
         _ => Frame::KeepAlive,
     }
 }
@@ -134,7 +150,11 @@ impl Pair {
 
     fn give_receiver(&mut self, lane: u32, frame: Frame) {
         match self.receiver.receive(lane, frame) {
-            Ok(Action::Store(head)) => self.open.push((lane, head.entry, head.offset, head.digest)),
+            Ok(Action::Answer(frame)) => self.back.push((lane, frame)),
+            Ok(Action::Store(head)) => {
+                assert!(head.codec != CodecId::ZstdDictionary || self.receiver.dictionary().is_some());
+                self.open.push((lane, head.entry, head.offset, head.digest));
+            }
             Ok(Action::Copy(same)) => {
                 for (block, digest) in (same.first_block..).zip(same.digests) {
                     self.open.push((lane, same.entry, u64::from(block) * u64::from(BLOCK), digest));
@@ -158,7 +178,14 @@ impl Pair {
         }
         let (lane, task) = self.tasks.swap_remove(usize::from(choices.below(255)) % self.tasks.len());
         let digest = choices.digest();
-        let outcome = match choices.below(4) {
+        let outcome = match choices.below(5) {
+            4 => Resolution::Block {
+                digest,
+                base_digest: None,
+                kind: BlockKind::Plain,
+                codec: CodecId::ZstdDictionary,
+                wire_len: 1,
+            },
             0 => Resolution::Held { digest },
             1 => Resolution::Same { digest },
             2 => Resolution::Block {
@@ -176,7 +203,9 @@ impl Pair {
                 wire_len: 1,
             },
         };
+        let with_dictionary = matches!(outcome, Resolution::Block { codec: CodecId::ZstdDictionary, .. });
         match self.sender.resolve(lane, &task, outcome) {
+            Ok(frame) if with_dictionary && !task.dictionary => panic!("{frame:?} was not agreed on"),
             Ok(Some(frame)) => self.forth.push((lane, frame)),
             Ok(None) => {}
             Err(_) => self.sender.abandon(lane, task),
@@ -253,7 +282,8 @@ pub fn run(bytes: &[u8]) -> bool {
     let options = SenderOptions { max_unacked_frames: 3, max_unacked_bytes: 2 * u64::from(BLOCK) };
     let mut pair = Pair {
         lanes: 0,
-        sender: SenderSession::new(Arc::clone(&manifest), true, options),
+        sender: SenderSession::new(Arc::clone(&manifest), true, options)
+            .offering((bytes.first().is_some_and(|byte| byte % 2 == 1)).then(|| Arc::clone(&OFFERED))),
         receiver: ReceiverSession::new(Limits::default()),
         manifest,
         tasks: vec![],

@@ -25,6 +25,11 @@ fn undisturbed_transfer_sends_every_block_once() {
     assert_eq!((met.lanes_lost, met.resent, met.nacks), (0, 0, 0));
     assert!(met.held == 0 && met.same > 0 && met.sent > 0 && met.differences > 0, "{met:?}");
     assert_eq!(met.second_transfers, 30, "a session without losses carries a second transfer");
+    assert!(
+        met.dictionaries_given > 0 && met.dictionaries_declined > 0 && met.with_dictionary > 0,
+        "{met:?}"
+    );
+    assert!(met.dictionaries_given < 30, "one is given once in a session: {met:?}");
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use dwcp_codec::block::{BlockDecoder, BlockEncoder};
 use dwcp_codec::digest::{leaves_of, tree};
-use dwcp_codec::{Codec, Digest};
+use dwcp_codec::{Codec, CodecId, Dictionary, Digest};
 use dwcp_proto::error::SessionError;
-use dwcp_proto::frame::{BlockHead, Frame, NackReason, Same, SessionId};
+use dwcp_proto::frame::{BlockHead, DictionaryWord, Frame, NackReason, Same, SessionId};
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::{Candidate, Entry, EntryKind, Manifest};
 use dwcp_proto::receiver::{Action, ReceiverSession};
@@ -48,6 +48,9 @@ pub struct Met {
     pub torn_ledgers: u64,
     pub spoiled: u64,
     pub second_transfers: u64,
+    pub dictionaries_given: u64,
+    pub dictionaries_declined: u64,
+    pub with_dictionary: u64,
 }
 
 impl AddAssign for Met {
@@ -68,6 +71,9 @@ impl AddAssign for Met {
         self.torn_ledgers += other.torn_ledgers;
         self.spoiled += other.spoiled;
         self.second_transfers += other.second_transfers;
+        self.dictionaries_given += other.dictionaries_given;
+        self.dictionaries_declined += other.dictionaries_declined;
+        self.with_dictionary += other.with_dictionary;
     }
 }
 
@@ -110,6 +116,8 @@ pub struct World {
     lane_count: u64,
     /// Blocks that were announced as staged in this session.
     announced: BTreeSet<(u32, u64)>,
+    /// What the sender offers, if it offers any.
+    dictionary: Option<Arc<Dictionary>>,
     encoder: BlockEncoder,
     decoder: BlockDecoder,
     met: Met,
@@ -132,6 +140,13 @@ fn entry(kind: EntryKind, path: &[u8], object: &[u8]) -> Entry {
         target: vec![],
         candidates: vec![],
     }
+}
+
+/// A receiver that may know the dictionary, learn it, or find it too long.
+fn receiver(random: &mut Random, dictionary: Option<&Arc<Dictionary>>) -> ReceiverSession {
+    let max_dictionary = if random.once_in(3) { 99 } else { 100 };
+    let known: Vec<_> = dictionary.filter(|_| random.once_in(3)).cloned().into_iter().collect();
+    ReceiverSession::new(Limits { max_dictionary, ..Limits::default() }).knowing(known.into())
 }
 
 fn options(random: &mut Random) -> SenderOptions {
@@ -192,13 +207,16 @@ impl World {
             candidates: BTreeMap::new(),
         };
         let options = options(&mut random);
+        let dictionary = Arc::new(Dictionary::new(content(salt, 0, 100)).unwrap());
+        let dictionary = Some(dictionary).filter(|_| random.once_in(2));
         World {
             now: 0,
             trouble,
-            sender: SenderSession::new(manifest, true, options),
+            sender: SenderSession::new(manifest, true, options).offering(dictionary.clone()),
             source,
             next_source: Some(next_source),
-            receiver: ReceiverSession::new(Limits::default()),
+            receiver: receiver(&mut random, dictionary.as_ref()),
+            dictionary,
             session: SessionId(seed_id(seed, 0)),
             disk,
             lanes: BTreeMap::new(),
@@ -317,9 +335,10 @@ impl World {
         self.lanes.clear();
         self.announced.clear();
         self.session = SessionId(seed_id(self.random.draw(), 1));
-        self.receiver = ReceiverSession::new(Limits::default());
+        self.receiver = receiver(&mut self.random, self.dictionary.as_ref());
         let options = options(&mut self.random);
-        self.sender = SenderSession::new(Arc::clone(&self.source.manifest), true, options);
+        self.sender = SenderSession::new(Arc::clone(&self.source.manifest), true, options)
+            .offering(self.dictionary.clone());
     }
 
     fn drop_sender_lane(&mut self, number: u32) {
@@ -361,8 +380,13 @@ impl World {
         match self.sender.next(number) {
             Step::Send(frame) => {
                 let Some(lane) = self.lanes.get_mut(&number) else { return };
-                if let Frame::Offer(offer) = &frame {
-                    self.met.reoffered += u64::from(offer.number > 0);
+                match &frame {
+                    Frame::Offer(offer) => self.met.reoffered += u64::from(offer.number > 0),
+                    Frame::Dictionary(note) => {
+                        self.met.dictionaries_given +=
+                            u64::from(matches!(note.word, DictionaryWord::Given(_)));
+                    }
+                    _ => {}
                 }
                 lane.forth.write(self.now, &frame, &[]);
             }
@@ -385,7 +409,13 @@ impl World {
         } else if base.as_ref() == Some(&block) {
             (Resolution::Same { digest }, vec![])
         } else {
-            let encoded = self.encoder.encode(Codec::Lz4, &block, base.as_deref()).unwrap();
+            let dictionary = self.dictionary.as_ref().filter(|_| task.dictionary);
+            let encoded = match dictionary {
+                Some(dictionary) => self.encoder.encode_with(dictionary, Codec::Lz4, &block, base.as_deref()),
+                None => self.encoder.encode(Codec::Lz4, &block, base.as_deref()),
+            };
+            let encoded = encoded.unwrap();
+            self.met.with_dictionary += u64::from(encoded.codec == CodecId::ZstdDictionary);
             let (kind, codec, body) = (encoded.kind, encoded.codec, encoded.wire.to_vec());
             let base_digest = base.filter(|_| kind.needs_base()).map(|base| Digest::of(&base));
             self.met.differences += u64::from(base_digest.is_some());
@@ -445,8 +475,13 @@ impl World {
                     return self.refuse(number, head.entry, head.offset);
                 }
                 let mut block = vec![0; head.raw_len as usize];
-                let decoded =
-                    self.decoder.decode(head.kind, head.codec, &arrival.body, base.as_deref(), &mut block);
+                let dictionary = self.receiver.dictionary().filter(|_| head.codec == CodecId::ZstdDictionary);
+                let decoded = match dictionary {
+                    Some(dictionary) => self.decoder.decode_with(&dictionary, &arrival.body, &mut block),
+                    None => {
+                        self.decoder.decode(head.kind, head.codec, &arrival.body, base.as_deref(), &mut block)
+                    }
+                };
                 if decoded.is_err() || Digest::of(&block) != head.digest {
                     assert!(arrival.altered);
                     self.met.flips_in_bodies += 1;
@@ -458,6 +493,13 @@ impl World {
             Action::Commit => Job::Commit,
             Action::Recommitted(frame) => {
                 self.met.recommitted += 1;
+                lane.back.write(self.now, &frame, &[]);
+                return;
+            }
+            Action::Answer(frame) => {
+                if let Frame::Dictionary(note) = &frame {
+                    self.met.dictionaries_declined += u64::from(note.word == DictionaryWord::Declined);
+                }
                 lane.back.write(self.now, &frame, &[]);
                 return;
             }

@@ -10,6 +10,9 @@ use super::watch::{self, Watched};
 use crate::buffer::{Input, NewBytes, Output};
 use crate::error::Failure;
 
+/// Memory of up to so many times the size of the old version is taken before that is proven to be the patch's base.
+const UNPROVEN_TIMES: u64 = 2;
+
 /// Make the new version from a patch and the old one.
 #[pyfunction]
 #[pyo3(signature = (patch, old, threads))]
@@ -20,20 +23,42 @@ pub fn patch_apply<'py>(
     threads: usize,
 ) -> PyResult<Bound<'py, PyBytes>> {
     let (patch, old) = (patch.bytes(), old.bytes());
-    let (last, before) = watch::run(py, old.len(), |stop| {
+    let todo = watch::run(py, old.len(), |stop| {
         let (before, last) = chain(patch)?;
-        let before = through(&before, old, threads, stop)?;
-        let held = Watched { bytes: before.as_deref().unwrap_or(old), stop };
-        // Before memory is taken for a target whose length the patch only claims.
-        last.verify_base(&held, threads)?;
-        Ok((last, before))
+        let is_claimed = last.target_size() / UNPROVEN_TIMES > last.base_size();
+        if before.is_empty() && last.base_size() == old.len() as u64 && !is_claimed {
+            return Ok(Some((last, None, false)));
+        }
+        // Before memory is taken for a target whose length, out of all proportion, the patch only claims.
+        let Some(place) = place_in(&before, &last, old, threads, stop)? else { return Ok(None) };
+        let before = through(&before[place..], old, threads, stop)?;
+        if let Some(before) = &before {
+            last.verify_base(&Watched { bytes: before, stop }, threads)?;
+        }
+        Ok(Some((last, before, true)))
     })?;
+    let as_it_is = || {
+        PyBytes::new_with(py, old.len(), |out| {
+            out.copy_from_slice(old);
+            Ok(())
+        })
+    };
+    let Some((last, before, is_proven)) = todo else { return as_it_is() };
     let held = before.as_deref().unwrap_or(old);
     let mut out = NewBytes::new(py, usize::try_from(last.target_size())?)?;
     let memory = out.memory();
-    watch::run(py, memory.len(), |stop| {
-        last.apply_proven_to_new(&Watched { bytes: held, stop }, memory, threads)
+    let is_written = watch::run(py, memory.len(), |stop| {
+        let held = Watched { bytes: held, stop };
+        let done = if is_proven {
+            last.apply_proven_to_new(&held, memory, threads)
+        } else {
+            last.apply_to_new(&held, memory, threads)
+        };
+        Ok(!unless_made(done, &last, &held, threads)?)
     })?;
+    if !is_written {
+        return as_it_is();
+    }
     // SAFETY: the patch was applied, which wrote all of it.
     Ok(unsafe { out.finish() })
 }
@@ -53,7 +78,22 @@ pub fn patch_apply_onto(
     let (patch, old, out) = (patch.bytes(), old.bytes(), out.bytes_mut());
     watch::run(py, old.len() + out.len(), |stop| {
         let (before, last) = chain(patch)?;
-        let before = through(&before, old, threads, stop)?;
+        if before.is_empty() {
+            // In one pass with the proof of the base.
+            let done = last.apply(&Watched { bytes: old, stop }, out, threads);
+            if !done.as_ref().is_err_and(is_other_base) {
+                return done;
+            }
+        }
+        let Some(place) = place_in(&before, &last, old, threads, stop)? else {
+            let (expected, actual) = (old.len() as u64, out.len() as u64);
+            if expected != actual {
+                return Err(PatchError::Length { what: "target buffer", expected, actual }.into());
+            }
+            out.copy_from_slice(old);
+            return Ok(());
+        };
+        let before = through(&before[place..], old, threads, stop)?;
         last.apply(&Watched { bytes: before.as_deref().unwrap_or(old), stop }, out, threads)
     })
 }
@@ -71,13 +111,19 @@ pub fn patch_apply_in_place(py: Python<'_>, patch: Input, mut old: Output, threa
         if base_size != target_size {
             return Err(PatchError::SizeChanged { base_size, target_size }.into());
         }
-        if chain.is_empty() {
-            let leaves = last.verify_base(&Watched { bytes: held, stop }, threads)?;
-            return last.apply_in_place_onto(&leaves, held, threads, || watch::check(stop));
+        // The buffer keeps its length, whichever version in between has another.
+        let actual = held.len() as u64;
+        if actual != target_size {
+            return Err(PatchError::BaseSize { expected: base_size, actual }.into());
         }
+        if chain.is_empty() {
+            let done = last.apply_in_place_while(held, threads, || watch::check(stop));
+            return unless_made(done, &last, &Watched { bytes: held, stop }, threads).map(drop);
+        }
+        let Some(place) = place_in(&chain, &last, held, threads, stop)? else { return Ok(()) };
         // No version in the middle is ever to be seen.
         chain.push(last);
-        if let Some(made) = through(&chain, held, threads, stop)? {
+        if let Some(made) = through(&chain[place..], held, threads, stop)? {
             held.copy_from_slice(&made);
         }
         Ok(())
@@ -97,7 +143,47 @@ pub fn chain(bytes: &[u8]) -> Result<(Vec<Patch<'_>>, Patch<'_>), PatchError> {
     Ok((before, last))
 }
 
-/// The version that patches lead to; `None` if there are none.
+/// How many patches of a chain, the last of which is `last`, have led to `old` already; `None` if all have.
+fn place_in(
+    before: &[Patch<'_>],
+    last: &Patch<'_>,
+    old: &[u8],
+    threads: usize,
+    stop: &AtomicBool,
+) -> Result<Option<usize>, Failure> {
+    let old = Watched { bytes: old, stop };
+    let mut refused = None;
+    for (number, patch) in before.iter().chain([last]).enumerate() {
+        match patch.verify_base(&old, threads) {
+            Ok(_) => return Ok(Some(number)),
+            Err(error) if is_other_base(&error) => refused = refused.or(Some(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    match refused {
+        Some(refused) if !last.is_target(&old, threads)? => Err(refused),
+        _ => Ok(None),
+    }
+}
+
+/// What came of applying a patch to `held`, but for one that was refused because `held` is what it makes: then true.
+fn unless_made(
+    done: Result<(), Failure>,
+    patch: &Patch<'_>,
+    held: &Watched<'_>,
+    threads: usize,
+) -> Result<bool, Failure> {
+    match done {
+        Err(refused) if is_other_base(&refused) && patch.is_target(held, threads)? => Ok(true),
+        done => done.map(|()| false),
+    }
+}
+
+fn is_other_base(failure: &Failure) -> bool {
+    matches!(failure, Failure::Patch(PatchError::BaseMismatch { .. } | PatchError::BaseSize { .. }))
+}
+
+/// The version that patches lead to, the first from `old`, which is proven to be its base; `None` if there are none.
 fn through(
     chain: &[Patch<'_>],
     old: &[u8],
@@ -107,7 +193,9 @@ fn through(
     let mut held: Option<Vec<u8>> = None;
     for patch in chain {
         let base = Watched { bytes: held.as_deref().unwrap_or(old), stop };
-        patch.verify_base(&base, threads)?;
+        if held.is_some() {
+            patch.verify_base(&base, threads)?;
+        }
         let length = usize::try_from(patch.target_size());
         let out_of_memory = PatchError::OutOfMemory { bytes: patch.target_size() };
         let mut made = Vec::new();

@@ -1,9 +1,11 @@
 //! Applying patches to files.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use dwcp_codec::patch::{Contents, EntryKind, PatchError, Source, decode_each};
+use dwcp_codec::page;
+use dwcp_codec::patch::{Contents, EntryKind, MIN_BLOCK_BYTES, PatchError, Source, decode_each};
 
 use super::Check;
 use super::disk::{Disk, System};
@@ -15,7 +17,9 @@ use crate::platform::Lock;
 /// Writes the new version of file `old` to the existing file `out`, another file, and tells what was in the patches.
 ///
 /// Of a chain all versions but the last are kept in a file beside `out` meanwhile. The base is proven before a block is
-/// decoded, every block afterwards; on an error the contents of `out` are unspecified.
+/// decoded, every block afterwards; on an error the contents of `out` are unspecified. If `old` is the new version
+/// already it is copied, and if it is one in the middle of a chain it goes on from there. Blocks of zeros are not
+/// written: they are holes in `out` where the system has such.
 ///
 /// # Errors
 ///
@@ -29,19 +33,42 @@ pub fn apply_files(
 ) -> Result<Vec<Contents>, StoreError> {
     let patch = FileSource::open(patch, check)?;
     let chain = file::chain(&patch)?;
-    let mut base = FileSource::open(old, check)?;
+    let base = FileSource::open(old, check)?;
     base.refuse_unfinished()?;
+    let done = apply_chain(&chain, &patch, base, out, threads, check);
+    let Err(StoreError::Patch(refused @ (PatchError::BaseMismatch { .. } | PatchError::BaseSize { .. }))) =
+        done
+    else {
+        return done.map(|()| chain);
+    };
+    let now = FileSource::open(old, check)?;
+    match place_in(&chain, &now, threads)? {
+        // It was refused as the base, and is it now.
+        Some(0) => Err(refused.into()),
+        Some(start) => apply_chain(&chain[start..], &patch, now, out, threads, check).map(|()| chain),
+        None => copy_to(&now, overwrite(out)?, out).map(|()| chain),
+    }
+}
+
+fn apply_chain<'a>(
+    chain: &[Contents],
+    patch: &FileSource<'a>,
+    mut base: FileSource<'a>,
+    out: &Path,
+    threads: usize,
+    check: &'a Check<'a>,
+) -> Result<(), StoreError> {
     for (number, contents) in chain.iter().enumerate() {
         if number + 1 == chain.len() {
-            apply_one(contents, &patch, &base, overwrite(out)?, out, threads, check)?;
+            apply_one(contents, patch, &base, overwrite(out)?, out, threads, check)?;
         } else {
             let step = Step::create(out, number)?;
-            apply_one(contents, &patch, &base, step.open()?, &step.path, threads, check)?;
+            apply_one(contents, patch, &base, step.open()?, &step.path, threads, check)?;
             // Open, it outlives its name.
             base = FileSource::open(&step.path, check)?;
         }
     }
-    Ok(chain)
+    Ok(())
 }
 
 /// Turns a file from the base of a patch into its target, where it is, and tells what was in the patches.
@@ -74,7 +101,7 @@ pub(super) fn apply_in_place_on<D: Disk>(
     let chain = file::chain(&patch)?;
     let held = Held::open(file)?;
     held.recover(disk, check)?;
-    let Some(start) = held.first_step(&chain, threads, check)? else { return Ok(chain) };
+    let Some(start) = place_in(&chain, &held.source(check)?, threads)? else { return Ok(chain) };
     for (number, contents) in chain.iter().enumerate().skip(start) {
         let base = held.source(check)?;
         if number > start {
@@ -83,6 +110,8 @@ pub(super) fn apply_in_place_on<D: Disk>(
         let path = journal::journal_of(&held.path)?;
         let mut journal = Journal::create(disk, &path, contents)?;
         let made = fill_journal(disk, &mut journal, contents, &patch, &base, threads, check);
+        // What the journal leaves to the file has to be there with it: the base may have been written just now.
+        let made = made.and_then(|()| disk.sync(&held.file).on("sync", &held.path));
         if let Err(error) = made.and_then(|()| journal.commit(disk)) {
             // The file was not written to. If the journal cannot be removed, the next call does it.
             let _ = disk.remove(&path);
@@ -124,8 +153,7 @@ fn apply_one(
     threads: usize,
     check: &Check<'_>,
 ) -> Result<(), StoreError> {
-    let disk = System;
-    disk.set_size(&out, contents.target_size()).on("resize", path)?;
+    System.set_size(&out, contents.target_size()).on("resize", path)?;
     contents.verify_base_with(base, threads, |index, block| {
         let range = contents.target_range(index);
         let same =
@@ -133,7 +161,7 @@ fn apply_one(
         if same {
             // An entry was refused unless its blocks lie within the base.
             let length = (range.end - range.start) as usize;
-            disk.write(&out, &block[..length], range.start).on("write", path)?;
+            write_unless_zero(&out, &block[..length], range.start).on("write", path)?;
         }
         Ok(())
     })?;
@@ -141,10 +169,49 @@ fn apply_one(
     for entries in [contents.independent().collect::<Vec<_>>(), contents.dependent().collect()] {
         decode_each(contents, entries.into_iter(), patch, base, &target, threads, |entry, block| {
             let at = contents.target_range(entry.first.into()).start;
-            disk.write(target.file(), block, at).on("write", path)
+            write_unless_zero(target.file(), block, at).on("write", path)
         })?;
     }
     Ok(())
+}
+
+/// Which patch of a chain is the next for an object; `None` if it is the target of the last.
+fn place_in(chain: &[Contents], now: &FileSource<'_>, threads: usize) -> Result<Option<usize>, StoreError> {
+    let mut refused = None;
+    for (number, contents) in chain.iter().enumerate() {
+        match contents.verify_base(now, threads) {
+            Ok(_) => return Ok(Some(number)),
+            Err(StoreError::Patch(
+                error @ (PatchError::BaseMismatch { .. } | PatchError::BaseSize { .. }),
+            )) => {
+                refused = refused.or(Some(error));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match (chain.last(), refused) {
+        (Some(last), Some(refused)) if !last.is_target(now, threads)? => Err(refused.into()),
+        _ => Ok(None),
+    }
+}
+
+/// Copies an object to `out`, which is empty.
+fn copy_to(object: &FileSource<'_>, out: File, path: &Path) -> Result<(), StoreError> {
+    System.set_size(&out, object.size()).on("resize", path)?;
+    let mut buffer = Vec::new();
+    let mut at = 0;
+    while at < object.size() {
+        let length = (object.size() - at).min(MIN_BLOCK_BYTES.into());
+        let part = object.read(at, length as usize, &mut buffer)?;
+        write_unless_zero(&out, part, at).on("write", path)?;
+        at += length;
+    }
+    Ok(())
+}
+
+/// Writes a part of a file that is all zeros so far.
+fn write_unless_zero(out: &File, part: &[u8], at: u64) -> io::Result<()> {
+    if page::fill_byte(part) == Some(0) { Ok(()) } else { System.write(out, part, at) }
 }
 
 fn overwrite(path: &Path) -> Result<File, StoreError> {
@@ -205,33 +272,5 @@ impl Held {
 
     pub(super) fn recover<D: Disk>(&self, disk: &D, check: &Check<'_>) -> Result<Recovery, StoreError> {
         Journal::recover(disk, self, check)
-    }
-
-    /// Which patch of a chain is the next for this file; `None` if it is the target of the last.
-    fn first_step(
-        &self,
-        chain: &[Contents],
-        threads: usize,
-        check: &Check<'_>,
-    ) -> Result<Option<usize>, StoreError> {
-        let now = self.source(check)?;
-        let mut refused = None;
-        for (number, contents) in chain.iter().enumerate() {
-            match contents.verify_base(&now, threads) {
-                Ok(_) => return Ok(Some(number)),
-                Err(StoreError::Patch(
-                    error @ (PatchError::BaseMismatch { .. } | PatchError::BaseSize { .. }),
-                )) => refused = refused.or(Some(error)),
-                Err(error) => return Err(error),
-            }
-        }
-        match (chain.last(), refused) {
-            (Some(last), Some(refused)) => {
-                let is_target = now.size() == last.target_size()
-                    && journal::tree_of(&now, last.block_bytes())? == last.target_digest();
-                if is_target { Ok(None) } else { Err(refused.into()) }
-            }
-            _ => Ok(None),
-        }
     }
 }

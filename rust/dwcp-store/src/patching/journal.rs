@@ -168,6 +168,11 @@ impl Journal {
     pub(super) fn commit<D: Disk>(&mut self, disk: &D) -> Result<(), StoreError> {
         let end = end_bytes(self.ends, &self.records);
         disk.write(&self.file, &end, self.end).on("write", &self.path)?;
+        self.sync(disk)
+    }
+
+    /// Returns when the journal and its name are on disk.
+    fn sync<D: Disk>(&self, disk: &D) -> Result<(), StoreError> {
         disk.sync(&self.file).on("sync", &self.path)?;
         disk.sync_names(&self.path).on("sync the directory of", &self.path)
     }
@@ -202,7 +207,7 @@ impl Journal {
     /// Finishes or discards the change of `held` that a journal tells of.
     pub(super) fn recover<D: Disk>(disk: &D, held: &Held, check: &Check<'_>) -> Result<Recovery, StoreError> {
         let path = journal_of(&held.path)?;
-        let file = match File::options().read(true).open(&path) {
+        let file = match File::options().read(true).write(true).open(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Recovery::Nothing),
             opened => opened.on("open", &path)?,
         };
@@ -226,6 +231,8 @@ impl Journal {
         let now = held.source(check)?;
         if whole {
             journal.prove_result(&now)?;
+            // Whoever made it whole may have ended before it was on disk.
+            journal.sync(disk)?;
             journal.redo(disk, held.file(), &held.path)?;
             journal.remove(disk)?;
             return Ok(Recovery::Finished);
@@ -317,7 +324,7 @@ fn read_records(source: &FileSource<'_>, ends: Ends) -> Result<(Vec<Record>, u64
 }
 
 /// The tree digest of a file.
-pub(super) fn tree_of(file: &FileSource<'_>, block_bytes: u32) -> Result<Digest, StoreError> {
+fn tree_of(file: &FileSource<'_>, block_bytes: u32) -> Result<Digest, StoreError> {
     let mut tree = TreeHasher::new(file.size(), block_bytes);
     let mut buffer = Vec::new();
     let mut at = 0;

@@ -9,6 +9,8 @@ mod disk;
 mod file;
 mod journal;
 #[cfg(test)]
+mod power_loss;
+#[cfg(test)]
 mod tests;
 
 use std::path::Path;

@@ -12,17 +12,17 @@ use super::apply::apply_in_place_on;
 use super::disk::{Disk, System};
 use super::*;
 
-const BLOCK: usize = MIN_BLOCK_BYTES as usize;
+pub(super) const BLOCK: usize = MIN_BLOCK_BYTES as usize;
 
-fn options() -> PatchOptions {
+pub(super) fn options() -> PatchOptions {
     PatchOptions { block_bytes: MIN_BLOCK_BYTES, ..PatchOptions::default() }
 }
 
-fn go_on() -> Result<(), StoreError> {
+pub(super) fn go_on() -> Result<(), StoreError> {
     Ok(())
 }
 
-fn noise(mut state: u64, length: usize) -> Vec<u8> {
+pub(super) fn noise(mut state: u64, length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
         state ^= state << 13;
@@ -51,7 +51,7 @@ fn versions(more: isize) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// A directory with the files `old`, `new` and the patch between them.
-fn prepare(more: isize) -> (tempfile::TempDir, Vec<u8>, Vec<u8>) {
+pub(super) fn prepare(more: isize) -> (tempfile::TempDir, Vec<u8>, Vec<u8>) {
     let directory = tempfile::tempdir().unwrap();
     let (old, new) = versions(more);
     let at = |name: &str| directory.path().join(name);
@@ -110,6 +110,8 @@ fn chain_is_applied_from_where_the_file_is() {
     assert!(fs::read(at("made")).unwrap() == versions[3]);
     for version in &versions {
         fs::write(at("held"), version).unwrap();
+        apply_files(&at("chain"), &at("held"), &at("made"), 1, &go_on).unwrap();
+        assert!(fs::read(at("made")).unwrap() == versions[3]);
         apply_in_place(&at("chain"), &at("held"), 1, &go_on).unwrap();
         assert!(fs::read(at("held")).unwrap() == versions[3]);
     }
@@ -119,6 +121,27 @@ fn chain_is_applied_from_where_the_file_is() {
     fs::write(at("chain"), &chain).unwrap();
     let refused = read_chain(&at("chain"), &go_on).unwrap_err();
     assert!(matches!(refused, StoreError::Patch(PatchError::BaseMismatch { .. })));
+}
+
+#[test]
+fn zeros_are_not_written() {
+    let (directory, mut old, _) = prepare(0);
+    let at = |name: &str| directory.path().join(name);
+    old.resize(100 * BLOCK, 0);
+    let mut new = old.clone();
+    new[..BLOCK].fill(0);
+    new[50 * BLOCK] = 1;
+    fs::write(at("old"), &old).unwrap();
+    fs::write(at("patch"), encode(&old, &new, &options()).unwrap()).unwrap();
+    // Made from the base, and copied.
+    for base in ["old", "made"] {
+        fs::write(at("next"), b"what was there").unwrap();
+        apply_files(&at("patch"), &at(base), &at("next"), 1, &go_on).unwrap();
+        assert!(fs::read(at("next")).unwrap() == new);
+        let on_disk = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(at("next")).unwrap()) * 512;
+        assert!(on_disk < 10 * BLOCK as u64, "{on_disk}");
+        fs::rename(at("next"), at("made")).unwrap();
+    }
 }
 
 #[test]

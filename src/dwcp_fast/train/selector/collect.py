@@ -34,6 +34,8 @@ SHORT_BLOCKS: Final = (256 * KIB, 64 * KIB)
 PAGE_BYTES: Final = 4 * KIB
 SLOW_NS: Final = 6_000_000
 """What takes longer than this is repeated once less: noise is a smaller part of it."""
+SAMPLE_WIDTH: Final = 4
+SAMPLE_REPEATS: Final = 15
 JOURNAL_NAME: Final = "unfinished.jsonl"
 JOURNAL_VERSION: Final = 1
 Costs = dict[str, tuple[int, int, int]]
@@ -354,6 +356,7 @@ def write(
         {
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine(),
+            "calibration_ns_per_byte": calibration(actions),
             "settings": {**asdict(options), "block_bytes": BLOCK_BYTES},
             "actions": actions,
             "features": features,
@@ -385,6 +388,16 @@ def counts_of(files: Iterable[dict[str, Any]]) -> dict[str, dict[str, int]]:
         counts[entry["split"]]["files"] += 1
         counts[entry["split"]]["rows"] += entry["rows"]
     return dict(counts)
+
+
+def calibration(actions: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Measure how long each action takes to code and decode the sample for calibration, in ns for a byte."""
+    sample = _core.calibration_sample()
+    costs = least(sample, SAMPLE_WIDTH, SAMPLE_REPEATS, actions)
+    return {
+        action: (round(cost[1] / len(sample), 4), round(cost[2] / len(sample), 4))
+        for action, cost in costs.items()
+    }
 
 
 def machine() -> dict[str, Any]:

@@ -33,6 +33,7 @@ SHORTEST_BYTES: Final = 24 << 10
 HELD_OUT_FROM: Final = 0.75
 VALIDATION_FROM: Final = 0.6
 WIDTHS: Final = (2, 4, 8)
+OTHER: Final = "other"
 ROOTS: Final = ("usr", "opt", "etc", "var/lib", "var/log", "var/cache")
 MOST_IN_A_FOLDER: Final = 4
 """Of one family: neighbours tend to be variants of each other."""
@@ -101,7 +102,7 @@ class Source:
     Attributes:
         name: What they are called.
         path: A file, a folder of which everything is taken, or a pattern.
-        family: The kind of content; None tells it from each name, and takes the source's where that fails.
+        family: The kind of content; None tells it from each file, and is ``"other"`` where that fails.
         width: Bytes of an element, None if it is not known.
         blocks: Most blocks to take of each file, None for as many as of any.
         group: What the files have in common, None if they are independent of each other; ``"folder"`` if
@@ -223,7 +224,7 @@ def source_candidates(source: Source, seed: int, most: int) -> list[Candidate]:
         made.append(
             Candidate(
                 id=name,
-                family=family or source.name,
+                family=family or OTHER,
                 group=group_of(source, name),
                 source=f"source {source.name}" + (f", difference from {base.name}" if base else ""),
                 open=opener(path) if base is None else difference_opener(path, base),

@@ -264,9 +264,10 @@ def names_of(header: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         twice = next(name for name in header if header.count(name) > 1)
         raise FormatError(f"column {twice} is there twice")
     features = tuple(name.removeprefix(FEATURE) for name in header if name.startswith(FEATURE))
-    actions = tuple(name.removeprefix("size.") for name in header if name.startswith("size."))
+    measures = [name.partition(".") for name in header if name.partition(".")[0] in MEASURES]
+    actions = tuple(dict.fromkeys(action for _, _, action in measures))
     if not features or not actions:
-        raise FormatError(f"no column begins with {FEATURE if not features else 'size.'}")
+        raise FormatError(f"no column begins with {'size.' if features else FEATURE}")
     missing = [name for name in columns(features, actions) if name not in header]
     if missing:
         raise FormatError(f"column {missing[0]} is missing ({len(missing)} missing in all)")

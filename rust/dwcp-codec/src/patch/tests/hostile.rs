@@ -223,14 +223,29 @@ fn what_was_changed_in_place_before_a_damaged_block_is_changed_back() {
         assert!(buf == old, "{entry:?}");
     }
     let patch = Patch::parse(&patch).unwrap();
+    for (block, threads) in (0..6).zip([1, 2, 3, 1, 2, 3]) {
+        let mut wrong = old.clone();
+        wrong[block * BLOCK + 777] ^= 1;
+        let mut buf = wrong.clone();
+        let refused = patch.apply_in_place(&mut buf, threads);
+        assert!(matches!(refused, Err(PatchError::BaseMismatch { .. })), "{block}: {refused:?}");
+        assert!(buf == wrong, "{block}");
+    }
     let leaves = patch.verify_base(&old[..], 1).unwrap();
     for calls in 0..6 {
-        let (count, mut buf) = (AtomicUsize::new(0), old.clone());
-        let stopped = patch.apply_in_place_onto(&leaves, &mut buf, 2, || {
+        for known in [true, false] {
+            let (count, mut buf) = (AtomicUsize::new(0), old.clone());
             let stop = PatchError::NoSuchBlock { index: 99, count: 0 };
-            if count.fetch_add(1, Ordering::Relaxed) == calls { Err(stop) } else { Ok(()) }
-        });
-        assert!(stopped.is_err() && buf == old, "{calls}");
+            let check = || match count.fetch_add(1, Ordering::Relaxed) == calls {
+                true => Err(stop.clone()),
+                false => Ok(()),
+            };
+            let stopped = match known {
+                true => patch.apply_in_place_onto(&leaves, &mut buf, 2, check),
+                false => patch.apply_in_place_while(&mut buf, 2, check),
+            };
+            assert!(stopped == Err(stop) && buf == old, "{calls}, {known}");
+        }
     }
     let mut buf = old.clone();
     patch.apply_in_place(&mut buf, 2).unwrap();

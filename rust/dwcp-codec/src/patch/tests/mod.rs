@@ -3,6 +3,7 @@ mod properties;
 mod scouting;
 mod snapshots;
 
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
@@ -97,7 +98,7 @@ fn what_is_the_same_is_one_entry_however_long() {
 }
 
 #[test]
-fn other_base_is_refused_before_anything_is_decoded() {
+fn other_base_is_refused_whatever_else_is_wrong() {
     let (old, new) = versions();
     let patch = encode(&old, &new, &small()).unwrap();
     let patch = Patch::parse(&patch).unwrap();
@@ -109,9 +110,16 @@ fn other_base_is_refused_before_anything_is_decoded() {
         assert!(
             matches!(refused, PatchError::BaseMismatch { expected, .. } if expected == patch.base_digest())
         );
-        assert_eq!(patch.verify_base(wrong, 1), Err(refused));
-        // What is the same may be there already, but no block that had to be decoded.
-        assert!(dst[BLOCK..].iter().all(|byte| *byte == 0xee));
+        assert_eq!(patch.verify_base(wrong, 1), Err(refused.clone()));
+        let mut damaged = patch.bytes().to_vec();
+        let last = patch.entries().last().unwrap();
+        damaged[(last.offset + u64::from(last.length)) as usize - 1] ^= 1;
+        let damaged = Patch::parse(&damaged).unwrap();
+        for threads in [1, 3] {
+            assert_eq!(damaged.apply(wrong, &mut dst, threads), Err(refused.clone()));
+            let mut new = vec![MaybeUninit::uninit(); dst.len()];
+            assert_eq!(damaged.apply_to_new(wrong, &mut new, threads), Err(refused.clone()));
+        }
     }
     for wrong in [&old[..old.len() - 1], b""] {
         let size = wrong.len() as u64;

@@ -74,6 +74,10 @@ proptest! {
             let mut made = vec![0xee; new.len()];
             parsed.apply(&old[..], &mut made, threads).unwrap();
             prop_assert!(made == new);
+            // As new memory it is filled too: it would be seen in the bytes if it were not.
+            made.fill(0xee);
+            parsed.apply_to_new(&old[..], crate::raw::as_output(&mut made), threads).unwrap();
+            prop_assert!(made == new);
             if old.len() == new.len() {
                 let mut buf = old.clone();
                 parsed.apply_in_place(&mut buf, threads).unwrap();

@@ -60,8 +60,11 @@ fn snapshot_that_cannot_go_on_holds_what_it_held() {
         assert_holds(&snapshot, &old);
     }
     snapshot.apply(&patch, 1, go_on).unwrap();
-    assert!(matches!(snapshot.apply(&patch, 1, go_on), Err(PatchError::BaseMismatch { .. })));
+    // Again there is nothing to be done.
+    assert_eq!(snapshot.apply(&patch, 1, stop), Ok(()));
     assert_holds(&snapshot, &new);
+    let other = [&old[1..], &[0][..]].concat();
+    assert!(matches!(held(&other, 1).apply(&patch, 1, go_on), Err(PatchError::BaseMismatch { .. })));
 }
 
 #[test]

@@ -4,7 +4,9 @@
 //! the format is a reason to do that.
 #![allow(clippy::unwrap_used)]
 
-use std::fmt::Write;
+mod describe;
+mod dictionary;
+
 use std::path::PathBuf;
 
 use dwcp_codec::block::{BlockDecoder, BlockKind};
@@ -19,6 +21,8 @@ use dwcp_proto::ledger::{LedgerHeader, Record, encode_header, encode_record};
 use dwcp_proto::limits::{HEADER_BYTES, Limits, PREFACE_BYTES};
 use dwcp_proto::manifest::{Candidate, Entry, EntryKind, Manifest};
 use dwcp_proto::preface;
+
+use describe::{describe, hex, object, text};
 
 const BLOCK: u32 = 65_536;
 const SESSION: SessionId = SessionId(*b"\x01\x23\x45\x67\x89\xab\xcd\xefgolden!!");
@@ -305,145 +309,6 @@ fn ledger() -> (LedgerHeader, Vec<Record>, Vec<u8>) {
     (header, records, bytes)
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// A JSON object of members that are JSON already.
-fn object(members: &[(&str, String)]) -> String {
-    let members: Vec<String> = members.iter().map(|(name, value)| format!("\"{name}\": {value}")).collect();
-    format!("{{{}}}", members.join(", "))
-}
-
-fn text(value: impl std::fmt::Display) -> String {
-    format!("\"{value}\"")
-}
-
-fn hexes(digests: &[Digest]) -> String {
-    format!("[{}]", digests.iter().map(text).collect::<Vec<_>>().join(", "))
-}
-
-fn describe_entry(entry: &Entry) -> String {
-    let candidates: Vec<String> = entry
-        .candidates
-        .iter()
-        .map(|candidate| {
-            object(&[("size", candidate.size.to_string()), ("tree_digest", text(candidate.digest))])
-        })
-        .collect();
-    object(&[
-        ("kind", (entry.kind as u8).to_string()),
-        ("path_hex", text(hex(&entry.path))),
-        ("mode", entry.mode.to_string()),
-        ("mtime_ns", entry.mtime_ns.to_string()),
-        ("size", entry.size.to_string()),
-        ("target_hex", text(hex(&entry.target))),
-        ("candidates", format!("[{}]", candidates.join(", "))),
-    ])
-}
-
-fn describe(frame: &Frame) -> String {
-    match frame {
-        Frame::Hello(f) => object(&[
-            ("version", f.version.to_string()),
-            ("security", (f.security as u8).to_string()),
-            ("lane", f.lane.to_string()),
-            ("features", (f.features | u32::from(f.fetches.is_some())).to_string()),
-            ("session_id", text(f.session.unwrap_or(SessionId([0; 16])))),
-            ("secret_hex", text(hex(&f.secret.0))),
-            ("most_entries", f.fetches.map_or(0, |takes| takes.max_entries).to_string()),
-            ("largest_object", f.fetches.map_or(0, |takes| takes.max_object).to_string()),
-            ("largest_block", f.max_block.to_string()),
-        ]),
-        Frame::Welcome(f) => object(&[
-            ("version", f.version.to_string()),
-            ("security", (f.security as u8).to_string()),
-            ("most_lanes", f.max_lanes.to_string()),
-            ("features", f.features.to_string()),
-            ("session_id", text(f.session)),
-            ("join_key_hex", text(hex(&f.join_key.0))),
-            ("largest_block", f.max_block.to_string()),
-            ("most_entries", f.max_entries.to_string()),
-            ("largest_object", f.max_object.to_string()),
-        ]),
-        Frame::Offer(f) => object(&[
-            ("transfer_id", text(f.transfer_id)),
-            ("block_bytes", f.block_bytes.to_string()),
-            ("entry_count", f.entries.to_string()),
-            ("total_bytes", f.total_bytes.to_string()),
-            ("base", u8::from(f.base_allowed).to_string()),
-            ("number", f.number.to_string()),
-        ]),
-        Frame::Manifest(f) => {
-            let entries: Vec<String> = f.entries.iter().map(describe_entry).collect();
-            object(&[
-                ("first_entry", f.first_entry.to_string()),
-                ("entries", format!("[{}]", entries.join(", "))),
-            ])
-        }
-        Frame::Have(f) => {
-            let (source, candidate) = match f.source {
-                HaveSource::Staged => (0, 0),
-                HaveSource::SamePath => (1, 0),
-                HaveSource::Candidate(number) => (2, number),
-            };
-            object(&[
-                ("entry", f.entry.to_string()),
-                ("source", source.to_string()),
-                ("candidate", candidate.to_string()),
-                ("first_block", f.first_block.to_string()),
-                ("digests", hexes(&f.digests)),
-            ])
-        }
-        Frame::Accept(f) => {
-            object(&[("transfer_id", text(f.transfer_id)), ("staged_bytes", f.staged_bytes.to_string())])
-        }
-        Frame::Block(f) => object(&[
-            ("entry", f.entry.to_string()),
-            ("raw_length", f.raw_len.to_string()),
-            ("offset", f.offset.to_string()),
-            ("kind", (f.kind as u8).to_string()),
-            ("codec", (f.codec as u8).to_string()),
-            ("digest", text(f.digest)),
-            ("base_digest", text(f.base_digest.unwrap_or(Digest([0; 16])))),
-        ]),
-        Frame::Same(f) => object(&[
-            ("entry", f.entry.to_string()),
-            ("first_block", f.first_block.to_string()),
-            ("digests", hexes(&f.digests)),
-        ]),
-        Frame::Ack(count) => object(&[("count", count.to_string())]),
-        Frame::Nack(f) => object(&[
-            ("entry", f.entry.to_string()),
-            ("reason", (f.reason as u8).to_string()),
-            ("offset", f.offset.to_string()),
-        ]),
-        Frame::Digests(f) => {
-            object(&[("first_entry", f.first_entry.to_string()), ("digests", hexes(&f.digests))])
-        }
-        Frame::Finish(f) => {
-            object(&[("transfer_id", text(f.transfer_id)), ("transfer_digest", text(f.transfer_digest))])
-        }
-        Frame::Committed(f) => object(&[
-            ("transfer_id", text(f.transfer_id)),
-            ("transfer_digest", text(f.transfer_digest)),
-            ("body_bytes", f.body_bytes.to_string()),
-        ]),
-        Frame::Error(f) => object(&[
-            ("code", (f.code as u16).to_string()),
-            ("retryable", u8::from(f.retryable).to_string()),
-            ("text_hex", text(hex(f.message.as_bytes()))),
-        ]),
-        Frame::Close | Frame::KeepAlive => object(&[]),
-        Frame::Fetch(f) => {
-            object(&[("number", f.number.to_string()), ("request_hex", text(hex(&f.request)))])
-        }
-    }
-}
-
 /// The bytes of a stream, and its description with the place of each frame.
 fn encode(stream: &Stream) -> (Vec<u8>, String) {
     let mut bytes = stream.preface.to_vec();
@@ -466,7 +331,9 @@ fn encode(stream: &Stream) -> (Vec<u8>, String) {
             ("body_hex", text(hex(body))),
             ("fields", describe(frame)),
         ];
-        if let Frame::Block(head) = frame {
+        if let Frame::Block(head) = frame
+            && head.digest != Digest::of(dictionary::RECORD)
+        {
             members.push(("raw_byte", raw_byte(head).to_string()));
         }
         lines.push(format!("      {}", object(&members)));
@@ -492,6 +359,7 @@ fn streams() -> Vec<Stream> {
     let mut streams = vec![sender(), receiver()];
     streams.extend(joining());
     streams.push(fetching());
+    streams.extend([dictionary::sender(), dictionary::receiver()]);
     streams
 }
 

@@ -1,0 +1,4 @@
+//! What several targets make of the bytes they are given.
+
+pub mod patches;
+pub mod versions;
