@@ -118,7 +118,8 @@ def encode(
         new: The version that it shall hold.
         dtype: Type of the elements (``"bf16"``, ``"fp16"``, ``"fp32"``, ``"fp64"``, ``"int64"`` and so on),
             which makes patches of numbers smaller; None to find it out block by block.
-        codec: Codec of what is told in full: ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
+        codec: Codec of what is told in full: ``"none"``, ``"lz4"``,
+            ``"lz4:ACCELERATION"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         dictionary: What blocks of up to 128 KiB are made with where nothing else is smaller. Whoever applies
             the patch needs it, too.
         block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
