@@ -28,6 +28,10 @@ const LOG_WORTH: f64 = 4.0;
 const WEIGHT: f64 = 0.1;
 /// A round trip below this many seconds lets hope for a fast link.
 const NEAR_S: f64 = 0.002;
+/// The most that a link is taken to carry before anything was acknowledged, in bytes a second.
+const UNKNOWN_RATE: f64 = 3e8;
+/// About the length of a block.
+const FIRST_BYTES: f64 = 1_048_576.0;
 /// After so many blocks in a row that were not worth compressing, not every one is looked at.
 const PLAIN_RUN: u32 = 16;
 /// One block in so many is looked at then.
@@ -121,6 +125,15 @@ pub struct Decision {
     steady: (bool, bool),
 }
 
+impl Decision {
+    /// Whether the next block is better decided on when it is known how the link has taken this one, provided that
+    /// this takes no more than milliseconds.
+    #[must_use]
+    pub fn awaits_answer(&self) -> bool {
+        self.reason == Reason::Start && self.action == Action::None
+    }
+}
+
 /// What a block really took. Times are in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Outcome {
@@ -140,6 +153,8 @@ pub struct Outcome {
     pub busy_cpu_s: f64,
     /// Time that writing took.
     pub write_wall_s: f64,
+    /// Time in which the lane could have gone on but for want of a processor, where the system tells.
+    pub delay_s: Option<f64>,
     /// Time since the same lane's last block, or since it had work.
     pub cycle_s: f64,
 }
@@ -255,7 +270,8 @@ pub struct Controller {
     /// Blocks in a row that were not worth compressing, and that moved nothing since their decisions were steady.
     plain_run: u32,
     steady_run: u32,
-    started: u32,
+    /// When the first block was decided on.
+    started_s: Option<f64>,
     summary: Summary,
 }
 
@@ -279,7 +295,7 @@ impl Controller {
             zstd1: PRIORS[Action::Zstd1.index()],
             plain_run: 0,
             steady_run: 0,
-            started: 0,
+            started_s: None,
             summary: Summary::default(),
         }
     }
@@ -305,11 +321,11 @@ impl Controller {
         (is_turn || !is_held) && !self.bypasses()
     }
 
-    /// Decides on a block whose elements are `width` bytes wide, where that is known.
-    pub fn decide(&mut self, look: Look<'_>, width: Option<u8>) -> Decision {
+    /// Decides, at `at_s`, on a block whose elements are `width` bytes wide, where that is known.
+    pub fn decide(&mut self, look: Look<'_>, width: Option<u8>, at_s: f64) -> Decision {
         self.prepare_guard();
         let estimates = self.corrections.estimates(look);
-        let decision = self.choose(look, &estimates, width);
+        let decision = self.choose(look, &estimates, width, at_s);
         if matches!(look, Look::Predicted(_) | Look::Compressible) {
             let expected = estimates[Action::Zstd1.index()];
             self.zstd1.ratio += WEIGHT * (expected.ratio - self.zstd1.ratio);
@@ -348,7 +364,9 @@ impl Controller {
         let is_free = !decision.is_some_and(|it| matches!(it.reason, Reason::Trial | Reason::Guard));
         let steady = decision.map_or((true, true), |decision| decision.steady);
         let grows = is_free && (!steady.1 || self.steady_run < STEADY_RUN);
-        self.link.observe(outcome, grows);
+        // What a receiver does is much the same as what a sender does beside encoding, with a copy more.
+        let receiver_s = 2.0 * (self.other_s + self.write_s) / self.processors();
+        self.link.observe(outcome, grows, receiver_s);
         let Some(rate) = self.link.rate() else { return };
         let busy = outcome.cpu_s / self.processors();
         let carried = wire / rate;
@@ -466,11 +484,34 @@ impl Controller {
         self.guard.consider([(Action::None, fixed(plain)), (Action::Zstd1, fixed(self.zstd1))]);
     }
 
+    /// Chooses while nothing was acknowledged. One block tells of a link that needs no compression. The longer its
+    /// acknowledgement takes, the less the link can carry, and the more the others are compressed.
+    fn start(
+        &mut self,
+        look: Look<'_>,
+        estimates: &[Estimate; Action::ALL.len()],
+        width: Option<u8>,
+        at_s: f64,
+    ) -> Action {
+        let is_near = self.settings.round_trip_s.is_some_and(|time| time < NEAR_S);
+        let is_first = self.started_s.is_none();
+        let started_s = *self.started_s.get_or_insert(at_s);
+        if matches!(look, Look::Incompressible | Look::Unseen) || (is_first && is_near) {
+            return Action::None;
+        }
+        let waited_s = at_s - started_s - self.settings.round_trip_s.unwrap_or(0.0);
+        let most = f64::from(self.settings.lanes) * FIRST_BYTES / waited_s.max(1e-6);
+        let rate = most.min(UNKNOWN_RATE);
+        let log_worth = self.balanced(estimates, width, rate);
+        self.cheapest(estimates, width, rate / self.processors() * log_worth.exp())
+    }
+
     fn choose(
         &mut self,
         look: Look<'_>,
         estimates: &[Estimate; Action::ALL.len()],
         width: Option<u8>,
+        at_s: f64,
     ) -> Decision {
         let predicted = matches!(look, Look::Predicted(_));
         let decide = |phase: u32, action: Action, reason| Decision {
@@ -481,26 +522,8 @@ impl Controller {
             phase,
             steady: (true, true),
         };
-        let hopeless = match look {
-            Look::Predicted(_) => estimates[Action::Zstd1.index()].ratio > 0.97,
-            Look::Incompressible => true,
-            Look::Compressible | Look::Unseen => false,
-        };
         let Some(rate) = self.link.rate() else {
-            // One block tells of a link that needs no compression. The longer its acknowledgement takes, the slower
-            // the link is, and the more the others are compressed: that costs milliseconds where the contrary could
-            // cost seconds.
-            let is_near = self.settings.round_trip_s.is_some_and(|time| time < NEAR_S);
-            let round = if is_near { self.started.div_ceil(self.settings.lanes) } else { 2 };
-            self.started = self.started.saturating_add(1);
-            let action = match round {
-                _ if hopeless => Action::None,
-                0 => Action::None,
-                1 => Action::Lz4,
-                2 => Action::Zstd1,
-                3 | 4 => Action::Zstd3,
-                _ => Action::Zstd6,
-            };
+            let action = self.start(look, estimates, width, at_s);
             return decide(self.guard.phase(), action, Reason::Start);
         };
         let log_worth = self.log_worth.unwrap_or_else(|| self.balanced(estimates, width, rate));

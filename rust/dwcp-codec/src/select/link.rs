@@ -2,33 +2,23 @@
 
 use super::controller::{Delivery, Outcome};
 
-/// The share of its time that a lane has to be kept waiting for, for the link to be what everything waits for; and
-/// the share from which on that holds even where lanes wait for processors, too.
+/// The share of its time that a lane has to be kept waiting for, for the link to be what everything waits for.
 const BLOCKED: f64 = 0.1;
-const BLOCKED_ANYWAY: f64 = 0.6;
 /// From this ratio of time to processor time on, lanes wait for processors, and so would a receiver on this machine.
 const CONTENDED: f64 = 1.25;
+/// A receiver that has to wait for processors is slower than it would be by at most this.
+const EXPLAINED: f64 = 4.0;
 /// How long blocks must be under way for the link to have a queue: so many times the least, and this much longer.
 const QUEUED_TIMES: f64 = 3.0;
 const QUEUED_S: f64 = 0.01;
-/// How fast the estimate grows by itself with each block while the link keeps nobody waiting: before it ever did,
-/// after that, and where it may be the receiver's want of processors that does.
+/// How fast the estimate grows by itself with each block while the link keeps nobody waiting: before it ever did, and
+/// after that.
 const FIRST_GROWTH: f64 = 1.25;
 const GROWTH: f64 = 1.04;
-const DOUBTFUL_GROWTH: f64 = 1.01;
 /// How far it grows beyond what was ever seen.
 const MOST_GROWTH: f64 = 8.0;
 /// How fast it follows what is seen while the link does.
 const FOLLOW: f64 = 0.3;
-
-/// What everything waits for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Limit {
-    Link,
-    /// The link, or a receiver that has no processor because this side has them.
-    Doubtful,
-    Other,
-}
 
 /// Watches the link.
 #[derive(Clone, Debug)]
@@ -54,6 +44,8 @@ pub(super) struct Link {
     least_latency_s: f64,
     latency_s: f64,
     most_seen: f64,
+    /// What a receiver on this machine would take for a byte, in seconds.
+    receiver_s: f64,
 }
 
 impl Link {
@@ -74,6 +66,7 @@ impl Link {
             least_latency_s: f64::INFINITY,
             latency_s: 0.0,
             most_seen: 0.0,
+            receiver_s: 0.0,
         }
     }
 
@@ -96,37 +89,41 @@ impl Link {
         if self.cycle_s > 0.0 { (self.blocked_s / self.cycle_s).min(1.0) } else { 0.0 }
     }
 
-    /// What everything waits for.
-    fn limit(&self) -> Limit {
-        let blocked = self.blocked_share();
+    /// Whether the link is what everything waits for.
+    fn is_limit(&self) -> bool {
         let queued = self.latency_s > QUEUED_TIMES * self.least_latency_s + QUEUED_S;
-        if blocked > BLOCKED_ANYWAY {
-            Limit::Link
-        } else if blocked <= BLOCKED && !queued {
-            Limit::Other
-        } else if self.is_local && self.contention() > CONTENDED {
-            Limit::Doubtful
-        } else {
-            Limit::Link
+        if self.blocked_share() <= BLOCKED && !queued {
+            return false;
         }
+        // The receiver on this machine may be slow for want of the processors that this side uses.
+        let is_starved = self.is_local && self.contention() > CONTENDED;
+        !is_starved || self.seen() * EXPLAINED * self.receiver_s < 1.0
     }
 
-    /// Takes note of a block that was written; `grows` if a faster link could make a difference.
-    pub(super) fn observe(&mut self, outcome: &Outcome, grows: bool) {
+    /// Takes note of a block that was written; `grows` if a faster link could make a difference, and a receiver on this
+    /// machine would take about `receiver_s` seconds for a byte on the wire, with the processors that there are.
+    pub(super) fn observe(&mut self, outcome: &Outcome, grows: bool, receiver_s: f64) {
+        self.receiver_s = receiver_s;
         for sum in [&mut self.busy_wall_s, &mut self.busy_cpu_s, &mut self.blocked_s, &mut self.cycle_s] {
             *sum *= self.decay;
         }
-        self.busy_wall_s += outcome.busy_wall_s;
-        self.busy_cpu_s += outcome.busy_cpu_s;
         self.cycle_s += outcome.cycle_s;
-        self.blocked_s += (outcome.write_wall_s - outcome.write_cpu_s * self.contention()).max(0.0);
+        let idle_s = outcome.write_wall_s - outcome.write_cpu_s;
+        if let Some(delay_s) = outcome.delay_s {
+            self.busy_wall_s += outcome.cpu_s + delay_s;
+            self.busy_cpu_s += outcome.cpu_s;
+            let before_writing = (outcome.busy_wall_s - outcome.busy_cpu_s).max(0.0);
+            self.blocked_s += (idle_s - (delay_s - before_writing).max(0.0)).max(0.0);
+        } else {
+            self.busy_wall_s += outcome.busy_wall_s;
+            self.busy_cpu_s += outcome.busy_cpu_s;
+            self.blocked_s += (idle_s - outcome.write_cpu_s * (self.contention() - 1.0)).max(0.0);
+        }
         let (Some(rate), true) = (self.rate, grows) else { return };
-        let growth = match self.limit() {
-            Limit::Link => return,
-            Limit::Doubtful => DOUBTFUL_GROWTH,
-            Limit::Other if self.was_limit => GROWTH,
-            Limit::Other => FIRST_GROWTH,
-        };
+        if self.is_limit() {
+            return;
+        }
+        let growth = if self.was_limit { GROWTH } else { FIRST_GROWTH };
         let grown = (rate.max(self.seen()) * growth).min(MOST_GROWTH * self.most_seen);
         self.rate = Some(rate.max(grown).min(self.allowed));
     }
@@ -146,7 +143,7 @@ impl Link {
             let least = delivery.latency_s.max(delivery.since_s / 16.0);
             delivery.wire_bytes as f64 / (least * delivery.since_s).sqrt().max(1e-6)
         });
-        let is_limit = self.limit() == Limit::Link;
+        let is_limit = self.is_limit();
         self.was_limit |= is_limit;
         let followed = if is_limit { rate + FOLLOW * (seen - rate) } else { rate };
         self.rate = Some(followed.min(self.allowed));

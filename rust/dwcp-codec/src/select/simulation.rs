@@ -8,6 +8,8 @@ const BLOCK: f64 = 1_048_576.0;
 pub(super) const MBPS: f64 = 125_000.0;
 const READ_NS: f64 = 0.12;
 const WRITE_NS: f64 = 0.35;
+/// As in dwcp-net.
+const FIRST_WAIT_S: f64 = 0.002;
 const COUNT: usize = Action::ALL.len();
 
 /// Ratio and nanoseconds for each byte, as measured on real blocks of such content, by the number of the action.
@@ -81,6 +83,8 @@ pub(super) struct World {
     pub(super) is_near: bool,
     /// Whether the controller is told what a model would say, or only a probe's answer.
     pub(super) has_model: bool,
+    /// How many times as long as its processor time work takes, since others use the processors.
+    pub(super) starved: f64,
     /// How much the model is wrong: a factor for sizes above none and one for times.
     pub(super) wrong: (f64, f64),
 }
@@ -97,6 +101,7 @@ impl World {
             is_local: false,
             is_near: false,
             has_model: true,
+            starved: 1.0,
             wrong: (1.0, 1.0),
         }
     }
@@ -236,7 +241,7 @@ pub(super) fn run(world: &World, contents: &[Content], policy: &Policy) -> Run {
                 (true, false) if content[Action::Zstd1.index()].0 < 0.97 => Look::Compressible,
                 (true, false) => Look::Incompressible,
             };
-            controller.decide(look, None)
+            controller.decide(look, None, now)
         };
         let action = match policy {
             Policy::Auto => decision.action,
@@ -249,8 +254,8 @@ pub(super) fn run(world: &World, contents: &[Content], policy: &Policy) -> Run {
         let read_cpu = READ_NS * 1e-9 * BLOCK * slowness;
         let wire = (real.ratio * BLOCK).max(1.0);
         let write_cpu = WRITE_NS * 1e-9 * wire * slowness;
-        let copied = cores.work(now, encode_cpu + read_cpu + write_cpu);
-        let encoded = copied - write_cpu;
+        let copied = cores.work(now, (encode_cpu + read_cpu + write_cpu) * world.starved);
+        let encoded = copied - write_cpu * world.starved;
         let arrived = passed(&world.rates, link_free.max(copied), wire);
         // The writer waits until all but a queue's length has gone.
         let queued = (link_free.max(copied) - copied) * at(&world.rates, copied) + wire;
@@ -259,7 +264,7 @@ pub(super) fn run(world: &World, contents: &[Content], policy: &Policy) -> Run {
         link_free = arrived;
         let stored = if world.is_local {
             let decode = real.ns_per_byte * 0.3 + if action == Action::None { 0.25 } else { 0.35 };
-            cores.work(arrived, (decode * BLOCK + 0.5 * wire) * 1e-9 * slowness)
+            cores.work(arrived, (decode * BLOCK + 0.5 * wire) * 1e-9 * slowness * world.starved)
         } else {
             arrived
         };
@@ -284,11 +289,17 @@ pub(super) fn run(world: &World, contents: &[Content], policy: &Policy) -> Run {
                 busy_wall_s: encoded - now,
                 busy_cpu_s: encode_cpu + read_cpu,
                 write_wall_s: written - encoded,
+                delay_s: Some(copied - now - encode_cpu - read_cpu - write_cpu),
                 cycle_s: written - cycle_from[lane],
             },
         );
         cycle_from[lane] = written;
         ready[lane] = written;
+        if decision.awaits_answer() {
+            // Before the link is known, a lane waits a little for what its first block shows.
+            ready[lane] = acked.min(written + FIRST_WAIT_S).max(written);
+            (cycle_from[lane], polled[lane]) = (ready[lane], ready[lane]);
+        }
     }
     Run { seconds: end, chosen }
 }

@@ -126,9 +126,9 @@ fn planes_are_only_chosen_where_the_width_is_known() {
         latency_s: 0.1,
         at_s: 0.1,
     });
-    assert_eq!(controller.decide(Look::Predicted(&estimates), None).action, Action::None);
-    assert_eq!(controller.decide(Look::Predicted(&estimates), Some(1)).action, Action::None);
-    let decision = controller.decide(Look::Predicted(&estimates), Some(4));
+    assert_eq!(controller.decide(Look::Predicted(&estimates), None, 0.2).action, Action::None);
+    assert_eq!(controller.decide(Look::Predicted(&estimates), Some(1), 0.2).action, Action::None);
+    let decision = controller.decide(Look::Predicted(&estimates), Some(4), 0.2);
     assert_eq!((decision.action, decision.reason), (Action::Planes, Reason::Model));
 }
 

@@ -1,6 +1,8 @@
 //! How blocks are compressed: in one way, or each in its own.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,9 @@ use crate::report::thread_cpu;
 
 /// What is timed to compare this machine with that of a model's times.
 const CALIBRATED: [Action; 2] = [Action::Lz4, Action::Zstd1];
+
+/// How long a lane waits for the first acknowledgement, which tells how fast the link is.
+const FIRST_WAIT: Duration = Duration::from_millis(2);
 
 /// How blocks are compressed where it helps.
 #[derive(Clone, Debug)]
@@ -156,6 +161,23 @@ impl Mark {
     }
 }
 
+/// Tells how long this thread has waited for a processor altogether, where the system does.
+struct Queue(Option<File>);
+
+impl Queue {
+    fn of_this_thread() -> Queue {
+        Queue(File::open("/proc/thread-self/schedstat").ok())
+    }
+
+    fn waited(&self) -> Option<Duration> {
+        let mut text = [0; 64];
+        let count = self.0.as_ref()?.read_at(&mut text, 0).ok()?;
+        // Nanoseconds on a processor, nanoseconds of waiting for one, and how often.
+        let waited = std::str::from_utf8(&text[..count]).ok()?.split_ascii_whitespace().nth(1)?;
+        waited.parse().ok().map(Duration::from_nanos)
+    }
+}
+
 /// A BLOCK or SAME frame that is under way.
 struct Sent {
     raw_bytes: u64,
@@ -174,8 +196,11 @@ pub(super) struct Gauge<'a> {
     acknowledged: u32,
     /// When the lane last looked for acknowledgements.
     looked: Instant,
-    /// When the work on the last block ended, or waiting did.
+    queue: Queue,
+    /// When the work on the last block ended, or waiting did, and how long the thread had waited for processors by
+    /// then.
     cycle: Mark,
+    queued: Option<Duration>,
     /// When the block in hand was there.
     read: Mark,
     /// When it was encoded, with the processor time of that.
@@ -188,8 +213,11 @@ pub(super) struct Gauge<'a> {
 impl<'a> Gauge<'a> {
     pub(super) fn new(selector: &'a Selector) -> Gauge<'a> {
         let now = Mark::now();
+        let queue = Queue::of_this_thread();
         Gauge {
             selector,
+            queued: queue.waited(),
+            queue,
             sent: VecDeque::new(),
             acknowledged: 0,
             looked: now.wall,
@@ -206,6 +234,7 @@ impl<'a> Gauge<'a> {
     pub(super) fn waited(&mut self) {
         self.cycle = Mark::now();
         self.looked = self.cycle.wall;
+        self.queued = self.queue.waited();
     }
 
     /// The lane has looked whether anything came, and read it.
@@ -266,8 +295,9 @@ impl<'a> Gauge<'a> {
         };
     }
 
-    /// The block in hand was written, in a frame that the peer acknowledges.
-    pub(super) fn written(&mut self, raw_bytes: u64, wire_bytes: u64) {
+    /// The block in hand was written, in a frame that the peer acknowledges. Tells how long its answer is worth
+    /// waiting for.
+    pub(super) fn written(&mut self, raw_bytes: u64, wire_bytes: u64) -> Duration {
         let now = Mark::now();
         self.sent.push_back(Sent {
             raw_bytes,
@@ -279,6 +309,8 @@ impl<'a> Gauge<'a> {
         let (write_wall_s, write_cpu_s) = now.since(&self.encoded);
         let (busy_wall_s, busy_cpu_s) = self.encoded.since(&self.read);
         let (cycle_s, cpu_s) = now.since(&self.cycle);
+        let queued = self.queue.waited();
+        let delay = queued.zip(std::mem::replace(&mut self.queued, queued));
         let outcome = Outcome {
             raw_bytes,
             wire_bytes,
@@ -288,11 +320,13 @@ impl<'a> Gauge<'a> {
             busy_wall_s,
             busy_cpu_s,
             write_wall_s,
+            delay_s: delay.map(|(now, before)| now.saturating_sub(before).as_secs_f64()),
             cycle_s,
         };
         let decision = self.decision.take();
         self.selector.with(|controller| controller.observe(decision.as_ref(), &outcome));
         self.cycle = now;
+        if decision.is_some_and(|decision| decision.awaits_answer()) { FIRST_WAIT } else { Duration::ZERO }
     }
 
     fn decide(&self, src: &[u8], width: Option<u8>) -> Option<Decision> {
@@ -312,6 +346,7 @@ impl<'a> Gauge<'a> {
             None if probe::compressible(src) => Look::Compressible,
             None => Look::Incompressible,
         };
-        self.selector.with(|controller| controller.decide(look, width))
+        let at_s = self.selector.since_epoch(Instant::now());
+        self.selector.with(|controller| controller.decide(look, width, at_s))
     }
 }

@@ -360,7 +360,11 @@ impl Worker<'_> {
             lane.send(&frame)?;
         }
         if let Some(gauge) = &mut self.gauge {
-            gauge.written(u64::from(task.raw_len), body.len() as u64);
+            let worth_waiting = gauge.written(u64::from(task.raw_len), body.len() as u64);
+            if !worth_waiting.is_zero() {
+                lane.listen(&self.wake, worth_waiting)?;
+                gauge.waited();
+            }
         }
         Ok(())
     }
