@@ -127,7 +127,7 @@ class Guesses:
         if self.blind:
             self.average[action] += MEMORY * (actual[action] - self.average[action])
             return
-        apart = actual[action] - predicted[action] - self.errors[action]
+        apart = self.rule.error(actual[action], predicted[action], self.errors[action])
         weight = np.full(len(self.errors), self.rule.share)
         weight[action], weight[self.as_it_is] = 1, 0
         self.errors += self.rule.gain * weight[:, None] * apart

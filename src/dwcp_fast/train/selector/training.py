@@ -144,7 +144,7 @@ class Grower:
             "learning_rate": settings.rate,
             "num_leaves": settings.leaves,
             "max_depth": settings.depth,
-            "min_data_in_leaf": 8,
+            "min_data_in_leaf": 4,
             "lambda_l2": 1.0,
             "feature_fraction": 0.8,
             "bagging_fraction": 0.8,
