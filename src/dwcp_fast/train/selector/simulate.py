@@ -26,7 +26,7 @@ __all__ = ["STREAM_LINKS_BPS", "Link", "blind_seconds", "oracle_seconds", "strea
 STREAM_LINKS_BPS: Final = (10e9, 25e9)
 QUEUED_BYTES: Final = 16 << 20
 """Wire bytes that may wait between two stages."""
-PATIENCE_BLOCKS: Final = 4.0
+PATIENCE_BLOCKS: Final = 8.0
 """How many mean blocks the processor must be behind the link to move the odds of the price e-fold."""
 ODDS_LIMIT: Final = 8.0
 MEMORY: Final = 0.05
