@@ -100,7 +100,7 @@ def train(
 def targets_of(table: CostTable) -> Floats:
     """Give the logarithms to be learned, rows x actions x quantities; NaN where there is nothing to learn.
 
-    That is so where an action does not exist, and for blocks of one byte value alone: every action sends those
+    That is so where an action does not exist, and for blocks of one byte value: every action sends those
     as that value, and their numbers, far from all others, would bend every line.
     """
     raw = table.raw_bytes[:, None].astype(np.float64)
