@@ -3,10 +3,11 @@
 import pytest
 
 from dwcp_fast.errors import NegotiationError
-from dwcp_fast.policy.codec import RAW_ABOVE_MBPS, choose_codec
+from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.engine import choose_engine
 from dwcp_fast.policy.lanes import choose_lanes
 from dwcp_fast.policy.rollout import RolloutFlags
+from dwcp_fast.policy.selection import ActionShare, Selection
 
 ALL = RolloutFlags(enableV3Transport=True, v3RolloutPercentage=100)
 NONE = RolloutFlags(enableV3Transport=True, v3RolloutPercentage=0)
@@ -20,11 +21,28 @@ def test_what_was_asked_for_is_chosen() -> None:
     assert {choose_codec("lz4").why, choose_lanes(7).why} == {"asked for"}
 
 
-def test_auto_is_always_resolved() -> None:
-    assert choose_codec("auto").value == "zstd:1"
-    assert choose_codec("auto", link_mbps=100).value == "zstd:1"
-    assert choose_codec("auto", link_mbps=RAW_ABOVE_MBPS).value == "none"
+def test_the_number_of_lanes_is_chosen_by_rule() -> None:
     assert choose_lanes(None).value == 4
+
+
+def test_auto_tells_what_it_chose_and_which_measurements_led_to_it() -> None:
+    assert choose_codec("auto").value == "auto"
+    selection = Selection(
+        has_model=True,
+        actions=(ActionShare("none", 1, 1_000, 1_000, 0.0), ActionShare("zstd:3", 3, 3_000, 900, 0.1)),
+        reasons={"start": 1, "model": 3},
+        price=0.25,
+        link_bytes_per_s=25e6,
+        processors=1.5,
+        blocked_share=0.4,
+        trials=2,
+        guard_trips=1,
+    )
+    choice = choose_codec("auto", selection=selection)
+    assert choice.value == "auto"
+    for part in ("zstd:3 75%, none 25%", "200 Mbps", "40%", "1.5 processors", "0.25", "75% by the model"):
+        assert part in choice.why
+    assert choose_codec("lz4", selection=selection).why == "asked for"
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,39 @@ def test_buffers_arrive_verified_whatever_they_are() -> None:
     received["text"][0:1] = b"S"
 
 
+def test_auto_tells_what_it_chose_for_each_transfer_and_why() -> None:
+    noise = np.random.default_rng(2).bytes(3 << 20)
+    with dwcp.listen(LOCAL) as listener, meanwhile(lambda: receive(listener)) as arriving:
+        with dwcp.connect(pairing_of(listener)) as sending:
+            before = {choice.name: choice for choice in sending.explain()}["codec"]
+            report = sending.send({"noise": noise})
+            after = {choice.name: choice for choice in sending.explain()}["codec"]
+        arriving.result(WAIT_S)
+    assert before.value == after.value == "auto" and "nothing was measured" in before.why
+    chosen = report.selection
+    assert chosen is not None
+    assert {share.action: share.raw_bytes for share in chosen.actions} == {"none": 3 << 20}
+    assert sum(chosen.reasons.values()) == 3 and 0 <= chosen.price <= 1
+    assert after.why.startswith("none 100%") and report.why["codec"] == f"auto: {after.why}"
+    assert json.loads(json.dumps(report.to_dict()))["selection"]["actions"][0]["action"] == "none"
+
+
+def test_a_fixed_codec_chooses_nothing() -> None:
+    with dwcp.listen(LOCAL) as listener, meanwhile(lambda: receive(listener)) as arriving:
+        with dwcp.connect(pairing_of(listener), options=dwcp.SendOptions(codec="lz4")) as sending:
+            report = sending.send({"text": b"state " * 99_999})
+        arriving.result(WAIT_S)
+    assert report.selection is None and report.why["codec"] == "lz4: asked for"
+    assert {share.codec for share in report.codec_mix} == {"lz4"}
+
+
+def test_a_model_that_is_none_is_told_before_anybody_is_dialled(tmp_path: Path) -> None:
+    model = tmp_path / "model.dwsm"
+    model.write_bytes(b"DWSM" + bytes(99))
+    with pytest.raises(errors.FormatError):
+        dwcp.connect("127.0.0.1:1", trust=dwcp.INSECURE, options=dwcp.SendOptions(codec_model=model))
+
+
 def test_a_session_carries_transfers_one_after_the_other() -> None:
     def serve() -> list[bytes]:
         with accepted(listener) as incoming:

@@ -36,5 +36,7 @@ def view_tensor(value: object) -> Buffer | None:
         raise BufferError(f"the tensor is on {tensor.device}: move it to the CPU first")
     if not tensor.is_contiguous():
         raise BufferError("the tensor is not contiguous")
-    view: Buffer = tensor.reshape(-1).view(torch.uint8).numpy()
+    # Of the same width, from which a sender learns what the elements are.
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size(), torch.uint8)
+    view: Buffer = tensor.reshape(-1).view(whole).numpy()
     return view

@@ -13,11 +13,13 @@ from dwcp_fast.dictionary import native
 from dwcp_fast.errors import ConfigError, NegotiationError
 from dwcp_fast.options import SendOptions
 from dwcp_fast.policy.choice import Choice
-from dwcp_fast.policy.codec import choose_codec
+from dwcp_fast.policy.codec import choose_codec, explain_selection
 from dwcp_fast.policy.lanes import choose_lanes
+from dwcp_fast.policy.selection import ActionShare, Selection
 from dwcp_fast.reports import CodecShare, Progress, SendReport
+from dwcp_fast.selector import load_selector
 from dwcp_fast.state import sent_index
-from dwcp_fast.told import SendSettings, SendTold
+from dwcp_fast.told import SelectionTold, SendSettings, SendTold
 from dwcp_fast.trust import Insecure, Trust, address_of, dial_security
 
 __all__ = [
@@ -174,13 +176,18 @@ class V3Link(NativeLink):
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers."""
-        told = self._native.send_buffers(list(objects.items()), self._options.block_bytes)
-        return send_report(told, self._peer, self._transport, self._choices)
+        return self._sent(self._native.send_buffers(list(objects.items()), self._options.block_bytes))
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send files."""
-        told = self._native.send_scan(scan.native)
-        return send_report(told, self._peer, self._transport, self._choices)
+        return self._sent(self._native.send_scan(scan.native))
+
+    def _sent(self, told: SendTold) -> SendReport:
+        report = send_report(told, self._peer, self._transport, self._choices)
+        if report.selection is not None:
+            now = choose_codec(self._options.codec, selection=report.selection)
+            self._choices = [now if choice.name == "codec" else choice for choice in self._choices]
+        return report
 
 
 class V1Link:
@@ -265,8 +272,9 @@ def send_settings(options: SendOptions) -> SendSettings:
     return {
         "lanes": choose_lanes(options.streams).value,
         "block_bytes": options.block_bytes,
-        "codec": choose_codec(options.codec).value,
+        "codec": options.codec,
         "dictionary": native(options.dictionary),
+        "codec_model": load_selector(options.codec_model) if options.codec == "auto" else None,
         "idle_timeout_s": options.idle_timeout_s,
         "connect_timeout_s": options.connect_timeout_s,
         "reconnect_s": options.reconnect_s,
@@ -280,8 +288,11 @@ def send_settings(options: SendOptions) -> SendSettings:
 def send_report(told: SendTold, peer: str, transport: str, choices: Sequence[Choice[Any]]) -> SendReport:
     """Make a report of what the native side tells."""
     shares = tuple(CodecShare(**share) for share in told["codec_mix"])
-    plain: dict[str, Any] = {**told, "codec_mix": shares}
+    selection = make_selection(told["selection"])
+    plain: dict[str, Any] = {**told, "codec_mix": shares, "selection": selection}
     why = {choice.name: f"{choice.value}: {choice.why}" for choice in choices}
+    if selection is not None:
+        why["codec"] = f"auto: {explain_selection(selection)}"
     return SendReport(protocol="v3", verified=True, peer=peer, transport=transport, why=why, **plain)
 
 
@@ -291,6 +302,14 @@ def dictionary_choice(options: SendOptions) -> list[Choice[str]]:
         return []
     why = "asked for; short blocks are made with it if the receiver takes it"
     return [Choice("dictionary", options.dictionary.digest, why)]
+
+
+def make_selection(told: SelectionTold | None) -> Selection | None:
+    """Make of what the native side tells what a report holds."""
+    if told is None:
+        return None
+    plain: dict[str, Any] = {**told, "actions": tuple(ActionShare(**share) for share in told["actions"])}
+    return Selection(**plain)
 
 
 def base_choice(options: SendOptions) -> Choice[str]:

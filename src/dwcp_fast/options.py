@@ -56,6 +56,8 @@ class SendOptions:
         codec: ``"auto"``, ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         dictionary: What small files or buffers have in common, at most 1 048 552 bytes. It is offered to the
             receiver, and what is shorter than 128 KiB is made with it if the receiver takes it.
+        codec_model: File with a model for ``codec="auto"``, as ``dwcp select train`` makes it; None for the
+            one that comes with the package.
         block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
         bandwidth_bits_per_s: Most bits per second on the wire, all lanes together; None for no limit.
         timeout_s: Seconds that one transfer may take; None for no limit.
@@ -76,6 +78,7 @@ class SendOptions:
     streams: int | None = None
     codec: str = "auto"
     dictionary: Dictionary | None = None
+    codec_model: Path | None = None
     block_bytes: int = MIB
     bandwidth_bits_per_s: int | None = None
     timeout_s: float | None = None

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from dwcp_fast.policy.selection import Selection
+
 __all__ = ["RECORD_FIELDS", "CodecShare", "Progress", "ReceiveReport", "SendReport"]
 
 RECORD_FIELDS: Final = (
@@ -110,6 +112,7 @@ class SendReport:
         cpu_seconds: Processor time of the lanes.
         rtt_ms: About one round trip.
         codec_mix: How blocks were represented.
+        selection: What ``codec="auto"`` chose, None if the codec was asked for.
         retransmits: TCP segments sent again.
     """
 
@@ -140,6 +143,7 @@ class SendReport:
     rtt_ms: float | None = None
     retransmits: int | None = None
     codec_mix: tuple[CodecShare, ...] = ()
+    selection: Selection | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as a dictionary of plain values."""

@@ -6,11 +6,13 @@ if TYPE_CHECKING:
     from dwcp_fast import _core
 
 __all__ = [
+    "ActionTold",
     "FetchSettings",
     "PatchTold",
     "ProgressTold",
     "ReceiveSettings",
     "ReceiveTold",
+    "SelectionTold",
     "SendSettings",
     "SendTold",
     "ShareTold",
@@ -49,6 +51,30 @@ class ShareTold(TypedDict):
     wire_bytes: int
 
 
+class ActionTold(TypedDict):
+    """The blocks that one action was chosen for."""
+
+    action: str
+    blocks: int
+    raw_bytes: int
+    wire_bytes: int
+    cpu_seconds: float
+
+
+class SelectionTold(TypedDict):
+    """What was chosen for the blocks of a transfer, and why."""
+
+    has_model: bool
+    actions: list[ActionTold]
+    reasons: dict[str, int]
+    price: float
+    link_bytes_per_s: float | None
+    processors: float
+    blocked_share: float
+    trials: int
+    guard_trips: int
+
+
 class SendTold(TypedDict):
     """What a sender did for one transfer."""
 
@@ -73,6 +99,7 @@ class SendTold(TypedDict):
     cpu_seconds: float
     rtt_ms: float | None
     codec_mix: list[ShareTold]
+    selection: SelectionTold | None
 
 
 class ReceiveTold(TypedDict):
@@ -115,6 +142,7 @@ class SendSettings(TypedDict):
     block_bytes: int
     codec: str
     dictionary: "_core.Dictionary | None"
+    codec_model: "_core.SelectorModel | None"
     idle_timeout_s: float
     connect_timeout_s: float
     reconnect_s: float

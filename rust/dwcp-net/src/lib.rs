@@ -25,5 +25,5 @@ pub use fetch::{FetchOptions, FetchSession};
 pub use listen::{Arrival, Cidr, Listener, ServeV1, V1Gate};
 pub use receive::{ReceiveOptions, ReceiveSession};
 pub use report::{CodecShare, Event, Observer, Progress, ReceiveReport, SendReport, Unobserved};
-pub use send::{SendOptions, SendSession};
+pub use send::{CodecChoice, Selection, SendOptions, SendSession};
 pub use serve::ServeSession;

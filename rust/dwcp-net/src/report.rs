@@ -8,6 +8,8 @@ use dwcp_codec::{CodecId, Digest};
 use dwcp_proto::frame::TransferId;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::send::Selection;
+
 /// Something worth telling that happened on a session or a listener.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -174,6 +176,8 @@ pub struct SendReport {
     pub rtt_ms: Option<f64>,
     /// Processor time of the lanes' threads.
     pub cpu_seconds: f64,
+    /// What was chosen for the blocks, if that was not fixed.
+    pub selection: Option<Selection>,
 }
 
 /// What a receiver did for one transfer.

@@ -80,6 +80,12 @@ impl Input {
         // for writers on other threads.
         unsafe { std::slice::from_raw_parts(self.0.start().as_ptr(), self.0.len()) }
     }
+
+    /// How many bytes an item has, if these are numbers of more than one byte.
+    pub fn width(&self) -> Option<u8> {
+        // Exporters tell this whether or not they are asked for their format.
+        u8::try_from(self.0.0.itemsize).ok().filter(|width| matches!(width, 2 | 4 | 8))
+    }
 }
 
 impl AsRef<[u8]> for Input {

@@ -1,9 +1,13 @@
 //! Reports of transfers as dictionaries.
 
+use std::collections::BTreeMap;
+
 use dwcp_codec::CodecId;
 use dwcp_codec::block::BlockKind;
+use dwcp_codec::select::{Action, Reason};
 use dwcp_net::{
-    CodecShare, Progress as NetProgress, ReceiveReport as NetReceiveReport, SendReport as NetSendReport,
+    CodecShare, Progress as NetProgress, ReceiveReport as NetReceiveReport, Selection as NetSelection,
+    SendReport as NetSendReport,
 };
 use pyo3::prelude::*;
 
@@ -38,6 +42,56 @@ impl From<&CodecShare> for Share {
     }
 }
 
+/// The blocks that one action was chosen for.
+#[derive(IntoPyObject)]
+struct ActionShare {
+    action: String,
+    blocks: u64,
+    raw_bytes: u64,
+    wire_bytes: u64,
+    cpu_seconds: f64,
+}
+
+/// What was chosen for the blocks, and why.
+#[derive(IntoPyObject)]
+struct Selection {
+    has_model: bool,
+    actions: Vec<ActionShare>,
+    reasons: BTreeMap<&'static str, u64>,
+    price: f64,
+    link_bytes_per_s: Option<f64>,
+    processors: f64,
+    blocked_share: f64,
+    trials: u32,
+    guard_trips: u32,
+}
+
+impl From<NetSelection> for Selection {
+    fn from(selection: NetSelection) -> Selection {
+        let NetSelection { has_model, summary } = selection;
+        let shares = Action::ALL.into_iter().zip(&summary.actions).filter(|(_, share)| share.blocks > 0);
+        let actions = shares.map(|(action, share)| ActionShare {
+            action: action.to_string(),
+            blocks: share.blocks,
+            raw_bytes: share.raw_bytes,
+            wire_bytes: share.wire_bytes,
+            cpu_seconds: share.cpu_s,
+        });
+        let reasons = Reason::ALL.into_iter().zip(summary.reasons).filter(|(_, blocks)| *blocks > 0);
+        Selection {
+            has_model,
+            actions: actions.collect(),
+            reasons: reasons.map(|(reason, blocks)| (reason.name(), blocks)).collect(),
+            price: summary.price,
+            link_bytes_per_s: summary.link_bytes_per_s,
+            processors: summary.processors,
+            blocked_share: summary.blocked_share,
+            trials: summary.trials,
+            guard_trips: summary.guard_trips,
+        }
+    }
+}
+
 /// What a sender did for one transfer.
 #[derive(IntoPyObject)]
 pub struct SendReport {
@@ -62,6 +116,7 @@ pub struct SendReport {
     cpu_seconds: f64,
     rtt_ms: Option<f64>,
     codec_mix: Vec<Share>,
+    selection: Option<Selection>,
 }
 
 impl From<NetSendReport> for SendReport {
@@ -88,6 +143,7 @@ impl From<NetSendReport> for SendReport {
             cpu_seconds: report.cpu_seconds,
             rtt_ms: report.rtt_ms,
             codec_mix: report.codec_mix.iter().map(Share::from).collect(),
+            selection: report.selection.map(Selection::from),
         }
     }
 }

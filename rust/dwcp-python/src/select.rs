@@ -1,5 +1,7 @@
 //! `SelectorModel`, `select_features`, `select_feature_names` and `select_actions`.
 
+use std::sync::Arc;
+
 use dwcp_codec::select::{Action, FEATURES, Features, Model, Prediction};
 use pyo3::prelude::*;
 
@@ -29,7 +31,14 @@ pub fn select_actions() -> Vec<String> {
 
 /// A trained model of what each action does with a block.
 #[pyclass(frozen, module = "dwcp_fast._core")]
-pub struct SelectorModel(Model);
+pub struct SelectorModel(Arc<Model>);
+
+impl SelectorModel {
+    /// The model, to be shared.
+    pub fn shared(&self) -> Arc<Model> {
+        Arc::clone(&self.0)
+    }
+}
 
 #[pymethods]
 impl SelectorModel {
@@ -37,7 +46,7 @@ impl SelectorModel {
     #[new]
     fn new(py: Python<'_>, data: Input) -> PyResult<SelectorModel> {
         let data = data.bytes();
-        native::run(py, || Ok(SelectorModel(Model::read(data)?)))
+        native::run(py, || Ok(SelectorModel(Arc::new(Model::read(data)?))))
     }
 
     /// The names of the actions it predicts for, in order.

@@ -8,7 +8,7 @@ use dwcp_proto::Manifest;
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::EntryKind;
 use dwcp_store::{
-    BaseChoice, MemorySource, ScanOptions, SharedBytes, Source, StoreError, SymlinkPolicy, TreeSource,
+    BaseChoice, MemorySource, NamedBuffer, ScanOptions, Source, StoreError, SymlinkPolicy, TreeSource,
     scan_with,
 };
 use pyo3::prelude::*;
@@ -96,8 +96,11 @@ pub fn memory_source(
     buffers: Vec<(String, Input)>,
     block_bytes: u32,
 ) -> PyResult<(Arc<Manifest>, Arc<dyn Source>)> {
-    let buffers = buffers.into_iter().map(|(name, buffer)| (name, Arc::new(buffer) as SharedBytes)).collect();
-    let (manifest, source) = MemorySource::new(buffers, block_bytes, &Limits::default())
+    let buffers = buffers.into_iter().map(|(name, buffer)| {
+        let width = buffer.width();
+        NamedBuffer { name, bytes: Arc::new(buffer), width }
+    });
+    let (manifest, source) = MemorySource::with_widths(buffers.collect(), block_bytes, &Limits::default())
         .map_err(|error| Failure::Source(error).raise(py))?;
     Ok((Arc::new(manifest), Arc::new(source)))
 }

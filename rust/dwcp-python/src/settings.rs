@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dwcp_net::{FetchOptions, SendOptions};
+use dwcp_net::{CodecChoice, FetchOptions, SendOptions};
 use dwcp_proto::Limits;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::dictionary::Dictionary;
 use crate::error::Failure;
+use crate::select::SelectorModel;
 
 /// How to send.
 #[derive(FromPyObject)]
@@ -19,10 +20,12 @@ pub struct SendSettings {
     pub lanes: u16,
     /// Block length in bytes.
     pub block_bytes: u32,
-    /// Codec by name, not `auto`.
+    /// Codec by name, or `auto`.
     pub codec: String,
     /// What short blocks have in common.
     pub dictionary: Option<Py<Dictionary>>,
+    /// What predicts for `auto`; without it `auto` goes by what earlier blocks gave.
+    pub codec_model: Option<Py<SelectorModel>>,
     /// Silence that a lane may last, in seconds.
     pub idle_timeout_s: f64,
     /// Time for a handshake, in seconds.
@@ -42,10 +45,15 @@ pub struct SendSettings {
 impl SendSettings {
     /// The same as the native side takes it.
     pub fn options(self, py: Python<'_>) -> PyResult<SendOptions> {
+        let codec = if self.codec == "auto" {
+            CodecChoice::Auto { model: self.codec_model.map(|model| model.get().shared()) }
+        } else {
+            CodecChoice::Fixed(self.codec.parse().map_err(|error| Failure::Codec(error).raise(py))?)
+        };
         Ok(SendOptions {
             lanes: self.lanes,
             block_bytes: self.block_bytes,
-            codec: self.codec.parse().map_err(|error| Failure::Codec(error).raise(py))?,
+            codec,
             dictionary: self.dictionary.map(|dictionary| dictionary.get().shared()),
             idle_timeout: seconds(self.idle_timeout_s)?,
             connect_timeout: seconds(self.connect_timeout_s)?,

@@ -25,7 +25,8 @@ pub use error::{Refusal, StoreError};
 pub use index::{BaseIndex, BaseRecord};
 pub use leaves::file_leaves;
 pub use memory::{
-    BufferProvider, MemorySink, MemorySource, NamedBuffers, OwnedBuffer, SharedBytes, TargetBuffer,
+    BufferProvider, MemorySink, MemorySource, NamedBuffer, NamedBuffers, OwnedBuffer, SharedBytes,
+    TargetBuffer,
 };
 pub use scan::{BaseChoice, ScanOptions, TreeSource, scan, scan_with};
 pub use sink::{Prepared, Sink};

@@ -35,6 +35,12 @@ pub trait Source: Send + Sync {
         scratch: &'a mut Vec<u8>,
     ) -> Result<&'a [u8], StoreError>;
 
+    /// How many bytes an element of an entry has, where whoever gave it knows.
+    fn width(&self, entry: u32) -> Option<u8> {
+        let _ = entry;
+        None
+    }
+
     /// Called after the last block was read: are all objects still what they were when the manifest was made?
     ///
     /// # Errors

@@ -33,6 +33,7 @@ class Encoding(TypedDict):
 
     codec: str
     dictionary: Dictionary | None
+    codec_model: Path | None
     block_bytes: int
     bandwidth_bits_per_s: int | None
 
@@ -116,6 +117,9 @@ def encoding_options(bounded: str) -> Decorator:
             metavar="FILE",
             help="What small files have in common, as `dwcp dict train` made it.",
         ),
+        click.option(
+            "--codec-model", type=FILE, metavar="FILE", help="Model for auto instead of the built-in one."
+        ),
         length_option("--block-size", "Length of a block.", "1MiB"),
         click.option(
             "--bwlimit",
@@ -128,6 +132,7 @@ def encoding_options(bounded: str) -> Decorator:
 
 def make_encoding(
     codec: str,
+    codec_model: Path | None,
     dict: Path | None,  # noqa: A002 - it has the name of its option
     block_size: int,
     bwlimit: int | None,
@@ -135,6 +140,7 @@ def make_encoding(
     """Make of the options what the library takes."""
     return Encoding(
         codec=codec,
+        codec_model=codec_model,
         dictionary=read_dictionary(dict),
         block_bytes=block_size,
         bandwidth_bits_per_s=bwlimit,

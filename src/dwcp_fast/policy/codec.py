@@ -3,30 +3,57 @@
 from typing import Final
 
 from dwcp_fast.policy.choice import Choice
+from dwcp_fast.policy.selection import Selection
 
-__all__ = ["RAW_ABOVE_MBPS", "choose_codec"]
+__all__ = ["choose_codec", "explain_selection"]
 
-RAW_ABOVE_MBPS: Final = 20_000.0
-"""Megabits per second from which one core's zstd level 1 per lane cannot keep several lanes busy."""
+RULED_BY: Final = {
+    "start": "before the link was known",
+    "model": "by the model",
+    "means": "by what earlier blocks gave",
+    "probe": "by a probe that found nothing to gain",
+    "bypass": "by how little the blocks before had to gain",
+    "trial": "to measure none or zstd:1",
+    "guard": "by the guard, which had measured that to be faster",
+}
+"""How each reason reads behind a share of blocks."""
 
 
-def choose_codec(requested: str, *, link_mbps: float | None = None) -> Choice[str]:
+def choose_codec(requested: str, *, selection: Selection | None = None) -> Choice[str]:
     """Choose the codec of a transfer.
-
-    Each block is probed before it is compressed, and sent as it is if it would not shrink. So the choice here
-    costs little where it is wrong for a block.
 
     Args:
         requested: ``"auto"`` or the name of a codec.
-        link_mbps: Rate of the link in megabits per second, None where it is not known.
+        selection: What ``"auto"`` chose in the last transfer, if there was one.
 
     Returns:
-        The name of a codec, never ``"auto"``.
+        The name of a codec; ``"auto"`` where each block has its own.
     """
     if requested != "auto":
         return Choice("codec", requested, "asked for")
-    if link_mbps is not None and link_mbps >= RAW_ABOVE_MBPS:
-        why = f"the link's {link_mbps:.0f} Mbps are more than compression keeps up with"
-        return Choice("codec", "none", why)
-    known = "is not known" if link_mbps is None else f"has {link_mbps:.0f} Mbps"
-    return Choice("codec", "zstd:1", f"the link {known}; blocks that would not shrink are sent as they are")
+    if selection is None:
+        why = "each block as its content, the processors and the link have it; nothing was measured yet"
+        return Choice("codec", "auto", why)
+    return Choice("codec", "auto", explain_selection(selection))
+
+
+def explain_selection(selection: Selection) -> str:
+    """Say what was chosen for the blocks of a transfer, and which measurements led to it."""
+    raw = sum(share.raw_bytes for share in selection.actions)
+    if not raw:
+        return "there was no block to choose for"
+    largest = sorted(selection.actions, key=lambda share: -share.raw_bytes)
+    used = ", ".join(f"{share.action} {share.raw_bytes / raw:.0%}" for share in largest)
+    blocks = sum(selection.reasons.values())
+    ranked = sorted(selection.reasons.items(), key=lambda item: -item[1])
+    rules = ", ".join(f"{count / blocks:.0%} {RULED_BY[reason]}" for reason, count in ranked)
+    if selection.link_bytes_per_s is None:
+        link = "the link was not known"
+    else:
+        link = f"the link carried {selection.link_bytes_per_s * 8 / 1e6:,.0f} Mbps"
+    trips = f"; the guard stepped in {selection.guard_trips} times" if selection.guard_trips else ""
+    return (
+        f"{used}; {link} and kept lanes waiting {selection.blocked_share:.0%} of their time, "
+        f"{selection.processors:.1f} processors were to be had, which priced their time against the link's "
+        f"at {selection.price:.2f} of 1; decided {rules}{trips}"
+    )

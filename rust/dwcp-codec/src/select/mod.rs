@@ -1,14 +1,26 @@
 //! What a choice among compressors is made from: the actions to choose among, what can be told of a block in a few
-//! microseconds, and a trained model of what each action would make of such a block and how long it would take.
+//! microseconds, and a trained model of what each action would make of such a block and how long it would take; and
+//! how it is made, from that and from what link and processors show.
 
 mod actions;
 mod calibration;
+mod controller;
+mod correction;
 mod features;
 mod forest;
+mod guard;
+mod link;
 mod model;
 mod sample;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
 
 pub use actions::{Action, UnknownAction};
 pub use calibration::calibration_sample;
+pub use controller::{
+    ActionShare, Controller, Decision, Delivery, Estimate, Look, Outcome, Reason, Settings, Summary,
+};
 pub use features::{FEATURES, Features};
 pub use model::{MAX_MODEL_BYTES, Model, ModelError, Prediction, Reference};

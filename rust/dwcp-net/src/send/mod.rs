@@ -1,5 +1,6 @@
 //! The sending side: dials lanes, feeds them blocks, and replaces what breaks.
 
+mod choice;
 mod shared;
 mod worker;
 
@@ -20,6 +21,8 @@ use crate::error::NetError;
 use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
 use crate::security::DialSecurity;
+use choice::Selector;
+pub use choice::{CodecChoice, Selection};
 use shared::Job;
 pub(crate) use shared::{Link, Shared};
 pub(crate) use worker::work;
@@ -35,7 +38,7 @@ pub struct SendOptions {
     /// The largest block that will be offered; a power of two from 64 KiB to 4 MiB.
     pub block_bytes: u32,
     /// How blocks are compressed where it helps.
-    pub codec: Codec,
+    pub codec: CodecChoice,
     /// What short blocks have in common; offered to the receiver, and used if that knows of dictionaries and does not
     /// decline it. At most 1,048,552 bytes.
     pub dictionary: Option<Arc<Dictionary>>,
@@ -60,7 +63,7 @@ impl Default for SendOptions {
         SendOptions {
             lanes: 4,
             block_bytes: 1 << 20,
-            codec: Codec::None,
+            codec: CodecChoice::Fixed(Codec::None),
             dictionary: None,
             idle_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
@@ -206,7 +209,8 @@ impl Shared {
                 }
                 return Err(error);
             }
-            state.begin(Job::new(manifest, source, self.options.base_allowed, started));
+            let before = self.selector.as_ref().map(Selector::begin);
+            state.begin(Job::new(manifest, source, self.options.base_allowed, (started, before)));
             self.changed.notify_all();
         }
         let (committed, job) = self.await_end(started)?;
@@ -215,7 +219,7 @@ impl Shared {
             log::warn!("cannot remember what was sent: {error}");
         }
         let round_trip = lock(&self.state).round_trip;
-        Ok(job.report(&committed, round_trip))
+        Ok(job.report(&committed, round_trip, self.selector.as_ref()))
     }
 
     fn await_end(&self, started: Instant) -> Result<(Committed, Job), NetError> {

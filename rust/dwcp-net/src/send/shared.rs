@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use dwcp_codec::select::Summary;
 use dwcp_codec::{Dictionary, Digest};
 use dwcp_proto::fetch::Asked;
 use dwcp_proto::frame::{
@@ -14,6 +15,7 @@ use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use super::SendOptions;
+use super::choice::Selector;
 use crate::cancel::Cancel;
 use crate::error::NetError;
 use crate::limiter::Limiter;
@@ -36,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) halt: Cancel,
     pub(super) observer: Arc<dyn Observer>,
     pub(super) limiter: Option<Arc<Limiter>>,
+    /// Chooses how each block is compressed, if that is not fixed.
+    pub(super) selector: Option<Selector>,
     /// Where those who accept wait, if the peer has dialled.
     pub(super) registry: Option<Arc<Registry>>,
     /// Held by the transfer that is under way.
@@ -55,8 +59,10 @@ impl Shared {
         link: Link,
         registry: Option<Arc<Registry>>,
     ) -> Shared {
+        let selector = Selector::new(&options.codec, options.lanes, options.bandwidth_limit);
         Shared {
             limiter,
+            selector,
             cancel,
             halt,
             observer,
@@ -122,6 +128,8 @@ pub(super) struct Job {
     pub(super) source: Arc<dyn Source>,
     base_allowed: bool,
     started: Instant,
+    /// Where the selector stood then.
+    selected_before: Option<Summary>,
     /// What sessions before the present one did.
     resent_before: u64,
     nacks_before: u64,
@@ -138,13 +146,14 @@ impl Job {
         manifest: Arc<Manifest>,
         source: Arc<dyn Source>,
         base_allowed: bool,
-        started: Instant,
+        (started, selected_before): (Instant, Option<Summary>),
     ) -> Job {
         Job {
             manifest,
             source,
             base_allowed,
             started,
+            selected_before,
             resent_before: 0,
             nacks_before: 0,
             wire_before: 0,
@@ -160,7 +169,12 @@ impl Job {
         self.result.as_ref().map_or(&[], |(_, digests)| digests)
     }
 
-    pub(super) fn report(&self, committed: &Committed, round_trip: Option<Duration>) -> SendReport {
+    pub(super) fn report(
+        &self,
+        committed: &Committed,
+        round_trip: Option<Duration>,
+        selector: Option<&Selector>,
+    ) -> SendReport {
         let last = self.result.as_ref().map(|(progress, _)| *progress);
         let count = |read: fn(&SenderProgress) -> u64| last.as_ref().map_or(0, read);
         let (blocks_sent, bytes_sent_raw, bytes_wire) = self.tally.sums();
@@ -186,6 +200,7 @@ impl Job {
             codec_mix: self.tally.codec_mix(),
             rtt_ms: round_trip.map(|time| time.as_secs_f64() * 1e3),
             cpu_seconds: self.tally.cpu.as_secs_f64(),
+            selection: selector.zip(self.selected_before.as_ref()).map(|(it, before)| it.summary(before)),
         }
     }
 }

@@ -4,12 +4,13 @@ use std::sync::MutexGuard;
 use std::time::Instant;
 
 use dwcp_codec::Digest;
-use dwcp_codec::block::BlockEncoder;
+use dwcp_codec::block::{BlockEncoder, MAX_DICTIONARY_BLOCK_BYTES};
 use dwcp_proto::frame::{ErrorCode, Frame};
 use dwcp_proto::sender::{BlockTask, LaneId, Resolution, Step};
 use dwcp_proto::{Manifest, SessionError};
 use dwcp_store::StoreError;
 
+use super::choice::Gauge;
 use super::shared::{Link, MAX_INTEGRITY_FAILURES, Shared, State, Turn};
 use crate::cancel::{CANCEL_SLICE, lock, wait};
 use crate::dial::{Dialled, Plan, WORTHWHILE, backoff, open_lane};
@@ -151,13 +152,18 @@ fn live(shared: &Shared, dialled: Dialled, number: u16, epoch: u64) -> Result<bo
 /// Works on a lane of the session until it ends, and takes it out. Tells whether it was worth making.
 pub(crate) fn work(shared: &Shared, mut lane: Lane, id: LaneId, epoch: u64, wake: WakeReceiver) -> bool {
     let start = Instant::now();
-    shared.observer.event(Event::LaneUp { lane: id, peer: lane.transport().peer_addr() });
+    let (peer, local) = (lane.transport().peer_addr(), lane.transport().local_addr());
+    shared.observer.event(Event::LaneUp { lane: id, peer });
+    if let Some(selector) = &shared.selector {
+        selector.settle(peer.ip() == local.ip(), lock(&shared.state).round_trip);
+    }
     let mut worker = Worker {
         shared,
         id,
         epoch,
         wake,
         encoder: BlockEncoder::new(),
+        gauge: shared.selector.as_ref().map(Gauge::new),
         block: Vec::new(),
         base: Vec::new(),
         worthwhile: false,
@@ -177,6 +183,8 @@ struct Worker<'a> {
     epoch: u64,
     wake: WakeReceiver,
     encoder: BlockEncoder,
+    /// Measures for the choice among codecs, if there is one.
+    gauge: Option<Gauge<'a>>,
     block: Vec<u8>,
     base: Vec<u8>,
     /// The receiver has taken blocks, or this side ended the lane.
@@ -197,6 +205,9 @@ impl Worker<'_> {
                     return Ok(());
                 }
                 self.take(frame)?;
+            }
+            if let Some(gauge) = &mut self.gauge {
+                gauge.looked();
             }
             lane.keep_alive()?;
             let now = thread_cpu();
@@ -220,13 +231,21 @@ impl Worker<'_> {
                     lane.send(&frame)?;
                 }
                 Turn::Step(Step::Block(task)) => self.send_block(lane, &task)?,
-                Turn::Step(Step::Wait | Step::Done) => lane.wait(&self.wake)?,
+                Turn::Step(Step::Wait | Step::Done) => {
+                    lane.wait(&self.wake)?;
+                    if let Some(gauge) = &mut self.gauge {
+                        gauge.waited();
+                    }
+                }
             }
         }
     }
 
     fn take(&mut self, frame: Frame) -> Result<(), NetError> {
         self.worthwhile |= matches!(frame, Frame::Ack(_) | Frame::Committed(_));
+        if let (Frame::Ack(count), Some(gauge)) = (&frame, &mut self.gauge) {
+            gauge.acknowledged(*count);
+        }
         let event = match &frame {
             Frame::Accept(accept) => {
                 let progress = lock(&self.shared.state).progress();
@@ -273,6 +292,9 @@ impl Worker<'_> {
             }
         };
         let raw = source.block(task.entry, task.offset, task.raw_len, &mut self.block)?;
+        if let Some(gauge) = &mut self.gauge {
+            gauge.read();
+        }
         let digest = Digest::of(raw);
         let mut body: &[u8] = &[];
         let outcome = if task.held == Some(digest) {
@@ -294,9 +316,18 @@ impl Worker<'_> {
                 Resolution::Same { digest }
             } else {
                 let options = &self.shared.options;
-                let encoded = match options.dictionary.as_ref().filter(|_| task.dictionary) {
-                    Some(dictionary) => self.encoder.encode_with(dictionary, options.codec, raw, base)?,
-                    None => self.encoder.encode(options.codec, raw, base)?,
+                let dictionary = options
+                    .dictionary
+                    .as_ref()
+                    .filter(|_| task.dictionary && raw.len() <= MAX_DICTIONARY_BLOCK_BYTES);
+                let encoded = match (dictionary, &mut self.gauge) {
+                    (Some(dictionary), _) => {
+                        self.encoder.encode_with(dictionary, options.codec.fixed(), raw, base)?
+                    }
+                    (None, Some(gauge)) => {
+                        gauge.encode(&mut self.encoder, raw, base, source.width(task.entry))?
+                    }
+                    (None, None) => self.encoder.encode(options.codec.fixed(), raw, base)?,
                 };
                 let base_digest =
                     base.filter(|_| encoded.kind.needs_base()).map(|base| padded_digest(base, raw.len()));
@@ -318,13 +349,19 @@ impl Worker<'_> {
                 _ => return Ok(()),
             }
         };
-        match frame {
-            Some(frame @ Frame::Block(_)) => {
-                lane.send_block(&frame, body, self.shared.limiter.as_deref(), &self.shared.halt)
-            }
-            Some(frame) => lane.send(&frame),
-            None => Ok(()),
+        let Some(frame) = frame else { return Ok(()) };
+        if let Some(gauge) = &mut self.gauge {
+            gauge.prepared();
         }
+        if matches!(frame, Frame::Block(_)) {
+            lane.send_block(&frame, body, self.shared.limiter.as_deref(), &self.shared.halt)?;
+        } else {
+            lane.send(&frame)?;
+        }
+        if let Some(gauge) = &mut self.gauge {
+            gauge.written(u64::from(task.raw_len), body.len() as u64);
+        }
+        Ok(())
     }
 
     /// Decides what the end of the lane means for the transfer.

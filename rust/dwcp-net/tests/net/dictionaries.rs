@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use dwcp_codec::{Codec, CodecId, Dictionary, Digest};
 use dwcp_net::security::{DialSecurity, ListenSecurity};
 use dwcp_net::{
-    Cancel, FetchOptions, FetchSession, NetError, ReceiveOptions, ReceiveReport, SendOptions, SendReport,
-    SendSession,
+    Cancel, CodecChoice, FetchOptions, FetchSession, NetError, ReceiveOptions, ReceiveReport, SendOptions,
+    SendReport, SendSession,
 };
 use dwcp_proto::frame::{BlockHead, DictionaryNote, DictionaryWord, ErrorCode, Frame};
 use dwcp_proto::{Limits, SessionError};
@@ -47,7 +47,7 @@ fn assert_arrived(into: &Path) {
 }
 
 fn sending(dictionary: Option<Arc<Dictionary>>) -> SendOptions {
-    SendOptions { codec: Codec::Zstd { level: 3 }, dictionary, ..quick_send() }
+    SendOptions { codec: CodecChoice::Fixed(Codec::Zstd { level: 3 }), dictionary, ..quick_send() }
 }
 
 /// Blocks that were made with a dictionary.

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use dwcp_codec::Codec;
 use dwcp_codec::block::BlockKind;
-use dwcp_net::{Cancel, SendOptions, SendSession};
+use dwcp_codec::select::Action;
+use dwcp_net::{Cancel, CodecChoice, SendOptions, SendReport, SendSession};
 use dwcp_store::{BaseChoice, Source};
 
 use super::link::{Fault, Link};
@@ -26,7 +27,7 @@ fn a_tree_arrives_over_four_tls_lanes() {
     let received = receiver.receive_one(tree_sink(to.path().to_path_buf()));
 
     let (manifest, source) = tree(&state, BaseChoice::None);
-    let options = SendOptions { codec: Codec::Zstd { level: 1 }, ..quick_send() };
+    let options = SendOptions { codec: CodecChoice::Fixed(Codec::Zstd { level: 1 }), ..quick_send() };
     let sent = send_once(&receiver.address(), &receiver.dial, options, &(manifest, source)).unwrap();
     let received = join(received).unwrap();
 
@@ -221,4 +222,65 @@ fn the_rate_is_kept_by_all_lanes_together() {
     join(received).unwrap();
     // A lower bound cannot fail on a slow machine.
     assert!(sent.seconds > 0.4, "{} s", sent.seconds);
+}
+
+/// Sends `contents` with a codec for each block through `link_delay` for each piece of 16 KiB; gives the report.
+fn send_with_choice(contents: &[(&str, Vec<u8>)], link_delay: Duration) -> SendReport {
+    let receiver = plain_receiver();
+    let sink = memory_sink();
+    let received = receiver.receive_one(sink.clone());
+    let link = Link::new(receiver.listener.local_addr(), link_delay, &[]);
+    let options = SendOptions { codec: CodecChoice::Auto { model: None }, lanes: 2, ..quick_send() };
+    let sent = send_once(&link.address(), &receiver.dial, options, &buffers(contents, 65_536)).unwrap();
+    join(received).unwrap();
+    let arrived = super::support::contents(&sink);
+    for ((name, bytes), (arrived_name, arrived)) in contents.iter().zip(&arrived) {
+        assert!(name == arrived_name && bytes == arrived, "{name} differs");
+    }
+    sent
+}
+
+#[test]
+fn codec_of_each_block_follows_content_and_link_and_is_accounted_for() {
+    let text = b"what is said again and again in other words of the same few ".repeat(70_000);
+    let contents = [("noise", noise(7, 1_000_000)), ("text", text), ("zeros", vec![0; 300_000])];
+    let sent = send_with_choice(&contents, Duration::from_millis(4));
+    let selection = sent.selection.unwrap();
+    let shares = &selection.summary.actions;
+    let raw = shares.iter().map(|share| share.raw_bytes).sum::<u64>();
+    // Blocks that are one repeated byte are nobody's choice.
+    let fill = sent.codec_mix.iter().find(|share| share.kind == BlockKind::Fill).unwrap();
+    assert_eq!(raw + fill.raw_bytes, sent.bytes_sent_raw);
+    assert_eq!(shares.iter().map(|share| share.blocks).sum::<u64>() + fill.blocks, sent.blocks_sent);
+    assert_eq!(selection.summary.reasons.iter().sum::<u64>() + fill.blocks, sent.blocks_sent);
+    assert!(shares[Action::None.index()].raw_bytes >= 900_000, "{shares:?}");
+    // At 4 MB a second it would be foolish not to compress the text.
+    assert!(sent.bytes_wire < 1_700_000, "{} {shares:?}", sent.bytes_wire);
+    let rate = selection.summary.link_bytes_per_s.unwrap();
+    assert!((200_000.0..100_000_000.0).contains(&rate), "{rate}");
+}
+
+#[test]
+fn selection_of_a_second_transfer_does_not_count_the_first_again() {
+    let receiver = plain_receiver();
+    let options = SendOptions { codec: CodecChoice::Auto { model: None }, lanes: 1, ..quick_send() };
+    let serving = {
+        let listener = Arc::clone(&receiver.listener);
+        std::thread::spawn(move || {
+            let session = listener.accept(Some(PATIENCE)).unwrap();
+            while session.receive(memory_sink(), Some(PATIENCE)).unwrap().is_some() {}
+        })
+    };
+    let log = Arc::new(Log::default());
+    let session =
+        SendSession::connect(&receiver.address(), receiver.dial.clone(), options, &Cancel::new(), log)
+            .unwrap();
+    for (number, length) in [(1, 655_360), (2, 131_072)] {
+        let (manifest, source) = buffers(&[("a", noise(number, length))], 65_536);
+        let summary = session.send(manifest, source).unwrap().selection.unwrap().summary;
+        let raw = summary.actions.iter().map(|share| share.raw_bytes).sum::<u64>();
+        assert_eq!(raw, length as u64);
+    }
+    session.close();
+    join(serving);
 }

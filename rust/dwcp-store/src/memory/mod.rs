@@ -6,4 +6,4 @@ mod source;
 
 pub use region::{OwnedBuffer, TargetBuffer};
 pub use sink::{BufferProvider, MemorySink, NamedBuffers};
-pub use source::{MemorySource, SharedBytes};
+pub use source::{MemorySource, NamedBuffer, SharedBytes};

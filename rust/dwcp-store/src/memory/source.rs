@@ -11,9 +11,19 @@ use crate::{Source, StoreError};
 /// Memory that is shared with the caller and must not change while it is sent.
 pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
+/// A buffer that has a name.
+pub struct NamedBuffer {
+    /// The name.
+    pub name: String,
+    /// The content.
+    pub bytes: SharedBytes,
+    /// How many bytes an element has, where that is known.
+    pub width: Option<u8>,
+}
+
 /// Named buffers as a source.
 pub struct MemorySource {
-    buffers: Vec<SharedBytes>,
+    buffers: Vec<(SharedBytes, Option<u8>)>,
 }
 
 impl MemorySource {
@@ -26,11 +36,24 @@ impl MemorySource {
         block_bytes: u32,
         limits: &Limits,
     ) -> Result<(Manifest, MemorySource), StoreError> {
+        let named = buffers.into_iter().map(|(name, bytes)| NamedBuffer { name, bytes, width: None });
+        MemorySource::with_widths(named.collect(), block_bytes, limits)
+    }
+
+    /// [`MemorySource::new`] of buffers of elements.
+    ///
+    /// # Errors
+    /// Those of [`MemorySource::new`].
+    pub fn with_widths(
+        buffers: Vec<NamedBuffer>,
+        block_bytes: u32,
+        limits: &Limits,
+    ) -> Result<(Manifest, MemorySource), StoreError> {
         let mut named = buffers;
-        named.sort_by(|left, right| left.0.cmp(&right.0));
+        named.sort_by(|left, right| left.name.cmp(&right.name));
         let mut entries = Vec::with_capacity(named.len());
         let mut held = Vec::with_capacity(named.len());
-        for (name, bytes) in named {
+        for NamedBuffer { name, bytes, width } in named {
             entries.push(Entry {
                 kind: EntryKind::Buffer,
                 path: name.into_bytes(),
@@ -40,7 +63,7 @@ impl MemorySource {
                 target: Vec::new(),
                 candidates: Vec::new(),
             });
-            held.push(bytes);
+            held.push((bytes, width));
         }
         Ok((Manifest::new(block_bytes, entries, limits)?, MemorySource { buffers: held }))
     }
@@ -55,7 +78,7 @@ impl Source for MemorySource {
         _scratch: &'a mut Vec<u8>,
     ) -> Result<&'a [u8], StoreError> {
         let range = || {
-            let bytes = (**self.buffers.get(entry as usize)?).as_ref();
+            let bytes = (*self.buffers.get(entry as usize)?.0).as_ref();
             let start = usize::try_from(offset).ok()?;
             bytes.get(start..start.checked_add(len as usize)?)
         };
@@ -71,6 +94,10 @@ impl Source for MemorySource {
         _scratch: &'a mut Vec<u8>,
     ) -> Result<&'a [u8], StoreError> {
         Err(StoreError::OutOfRange { entry, offset, length: u64::from(len) })
+    }
+
+    fn width(&self, entry: u32) -> Option<u8> {
+        self.buffers.get(entry as usize)?.1
     }
 
     fn confirm(&self) -> Result<(), StoreError> {

@@ -7,8 +7,8 @@ use dwcp_codec::digest::Digest;
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::Manifest;
 use dwcp_store::{
-    BufferProvider, MemorySink, MemorySource, OwnedBuffer, Prepared, Refusal, SharedBytes, Sink, Source,
-    StoreError, TargetBuffer,
+    BufferProvider, MemorySink, MemorySource, NamedBuffer, OwnedBuffer, Prepared, Refusal, SharedBytes, Sink,
+    Source, StoreError, TargetBuffer,
 };
 
 fn buffers(named: &[(&str, &[u8])]) -> (Arc<Manifest>, MemorySource) {
@@ -38,6 +38,16 @@ fn buffers_arrive_by_name_and_only_when_committed() {
     assert!(sink.take_buffers().is_err() && commit(&sink).is_err());
     // A lane that dies may bring a block once more after the buffers were given out.
     sink.store(1, 0, b"small", Digest::of(b"small")).unwrap();
+}
+
+#[test]
+fn width_of_elements_stays_with_its_buffer_when_buffers_are_sorted() {
+    let named = [("c", None), ("a", Some(4)), ("b", Some(2))].map(|(name, width)| {
+        let bytes: SharedBytes = Arc::new(name.as_bytes().to_vec());
+        NamedBuffer { name: name.to_owned(), bytes, width }
+    });
+    let (_, source) = MemorySource::with_widths(named.into(), BLOCK as u32, &Limits::default()).unwrap();
+    assert_eq!([0, 1, 2, 3].map(|entry| source.width(entry)), [Some(4), Some(2), None, None]);
 }
 
 #[test]

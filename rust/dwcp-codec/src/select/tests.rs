@@ -1,0 +1,174 @@
+//! What the controller must not lose, in virtual time.
+
+use super::Action;
+use super::controller::{Controller, Look, Reason, Settings};
+use super::guard::{Guard, Mode};
+use super::simulation::*;
+
+/// Blocks of a stream: half a gigabyte.
+const BLOCKS: usize = 512;
+const RATES: [f64; 7] = [10.0, 50.0, 200.0, 1_000.0, 5_000.0, 10_000.0, 25_000.0];
+const MACHINES: [(usize, usize); 4] = [(1, 1), (4, 2), (4, 4), (8, 2)];
+
+/// Checks every combination of rate, machine and content; gives the mean of the time against the best fixed action's.
+fn check_all(change: impl Fn(World) -> World, most_over_guard: f64) -> f64 {
+    let streams =
+        [vec![TEXT; BLOCKS], vec![NOISE; BLOCKS], vec![HEAP; BLOCKS], machine(BLOCKS), mixed(BLOCKS)];
+    let (mut sum, mut count) = (0.0, 0.0);
+    for (lanes, cores) in MACHINES {
+        for mbps in RATES {
+            for (number, contents) in streams.iter().enumerate() {
+                let world = change(World::new(lanes, cores, mbps));
+                let fixed = |action| run(&world, contents, &Policy::Fixed(action)).seconds;
+                let guard = fixed(Action::None).min(fixed(Action::Zstd1));
+                let seconds = auto(&world, contents).seconds;
+                assert!(
+                    seconds < most_over_guard * guard,
+                    "{lanes} lanes, {cores} cores, {mbps} Mbps, stream {number}: {seconds:.3} s, not {guard:.3} s"
+                );
+                sum += seconds / best_fixed(&world, contents).0;
+                count += 1.0;
+            }
+        }
+    }
+    sum / count
+}
+
+#[test]
+fn no_link_machine_or_content_makes_it_much_slower_than_none_or_zstd_1_and_it_beats_the_best_fixed() {
+    // What it takes to find out is in these times: the shortest of the streams last a fifth of a second.
+    let mean = check_all(|world| world, 1.09);
+    assert!(mean < 1.0, "{mean:.3} of the time of the best fixed action on average");
+}
+
+#[test]
+fn without_a_model_it_is_not_much_slower_than_none_or_zstd_1_either() {
+    let mean = check_all(World::blind, 1.2);
+    assert!(mean < 1.03, "{mean:.3} of the time of the best fixed action on average");
+}
+
+#[test]
+fn model_that_is_wrong_by_a_factor_is_corrected() {
+    let mean = check_all(|world| World { wrong: (0.4, 0.3), ..world }, 1.15);
+    assert!(mean < 1.02, "{mean:.3} of the time of the best fixed action on average");
+}
+
+#[test]
+fn receiver_on_the_same_processors_is_not_starved_for_the_sake_of_the_link() {
+    let mean = check_all(|world| World { is_local: true, is_near: true, ..world }, 1.15);
+    assert!(mean < 1.03, "{mean:.3} of the time of the best fixed action on average");
+}
+
+#[test]
+fn stream_of_one_core_comes_near_the_bound_of_every_choice_and_a_model_beats_means() {
+    for (mbps, share) in [(1_000.0, 0.95), (10_000.0, 0.88), (25_000.0, 0.88)] {
+        let world = World::new(1, 1, mbps);
+        let contents = machine(4 * BLOCKS);
+        let seconds = auto(&world, &contents).seconds;
+        let least = bound(&world, &contents);
+        assert!(least > share * seconds, "{mbps} Mbps: {seconds:.3} s, bound {least:.3} s");
+        let blind = auto(&world.blind(), &contents).seconds;
+        assert!(seconds < 1.01 * blind, "{mbps} Mbps: {seconds:.3} s, without a model {blind:.3} s");
+    }
+}
+
+#[test]
+fn link_that_changes_is_followed_up_and_down() {
+    let steps = |rates: [f64; 3]| {
+        let begins = [0.0, 0.5, 3.0];
+        begins.into_iter().zip(rates.map(|mbps| mbps * MBPS)).collect::<Vec<_>>()
+    };
+    for rates in [[10_000.0, 200.0, 5_000.0], [200.0, 10_000.0, 200.0], [1_000.0, 50.0, 1_000.0]] {
+        for contents in [vec![TEXT; 4 * BLOCKS], machine(4 * BLOCKS), mixed(4 * BLOCKS)] {
+            let world = World { rates: steps(rates), ..World::new(4, 2, 0.0) };
+            let (fixed, which) = best_fixed(&world, &contents);
+            let seconds = auto(&world, &contents).seconds;
+            assert!(seconds < 1.05 * fixed, "{rates:?}: {seconds:.3} s, {which:?} {fixed:.3} s");
+        }
+    }
+}
+
+#[test]
+fn processors_that_are_throttled_or_taken_away_are_noticed() {
+    for slowness in [vec![(0.0, 1.0), (0.4, 5.0)], vec![(0.0, 6.0), (0.4, 1.0)]] {
+        for mbps in [200.0, 1_000.0, 5_000.0] {
+            let world = World { slowness: slowness.clone(), ..World::new(2, 2, mbps) };
+            let contents = vec![TEXT; 2 * BLOCKS];
+            let (fixed, which) = best_fixed(&world, &contents);
+            let seconds = auto(&world, &contents).seconds;
+            assert!(seconds < 1.05 * fixed, "{mbps} Mbps: {seconds:.3} s, {which:?} {fixed:.3} s");
+        }
+    }
+}
+
+#[test]
+fn fast_link_and_plain_content_are_not_looked_at_block_by_block() {
+    let chosen = auto(&World::new(4, 4, 25_000.0), &vec![NOISE; BLOCKS]).chosen;
+    let looked = chosen.iter().filter(|(_, reason)| *reason != Reason::Bypass).count();
+    assert!(looked < BLOCKS / 2, "{looked}");
+    // A slow link has the time.
+    let slow = auto(&World::new(4, 4, 50.0), &vec![NOISE; BLOCKS]).chosen;
+    assert!(slow.iter().all(|(_, reason)| *reason != Reason::Bypass));
+}
+
+#[test]
+fn planes_are_only_chosen_where_the_width_is_known() {
+    let settings =
+        Settings { lanes: 1, cores: 1, round_trip_s: None, is_local: false, limit_bytes_per_s: None };
+    let mut estimates = NOISE.map(|(ratio, ns_per_byte)| Estimate { ratio, ns_per_byte });
+    estimates[Action::Planes.index()] = Estimate { ratio: 0.5, ns_per_byte: 0.1 };
+    let mut controller = Controller::new(settings);
+    controller.delivered(&Delivery {
+        raw_bytes: 1 << 20,
+        wire_bytes: 1 << 20,
+        phase: 0,
+        since_s: 0.1,
+        latency_s: 0.1,
+        at_s: 0.1,
+    });
+    assert_eq!(controller.decide(Look::Predicted(&estimates), None).action, Action::None);
+    assert_eq!(controller.decide(Look::Predicted(&estimates), Some(1)).action, Action::None);
+    let decision = controller.decide(Look::Predicted(&estimates), Some(4));
+    assert_eq!((decision.action, decision.reason), (Action::Planes, Reason::Model));
+}
+
+#[test]
+fn guard_stays_with_what_a_trial_shows_to_be_faster_and_lets_go_when_it_is_not() {
+    let mut guard = Guard::new(1);
+    let expected = [(Action::None, 1.0), (Action::Zstd1, 2.0)];
+    // Seconds for a block by who decides; the measured truth, whatever was expected.
+    let send = |guard: &mut Guard, blocks: usize, free: f64, plain: f64| {
+        let mut held = 0;
+        for _ in 0..blocks {
+            guard.consider(expected);
+            let mode = guard.take();
+            held += usize::from(mode == Mode::Held(Action::None));
+            let taken = if mode == Mode::Free { free } else { plain };
+            guard.delivered(1 << 20, Some(taken), guard.phase());
+        }
+        held
+    };
+    assert_eq!(send(&mut guard, 1_000, 0.001, 0.0011), 0);
+    assert!(guard.trials() > 0 && guard.trips() == 0, "{} {}", guard.trials(), guard.trips());
+    assert!(send(&mut guard, 4_000, 0.002, 0.001) > 3_000);
+    assert_eq!(guard.trips(), 1);
+    send(&mut guard, 5_000, 0.0005, 0.001);
+    assert_eq!(send(&mut guard, 1_000, 0.0005, 0.001), 0);
+}
+
+#[test]
+fn trial_ends_early_when_it_costs_many_blocks() {
+    let mut guard = Guard::new(4);
+    let mut trial_blocks = 0;
+    for _ in 0..1_000 {
+        guard.consider([(Action::None, 1.0), (Action::Zstd1, 1.0)]);
+        if matches!(guard.mode(), Mode::Trial(_)) {
+            guard.charge(3.0);
+        }
+        trial_blocks += usize::from(matches!(guard.take(), Mode::Trial(_)));
+        if guard.mode() == Mode::Free {
+            guard.delivered(1 << 20, Some(0.001), guard.phase());
+        }
+    }
+    assert!(guard.trials() > 1 && trial_blocks <= 2 * guard.trials() as usize, "{trial_blocks}");
+}

@@ -1,0 +1,317 @@
+//! How blocks are compressed: in one way, or each in its own.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use dwcp_codec::block::{BlockEncoder, BlockKind, EncodedBlock};
+use dwcp_codec::select::{
+    Action, Controller, Decision, Delivery, Estimate, Features, Look, Model, Outcome, Prediction, Settings,
+    Summary, calibration_sample,
+};
+use dwcp_codec::{Codec, CodecError, page, probe};
+
+use crate::cancel::lock;
+use crate::report::thread_cpu;
+
+/// What is timed to compare this machine with that of a model's times.
+const CALIBRATED: [Action; 2] = [Action::Lz4, Action::Zstd1];
+
+/// How blocks are compressed where it helps.
+#[derive(Clone, Debug)]
+pub enum CodecChoice {
+    /// All alike.
+    Fixed(Codec),
+    /// Each as it is best for the transfer to end soon: by its content if there is a model, and by what the processors
+    /// and the link have shown lately in any case.
+    Auto {
+        /// Predicts what each action would make of a block.
+        model: Option<Arc<Model>>,
+    },
+}
+
+impl CodecChoice {
+    /// The codec of all blocks, none where each has its own.
+    pub(super) fn fixed(&self) -> Codec {
+        match self {
+            CodecChoice::Fixed(codec) => *codec,
+            CodecChoice::Auto { .. } => Codec::None,
+        }
+    }
+}
+
+/// What chooses for all lanes of a session.
+pub(super) struct Selector {
+    model: Option<Arc<Model>>,
+    /// Times are told from here on.
+    epoch: Instant,
+    lanes: u16,
+    limit_bytes_per_s: Option<u64>,
+    controller: Mutex<Option<Controller>>,
+}
+
+impl Selector {
+    /// None if there is nothing to choose.
+    pub(super) fn new(choice: &CodecChoice, lanes: u16, limit_bytes_per_s: Option<u64>) -> Option<Selector> {
+        let CodecChoice::Auto { model } = choice else { return None };
+        Some(Selector {
+            model: model.clone(),
+            epoch: Instant::now(),
+            lanes,
+            limit_bytes_per_s,
+            controller: Mutex::default(),
+        })
+    }
+
+    /// A transfer begins; tells where things stand.
+    pub(super) fn begin(&self) -> Summary {
+        lock(&self.controller).as_mut().map_or_else(Summary::default, |controller| {
+            controller.resume();
+            controller.summary()
+        })
+    }
+
+    /// Where things stand, and what was done since they stood where `earlier` tells.
+    pub(super) fn summary(&self, earlier: &Summary) -> Selection {
+        let summary = lock(&self.controller).as_ref().map(Controller::summary).unwrap_or_default();
+        Selection { has_model: self.model.is_some(), summary: summary.since(earlier) }
+    }
+
+    /// Makes the controller on the first lane, of which is known whether the peer is on this machine, and how long a
+    /// round trip takes where this side has dialled.
+    pub(super) fn settle(&self, is_local: bool, round_trip: Option<Duration>) {
+        lock(&self.controller).get_or_insert_with(|| {
+            let settings = Settings {
+                lanes: u32::from(self.lanes),
+                cores: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
+                // A listener that serves has made no handshake from which to tell.
+                round_trip_s: if is_local { Some(0.0) } else { round_trip.map(|time| time.as_secs_f64()) },
+                is_local,
+                limit_bytes_per_s: self.limit_bytes_per_s.map(|rate| rate as f64),
+            };
+            match &self.model {
+                Some(model) => Controller::calibrated(settings, slowness(model)),
+                None => Controller::new(settings),
+            }
+        });
+    }
+
+    fn since_epoch(&self, moment: Instant) -> f64 {
+        moment.saturating_duration_since(self.epoch).as_secs_f64()
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Controller) -> T) -> Option<T> {
+        lock(&self.controller).as_mut().map(work)
+    }
+}
+
+/// How many times as long as in a model's times compressing takes here.
+fn slowness(model: &Model) -> f64 {
+    /// What this process has measured: nanoseconds for each byte of the sample.
+    static MEASURED: OnceLock<[f64; CALIBRATED.len()]> = OnceLock::new();
+    const REPEATS: u32 = 3;
+    let measured = MEASURED.get_or_init(|| {
+        let sample = calibration_sample();
+        let mut encoder = BlockEncoder::new();
+        CALIBRATED.map(|action| {
+            let once = || {
+                let begin = thread_cpu();
+                // Compressing cannot fail but for want of memory, of which the first block would tell.
+                let _ = encoder.encode_action(action, &sample, None, None);
+                thread_cpu().saturating_sub(begin).as_nanos() as f64 / sample.len() as f64
+            };
+            std::iter::repeat_with(once).take(REPEATS as usize).fold(f64::INFINITY, f64::min)
+        })
+    });
+    let there = CALIBRATED.map(|action| f64::from(model.reference(action).compress_ns_per_byte));
+    let logarithms = measured.iter().zip(there).map(|(here, there)| (here / there.max(1e-3)).ln());
+    (logarithms.sum::<f64>() / CALIBRATED.len() as f64).exp()
+}
+
+/// What was chosen for the blocks of a transfer, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Selection {
+    /// Whether there was a model.
+    pub has_model: bool,
+    /// What was chosen, and where the controller stood at the end.
+    pub summary: Summary,
+}
+
+/// A moment, and the processor time that the thread had used by then.
+#[derive(Clone, Copy)]
+struct Mark {
+    wall: Instant,
+    cpu: Duration,
+}
+
+impl Mark {
+    fn now() -> Mark {
+        Mark { wall: Instant::now(), cpu: thread_cpu() }
+    }
+
+    /// Seconds and processor seconds from `earlier` to here.
+    fn since(&self, earlier: &Mark) -> (f64, f64) {
+        let wall = self.wall.saturating_duration_since(earlier.wall);
+        (wall.as_secs_f64(), self.cpu.saturating_sub(earlier.cpu).as_secs_f64())
+    }
+}
+
+/// A BLOCK or SAME frame that is under way.
+struct Sent {
+    raw_bytes: u64,
+    wire_bytes: u64,
+    phase: u32,
+    /// When its writing began and ended.
+    from: Instant,
+    written: Instant,
+}
+
+/// What one lane measures and tells the controller.
+pub(super) struct Gauge<'a> {
+    selector: &'a Selector,
+    sent: VecDeque<Sent>,
+    /// Frames that the peer has acknowledged.
+    acknowledged: u32,
+    /// When the lane last looked for acknowledgements.
+    looked: Instant,
+    /// When the work on the last block ended, or waiting did.
+    cycle: Mark,
+    /// When the block in hand was there.
+    read: Mark,
+    /// When it was encoded, with the processor time of that.
+    encoded: Mark,
+    encode_cpu_s: f64,
+    decision: Option<Decision>,
+    phase: u32,
+}
+
+impl<'a> Gauge<'a> {
+    pub(super) fn new(selector: &'a Selector) -> Gauge<'a> {
+        let now = Mark::now();
+        Gauge {
+            selector,
+            sent: VecDeque::new(),
+            acknowledged: 0,
+            looked: now.wall,
+            cycle: now,
+            read: now,
+            encoded: now,
+            encode_cpu_s: 0.0,
+            decision: None,
+            phase: 0,
+        }
+    }
+
+    /// The lane has waited for something other than room to write.
+    pub(super) fn waited(&mut self) {
+        self.cycle = Mark::now();
+        self.looked = self.cycle.wall;
+    }
+
+    /// The lane has looked whether anything came, and read it.
+    pub(super) fn looked(&mut self) {
+        self.looked = Instant::now();
+    }
+
+    /// The peer has taken `count` frames altogether.
+    pub(super) fn acknowledged(&mut self, count: u32) {
+        let newly = count.saturating_sub(std::mem::replace(&mut self.acknowledged, count)) as usize;
+        let now = Instant::now();
+        let at_s = self.selector.since_epoch(now);
+        for sent in self.sent.drain(..newly.min(self.sent.len())) {
+            let delivery = Delivery {
+                raw_bytes: sent.raw_bytes,
+                wire_bytes: sent.wire_bytes,
+                phase: sent.phase,
+                since_s: now.saturating_duration_since(sent.from).as_secs_f64(),
+                latency_s: self.looked.saturating_duration_since(sent.written).as_secs_f64(),
+                at_s,
+            };
+            self.selector.with(|controller| controller.delivered(&delivery));
+        }
+    }
+
+    /// The block in hand was read.
+    pub(super) fn read(&mut self) {
+        self.read = Mark::now();
+        self.encoded = self.read;
+        self.encode_cpu_s = 0.0;
+        self.decision = None;
+    }
+
+    /// Encodes the block in hand as it is best.
+    pub(super) fn encode<'e>(
+        &mut self,
+        encoder: &'e mut BlockEncoder,
+        src: &'e [u8],
+        base: Option<&[u8]>,
+        width: Option<u8>,
+    ) -> Result<EncodedBlock<'e>, CodecError> {
+        let begin = thread_cpu();
+        let decision = if page::fill_byte(src).is_some() { None } else { self.decide(src, width) };
+        let action = decision.map_or(Action::None, |decision| decision.action);
+        let encoded = encoder.encode_action(action, src, base, width)?;
+        // What was coded against a base shows nothing of the action.
+        self.decision = decision.filter(|_| !encoded.kind.needs_base() && encoded.kind != BlockKind::Fill);
+        self.encode_cpu_s = thread_cpu().saturating_sub(begin).as_secs_f64();
+        Ok(encoded)
+    }
+
+    /// The block in hand is about to be written.
+    pub(super) fn prepared(&mut self) {
+        self.encoded = Mark::now();
+        self.phase = match &self.decision {
+            Some(decision) => decision.phase,
+            None => self.selector.with(|controller| controller.phase()).unwrap_or(0),
+        };
+    }
+
+    /// The block in hand was written, in a frame that the peer acknowledges.
+    pub(super) fn written(&mut self, raw_bytes: u64, wire_bytes: u64) {
+        let now = Mark::now();
+        self.sent.push_back(Sent {
+            raw_bytes,
+            wire_bytes,
+            phase: self.phase,
+            from: self.encoded.wall,
+            written: now.wall,
+        });
+        let (write_wall_s, write_cpu_s) = now.since(&self.encoded);
+        let (busy_wall_s, busy_cpu_s) = self.encoded.since(&self.read);
+        let (cycle_s, cpu_s) = now.since(&self.cycle);
+        let outcome = Outcome {
+            raw_bytes,
+            wire_bytes,
+            encode_cpu_s: self.encode_cpu_s,
+            write_cpu_s,
+            cpu_s,
+            busy_wall_s,
+            busy_cpu_s,
+            write_wall_s,
+            cycle_s,
+        };
+        let decision = self.decision.take();
+        self.selector.with(|controller| controller.observe(decision.as_ref(), &outcome));
+        self.cycle = now;
+    }
+
+    fn decide(&self, src: &[u8], width: Option<u8>) -> Option<Decision> {
+        let wants_look = self.selector.with(|controller| controller.wants_look())?;
+        let mut estimates = [Estimate { ratio: 1.0, ns_per_byte: 0.0 }; Action::ALL.len()];
+        let look = match &self.selector.model {
+            _ if !wants_look => Look::Unseen,
+            Some(model) => {
+                let mut predictions = [Prediction::default(); Action::ALL.len()];
+                model.predict(&Features::of(src, width), &mut predictions);
+                for (estimate, prediction) in estimates.iter_mut().zip(&predictions) {
+                    estimate.ratio = f64::from(prediction.ratio);
+                    estimate.ns_per_byte = f64::from(prediction.compress_ns_per_byte);
+                }
+                Look::Predicted(&estimates)
+            }
+            None if probe::compressible(src) => Look::Compressible,
+            None => Look::Incompressible,
+        };
+        self.selector.with(|controller| controller.decide(look, width))
+    }
+}
