@@ -17,7 +17,7 @@ from typing import Any
 
 from dwcp_fast import delta
 
-PEAK_MIB = 128
+PEAK_MIB = 192
 CHUNK = 8 << 20
 PAGE = 4096
 

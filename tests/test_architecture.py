@@ -33,7 +33,7 @@ FOREIGN_CRATES = {
 }
 SANS_IO_CRATES = ("dwcp-codec", "dwcp-proto")
 UNSAFE_FILES = {
-    "dwcp-codec": {"kernel/x86.rs", "raw.rs", "sampling.rs"},
+    "dwcp-codec": {"kernel/neon.rs", "kernel/x86.rs", "raw.rs", "sampling.rs"},
     "dwcp-proto": set[str](),
     "dwcp-store": {"memory/region.rs"},
     "dwcp-net": set[str](),

@@ -22,7 +22,7 @@ import dwcp_fast as dwcp
 from dwcp_fast import codec, errors
 from dwcp_fast.buffers import BufferLike
 
-CODECS = ["auto", "none", "lz4", "zstd", "zstd:1", "zstd:-5", "zstd:19"]
+CODECS = ["auto", "none", "lz4", "lz4:8", "zstd", "zstd:1", "zstd:-5", "zstd:19"]
 TEXT = b"the state of the machine, page by page; " * 4000
 
 
@@ -100,7 +100,10 @@ class Tensor:
     def reshape(self, length: int) -> "Tensor":
         return Tensor(self.array.reshape(length))
 
-    def view(self, dtype: type[np.uint8]) -> "Tensor":
+    def element_size(self) -> int:
+        return self.array.itemsize
+
+    def view(self, dtype: type[np.integer[Any]]) -> "Tensor":
         return Tensor(self.array.view(dtype))
 
     def numpy(self) -> npt.NDArray[Any]:
@@ -108,7 +111,8 @@ class Tensor:
 
 
 def test_a_tensor_is_read_and_written_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(Tensor=Tensor, uint8=np.uint8))
+    types = {"uint8": np.uint8, "int16": np.int16, "int32": np.int32, "int64": np.int64}
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(Tensor=Tensor, **types))
     tensor: Any = Tensor(np.arange(12, dtype=np.float32).reshape(3, 4))
     packed = dwcp.compress(tensor)
     assert dwcp.decompress(packed) == tensor.array.tobytes()

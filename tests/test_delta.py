@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dwcp_fast import delta, errors
+from dwcp_fast import delta, errors, staging
 
 BLOCK = 64 << 10
 
@@ -283,6 +283,16 @@ def test_a_failed_apply_leaves_the_target_as_it_was(tmp_path: Path) -> None:
         delta.apply_files(tmp_path / "patch", tmp_path / "other", tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == b"precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "patch", "target"]
+
+
+def test_the_name_of_a_new_file_is_on_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(staging, "sync_directory", synced.append)
+    for name in ("old", "new"):
+        (tmp_path / name).write_bytes(name.encode())
+    delta.diff_files(tmp_path / "old", tmp_path / "new", tmp_path / "patch")
+    delta.apply_files(tmp_path / "patch", tmp_path / "old", tmp_path / "made")
+    assert synced == [tmp_path, tmp_path]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

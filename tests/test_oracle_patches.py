@@ -6,13 +6,16 @@ import pytest
 from zstandard import ZstdError
 
 from dwcp_fast import delta, errors
+from dwcp_fast.dictionary import Dictionary
 from oracle import patch
 from oracle.wire import WireError
 
+DICTIONARY = b"lane block frame entry digest base of the lane of the block "
 GOLDEN = Path(__file__).with_name("golden") / "patches"
 STEPS = {
     "full": None,
     "full-lz4": None,
+    "full-dictionary": None,
     "step-typed": "full",
     "step": "full",
     "moved": "step",
@@ -31,19 +34,32 @@ def made_by(name: str | None) -> bytes:
         return b""
     parsed, rest = patch.parse(read(name))
     assert rest == b""
-    return patch.apply(parsed, made_by(STEPS[name]))
+    return patch.apply(parsed, made_by(STEPS[name]), DICTIONARY)
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_both_decoders_make_the_same_of_a_golden_patch(name: str) -> None:
-    assert delta.apply(read(name), made_by(STEPS[name])) == made_by(name)
+    known = Dictionary(DICTIONARY)
+    assert delta.apply(read(name), made_by(STEPS[name]), dictionary=known) == made_by(name)
 
 
 def test_golden_patches_hold_every_kind_of_block_and_both_forms_of_positions() -> None:
     entries = [entry for name in STEPS for entry in patch.parse(read(name))[0].entries]
     assert {entry.kind for entry in entries} == {0, 1, 2, 3, 4, 5, 16, 17, 18}
-    assert {entry.codec for entry in entries} == {0, 1, 2}
+    assert {entry.codec for entry in entries} == {0, 1, 2, 3}
     assert {entry.payload[0] >> 2 for entry in entries if entry.kind == 4} == {0, 1}
+
+
+def test_a_patch_made_with_a_dictionary_is_applied_with_no_other() -> None:
+    made = read("full-dictionary")
+    needed = Dictionary(DICTIONARY).digest
+    assert delta.info(made).dictionary == needed == patch.parse(made)[0].dictionary.hex()
+    assert delta.info(read("full")).dictionary is None
+    for other in (None, Dictionary(b"another")):
+        with pytest.raises(errors.BaseMismatchError, match=needed):
+            delta.apply(made, b"", dictionary=other)
+    with pytest.raises(WireError, match="dictionary"):
+        patch.apply(patch.parse(made)[0], b"", b"another")
 
 
 def test_golden_patches_are_a_chain() -> None:

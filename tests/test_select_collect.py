@@ -210,6 +210,8 @@ def test_system_and_what_is_made_of_it_are_found(tmp_path: Path) -> None:
     assert [one.id for one in found if one.family == "elf"] == ["system/usr/bin/tool"]
     assert len(found) == 4 and all("packed" not in one.id for one in found)
     assert family_of(root / "usr/bin/tool") == "elf"
+    (root / "tutor.pt").write_bytes(words(40 * KIB))
+    assert family_of(root / "tutor.pt") is None
 
     made = {
         one.id: one for one in made_candidates(root, 0, [root / "usr/share/texts", root / "usr/share/packed"])
@@ -360,6 +362,26 @@ def test_manifest_that_says_no_split_is_refused(tmp_path: Path, files: list[Any]
     (tmp_path / "m.json").write_text('{"version": 9, "files": []}')
     with pytest.raises(UnsupportedFormatError, match="version 9"):
         read_manifest(tmp_path / "m.json")
+
+
+def test_table_of_the_repository_holds_what_its_manifest_says(repository: Path) -> None:
+    table = read_table(repository / "data/selector/table.csv.xz")
+    manifest = read_manifest(repository / "data/selector/manifest.json")
+    files = {entry["id"]: entry for entry in manifest["files"]}
+    assert len(files) >= 300 and len(manifest["families"]) >= 12
+    names, counts = np.unique(table.files, return_counts=True)
+    assert dict(zip(names, counts, strict=True)) == {name: entry["rows"] for name, entry in files.items()}
+    assert all(
+        files[name]["family"] == family for name, family in zip(table.files, table.families, strict=True)
+    )
+    assert table.feature_names == tuple(_core.select_feature_names())
+    assert table.actions == tuple(_core.select_actions())
+    # No two files of a group are on different sides, and none of them names a place of the machine.
+    sides: dict[str, set[str]] = {}
+    for entry in manifest["files"]:
+        sides.setdefault(entry["group"], set()).add(entry["split"])
+        assert not entry["id"].startswith("/") and ".." not in entry["id"].split("/")
+    assert all(len(splits) == 1 for splits in sides.values())
 
 
 def test_command_collects_and_tells_a_program(corpus: Path, tmp_path: Path) -> None:

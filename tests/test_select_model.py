@@ -19,7 +19,14 @@ from dwcp_fast.train.selector.forest import LEAF, Ensemble, Forest, Tree
 from dwcp_fast.train.selector.modelfile import read_forest, write_forest
 from dwcp_fast.train.selector.rows import joined, rows_of
 from dwcp_fast.train.selector.table import CostTable, Row, write_manifest, write_table
-from dwcp_fast.train.selector.training import Settings, references, single_below, train
+from dwcp_fast.train.selector.training import (
+    Settings,
+    reference_of,
+    single_below,
+    straight,
+    targets_of,
+    train,
+)
 
 ACTIONS = ("none", "lz4", "zstd:1", "zstd:3", "planes")
 MIB = 1 << 20
@@ -159,13 +166,26 @@ def test_a_queue_holds_back_what_does_not_fit() -> None:
 # --- training
 
 
-def test_an_action_refers_to_the_one_before_it_that_it_varies_least_from() -> None:
+def test_an_action_refers_to_the_one_before_it_that_tells_it_best() -> None:
     random = np.random.default_rng(5)
-    root = random.normal(0, 1, 200)
-    near = root + random.normal(0, 0.1, 200)
-    target = np.stack([np.zeros(200), root, near, root * 0.7, random.normal(0, 0.1, 200)], axis=1)
+    x = random.uniform(0.1, 1, (200, 2)).astype(np.float32)
+    unseen = random.normal(0, 1, 200)
+    near = unseen + random.normal(0, 0.1, 200)
+    told = 2 * np.log(x[:, 1]).astype(np.float64)
+    target = np.stack([np.zeros(200), unseen, near, near + told, told], axis=1)
     target[:50, 3] = np.nan
-    assert references(target) == [None, None, 1, 1, None]
+    assert [reference_of(action, target, x) for action in range(5)] == [None, None, 1, 2, None]
+    left, _, slope, feature = straight(x, target[:, 4])
+    assert feature == 1
+    assert left == pytest.approx(0, abs=1e-9) and slope == pytest.approx(2, abs=1e-4)
+
+
+def test_blocks_of_one_value_are_not_learned_from(table: CostTable) -> None:
+    sizes = table.sizes.copy()
+    sizes[:10] = 1
+    told = targets_of(replace(table, sizes=sizes))
+    assert np.isnan(told[:10]).all()
+    assert np.isfinite(told[10:, :4]).all()
 
 
 def test_no_single_compares_otherwise_with_a_rounded_threshold() -> None:

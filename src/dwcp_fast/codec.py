@@ -41,8 +41,8 @@ def compress(
 
     Args:
         buf: The bytes to compress.
-        codec: ``"none"``, ``"lz4"``, ``"zstd"`` (level 3), ``"zstd:LEVEL"``, or ``"auto"``: zstd level 1 for
-            what a quick probe finds compressible, none for the rest.
+        codec: ``"none"``, ``"lz4"``, ``"lz4:ACCELERATION"``, ``"zstd"`` (level 3), ``"zstd:LEVEL"``, or
+            ``"auto"``: zstd level 1 for what a quick probe finds compressible, none for the rest.
         checksum: Whether to add a 16-byte digest that :func:`decompress` checks.
         dictionary: What the data has in common with other data, for zstd; ``"auto"`` is then zstd level 1.
 

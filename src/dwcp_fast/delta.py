@@ -22,6 +22,7 @@ from typing import Any, Final, Literal
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
+from dwcp_fast.dictionary import Dictionary, native
 from dwcp_fast.errors import ConfigError
 from dwcp_fast.options import check_block_bytes, check_threads
 from dwcp_fast.staging import staged
@@ -72,6 +73,7 @@ class PatchInfo:
         blocks_copy: Blocks made of parts of the base and of the target before them.
         blocks_splice: Blocks made of such parts and of new bytes.
         patch_bytes: Length of the patch itself.
+        dictionary: Digest of the dictionary that it needs to be applied, if it needs one.
     """
 
     patches: int
@@ -91,6 +93,7 @@ class PatchInfo:
     blocks_copy: int
     blocks_splice: int
     patch_bytes: int
+    dictionary: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as a dictionary of plain values."""
@@ -103,6 +106,7 @@ def encode(
     *,
     dtype: str | None = None,
     codec: str = "zstd:1",
+    dictionary: Dictionary | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     search: bool = True,
     threads: int = 1,
@@ -114,7 +118,10 @@ def encode(
         new: The version that it shall hold.
         dtype: Type of the elements (``"bf16"``, ``"fp16"``, ``"fp32"``, ``"fp64"``, ``"int64"`` and so on),
             which makes patches of numbers smaller; None to find it out block by block.
-        codec: Codec of what is told in full: ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
+        codec: Codec of what is told in full: ``"none"``, ``"lz4"``,
+            ``"lz4:ACCELERATION"``, ``"zstd"`` or ``"zstd:LEVEL"``.
+        dictionary: What blocks of up to 128 KiB are made with where nothing else is smaller. Whoever applies
+            the patch needs it, too.
         block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
         search: Whether to look for content that moved, where a block is not much like the base's.
         threads: How many threads work on it, 1 to 256. The patch does not depend on it.
@@ -134,10 +141,13 @@ def encode(
     """
     check_block_bytes(block_bytes)
     check_threads(threads)
-    return _core.patch_encode(old, new, width_of(dtype), codec, block_bytes, search, threads)
+    known = native(dictionary)
+    return _core.patch_encode(old, new, width_of(dtype), codec, known, block_bytes, search, threads)
 
 
-def apply(patch: BufferLike, old: BufferLike, *, threads: int = 1) -> bytes:
+def apply(
+    patch: BufferLike, old: BufferLike, *, threads: int = 1, dictionary: Dictionary | None = None
+) -> bytes:
     """Make the new version from a patch and the old one.
 
     :func:`apply_onto` is faster: new memory costs more than the rest of the work.
@@ -146,6 +156,7 @@ def apply(patch: BufferLike, old: BufferLike, *, threads: int = 1) -> bytes:
         patch: What :func:`encode` made, or several of these, one behind the other.
         old: The exact version the patch was made from, or the one that it makes.
         threads: How many threads work on it, 1 to 256.
+        dictionary: What the patch was made with, if it was: :func:`info` tells which it needs.
 
     Returns:
         The new version, every block verified.
@@ -157,10 +168,17 @@ def apply(patch: BufferLike, old: BufferLike, *, threads: int = 1) -> bytes:
         BufferError: A buffer is not C-contiguous.
     """
     check_threads(threads)
-    return _core.patch_apply(patch, old, threads)
+    return _core.patch_apply(patch, old, threads, native(dictionary))
 
 
-def apply_onto(patch: BufferLike, old: BufferLike, out: BufferLike, *, threads: int = 1) -> None:
+def apply_onto(
+    patch: BufferLike,
+    old: BufferLike,
+    out: BufferLike,
+    *,
+    threads: int = 1,
+    dictionary: Dictionary | None = None,
+) -> None:
     """Write the new version to a buffer of the caller's; best to one that is used again and again.
 
     Args:
@@ -169,6 +187,7 @@ def apply_onto(patch: BufferLike, old: BufferLike, out: BufferLike, *, threads: 
         out: A writable buffer with the length of the new version that shares no memory with the others.
             After an error its content is unspecified.
         threads: As for :func:`apply`.
+        dictionary: As for :func:`apply`.
 
     Raises:
         BaseMismatchError: `old` is neither of them.
@@ -184,10 +203,12 @@ def apply_onto(patch: BufferLike, old: BufferLike, out: BufferLike, *, threads: 
     bytearray(b'version 2')
     """
     check_threads(threads)
-    _core.patch_apply_onto(patch, old, out, threads)
+    _core.patch_apply_onto(patch, old, out, threads, native(dictionary))
 
 
-def apply_into(patch: BufferLike, old: BufferLike, *, threads: int = 1) -> None:
+def apply_into(
+    patch: BufferLike, old: BufferLike, *, threads: int = 1, dictionary: Dictionary | None = None
+) -> None:
     """Turn a buffer with the old version into the new version, in place.
 
     On an error it is as it was: every changed block is verified, and what was changed before is changed back.
@@ -196,6 +217,7 @@ def apply_into(patch: BufferLike, old: BufferLike, *, threads: int = 1) -> None:
         patch: As for :func:`apply`, between versions of the same length.
         old: A writable buffer with the exact version the patch was made from, or the one that it makes.
         threads: As for :func:`apply`.
+        dictionary: As for :func:`apply`.
 
     Raises:
         BaseMismatchError: `old` holds neither of them; it is unchanged.
@@ -210,7 +232,7 @@ def apply_into(patch: BufferLike, old: BufferLike, *, threads: int = 1) -> None:
     bytearray(b'version 2')
     """
     check_threads(threads)
-    _core.patch_apply_in_place(patch, old, threads)
+    _core.patch_apply_in_place(patch, old, threads, native(dictionary))
 
 
 def info(patch: BufferLike) -> PatchInfo:
@@ -373,6 +395,7 @@ def diff_files(
     *,
     dtype: str | None = None,
     codec: str = "zstd:1",
+    dictionary: Dictionary | None = None,
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     search: bool = True,
     threads: int = 1,
@@ -388,6 +411,7 @@ def diff_files(
         patch: File to write.
         dtype: As for :func:`encode`.
         codec: As for :func:`encode`.
+        dictionary: As for :func:`encode`.
         block_bytes: As for :func:`encode`.
         search: As for :func:`encode`.
         threads: As for :func:`encode`.
@@ -404,7 +428,15 @@ def diff_files(
     check_threads(threads)
     with staged(Path(patch)) as out:
         told = _core.patch_encode_files(
-            Path(old), Path(new), out, width_of(dtype), codec, block_bytes, search, threads
+            Path(old),
+            Path(new),
+            out,
+            width_of(dtype),
+            codec,
+            native(dictionary),
+            block_bytes,
+            search,
+            threads,
         )
     return PatchInfo(**told)
 
@@ -416,6 +448,7 @@ def apply_files(
     *,
     in_place: bool = False,
     threads: int = 1,
+    dictionary: Dictionary | None = None,
 ) -> PatchInfo:
     """Write the new version of a file; `new` appears, or is replaced, only when it is verified.
 
@@ -430,13 +463,14 @@ def apply_files(
         new: File to write; may be `old`, which is then replaced as one step. Not with `in_place`.
         in_place: Whether to change `old` itself.
         threads: How many threads work on it, 1 to 256.
+        dictionary: As for :func:`apply`.
 
     Returns:
         What the patch says of itself.
 
     Raises:
         OSError: A file cannot be read or written.
-        BaseMismatchError: `old` is neither of them.
+        BaseMismatchError: `old` is neither of them, or another dictionary is needed; the message names it.
         DeltaError: `old` was being changed in place when that ended: see :func:`recover`.
         FormatError: The patch is damaged.
         ConfigError: An option cannot be used.
@@ -445,11 +479,13 @@ def apply_files(
     if in_place:
         if new is not None:
             raise ConfigError(f"new is {str(new)!r}, but the change is to be made in place")
-        return PatchInfo(**_core.patch_apply_in_place_files(Path(patch), Path(old), threads))
+        return PatchInfo(
+            **_core.patch_apply_in_place_files(Path(patch), Path(old), threads, native(dictionary))
+        )
     if new is None:
         raise ConfigError("new is missing: name a file to write, or change the old one in place")
     with staged(Path(new), like=Path(old)) as out:
-        told = _core.patch_apply_files(Path(patch), Path(old), out, threads)
+        told = _core.patch_apply_files(Path(patch), Path(old), out, threads, native(dictionary))
     return PatchInfo(**told)
 
 

@@ -9,14 +9,12 @@ from typing import Final, Self
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
+from dwcp_fast.options import CommonContent
 
-__all__ = ["DEFAULT_MAX_BYTES", "MAX_SENT_BYTES", "Dictionary", "native", "natives"]
+__all__ = ["DEFAULT_MAX_BYTES", "Dictionary", "native", "natives"]
 
 DEFAULT_MAX_BYTES: Final = 110 << 10
 """Length to which a dictionary is trained unless told otherwise."""
-
-MAX_SENT_BYTES: Final = (1 << 20) - 24
-"""Longest dictionary that a transfer can use, in bytes: what one frame holds."""
 
 
 class Dictionary:
@@ -90,11 +88,18 @@ class Dictionary:
         return Dictionary, (self.to_bytes(),)
 
 
-def native(dictionary: Dictionary | None) -> _core.Dictionary | None:
+def native(dictionary: CommonContent | None) -> _core.Dictionary | None:
     """Give the native half of a dictionary, where there is one."""
-    return None if dictionary is None else dictionary._native  # noqa: SLF001
+    return None if dictionary is None else ready(dictionary)
 
 
-def natives(dictionaries: Sequence[Dictionary]) -> list[_core.Dictionary]:
+def natives(dictionaries: Sequence[CommonContent]) -> list[_core.Dictionary]:
     """Give the native halves of dictionaries."""
-    return [dictionary._native for dictionary in dictionaries]  # noqa: SLF001
+    return [ready(dictionary) for dictionary in dictionaries]
+
+
+def ready(dictionary: CommonContent) -> _core.Dictionary:
+    """Give what is ready in a :class:`Dictionary`, and make it of what is not."""
+    if isinstance(dictionary, Dictionary):
+        return dictionary._native  # noqa: SLF001
+    return _core.Dictionary(dictionary.to_bytes())

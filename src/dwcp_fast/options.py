@@ -6,11 +6,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
+from typing import Protocol as Shape
 
-from dwcp_fast.dictionary import MAX_SENT_BYTES, Dictionary
 from dwcp_fast.errors import ConfigError
 
 __all__ = [
+    "MAX_DICTIONARY_BYTES",
+    "CommonContent",
     "Generation",
     "Payload",
     "Protocol",
@@ -37,12 +39,24 @@ MAX_THREADS: Final = 256
 MAX_ENTRIES: Final = 1 << 20
 MAX_OBJECT_BYTES: Final = 1 << 62
 MAX_SECONDS: Final = 30 * 86_400.0
+MAX_DICTIONARY_BYTES: Final = (1 << 20) - 24
 CODEC: Final = re.compile(r"auto|none|lz4(:\d{1,5})?|zstd(:-?\d{1,6})?")
 
 QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z/]*)\s*", re.ASCII)
 DECIMAL: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY: Final = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 SECONDS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+
+
+class CommonContent(Shape):
+    """What small files have in common, as :class:`~dwcp_fast.Dictionary` is."""
+
+    @property
+    def digest(self) -> str:
+        """Its name."""
+
+    def to_bytes(self) -> bytes:
+        """Give the bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +91,7 @@ class SendOptions:
     protocol: Protocol = "auto"
     streams: int | None = None
     codec: str = "auto"
-    dictionary: Dictionary | None = None
+    dictionary: CommonContent | None = None
     codec_model: Path | None = None
     block_bytes: int = MIB
     bandwidth_bits_per_s: int | None = None
@@ -150,8 +164,8 @@ class ReceiveOptions:
     max_total_bytes: int = 1 << 36
     max_entries: int = MAX_ENTRIES
     max_block_bytes: int = MAX_BLOCK_BYTES
-    max_dictionary_bytes: int = MAX_SENT_BYTES
-    dictionaries: tuple[Dictionary, ...] = ()
+    max_dictionary_bytes: int = MAX_DICTIONARY_BYTES
+    dictionaries: tuple[CommonContent, ...] = ()
     max_lanes: int = 64
     max_sessions: int = 64
     idle_timeout_s: float = 30.0
@@ -167,7 +181,7 @@ class ReceiveOptions:
         check_int("max_total_bytes", self.max_total_bytes, 1, MAX_OBJECT_BYTES)
         check_int("max_entries", self.max_entries, 1, MAX_ENTRIES)
         check_block_bytes(self.max_block_bytes, "max_block_bytes")
-        check_int("max_dictionary_bytes", self.max_dictionary_bytes, 0, MAX_SENT_BYTES)
+        check_int("max_dictionary_bytes", self.max_dictionary_bytes, 0, MAX_DICTIONARY_BYTES)
         check_int("max_lanes", self.max_lanes, 1, MAX_LANES)
         check_int("max_sessions", self.max_sessions, 1, MAX_SESSIONS)
         check_seconds("idle_timeout_s", self.idle_timeout_s)
@@ -285,11 +299,11 @@ def check_block_bytes(value: int, field: str = "block_bytes") -> None:
         raise ConfigError(f"{field} is {value}: it must be a power of two")
 
 
-def check_sent(dictionary: Dictionary) -> None:
+def check_sent(dictionary: CommonContent) -> None:
     """Refuse a dictionary that no frame can hold."""
     length = len(dictionary.to_bytes())
-    if length > MAX_SENT_BYTES:
-        raise ConfigError(f"dictionary has {length} bytes: for a transfer it may have {MAX_SENT_BYTES}")
+    if length > MAX_DICTIONARY_BYTES:
+        raise ConfigError(f"dictionary has {length} bytes: for a transfer it may have {MAX_DICTIONARY_BYTES}")
 
 
 def check_threads(value: int) -> None:

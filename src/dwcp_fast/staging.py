@@ -39,7 +39,8 @@ def staged(target: Path, like: Path | None = None) -> Iterator[Path]:
         like: A file whose permissions it gets, None for those of any new file.
 
     Raises:
-        OSError: It cannot be written, or `target` is a directory; what was there is unchanged.
+        OSError: It cannot be written, or `target` is a directory; what was there is unchanged, unless only
+            the last sync failed.
     """
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
@@ -47,6 +48,7 @@ def staged(target: Path, like: Path | None = None) -> Iterator[Path]:
         yield name
         if like is not None:
             os.fchmod(descriptor, like.stat().st_mode & 0o777)
+    sync_directory(target.parent)
 
 
 def replace_file(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> None:

@@ -39,6 +39,7 @@ class PatchTold(TypedDict):
     blocks_copy: int
     blocks_splice: int
     patch_bytes: int
+    dictionary: str | None
 
 
 class ShareTold(TypedDict):

@@ -9,7 +9,7 @@ import xxhash
 from oracle import blocks
 from oracle.blocks import Payload, unzigzag, unzstd
 from oracle.content import digest, tree_digest
-from oracle.wire import FILL, NONE, PLAIN, RUNS, ZSTD, WireError, require
+from oracle.wire import FILL, NONE, PLAIN, RUNS, ZSTD, ZSTD_DICTIONARY, WireError, require
 
 SAME, COPY, SPLICE, TAIL = 16, 17, 18, 255
 SEED = 0x64776364
@@ -37,6 +37,7 @@ class Patch:
     entries: list[Entry]
     base_digest: bytes
     target_digest: bytes
+    dictionary: bytes = b""
 
     def length(self, index: int) -> int:
         return min(self.block_bytes, self.target_size - index * self.block_bytes)
@@ -44,13 +45,17 @@ class Patch:
 
 def parse(data: bytes) -> tuple[Patch, bytes]:
     """Parse the first patch of a chain; also return what stands behind it."""
-    require(len(data) >= 32 and data[:8] == b"DWCD\x02\0\0\0", "no head of a patch")
+    require(len(data) >= 32 and data[:5] + data[6:8] == b"DWCD\x02\0\0", "no head of a patch")
+    require(data[5] <= 1, "flags of the head")
+    head = 32 + 16 * data[5]
+    require(len(data) >= head, "the head is cut short")
     block_bytes, reserved, base_size, target_size = struct.unpack_from("<IIQQ", data, 8)
     require(reserved == 0 and block_bytes.bit_count() == 1 and 1 << 16 <= block_bytes <= 1 << 22, "the head")
     require(base_size < 1 << 63 and target_size < 1 << 63, "sizes")
-    patch = Patch(block_bytes, base_size, target_size, [], b"", b"")
+    patch = Patch(block_bytes, base_size, target_size, [], b"", b"", data[32:head])
     count = -(-target_size // block_bytes)
-    checked, at, told = data[:32], 32, 0
+    checked, at, told = data[:head], head, 0
+    best = ZSTD_DICTIONARY if patch.dictionary else ZSTD
     while True:
         require(at + 8 <= len(data), "an entry is cut short")
         kind, codec, reserved, length = struct.unpack_from("<BBHI", data, at)
@@ -66,7 +71,7 @@ def parse(data: bytes) -> tuple[Patch, bytes]:
             continue
         require(kind <= RUNS or kind in (COPY, SPLICE), f"kind {kind}")
         require(told < count, "more blocks than there are")
-        require(codec <= (ZSTD if kind == PLAIN else NONE), "a codec of another kind")
+        require(codec <= (best if kind == PLAIN else NONE), "a codec of another kind")
         size = patch.length(told)
         low, high = {(FILL, NONE): (1, 1), (PLAIN, NONE): (size, size)}.get((kind, codec), (1, size - 1))
         require(low <= length <= high and at + 24 + length <= len(data), "the length of a payload")
@@ -83,7 +88,7 @@ def parse(data: bytes) -> tuple[Patch, bytes]:
     return patch, data[at + 48 :]
 
 
-def apply(patch: Patch, base: bytes) -> bytes:
+def apply(patch: Patch, base: bytes, dictionary: bytes = b"") -> bytes:
     """Make the target, proving everything on the way."""
     size = patch.block_bytes
     require(len(base) == patch.base_size, "the size of the base")
@@ -103,8 +108,10 @@ def apply(patch: Patch, base: bytes) -> bytes:
                 continue
             block = lists.block(base, bytes(target))
         else:
-            length = patch.length(entry.first)
-            block = blocks.decode(entry.kind, entry.codec, entry.payload, base[at : at + size], length)
+            length, held = patch.length(entry.first), base[at : at + size]
+            if entry.codec == ZSTD_DICTIONARY:
+                require(digest(dictionary) == patch.dictionary, "the dictionary is another")
+            block = blocks.decode(entry.kind, entry.codec, entry.payload, held, length, dictionary)
         require(digest(block) == entry.digest, "the digest of a block")
         target[at : at + len(block)] = block
     nested = {entry.first for entry, _ in later}

@@ -74,7 +74,7 @@ impl Sampler {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: these levels are only there where the processor has AVX2.
             Level::Avx2 | Level::Avx512 => unsafe { avx2::scan(&mut scan, from, self.shift) },
-            Level::Portable => scan_groups(&mut scan, from, self.shift),
+            _ => scan_groups(&mut scan, from, self.shift),
         };
         for at in next..last {
             if scan.is_full() {

@@ -8,7 +8,7 @@ use crate::codec::{Codec, CodecId, Compressor, Decompressor};
 use crate::error::CodecError;
 use crate::kernel::element::Element;
 use crate::matcher::{Found, MAX_READ_BYTES, Origin, Origins, Piece, Segment};
-use crate::raw;
+use crate::raw::{self, Reach};
 use crate::stream::{self, PayloadReader, append_number};
 
 /// The longest block that can be told by segments, in bytes.
@@ -55,6 +55,11 @@ pub struct Bounds {
 const MIN_COMPRESSED_LISTS_BYTES: usize = 64;
 /// How much longer the head of a compressed stream may be.
 const MAX_FRAME_HEAD_BYTES: usize = 4;
+
+/// Of this many fresh bytes that become less than one part in this many, all repetition is looked for: more of it is
+/// likely to be further away than the table of positions reaches.
+const FAR_FRESH_BYTES: usize = 128 << 10;
+const REPEATING_SHARE: usize = 8;
 
 /// How fresh bytes are told.
 const FRESH_STORED: u8 = 0;
@@ -167,12 +172,28 @@ impl SegmentCoder {
         Ok(())
     }
 
+    /// Puts the fresh bytes, which stand behind the prefix, at the end of the payload.
     fn compress_fresh(&mut self, level: i32, prefix_bytes: usize) -> Result<(), CodecError> {
         let context = self.compressor.zstd()?;
-        let room = zstd_safe::compress_bound(self.joined.len() - prefix_bytes);
-        raw::append_with(&mut self.payload, room, |spare| {
-            raw::zstd_compress_with_prefix(context, level, &self.joined, prefix_bytes, spare)
-        })
+        let fresh_bytes = self.joined.len() - prefix_bytes;
+        let room = zstd_safe::compress_bound(fresh_bytes);
+        let mut compress = |reach, out: &mut Vec<u8>| {
+            raw::append_with(out, room, |spare| {
+                raw::zstd_compress_with_prefix(context, level, reach, &self.joined, prefix_bytes, spare)
+            })
+        };
+        let start = self.payload.len();
+        compress(Reach::Table, &mut self.payload)?;
+        let length = self.payload.len() - start;
+        if fresh_bytes >= FAR_FRESH_BYTES && length <= fresh_bytes / REPEATING_SHARE {
+            self.frame.clear();
+            compress(Reach::All, &mut self.frame)?;
+            if self.frame.len() < length {
+                self.payload.truncate(start);
+                self.payload.extend_from_slice(&self.frame);
+            }
+        }
+        Ok(())
     }
 
     /// The segments that a payload refers to, checked: all lie within the base, or in the target before the block.

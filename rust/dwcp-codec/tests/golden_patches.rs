@@ -2,12 +2,22 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
 
+use dwcp_codec::Dictionary;
 use dwcp_codec::block::BlockKind;
 use dwcp_codec::codec::{Codec, CodecId};
 use dwcp_codec::patch::{EntryKind, MIN_BLOCK_BYTES, Patch, PatchOptions, encode};
 
 const BLOCK: usize = MIN_BLOCK_BYTES as usize;
+
+/// Content that the text blocks have in common; `tests/test_oracle_patches.py` has the same.
+static DICTIONARY: LazyLock<Arc<Dictionary>> = LazyLock::new(|| {
+    Arc::new(
+        Dictionary::new(b"lane block frame entry digest base of the lane of the block ".to_vec())
+            .expect("any content will do"),
+    )
+});
 
 fn directory() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/patches")
@@ -88,11 +98,13 @@ fn versions() -> Vec<Vec<u8>> {
 }
 
 /// The name of a golden patch, the versions it is between, and its options.
-fn patches() -> [(&'static str, usize, usize, PatchOptions); 6] {
+fn patches() -> [(&'static str, usize, usize, PatchOptions<'static>); 7] {
     let zstd = PatchOptions { block_bytes: MIN_BLOCK_BYTES, ..PatchOptions::default() };
     let typed = PatchOptions { width: Some(2), ..zstd };
     let lz4 = PatchOptions { codec: Codec::Lz4, search: false, ..zstd };
+    let dictionary = PatchOptions { dictionary: Some(&DICTIONARY), search: false, ..zstd };
     [
+        ("full-dictionary", 0, 1, dictionary),
         ("full", 0, 1, zstd),
         ("full-lz4", 0, 1, lz4),
         ("step-typed", 1, 2, typed),
@@ -120,13 +132,15 @@ fn golden_patches_lead_from_version_to_version_in_every_way_there_is() {
     for (name, from, to, _) in patches() {
         let bytes = fs::read(directory().join(name).with_extension("dwcd")).unwrap();
         let patch = Patch::parse(&bytes).unwrap();
+        let patch = patch.with_dictionary(Some(&DICTIONARY)).unwrap();
         kinds.extend(patch.entries().iter().map(|entry| (entry.kind, entry.codec)));
         let mut made = vec![0xee; patch.target_size() as usize];
         patch.apply(&versions[from][..], &mut made, 1).unwrap();
         assert!(made == versions[to], "{name}");
     }
     let blocks = BlockKind::ALL.map(|kind| (EntryKind::Block(kind), CodecId::None));
-    let plain = [CodecId::Lz4, CodecId::Zstd].map(|codec| (EntryKind::Block(BlockKind::Plain), codec));
+    let plain = [CodecId::Lz4, CodecId::Zstd, CodecId::ZstdDictionary]
+        .map(|codec| (EntryKind::Block(BlockKind::Plain), codec));
     let others = [EntryKind::Same, EntryKind::Copy, EntryKind::Splice].map(|kind| (kind, CodecId::None));
     for kind in [&blocks[..], &plain, &others].concat() {
         assert!(kinds.contains(&kind), "{kind:?} is missing");

@@ -21,8 +21,8 @@ impl Dictionary {
     }
 
     /// The dictionary, for those who keep it.
-    pub fn shared(&self) -> Arc<dictionary::Dictionary> {
-        Arc::clone(&self.0)
+    pub fn shared(&self) -> &Arc<dictionary::Dictionary> {
+        &self.0
     }
 }
 

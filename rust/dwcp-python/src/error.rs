@@ -211,7 +211,10 @@ fn model_class(error: &ModelError) -> &'static str {
 
 fn patch_class(error: &PatchError) -> &'static str {
     match error {
-        PatchError::BaseMismatch { .. } | PatchError::BaseSize { .. } => "BaseMismatchError",
+        PatchError::BaseMismatch { .. }
+        | PatchError::BaseSize { .. }
+        | PatchError::DictionaryMissing { .. }
+        | PatchError::DictionaryMismatch { .. } => "BaseMismatchError",
         PatchError::SizeChanged { .. }
         | PatchError::Length { .. }
         | PatchError::NoSuchElement { .. }

@@ -54,7 +54,7 @@ impl SendSettings {
             lanes: self.lanes,
             block_bytes: self.block_bytes,
             codec,
-            dictionary: self.dictionary.map(|dictionary| dictionary.get().shared()),
+            dictionary: self.dictionary.map(|dictionary| Arc::clone(dictionary.get().shared())),
             idle_timeout: seconds(self.idle_timeout_s)?,
             connect_timeout: seconds(self.connect_timeout_s)?,
             reconnect_for: seconds(self.reconnect_s)?,
@@ -144,7 +144,7 @@ pub struct ReceiveSettings {
 
 /// Dictionaries as the native side keeps them.
 pub fn shared(dictionaries: &[Py<Dictionary>]) -> Arc<[Arc<dwcp_codec::Dictionary>]> {
-    dictionaries.iter().map(|dictionary| dictionary.get().shared()).collect()
+    dictionaries.iter().map(|dictionary| Arc::clone(dictionary.get().shared())).collect()
 }
 
 /// A time span from seconds; what Python checked does not fail.

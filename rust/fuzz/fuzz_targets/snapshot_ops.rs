@@ -100,6 +100,10 @@ fuzz_target!(|data: &[u8]| {
                     continue;
                 }
                 assert!(snapshot.bytes() == new);
+                // Once more changes nothing.
+                let again =
+                    Patch::parse(&encoded).and_then(|patch| snapshot.apply::<PatchError>(&patch, 1, go_on));
+                assert!(again == Ok(()) && snapshot.bytes() == new);
             }
         }
         held = new;

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from dwcp_fast.cli.dictionaries import DICTIONARY, read_dictionary
 from dwcp_fast.cli.files import PATCH_CODEC, SEEKABLE, output_file_option
 from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.units import help_with_example
@@ -45,6 +46,7 @@ delta = click.Group(
 @output_file_option("The patch to write.")
 @click.option("--dtype", help="Type of the elements, such as bf16 or fp32; bytes otherwise.")
 @PATCH_CODEC
+@DICTIONARY
 @click.option("--search/--no-search", default=True, help="Whether to look for content that moved.")
 @THREADS
 @output_options
@@ -54,12 +56,16 @@ def diff(
     output: Path,
     dtype: str | None,
     codec: str,
+    dict: Path | None,  # noqa: A002 - it has the name of its option
     search: bool,
     threads: int,
     printer: Output,
 ) -> None:
     """Write the patch between two files."""
-    told = diff_files(old, new, output, dtype=dtype, codec=codec, search=search, threads=threads)
+    common = read_dictionary(dict)
+    told = diff_files(
+        old, new, output, dtype=dtype, codec=codec, dictionary=common, search=search, threads=threads
+    )
     printer.result({"type": "diff", **told.to_dict()}, f"wrote {output}: {describe(told)}")
 
 
@@ -76,6 +82,7 @@ def diff(
 @click.option("--base", required=True, type=SEEKABLE, help="The file that the patch was made from.")
 @output_file_option("The file to write.", required=False)
 @click.option("--in-place", is_flag=True, help="Change the base itself.")
+@DICTIONARY
 @THREADS
 @output_options
 def apply(
@@ -83,6 +90,7 @@ def apply(
     base: Path,
     output: Path | None,
     in_place: bool,
+    dict: Path | None,  # noqa: A002 - it has the name of its option
     threads: int,
     printer: Output,
 ) -> None:
@@ -90,7 +98,8 @@ def apply(
     if in_place == (output is not None):
         raise click.UsageError("give either -o NEW or --in-place")
     made = base if output is None else output
-    told = apply_files(patch, base, output, in_place=in_place, threads=threads)
+    common = read_dictionary(dict)
+    told = apply_files(patch, base, output, in_place=in_place, threads=threads, dictionary=common)
     text = f"wrote {made}: {format_bytes(told.target_bytes)}, verified"
     printer.result({"type": "applied", "verified": True, **told.to_dict()}, text)
 

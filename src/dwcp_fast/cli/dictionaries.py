@@ -3,17 +3,27 @@
 from pathlib import Path
 from typing import Final
 
-from dwcp_fast.dictionary import MAX_SENT_BYTES, Dictionary
-from dwcp_fast.errors import ConfigError
+import click
 
-__all__ = ["read_dictionary", "read_known"]
+from dwcp_fast.cli.files import FILE
+from dwcp_fast.dictionary import Dictionary
+from dwcp_fast.errors import ConfigError
+from dwcp_fast.options import MAX_DICTIONARY_BYTES
+
+__all__ = ["DICTIONARY", "read_dictionary", "read_known"]
 
 MAX_KNOWN: Final = 256
 """Most dictionaries of a directory; each is made ready when it is read."""
+DICTIONARY: Final = click.option(
+    "--dict",
+    type=FILE,
+    metavar="FILE",
+    help="What small files have in common, as `dwcp dict train` made it.",
+)
 
 
 def read_dictionary(path: Path | None) -> Dictionary | None:
-    """Read the dictionary of a transfer, where there is one.
+    """Read a dictionary, where one is named, no longer than a transfer can use.
 
     Raises:
         ConfigError: The file is too long for a transfer; the message names both lengths.
@@ -23,11 +33,10 @@ def read_dictionary(path: Path | None) -> Dictionary | None:
     if path is None:
         return None
     with path.open("rb") as file:
-        data = file.read(MAX_SENT_BYTES + 1)
-    if len(data) > MAX_SENT_BYTES:
-        raise ConfigError(
-            f"{path} has {path.stat().st_size} bytes: the dictionary of a transfer may have {MAX_SENT_BYTES}"
-        )
+        data = file.read(MAX_DICTIONARY_BYTES + 1)
+    if len(data) > MAX_DICTIONARY_BYTES:
+        length = path.stat().st_size
+        raise ConfigError(f"{path} has {length} bytes: a dictionary here may have {MAX_DICTIONARY_BYTES}")
     return Dictionary(data)
 
 

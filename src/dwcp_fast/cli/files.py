@@ -27,7 +27,7 @@ class SeekablePath(click.Path):
 SEEKABLE: Final = SeekablePath(path_type=Path)
 
 PATCH_CODEC: Final = click.option(
-    "--codec", default="zstd:1", show_default=True, help="none, lz4, zstd or zstd:LEVEL."
+    "--codec", default="zstd:1", show_default=True, help="none, lz4, lz4:ACCELERATION, zstd or zstd:LEVEL."
 )
 
 

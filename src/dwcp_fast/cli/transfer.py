@@ -5,7 +5,7 @@ from typing import Any, Final, TypedDict, get_args
 
 import click
 
-from dwcp_fast.cli.dictionaries import read_dictionary, read_known
+from dwcp_fast.cli.dictionaries import DICTIONARY, read_dictionary, read_known
 from dwcp_fast.cli.files import FILE
 from dwcp_fast.cli.grouping import Decorator, gather
 from dwcp_fast.cli.units import parse_streams, reading
@@ -111,12 +111,7 @@ def encoding_options(bounded: str) -> Decorator:
             metavar="NAME",
             help="auto, none, lz4, zstd or zstd:LEVEL.",
         ),
-        click.option(
-            "--dict",
-            type=FILE,
-            metavar="FILE",
-            help="What small files have in common, as `dwcp dict train` made it.",
-        ),
+        DICTIONARY,
         click.option(
             "--codec-model", type=FILE, metavar="FILE", help="Model for auto instead of the built-in one."
         ),

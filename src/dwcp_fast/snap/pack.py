@@ -45,7 +45,8 @@ def pack(
         parts: Files by their names in the snapshot.
         bases: For some of the parts, the file that whoever unpacks will hold: the snapshot before, a golden
             image.
-        codec: Codec of what is told in full: ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
+        codec: Codec of what is told in full: ``"none"``, ``"lz4"``,
+            ``"lz4:ACCELERATION"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         progress: Called with the name of each part before it is packed.
 
     Returns:

@@ -96,7 +96,8 @@ class DeltaPublisher(Closing):
             base: Where versions are kept: a directory, ``s3://bucket/prefix``, or a store.
             anchor_every: Most versions from one that is stored in full to the next such one, 1 to 1024.
             keep: How many versions stay reachable, 1 to 1024; older ones are removed unless those need them.
-            codec: Codec of what changed: ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
+            codec: Codec of what changed: ``"none"``, ``"lz4"``,
+                ``"lz4:ACCELERATION"``, ``"zstd"`` or ``"zstd:LEVEL"``.
             block_bytes: Length of a block of a patch: a power of two, 64 KiB to 4 MiB.
             threads: Threads that code, 1 to 256.
             max_version_bytes: Most bytes of a version that is read back from the store.

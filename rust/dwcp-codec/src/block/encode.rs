@@ -61,21 +61,22 @@ impl BlockEncoder {
         self.encode_elements(codec, src, base, None)
     }
 
-    /// [`BlockEncoder::encode`] with a dictionary, which a short block is compressed with if that makes it smaller,
+    /// [`BlockEncoder::encode_elements`] with a dictionary, which a short block is compressed with if that makes it smaller,
     /// whatever `codec` says: by zstd, of its level if it has one. The block's codec is [`CodecId::ZstdDictionary`] then.
     ///
     /// # Errors
     ///
-    /// Those of [`BlockEncoder::encode`].
+    /// Those of [`BlockEncoder::encode_elements`].
     pub fn encode_with<'a>(
         &'a mut self,
         dictionary: &Dictionary,
         codec: Codec,
         src: &'a [u8],
         base: Option<&[u8]>,
+        width: Option<u8>,
     ) -> Result<EncodedBlock<'a>, CodecError> {
         if src.len() > MAX_DICTIONARY_BLOCK_BYTES || page::fill_byte(src).is_some() {
-            return self.encode(codec, src, base);
+            return self.encode_elements(codec, src, base, width);
         }
         let level = if let Codec::Zstd { level } = codec { level } else { DICTIONARY_LEVEL };
         let mut packed = std::mem::take(&mut self.packed);
@@ -87,12 +88,12 @@ impl BlockEncoder {
         // A base, or numbers grouped by their places, may do better still.
         let is_least = length < src.len()
             && ((base.is_none() && is_good(length, src.len()))
-                || length < self.encode(codec, src, base)?.wire.len());
+                || length < self.encode_elements(codec, src, base, width)?.wire.len());
         if is_least {
             let (kind, codec) = (BlockKind::Plain, CodecId::ZstdDictionary);
             return Ok(EncodedBlock { kind, codec, wire: &self.packed });
         }
-        self.encode(codec, src, base)
+        self.encode_elements(codec, src, base, width)
     }
 
     /// [`BlockEncoder::encode`] of elements of `width` bytes (1, 2, 4 or 8); a probe finds a width if none is given.

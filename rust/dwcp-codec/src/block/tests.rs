@@ -384,7 +384,7 @@ fn a_short_block_is_made_smaller_by_a_dictionary_and_decoded_with_it_only() {
     for src in crate::dictionary::tests::records(500).split_off(400) {
         let alone = encoder.encode(Codec::Zstd { level: 19 }, &src, None).unwrap().wire.len();
         for codec in [Codec::None, Codec::Lz4, ZSTD] {
-            let made = encoder.encode_with(&dictionary, codec, &src, None).unwrap();
+            let made = encoder.encode_with(&dictionary, codec, &src, None, None).unwrap();
             assert_eq!((made.kind, made.codec), (BlockKind::Plain, CodecId::ZstdDictionary));
             assert!(made.wire.len() < alone / 2, "{} {alone}", made.wire.len());
             let mut back = vec![0; src.len()];
@@ -402,7 +402,7 @@ fn a_dictionary_is_not_used_where_something_else_is_better() {
     let dictionary = crate::dictionary::tests::trained();
     let mut encoder = BlockEncoder::new();
     let mut made = |src: &[u8], base: Option<&[u8]>| {
-        let made = encoder.encode_with(&dictionary, ZSTD, src, base).unwrap();
+        let made = encoder.encode_with(&dictionary, ZSTD, src, base, None).unwrap();
         (made.kind, made.codec)
     };
     let record = crate::dictionary::tests::records(1).remove(0);

@@ -33,6 +33,8 @@ pub(crate) fn find(
         Level::Avx2 => super::x86::find_avx2(width, old, new, lines, mask, zigzags),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => super::x86::find_avx512(width, old, new, lines, mask, zigzags),
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Level::Neon => super::neon::find_neon(width, old, new, lines, mask, zigzags),
     }
 }
 
@@ -74,11 +76,11 @@ pub(super) fn find_with<E: Element>(
 /// `mask` has no bits past the last element, and `zigzags` has as many elements as it has bits, and a line more.
 pub(crate) fn apply(level: Level, width: usize, mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
     match level {
-        Level::Portable => with_element!(width, E => apply_with::<E>(mask, zigzags, dst)),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => super::x86::apply_avx2(width, mask, zigzags, dst),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => super::x86::apply_avx512(width, mask, zigzags, dst),
+        _ => with_element!(width, E => apply_with::<E>(mask, zigzags, dst)),
     }
 }
 

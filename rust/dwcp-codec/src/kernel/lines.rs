@@ -18,6 +18,8 @@ pub(crate) fn dirty_lines(level: Level, old: &[u8], new: &[u8], lines: &mut [u64
         Level::Avx2 => super::x86::dirty_lines_avx2(old, new, lines),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => super::x86::dirty_lines_avx512(old, new, lines),
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Level::Neon => super::neon::dirty_lines_neon(old, new, lines),
     }
 }
 
@@ -109,6 +111,8 @@ pub(crate) fn byte_masks(level: Level, old: &[u8], new: &[u8], lines: &[u64], ma
         Level::Avx2 => super::x86::byte_masks_avx2(old, new, lines, masks),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => super::x86::byte_masks_avx512(old, new, lines, masks),
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Level::Neon => super::neon::byte_masks_neon(old, new, lines, masks),
     }
 }
 
@@ -133,6 +137,8 @@ pub(crate) fn set_bytes(level: Level, bytes: &[u8], words: &mut Vec<u64>) {
         Level::Avx2 => super::x86::set_bytes_avx2(bytes, words),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => super::x86::set_bytes_avx512(bytes, words),
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Level::Neon => super::neon::set_bytes_neon(bytes, words),
     }
 }
 

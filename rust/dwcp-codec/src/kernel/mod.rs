@@ -1,11 +1,15 @@
 //! Loops over whole blocks, in the widest instructions that the processor has.
 //!
 //! Each loop is written once in plain Rust and compiled for each [`Level`] of instructions; where the compiler finds no
-//! good instructions by itself, a level has a loop of its own. On aarch64 the plain loops are NEON already.
+//! good instructions by itself, a level has a loop of its own. On aarch64 the compiler makes NEON code of the plain
+//! loops, so that there only the others are written for it.
 
 pub(crate) mod changes;
 pub(crate) mod element;
 pub(crate) mod lines;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+#[allow(unsafe_code)] // Vector loads and stores, and calls of what every processor of the architecture has.
+mod neon;
 pub(crate) mod planes;
 #[cfg(test)]
 mod tests;
@@ -29,6 +33,9 @@ pub(crate) enum Level {
     /// AVX-512 with byte compression (VBMI2).
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// NEON by hand, not by the compiler.
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon,
 }
 
 impl Level {
@@ -41,8 +48,10 @@ impl Level {
 
     /// All that this processor has, the best last.
     pub(crate) fn available() -> Vec<Level> {
-        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
+        #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), allow(unused_mut))]
         let mut available = vec![Level::Portable];
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        available.push(Level::Neon);
         #[cfg(target_arch = "x86_64")]
         {
             if x86::has_avx2() {

@@ -39,6 +39,8 @@ pub(crate) fn split(
         Level::Avx2 => super::x86::split_avx2(transform, width, src, base, planes),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => super::x86::split_avx512(transform, width, src, base, planes),
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Level::Neon => super::neon::split_neon(transform, width, src, base, planes),
     }
 }
 
@@ -106,6 +108,8 @@ pub(crate) fn join(level: Level, transform: Transform, width: usize, planes: &[&
         Level::Avx2 => super::x86::join_avx2(transform, width, planes, dst),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => super::x86::join_avx512(transform, width, planes, dst),
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        Level::Neon => super::neon::join_neon(transform, width, planes, dst),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 use super::compare::hash_and_copy;
 use super::contents::{Contents, segment_kind, segments_of};
@@ -12,6 +13,7 @@ use super::error::PatchError;
 use super::format::{Entry, EntryKind};
 use super::parallel::{self, Failure};
 use super::source::{Source, read_range, slice};
+use crate::dictionary::Dictionary;
 use crate::digest::Digest;
 use crate::matcher::Origin;
 use crate::raw;
@@ -57,6 +59,15 @@ impl<'a> Patch<'a> {
         // The patch was found to end within the bytes.
         let (bytes, rest) = bytes.split_at(contents.range().end as usize);
         Ok((Patch { contents, bytes }, rest))
+    }
+
+    /// The same, for decoding with `dictionary`, if there is one and a block is made with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Contents::with_dictionary`].
+    pub fn with_dictionary(self, dictionary: Option<&Arc<Dictionary>>) -> Result<Patch<'a>, PatchError> {
+        Ok(Patch { contents: self.contents.with_dictionary(dictionary)?, bytes: self.bytes })
     }
 
     /// Writes the target to `dst`, proves that `old` is the base, and proves what it writes.

@@ -1,14 +1,17 @@
 //! What is in a patch: everything but the payloads, checked.
 
 use std::ops::{Deref, Range};
+use std::sync::Arc;
 
 use super::error::PatchError;
 use super::format::{
-    Check, ENTRY_BYTES, Entry, EntryKind, HEAD_BYTES, KIND_TAIL, MAGIC, PatchHead, SAME_BYTES, TAIL_BYTES,
-    Tail,
+    Check, DICTIONARY_BYTES, ENTRY_BYTES, Entry, EntryKind, HEAD_BYTES, KIND_TAIL, MAGIC, PatchHead,
+    SAME_BYTES, TAIL_BYTES, Tail,
 };
 use super::parallel;
 use super::source::{Source, read_range};
+use crate::codec::CodecId;
+use crate::dictionary::Dictionary;
 use crate::digest::{self, Digest, TreeHasher};
 use crate::error::CodecError;
 use crate::matcher::{Origin, Segment};
@@ -50,6 +53,8 @@ pub struct Contents {
     base_digest: Digest,
     target_digest: Digest,
     range: Range<u64>,
+    /// The one that blocks are made with, once it is there.
+    dictionary: Option<Arc<Dictionary>>,
 }
 
 impl Deref for Contents {
@@ -73,9 +78,15 @@ impl Contents {
         let mut buffer = Vec::new();
         let mut check = Check::new();
         let bytes = array::<HEAD_BYTES, S>(source, at, &mut buffer)?;
-        let head = PatchHead::read(&bytes, at)?;
+        let (mut head, names_dictionary) = PatchHead::read(&bytes, at)?;
         check.update(&bytes);
         at += HEAD_BYTES as u64;
+        if names_dictionary {
+            let name = array::<DICTIONARY_BYTES, S>(source, at, &mut buffer)?;
+            check.update(&name);
+            at += DICTIONARY_BYTES as u64;
+            head = head.naming(Digest(name));
+        }
         let mut entries = Vec::new();
         let mut uses = Uses::default();
         let mut told = 0;
@@ -122,6 +133,7 @@ impl Contents {
             base_digest,
             target_digest,
             range,
+            dictionary: None,
         };
         contents.used.sort_unstable();
         contents.used.dedup();
@@ -138,6 +150,35 @@ impl Contents {
             }
         }
         Ok(())
+    }
+
+    /// The dictionary that some block is made with.
+    #[must_use]
+    pub fn needed_dictionary(&self) -> Option<Digest> {
+        let is_needed = self.entries.iter().any(|entry| entry.codec == CodecId::ZstdDictionary);
+        self.head.dictionary().filter(|_| is_needed)
+    }
+
+    /// The same, for decoding with `dictionary`, if there is one and a block is made with it.
+    ///
+    /// # Errors
+    ///
+    /// [`PatchError::DictionaryMissing`] or [`PatchError::DictionaryMismatch`] if another is needed.
+    pub fn with_dictionary(self, dictionary: Option<&Arc<Dictionary>>) -> Result<Contents, PatchError> {
+        match (self.needed_dictionary(), dictionary) {
+            (None, _) => Ok(self),
+            (Some(needed), None) => Err(PatchError::DictionaryMissing { needed }),
+            (Some(needed), Some(given)) if given.digest() != needed => {
+                Err(PatchError::DictionaryMismatch { needed, given: given.digest() })
+            }
+            (Some(_), Some(given)) => Ok(Contents { dictionary: Some(Arc::clone(given)), ..self }),
+        }
+    }
+
+    /// The dictionary for a block that is made with it.
+    pub(super) fn dictionary(&self) -> Result<&Dictionary, PatchError> {
+        let needed = self.head.dictionary().unwrap_or(Digest([0; 16]));
+        self.dictionary.as_deref().ok_or(PatchError::DictionaryMissing { needed })
     }
 
     /// The head.

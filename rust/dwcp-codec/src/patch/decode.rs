@@ -7,6 +7,7 @@ use super::format::{Entry, EntryKind};
 use super::parallel;
 use super::source::{Between, Source, Usable, slice};
 use crate::block::BlockDecoder;
+use crate::codec::CodecId;
 use crate::digest::Digest;
 use crate::segments::SegmentCoder;
 
@@ -37,6 +38,7 @@ impl EntryDecoder {
     /// # Errors
     ///
     /// [`PatchError::Length`] if `dst` is not as long as the block, [`PatchError::Codec`],
+    /// [`PatchError::DictionaryMissing`] if `contents` was not given [one](Contents::with_dictionary) that it needs,
     /// [`PatchError::BlockMismatch`], and those of the sources.
     pub fn decode<P, B, T>(
         &mut self,
@@ -67,6 +69,10 @@ impl EntryDecoder {
                 self.segments
                     .decode(kind, payload, contents.base_size(), offset, &mut origins, dst)
                     .map_err(|error| error.of_block(index))?;
+            }
+            (EntryKind::Block(_), None) if entry.codec == CodecId::ZstdDictionary => {
+                let dictionary = contents.dictionary()?;
+                self.blocks.decode_with(dictionary, payload, dst).map_err(codec_error)?;
             }
             (EntryKind::Block(kind), None) => {
                 let mut held = None;

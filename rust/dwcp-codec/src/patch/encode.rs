@@ -12,6 +12,7 @@ use super::source::{Between, Source, Usable, read_range};
 use super::write::Writer;
 use crate::block::{BlockEncoder, BlockKind};
 use crate::codec::{Codec, CodecId};
+use crate::dictionary::Dictionary;
 use crate::digest::Digest;
 use crate::matcher::{Found, Index, Origin};
 use crate::segments::{SegmentCoder, SegmentKind};
@@ -19,26 +20,29 @@ use crate::{page, probe};
 
 /// How a patch is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PatchOptions {
+pub struct PatchOptions<'a> {
     /// Size of a block in bytes: a power of two from 64 KiB to 4 MiB.
     pub block_bytes: u32,
     /// Bytes per element of the data (1, 2, 4 or 8); `None` to find out block by block.
     pub width: Option<u8>,
     /// The codec of blocks that are told in full.
     pub codec: Codec,
+    /// What short blocks are made with, where nothing else is smaller.
+    pub dictionary: Option<&'a Dictionary>,
     /// How many threads work on the patch, which does not depend on it. 0 counts as 1.
     pub threads: usize,
     /// Whether the content of blocks that the base does not explain where they are is looked for elsewhere.
     pub search: bool,
 }
 
-impl Default for PatchOptions {
+impl Default for PatchOptions<'_> {
     /// Blocks of 1 MiB, elements found out, zstd level 1, one thread, with search.
-    fn default() -> PatchOptions {
+    fn default() -> Self {
         PatchOptions {
             block_bytes: 0x10_0000,
             width: None,
             codec: Codec::Zstd { level: 1 },
+            dictionary: None,
             threads: 1,
             search: true,
         }
@@ -101,7 +105,7 @@ const LEAST_TARGET_SHARE: usize = 8;
 ///
 /// [`PatchError::BlockBytes`], [`PatchError::Width`], [`PatchError::TooManyBlocks`], [`PatchError::OutOfMemory`] or
 /// [`PatchError::Codec`].
-pub fn encode(old: &[u8], new: &[u8], options: &PatchOptions) -> Result<Vec<u8>, PatchError> {
+pub fn encode(old: &[u8], new: &[u8], options: &PatchOptions<'_>) -> Result<Vec<u8>, PatchError> {
     let mut patch = Vec::new();
     encode_into(old, new, None, options, |part| append(&mut patch, part.bytes()))?;
     Ok(patch)
@@ -119,7 +123,7 @@ pub fn encode_into<O, N>(
     old: &O,
     new: &N,
     leaves: Option<&[Digest]>,
-    options: &PatchOptions,
+    options: &PatchOptions<'_>,
     emit: impl FnMut(Part<'_>) -> Result<(), O::Error>,
 ) -> Result<Encoded, O::Error>
 where
@@ -127,7 +131,10 @@ where
     N: Source<Error = O::Error> + ?Sized,
 {
     expect_width(options.width)?;
-    let head = PatchHead::new(options.block_bytes, old.size(), new.size())?;
+    let mut head = PatchHead::new(options.block_bytes, old.size(), new.size())?;
+    if let Some(dictionary) = options.dictionary.filter(|_| head.has_short_block()) {
+        head = head.naming(dictionary.digest());
+    }
     let mut maker = Maker {
         head,
         options,
@@ -229,7 +236,7 @@ impl Slot {
 
 struct Maker<'a, O: ?Sized, N: ?Sized> {
     head: PatchHead,
-    options: &'a PatchOptions,
+    options: &'a PatchOptions<'a>,
     old: &'a O,
     new: &'a N,
     leaves: Option<&'a [Digest]>,
@@ -313,7 +320,11 @@ where
         new: &[u8],
         base: Option<&[u8]>,
     ) -> Result<Option<BlockKind>, PatchError> {
-        let made = encoder.encode_elements(self.options.codec, new, base, self.options.width);
+        let PatchOptions { codec, width, dictionary, .. } = *self.options;
+        let made = match dictionary {
+            Some(dictionary) => encoder.encode_with(dictionary, codec, new, base, width),
+            None => encoder.encode_elements(codec, new, base, width),
+        };
         // The blocks of a target can be counted.
         let made = made.map_err(|source| PatchError::Codec { index: slot.index as u32, source })?;
         let is_first = matches!(slot.coded, Coded::Same);

@@ -75,6 +75,20 @@ pub enum PatchError {
         /// The version that is read.
         supported: u8,
     },
+    /// A patch whose blocks are made with a dictionary, which was not given.
+    #[error("the patch needs dictionary {needed}")]
+    DictionaryMissing {
+        /// Digest of the dictionary.
+        needed: Digest,
+    },
+    /// A patch whose blocks are made with another dictionary than the one given.
+    #[error("the patch needs dictionary {needed}, not {given}")]
+    DictionaryMismatch {
+        /// Digest of the dictionary that is needed.
+        needed: Digest,
+        /// Digest of the one given.
+        given: Digest,
+    },
     /// A field that must be zero is not.
     #[error("reserved patch field at byte {at} is {value:#x}, it must be zero")]
     ReservedNotZero {

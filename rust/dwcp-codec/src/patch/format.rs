@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::error::PatchError;
-use crate::block::{self, BlockKind};
+use crate::block::{self, BlockKind, MAX_DICTIONARY_BLOCK_BYTES};
 use crate::codec::CodecId;
 use crate::digest::{CheckHasher, Digest};
 use crate::segments::SegmentKind;
@@ -19,8 +19,12 @@ pub const MAX_BLOCK_BYTES: u32 = 0x40_0000;
 /// The largest base or target.
 pub const MAX_OBJECT_BYTES: u64 = i64::MAX as u64;
 
-/// Length in bytes of what precedes the entries.
+/// Length in bytes of what precedes the entries, without the name of a dictionary.
 pub(super) const HEAD_BYTES: usize = 32;
+/// Length in bytes of the name of a dictionary, which follows.
+pub(super) const DICTIONARY_BYTES: usize = 16;
+/// The flag in the head that there is one.
+const FLAG_DICTIONARY: u8 = 1;
 /// Length in bytes of the head of an entry that has a digest.
 pub(super) const ENTRY_BYTES: usize = 24;
 /// Length in bytes of an entry that has none.
@@ -32,6 +36,7 @@ pub(super) const KIND_TAIL: u8 = 255;
 
 /// Seed of the check: "dwcd" in ASCII.
 const CHECK_SEED: u64 = 0x6477_6364;
+const WITH_DICTIONARY: u8 = CodecId::ZstdDictionary as u8;
 const KIND_SAME: u8 = 16;
 const KIND_COPY: u8 = SegmentKind::Copy as u8;
 const KIND_SPLICE: u8 = SegmentKind::Splice as u8;
@@ -89,6 +94,7 @@ pub struct PatchHead {
     block_bytes: u32,
     base_size: u64,
     target_size: u64,
+    dictionary: Option<Digest>,
 }
 
 impl PatchHead {
@@ -111,10 +117,28 @@ impl PatchHead {
         if blocks > limit {
             return Err(PatchError::TooManyBlocks { target_size, blocks, limit });
         }
-        Ok(PatchHead { block_bytes, base_size, target_size })
+        Ok(PatchHead { block_bytes, base_size, target_size, dictionary: None })
     }
 
-    pub(super) fn read(bytes: &[u8; HEAD_BYTES], at: u64) -> Result<PatchHead, PatchError> {
+    /// The same head, which names a dictionary.
+    pub(super) fn naming(self, dictionary: Digest) -> PatchHead {
+        PatchHead { dictionary: Some(dictionary), ..self }
+    }
+
+    /// Whether the target has a block for which a dictionary is of use.
+    pub(super) fn has_short_block(&self) -> bool {
+        let lengths = [0, self.block_count().saturating_sub(1)].map(|index| self.block_length(index));
+        lengths.iter().any(|length| (1..=MAX_DICTIONARY_BLOCK_BYTES).contains(length))
+    }
+
+    /// The dictionary that blocks may be made with.
+    #[must_use]
+    pub fn dictionary(&self) -> Option<Digest> {
+        self.dictionary
+    }
+
+    /// The head, and whether the name of a dictionary follows it.
+    pub(super) fn read(bytes: &[u8; HEAD_BYTES], at: u64) -> Result<(PatchHead, bool), PatchError> {
         let magic = [bytes[0], bytes[1], bytes[2], bytes[3]];
         if magic != MAGIC {
             return Err(PatchError::BadMagic { found: magic });
@@ -122,18 +146,24 @@ impl PatchHead {
         if bytes[4] != VERSION {
             return Err(PatchError::UnsupportedVersion { version: bytes[4], supported: VERSION });
         }
-        expect_zero(at + 5, u32_at(bytes, 4) >> 8)?;
+        expect_zero(at + 5, u32::from(bytes[5] & !FLAG_DICTIONARY))?;
+        expect_zero(at + 6, u32_at(bytes, 4) >> 16)?;
         expect_zero(at + 12, u32_at(bytes, 12))?;
-        PatchHead::new(u32_at(bytes, 8), u64_at(bytes, 16), u64_at(bytes, 24))
+        let head = PatchHead::new(u32_at(bytes, 8), u64_at(bytes, 16), u64_at(bytes, 24))?;
+        Ok((head, bytes[5] & FLAG_DICTIONARY != 0))
     }
 
-    pub(super) fn to_bytes(self) -> [u8; HEAD_BYTES] {
-        let mut bytes = [0; HEAD_BYTES];
+    pub(super) fn to_bytes(self) -> Vec<u8> {
+        let mut bytes = vec![0; HEAD_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
         bytes[4] = VERSION;
+        if let Some(dictionary) = self.dictionary {
+            bytes[5] = FLAG_DICTIONARY;
+            bytes.extend(dictionary.0);
+        }
         bytes[8..12].copy_from_slice(&self.block_bytes.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.base_size.to_le_bytes());
-        bytes[24..].copy_from_slice(&self.target_size.to_le_bytes());
+        bytes[24..HEAD_BYTES].copy_from_slice(&self.target_size.to_le_bytes());
         bytes
     }
 
@@ -226,7 +256,10 @@ impl Entry {
         }
         let block_length = head.block_length(first) as u32;
         let refused = PatchError::Entry { entry: number, kind, codec, length, block_length };
-        let Ok(codec) = CodecId::try_from(codec) else { return Err(refused) };
+        let codec = match codec {
+            WITH_DICTIONARY if head.dictionary.is_some() => CodecId::ZstdDictionary,
+            codec => CodecId::try_from(codec).map_err(|_| refused.clone())?,
+        };
         if told_kind == EntryKind::Same {
             if blocks == 0 || codec != CodecId::None {
                 return Err(refused);

@@ -10,6 +10,7 @@ use super::format::{Entry, EntryKind};
 use super::parallel::{self, Failure};
 use super::source::{Source, slice};
 use crate::block::BlockKind;
+use crate::codec::CodecId;
 use crate::digest::Digest;
 
 /// What can be undone is done in place at once if blocks are whole elements of any width.
@@ -222,7 +223,8 @@ impl Patch<'_> {
     /// What is done with a block that is not made of others.
     fn way_of(&self, entry: &Entry) -> Way {
         let EntryKind::Block(kind) = entry.kind else { return Way::Elsewhere };
-        if self.is_used(entry.first) {
+        // What a dictionary made is decoded with all that is known of the patch.
+        if self.is_used(entry.first) || entry.codec == CodecId::ZstdDictionary {
             return Way::Elsewhere;
         }
         let is_whole = self.block_length(entry.first).is_multiple_of(WHOLE_BYTES);

@@ -212,7 +212,7 @@ impl Snapshot {
 
     fn encode<N: Source + ?Sized>(&self, new: &N, threads: usize) -> Result<(Vec<u8>, Encoded), N::Error> {
         let SnapshotOptions { block_bytes, width, codec, search } = self.options;
-        let options = PatchOptions { block_bytes, width, codec, threads, search };
+        let options = PatchOptions { block_bytes, width, codec, threads, search, dictionary: None };
         let mut patch = Vec::new();
         let made = encode_into(&Slice::new(&self.bytes), new, Some(&self.leaves), &options, |part| {
             append(&mut patch, part.bytes()).map_err(N::Error::from)

@@ -322,7 +322,8 @@ impl Worker<'_> {
                     .filter(|_| task.dictionary && raw.len() <= MAX_DICTIONARY_BLOCK_BYTES);
                 let encoded = match (dictionary, &mut self.gauge) {
                     (Some(dictionary), _) => {
-                        self.encoder.encode_with(dictionary, options.codec.fixed(), raw, base)?
+                        let width = source.width(task.entry);
+                        self.encoder.encode_with(dictionary, options.codec.fixed(), raw, base, width)?
                     }
                     (None, Some(gauge)) => {
                         gauge.encode(&mut self.encoder, raw, base, source.width(task.entry))?

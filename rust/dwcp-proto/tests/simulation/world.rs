@@ -411,7 +411,9 @@ impl World {
         } else {
             let dictionary = self.dictionary.as_ref().filter(|_| task.dictionary);
             let encoded = match dictionary {
-                Some(dictionary) => self.encoder.encode_with(dictionary, Codec::Lz4, &block, base.as_deref()),
+                Some(dictionary) => {
+                    self.encoder.encode_with(dictionary, Codec::Lz4, &block, base.as_deref(), None)
+                }
                 None => self.encoder.encode(Codec::Lz4, &block, base.as_deref()),
             };
             let encoded = encoded.unwrap();

@@ -1,5 +1,6 @@
 //! `patch_apply`, `patch_apply_onto` and `patch_apply_in_place`.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use dwcp_codec::patch::{Patch, PatchError};
@@ -8,6 +9,7 @@ use pyo3::types::PyBytes;
 
 use super::watch::{self, Watched};
 use crate::buffer::{Input, NewBytes, Output};
+use crate::dictionary::Dictionary;
 use crate::error::Failure;
 
 /// Memory of up to so many times the size of the old version is taken before that is proven to be the patch's base.
@@ -15,16 +17,18 @@ const UNPROVEN_TIMES: u64 = 2;
 
 /// Make the new version from a patch and the old one.
 #[pyfunction]
-#[pyo3(signature = (patch, old, threads))]
+#[pyo3(signature = (patch, old, threads, dictionary))]
 pub fn patch_apply<'py>(
     py: Python<'py>,
     patch: Input,
     old: Input,
     threads: usize,
+    dictionary: Option<&Dictionary>,
 ) -> PyResult<Bound<'py, PyBytes>> {
+    let dictionary = dictionary.map(Dictionary::shared);
     let (patch, old) = (patch.bytes(), old.bytes());
     let todo = watch::run(py, old.len(), |stop| {
-        let (before, last) = chain(patch)?;
+        let (before, last) = known(patch, dictionary)?;
         let is_claimed = last.target_size() / UNPROVEN_TIMES > last.base_size();
         if before.is_empty() && last.base_size() == old.len() as u64 && !is_claimed {
             return Ok(Some((last, None, false)));
@@ -65,19 +69,21 @@ pub fn patch_apply<'py>(
 
 /// Write the new version to a buffer of its length, which shares no memory with the others.
 #[pyfunction]
-#[pyo3(signature = (patch, old, out, threads))]
+#[pyo3(signature = (patch, old, out, threads, dictionary))]
 pub fn patch_apply_onto(
     py: Python<'_>,
     patch: Input,
     old: Input,
     mut out: Output,
     threads: usize,
+    dictionary: Option<&Dictionary>,
 ) -> PyResult<()> {
     out.refuse_overlap(&patch)?;
     out.refuse_overlap(&old)?;
+    let dictionary = dictionary.map(Dictionary::shared);
     let (patch, old, out) = (patch.bytes(), old.bytes(), out.bytes_mut());
     watch::run(py, old.len() + out.len(), |stop| {
-        let (before, last) = chain(patch)?;
+        let (before, last) = known(patch, dictionary)?;
         if before.is_empty() {
             // In one pass with the proof of the base.
             let done = last.apply(&Watched { bytes: old, stop }, out, threads);
@@ -100,12 +106,19 @@ pub fn patch_apply_onto(
 
 /// Turn `old` into the new version; it is unchanged if that fails.
 #[pyfunction]
-#[pyo3(signature = (patch, old, threads))]
-pub fn patch_apply_in_place(py: Python<'_>, patch: Input, mut old: Output, threads: usize) -> PyResult<()> {
+#[pyo3(signature = (patch, old, threads, dictionary))]
+pub fn patch_apply_in_place(
+    py: Python<'_>,
+    patch: Input,
+    mut old: Output,
+    threads: usize,
+    dictionary: Option<&Dictionary>,
+) -> PyResult<()> {
+    let dictionary = dictionary.map(Dictionary::shared);
     old.refuse_overlap(&patch)?;
     let (patch, held) = (patch.bytes(), old.bytes_mut());
     watch::run(py, held.len(), |stop| {
-        let (mut chain, last) = chain(patch)?;
+        let (mut chain, last) = known(patch, dictionary)?;
         let base_size = chain.first().unwrap_or(&last).base_size();
         let target_size = last.target_size();
         if base_size != target_size {
@@ -128,6 +141,16 @@ pub fn patch_apply_in_place(py: Python<'_>, patch: Input, mut old: Output, threa
         }
         Ok(())
     })
+}
+
+/// The patches that stand one behind the other, for decoding with a dictionary where they need one.
+fn known<'a>(
+    bytes: &'a [u8],
+    dictionary: Option<&Arc<dwcp_codec::Dictionary>>,
+) -> Result<(Vec<Patch<'a>>, Patch<'a>), PatchError> {
+    let (before, last) = chain(bytes)?;
+    let before = before.into_iter().map(|patch| patch.with_dictionary(dictionary));
+    Ok((before.collect::<Result<_, _>>()?, last.with_dictionary(dictionary)?))
 }
 
 /// The patches that stand one behind the other, each for what the one before makes: the last, and those before it.

@@ -10,12 +10,13 @@ use pyo3::types::PyBytes;
 
 use super::watch::{self, Watched};
 use crate::buffer::{Input, NewBytes, uninit_copy};
+use crate::dictionary::Dictionary;
 use crate::error::Failure;
 use crate::native;
 
 /// Make the patch that turns `old` into `new`.
 #[pyfunction]
-#[pyo3(signature = (old, new, width, codec, block_bytes, search, threads))]
+#[pyo3(signature = (old, new, width, codec, dictionary, block_bytes, search, threads))]
 #[allow(clippy::too_many_arguments)] // The options, one by one, as all of the binding takes them.
 pub fn patch_encode<'py>(
     py: Python<'py>,
@@ -23,11 +24,13 @@ pub fn patch_encode<'py>(
     new: Input,
     width: Option<u8>,
     codec: &str,
+    dictionary: Option<&Dictionary>,
     block_bytes: u32,
     search: bool,
     threads: usize,
 ) -> PyResult<Bound<'py, PyBytes>> {
-    let options = PatchOptions { block_bytes, width, codec: parse(py, codec)?, threads, search };
+    let dictionary = dictionary.map(Dictionary::inner);
+    let options = PatchOptions { block_bytes, width, codec: parse(py, codec)?, dictionary, threads, search };
     let (old, new) = (old.bytes(), new.bytes());
     let parts = watch::run(py, old.len() + new.len(), |stop| {
         let mut parts = Parts::default();

@@ -28,6 +28,7 @@ pub struct PatchInfo {
     blocks_copy: u64,
     blocks_splice: u64,
     patch_bytes: u64,
+    dictionary: Option<String>,
 }
 
 impl PatchInfo {
@@ -51,6 +52,7 @@ impl PatchInfo {
             blocks_copy: 0,
             blocks_splice: 0,
             patch_bytes: 0,
+            dictionary: None,
         };
         for contents in chain {
             if info.patches == 0 {
@@ -59,6 +61,8 @@ impl PatchInfo {
                 info.block_bytes = contents.block_bytes();
             }
             info.patches += 1;
+            let needed = contents.needed_dictionary().map(|digest| digest.to_string());
+            info.dictionary = info.dictionary.or(needed);
             info.target_bytes = contents.target_size();
             info.target_digest = contents.target_digest().to_string();
             info.blocks += u64::from(contents.block_count());

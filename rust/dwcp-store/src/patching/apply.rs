@@ -3,14 +3,15 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use dwcp_codec::page;
 use dwcp_codec::patch::{Contents, EntryKind, MIN_BLOCK_BYTES, PatchError, Source, decode_each};
+use dwcp_codec::{Dictionary, page};
 
-use super::Check;
 use super::disk::{Disk, System};
 use super::file::{self, FileSource};
 use super::journal::{self, Journal, Recovery};
+use super::{ApplyOptions, Check};
 use crate::error::{IoContext, StoreError};
 use crate::platform::Lock;
 
@@ -24,15 +25,16 @@ use crate::platform::Lock;
 /// # Errors
 ///
 /// [`StoreError::Io`], [`StoreError::Unfinished`], [`StoreError::Patch`], and those of `check`.
-pub fn apply_files(
+pub fn apply_files<'a>(
     patch: &Path,
     old: &Path,
     out: &Path,
-    threads: usize,
+    options: impl Into<ApplyOptions<'a>>,
     check: &Check<'_>,
 ) -> Result<Vec<Contents>, StoreError> {
+    let ApplyOptions { threads, dictionary } = options.into();
     let patch = FileSource::open(patch, check)?;
-    let chain = file::chain(&patch)?;
+    let chain = with_dictionary(file::chain(&patch)?, dictionary)?;
     let base = FileSource::open(old, check)?;
     base.refuse_unfinished()?;
     let done = apply_chain(&chain, &patch, base, out, threads, check);
@@ -48,6 +50,15 @@ pub fn apply_files(
         Some(start) => apply_chain(&chain[start..], &patch, now, out, threads, check).map(|()| chain),
         None => copy_to(&now, overwrite(out)?, out).map(|()| chain),
     }
+}
+
+/// What is in patches, for decoding with a dictionary where they need one.
+fn with_dictionary(
+    chain: Vec<Contents>,
+    dictionary: Option<&Arc<Dictionary>>,
+) -> Result<Vec<Contents>, StoreError> {
+    let chain = chain.into_iter().map(|contents| contents.with_dictionary(dictionary));
+    chain.collect::<Result<_, _>>().map_err(StoreError::from)
 }
 
 fn apply_chain<'a>(
@@ -81,24 +92,25 @@ fn apply_chain<'a>(
 ///
 /// [`StoreError::Io`], [`StoreError::Busy`], [`StoreError::Patch`], those of [`recover`](super::recover), and those of
 /// `check`.
-pub fn apply_in_place(
+pub fn apply_in_place<'a>(
     patch: &Path,
     file: &Path,
-    threads: usize,
+    options: impl Into<ApplyOptions<'a>>,
     check: &Check<'_>,
 ) -> Result<Vec<Contents>, StoreError> {
-    apply_in_place_on(&System, patch, file, threads, check)
+    apply_in_place_on(&System, patch, file, options, check)
 }
 
-pub(super) fn apply_in_place_on<D: Disk>(
+pub(super) fn apply_in_place_on<'a, D: Disk>(
     disk: &D,
     patch: &Path,
     file: &Path,
-    threads: usize,
+    options: impl Into<ApplyOptions<'a>>,
     check: &Check<'_>,
 ) -> Result<Vec<Contents>, StoreError> {
+    let ApplyOptions { threads, dictionary } = options.into();
     let patch = FileSource::open(patch, check)?;
-    let chain = file::chain(&patch)?;
+    let chain = with_dictionary(file::chain(&patch)?, dictionary)?;
     let held = Held::open(file)?;
     held.recover(disk, check)?;
     let Some(start) = place_in(&chain, &held.source(check)?, threads)? else { return Ok(chain) };

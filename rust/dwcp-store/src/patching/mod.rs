@@ -14,7 +14,9 @@ mod power_loss;
 mod tests;
 
 use std::path::Path;
+use std::sync::Arc;
 
+use dwcp_codec::Dictionary;
 use dwcp_codec::patch::{Contents, PatchOptions, encode_into};
 
 pub use apply::{apply_files, apply_in_place};
@@ -26,6 +28,21 @@ use file::FileSource;
 /// What is called between pieces of long work from every thread that works: an error ends the work and is passed on.
 pub type Check<'a> = dyn Fn() -> Result<(), StoreError> + Sync + 'a;
 
+/// How patches are applied to files. A number of threads is enough to make it of.
+#[derive(Clone, Copy, Debug)]
+pub struct ApplyOptions<'a> {
+    /// How many threads work on it. 0 counts as 1.
+    pub threads: usize,
+    /// What blocks were made with, if they were.
+    pub dictionary: Option<&'a Arc<Dictionary>>,
+}
+
+impl From<usize> for ApplyOptions<'_> {
+    fn from(threads: usize) -> Self {
+        ApplyOptions { threads, dictionary: None }
+    }
+}
+
 /// Writes the patch that turns file `old` into file `new` to the existing file `out`, and tells what is in it.
 ///
 /// # Errors
@@ -36,7 +53,7 @@ pub fn diff_files(
     old: &Path,
     new: &Path,
     out: &Path,
-    options: &PatchOptions,
+    options: &PatchOptions<'_>,
     check: &Check<'_>,
 ) -> Result<Contents, StoreError> {
     let (old, new) = (FileSource::open(old, check)?, FileSource::open(new, check)?);

@@ -14,7 +14,7 @@ use super::*;
 
 pub(super) const BLOCK: usize = MIN_BLOCK_BYTES as usize;
 
-pub(super) fn options() -> PatchOptions {
+pub(super) fn options() -> PatchOptions<'static> {
     PatchOptions { block_bytes: MIN_BLOCK_BYTES, ..PatchOptions::default() }
 }
 
@@ -407,4 +407,35 @@ fn journal_of_another_file_is_not_followed() {
     let refused = recover(&at("old"), &go_on).unwrap_err();
     assert!(matches!(refused, StoreError::Journal { .. }), "{refused}");
     assert!(fs::read(at("old")).unwrap() == foreign);
+}
+
+#[test]
+fn patch_of_files_made_with_a_dictionary_is_applied_with_it_only_and_leaves_the_file_as_it_was_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let common: Vec<u8> = (0..300_u32).flat_map(|number| format!("field {number}; ").into_bytes()).collect();
+    let mut new = common.clone();
+    new[1_000..1_010].fill(b'!');
+    fs::write(at("old"), b"something else").unwrap();
+    fs::write(at("new"), &new).unwrap();
+    fs::write(at("patch"), b"").unwrap();
+    fs::write(at("made"), b"").unwrap();
+    let dictionary = Arc::new(Dictionary::new(common).unwrap());
+    let with_it = PatchOptions { dictionary: Some(&dictionary), ..options() };
+    diff_files(&at("old"), &at("new"), &at("patch"), &with_it, &go_on).unwrap();
+    assert!(fs::metadata(at("patch")).unwrap().len() < 250);
+    let needed = dictionary.digest();
+    for refused in [
+        apply_files(&at("patch"), &at("old"), &at("made"), 1, &go_on).unwrap_err(),
+        apply_in_place(&at("patch"), &at("old"), 1, &go_on).unwrap_err(),
+    ] {
+        assert!(
+            matches!(refused, StoreError::Patch(PatchError::DictionaryMissing { needed: named }) if named == needed)
+        );
+    }
+    assert_eq!(fs::read(at("old")).unwrap(), b"something else");
+    let with_it = ApplyOptions { threads: 2, dictionary: Some(&dictionary) };
+    apply_files(&at("patch"), &at("old"), &at("made"), with_it, &go_on).unwrap();
+    apply_in_place(&at("patch"), &at("old"), with_it, &go_on).unwrap();
+    assert!(fs::read(at("made")).unwrap() == new && fs::read(at("old")).unwrap() == new);
 }

@@ -37,11 +37,28 @@ class Rule:
             expected maximum of two guesses is more than the larger one, most so where they are close.
         gain: How much of the last error is taken into the correction.
         share: How much of an action's error the other actions are taken to have.
+        least_ratio: A block of which less than this is left, or was expected to be, teaches nothing: how far
+            off the logarithm of next to nothing is says nothing about a full block.
+        most_error: Errors of logarithms count as no more than this.
     """
 
     sharpness: float = 6.0
-    gain: float = 0.5
-    share: float = 0.7
+    gain: float = 0.4
+    share: float = 0.9
+    least_ratio: float = 1 / 16
+    most_error: float = 1.0
+
+    def error(self, actual: Floats, expected: Floats, corrected: Floats) -> Floats:
+        """Give what is to be learned from a block, for each quantity of the action that was taken.
+
+        Args:
+            actual: Logarithms of what came of it, ... x quantities.
+            expected: Likewise what the model predicted.
+            corrected: Likewise the correction that was believed in.
+        """
+        teaches = np.minimum(actual[..., :1], expected[..., :1]) >= np.log(self.least_ratio)
+        error = np.clip(actual - expected - corrected, -self.most_error, self.most_error)
+        return np.where(teaches, error, 0.0)
 
 
 def predicted_logarithms(forest: Forest, table: CostTable) -> Floats:
@@ -138,7 +155,7 @@ def choose(
         best = seconds.argmin(axis=1)
         chosen[:, row] = best
         if corrected:
-            apart = actual[row, best] - predicted[row, best] - errors[every, best]
+            apart = rule.error(actual[row, best], predicted[row, best], errors[every, best])
             apart[best == as_it_is] = 0
             weight = np.full((count, len(table.actions)), rule.share)
             weight[every, best] = 1

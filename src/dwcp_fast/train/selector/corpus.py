@@ -184,6 +184,9 @@ def family_of(path: Path) -> str | None:
     with file_content(path) as content:
         start = content.read(0, LONGEST_START)
     family = FAMILY_OF_ENDING.get(path.suffix.lower())
+    if path.suffix in {".pt", ".pth"} and not start.startswith((b"PK", b"\x80")):
+        # A text in Portuguese, more often than not.
+        return None
     if family in {"weights", "compressed", "object"}:
         return family
     for magic, kind in FAMILY_OF_START.items():

@@ -56,8 +56,9 @@ class Explained:
         per_mib = {action: 1e3 * s / self.raw_bytes * BLOCK_BYTES for action, s in self.seconds.items()}
         others = [f"{action} {ms:.2f}" for action, ms in per_mib.items() if action != self.action][:2]
         plain = [] if self.action == AS_IT_IS else [f"{AS_IT_IS} {per_mib[AS_IT_IS]:.2f}"]
+        blocks = "1 block" if self.blocks == 1 else f"{self.blocks} blocks"
         return (
-            f"at {self.offset / BLOCK_BYTES:g} MiB, {self.blocks} blocks: {self.action}, "
+            f"at {self.offset / BLOCK_BYTES:g} MiB, {blocks}: {self.action}, "
             f"{self.ratio:.3f} of the length in {per_mib[self.action]:.2f} ms/MiB, limited by {self.limit} "
             f"({', '.join(dict.fromkeys(others + plain))})"
         )

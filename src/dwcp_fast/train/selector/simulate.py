@@ -26,16 +26,16 @@ __all__ = ["STREAM_LINKS_BPS", "Link", "blind_seconds", "oracle_seconds", "strea
 STREAM_LINKS_BPS: Final = (10e9, 25e9)
 QUEUED_BYTES: Final = 16 << 20
 """Wire bytes that may wait between two stages."""
-PATIENCE_BLOCKS: Final = 4.0
+PATIENCE_BLOCKS: Final = 8.0
 """How many mean blocks the processor must be behind the link to move the odds of the price e-fold."""
 ODDS_LIMIT: Final = 8.0
 MEMORY: Final = 0.05
 """Weight of the last block in averages."""
 BLOCKS: Final = 512
 """Blocks of a stream, at least: shorter ones are sent over and over."""
-FEATURES_NS: Final = 15_000.0
-FOREST_NS: Final = 20_000.0
-"""What a decision takes, at most: the features of a block, and the trees."""
+FEATURES_NS: Final = 10_000.0
+TREE_NS: Final = 9.5
+"""What a decision takes, measured: the features of a block of 1 MiB, and each tree."""
 
 Floats = NDArray[np.float64]
 
@@ -127,7 +127,7 @@ class Guesses:
         if self.blind:
             self.average[action] += MEMORY * (actual[action] - self.average[action])
             return
-        apart = actual[action] - predicted[action] - self.errors[action]
+        apart = self.rule.error(actual[action], predicted[action], self.errors[action])
         weight = np.full(len(self.errors), self.rule.share)
         weight[action], weight[self.as_it_is] = 1, 0
         self.errors += self.rule.gain * weight[:, None] * apart
@@ -181,11 +181,26 @@ class Queue:
         self.bytes += length
 
 
-def run(table: CostTable, order: NDArray[np.intp], predicted: Floats, guesses: Guesses, link: Link) -> float:
-    """Send blocks and give the seconds until the last one is decoded."""
+def run(
+    table: CostTable,
+    order: NDArray[np.intp],
+    predicted: Floats,
+    guesses: Guesses,
+    link: Link,
+    deciding_ns: float = 0.0,
+) -> float:
+    """Send blocks and give the seconds until the last one is decoded.
+
+    Args:
+        table: What comes of them.
+        order: Their rows.
+        predicted: What a model says of each row.
+        guesses: What is made of that.
+        link: Where they go.
+        deciding_ns: CPU time of each choice.
+    """
     actual = measured_logarithms(table)
     wire_per_byte, cpu_per_ns = 8 / link.bps, 1e-9 / link.cores
-    deciding_ns = 0.0 if guesses.blind else FEATURES_NS + FOREST_NS
     price, to_link, to_decoder = Price(), Queue(), Queue()
     encoded = sent = decoded = 0.0
     file = ""
@@ -227,6 +242,7 @@ def streams(
         For each family and link the rates as shares of the oracle's, and the gain over choosing blindly.
     """
     rule = rule or Rule()
+    deciding_ns = FEATURES_NS + TREE_NS * forest.size()[0]
     start = np.nansum(measured_logarithms(learned), axis=0) / np.maximum(offers(learned), 1)
     told = []
     for family in families:
@@ -243,7 +259,8 @@ def streams(
         for bps in STREAM_LINKS_BPS:
             link = Link(bps)
             best = oracle_seconds(costs, link)
-            by_model = run(rows, order, predicted, Guesses(begin, as_it_is, rule, blind=False), link)
+            sighted = Guesses(begin, as_it_is, rule, blind=False)
+            by_model = run(rows, order, predicted, sighted, link, deciding_ns)
             by_none = run(rows, order, predicted, Guesses(begin, as_it_is, rule, blind=True), link)
             ideal = blind_seconds(costs, link)
             told.append(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dwcp_fast.errors import ConfigError
+from dwcp_fast.train.selector.choosing import AS_IT_IS
 from dwcp_fast.train.selector.forest import (
     LEAF,
     QUANTITIES,
@@ -20,7 +21,7 @@ from dwcp_fast.train.selector.table import CostTable
 
 __all__ = ["Settings", "train"]
 
-RATIO_FLOOR: Final = 1 / 512
+RATIO_FLOOR: Final = 1 / 256
 """What shrinks further than this is as good as free to send: how much further need not be told apart."""
 NS_PER_BYTE_FLOOR: Final = 1e-4
 
@@ -83,10 +84,13 @@ def train(
     grower = Grower(table.features[training], table.features[validation], settings)
     learned: list[list[Ensemble]] = [[] for _ in table.actions]
     for quantity in range(len(QUANTITIES)):
-        target = targets[:, :, quantity]
-        for action, reference in enumerate(references(target[training])):
-            wanted = target[:, action] if reference is None else target[:, action] - target[:, reference]
-            learned[action].append(grower.grow(wanted[training], wanted[validation], reference))
+        fitted, stopping = targets[training, :, quantity], targets[validation, :, quantity]
+        for action in range(len(table.actions)):
+            reference = reference_of(action, fitted, grower.x)
+            less = [0.0, 0.0] if reference is None else [part[:, reference] for part in (fitted, stopping)]
+            learned[action].append(
+                grower.grow(fitted[:, action] - less[0], stopping[:, action] - less[1], reference)
+            )
             if progress is not None:
                 progress(sum(map(len, learned)), len(table.actions) * len(QUANTITIES))
     ensembles = tuple((three[0], three[1], three[2]) for three in learned)
@@ -94,26 +98,32 @@ def train(
 
 
 def targets_of(table: CostTable) -> Floats:
-    """Give the logarithms to be learned, rows x actions x quantities; NaN where an action does not exist."""
+    """Give the logarithms to be learned, rows x actions x quantities; NaN where there is nothing to learn.
+
+    That is so where an action does not exist, and for blocks of one byte value: every action sends those
+    as that value, and their numbers, far from all others, would bend every line.
+    """
     raw = table.raw_bytes[:, None].astype(np.float64)
     ratio = np.clip(table.sizes / raw, RATIO_FLOOR, 1)
     per_byte = (np.maximum(ns / raw, NS_PER_BYTE_FLOOR) for ns in (table.compress_ns, table.decompress_ns))
     targets: Floats = np.log(np.stack([ratio, *per_byte], axis=2))
+    targets[table.sizes[:, table.actions.index(AS_IT_IS)] < table.raw_bytes] = np.nan
     return targets
 
 
-def references(target: Floats) -> list[int | None]:
-    """Choose for each action the one before it that it varies least from, unless it varies less alone.
+def reference_of(action: int, target: Floats, x: NDArray[np.float32]) -> int | None:
+    """Choose the action before this one from which it is told best by a straight line, or none.
 
     Args:
+        action: Number of the action.
         target: One quantity, rows x actions.
+        x: The features of the rows.
     """
-    alone = np.nanvar(target, axis=0)
-    found: list[int | None] = []
-    for action in range(target.shape[1]):
-        apart = [float(np.nanvar(target[:, action] - target[:, other])) for other in range(action)]
-        best = int(np.argmin(apart)) if apart else 0
-        found.append(best if apart and apart[best] < 0.999 * alone[action] else None)
+    best, found = straight(x, target[:, action])[0], None
+    for other in range(action):
+        apart = straight(x, target[:, action] - target[:, other])[0]
+        if apart < 0.99 * best:
+            best, found = apart, other
     return found
 
 
@@ -133,7 +143,7 @@ class Grower:
             raise ConfigError("an action has no measurement in the files to train on")
         if np.ptp(wanted[rows]) < 1e-6 or not stop_rows.any():
             return Ensemble(reference, float(np.float32(wanted[rows].mean())), 0.0, 0, ())
-        base, slope, feature = straight(self.x[rows], wanted[rows])
+        _, base, slope, feature = straight(self.x, wanted)
         left, stop_left = (
             of - base - slope * logarithm_of(x[:, feature])
             for of, x in ((wanted, self.x), (wanted_validation, self.x_validation))
@@ -144,7 +154,7 @@ class Grower:
             "learning_rate": settings.rate,
             "num_leaves": settings.leaves,
             "max_depth": settings.depth,
-            "min_data_in_leaf": 8,
+            "min_data_in_leaf": 4,
             "lambda_l2": 1.0,
             "feature_fraction": 0.8,
             "bagging_fraction": 0.8,
@@ -170,18 +180,24 @@ class Grower:
         return Ensemble(reference, base, slope, feature, tuple(tree for tree in trees if tree is not None))
 
 
-def straight(x: NDArray[np.float32], wanted: Floats) -> tuple[float, float, int]:
-    """Find the feature whose logarithm tells most; give base, slope and its number, rounded to singles."""
+def straight(x: NDArray[np.float32], wanted: Floats) -> tuple[float, float, float, int]:
+    """Find the feature whose logarithm tells most of what is wanted.
+
+    Returns:
+        The variance that is left, and base, slope and number of the feature, the former two as singles.
+    """
+    rows = np.isfinite(wanted)
+    wanted = wanted[rows]
     best = (float(np.var(wanted)), float(wanted.mean()), 0.0, 0)
     for feature in range(x.shape[1]):
-        known = logarithm_of(x[:, feature]).astype(np.float64)
+        known = logarithm_of(x[rows, feature]).astype(np.float64)
         variance = float(np.var(known))
         if variance > 1e-9:
             slope = float(np.mean((known - known.mean()) * (wanted - wanted.mean()))) / variance
             base = float(wanted.mean() - slope * known.mean())
             best = min(best, (float(np.var(wanted - slope * known)), base, slope, feature))
-    _, base, slope, feature = best
-    return float(np.float32(base)), float(np.float32(slope)), feature
+    left, base, slope, feature = best
+    return left, float(np.float32(base)), float(np.float32(slope)), feature
 
 
 def tree_of(structure: dict[str, Any]) -> Tree | None:

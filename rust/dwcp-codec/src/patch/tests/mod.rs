@@ -1,3 +1,4 @@
+mod dictionaries;
 mod hostile;
 mod properties;
 mod scouting;
@@ -14,7 +15,7 @@ use crate::probe::tests::{noise, text, weights};
 
 const BLOCK: usize = MIN_BLOCK_BYTES as usize;
 
-fn small() -> PatchOptions {
+fn small() -> PatchOptions<'static> {
     PatchOptions { block_bytes: MIN_BLOCK_BYTES, ..PatchOptions::default() }
 }
 
