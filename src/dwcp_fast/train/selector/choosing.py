@@ -43,7 +43,7 @@ class Rule:
     """
 
     sharpness: float = 6.0
-    gain: float = 0.4
+    gain: float = 0.2
     share: float = 0.9
     least_ratio: float = 1 / 16
     most_error: float = 1.0
