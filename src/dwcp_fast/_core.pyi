@@ -80,7 +80,7 @@ def patch_encode(
     new: BufferLike,
     width: int | None,
     codec: str,
-    block_bytes: int,
+    block_bytes: int | None,
     search: bool,
     threads: int,
 ) -> bytes: ...
@@ -90,7 +90,7 @@ def patch_encode_files(
     out: PathLike[str],
     width: int | None,
     codec: str,
-    block_bytes: int,
+    block_bytes: int | None,
     search: bool,
     threads: int,
 ) -> PatchTold: ...

@@ -100,7 +100,7 @@ def encode(
     *,
     dtype: str | None = None,
     codec: str = "zstd:1",
-    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    block_bytes: int | None = None,
     search: bool = True,
     threads: int = 1,
 ) -> bytes:
@@ -112,7 +112,8 @@ def encode(
         dtype: Type of the elements (``"bf16"``, ``"fp16"``, ``"fp32"``, ``"fp64"``, ``"int64"`` and so on),
             which makes patches of numbers smaller; None to find it out block by block.
         codec: Codec of what is told in full: ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
-        block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
+        block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB; None for 4 MiB where much has moved
+            or is new, and 1 MiB otherwise.
         search: Whether to look for content that moved, where a block is not much like the base's.
         threads: How many threads work on it, 1 to 256. The patch does not depend on it.
 
@@ -129,7 +130,8 @@ def encode(
     >>> len(patch) < 1000, apply(patch, old) == new
     (True, True)
     """
-    check_block_bytes(block_bytes)
+    if block_bytes is not None:
+        check_block_bytes(block_bytes)
     check_threads(threads)
     return _core.patch_encode(old, new, width_of(dtype), codec, block_bytes, search, threads)
 
@@ -258,7 +260,8 @@ class Snapshot:
             dtype: As for :func:`encode`; the elements of masks and indices are of this type, bytes if it is
                 None.
             codec: As for :func:`encode`.
-            block_bytes: As for :func:`encode`; the patches that are applied must have the same.
+            block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB; the patches that are applied must
+                have the same.
             search: As for :func:`encode`.
             threads: How many threads hash it, 1 to 256.
 
@@ -370,7 +373,7 @@ def diff_files(
     *,
     dtype: str | None = None,
     codec: str = "zstd:1",
-    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    block_bytes: int | None = None,
     search: bool = True,
     threads: int = 1,
 ) -> PatchInfo:
@@ -397,7 +400,8 @@ def diff_files(
         DeltaError: A file was being changed in place when that ended: see :func:`recover`.
         ConfigError: An option cannot be used.
     """
-    check_block_bytes(block_bytes)
+    if block_bytes is not None:
+        check_block_bytes(block_bytes)
     check_threads(threads)
     with staged(Path(patch)) as out:
         told = _core.patch_encode_files(

@@ -23,7 +23,7 @@ pub fn patch_encode<'py>(
     new: Input,
     width: Option<u8>,
     codec: &str,
-    block_bytes: u32,
+    block_bytes: Option<u32>,
     search: bool,
     threads: usize,
 ) -> PyResult<Bound<'py, PyBytes>> {

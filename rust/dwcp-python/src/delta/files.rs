@@ -24,7 +24,7 @@ pub fn patch_encode_files(
     out: PathBuf,
     width: Option<u8>,
     codec: &str,
-    block_bytes: u32,
+    block_bytes: Option<u32>,
     search: bool,
     threads: usize,
 ) -> PyResult<PatchInfo> {

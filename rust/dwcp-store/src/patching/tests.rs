@@ -15,7 +15,7 @@ use super::*;
 const BLOCK: usize = MIN_BLOCK_BYTES as usize;
 
 fn options() -> PatchOptions {
-    PatchOptions { block_bytes: MIN_BLOCK_BYTES, ..PatchOptions::default() }
+    PatchOptions { block_bytes: Some(MIN_BLOCK_BYTES), ..PatchOptions::default() }
 }
 
 fn go_on() -> Result<(), StoreError> {
