@@ -99,7 +99,7 @@ def patch_encode(
     width: int | None,
     codec: str,
     dictionary: Dictionary | None,
-    block_bytes: int,
+    block_bytes: int | None,
     search: bool,
     threads: int,
 ) -> bytes: ...
@@ -110,7 +110,7 @@ def patch_encode_files(
     width: int | None,
     codec: str,
     dictionary: Dictionary | None,
-    block_bytes: int,
+    block_bytes: int | None,
     search: bool,
     threads: int,
 ) -> PatchTold: ...

@@ -107,7 +107,7 @@ def encode(
     dtype: str | None = None,
     codec: str = "zstd:1",
     dictionary: Dictionary | None = None,
-    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    block_bytes: int | None = None,
     search: bool = True,
     threads: int = 1,
 ) -> bytes:
@@ -122,7 +122,8 @@ def encode(
             ``"lz4:ACCELERATION"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         dictionary: What blocks of up to 128 KiB are made with where nothing else is smaller. Whoever applies
             the patch needs it, too.
-        block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
+        block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB; None for 4 MiB where much has moved
+            or is new, and 1 MiB otherwise.
         search: Whether to look for content that moved, where a block is not much like the base's.
         threads: How many threads work on it, 1 to 256. The patch does not depend on it.
 
@@ -139,7 +140,8 @@ def encode(
     >>> len(patch) < 1000, apply(patch, old) == new
     (True, True)
     """
-    check_block_bytes(block_bytes)
+    if block_bytes is not None:
+        check_block_bytes(block_bytes)
     check_threads(threads)
     known = native(dictionary)
     return _core.patch_encode(old, new, width_of(dtype), codec, known, block_bytes, search, threads)
@@ -283,7 +285,8 @@ class Snapshot:
             dtype: As for :func:`encode`; the elements of masks and indices are of this type, bytes if it is
                 None.
             codec: As for :func:`encode`.
-            block_bytes: As for :func:`encode`; the patches that are applied must have the same.
+            block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB; the patches that are applied must
+                have the same.
             search: As for :func:`encode`.
             threads: How many threads hash it, 1 to 256.
 
@@ -396,7 +399,7 @@ def diff_files(
     dtype: str | None = None,
     codec: str = "zstd:1",
     dictionary: Dictionary | None = None,
-    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    block_bytes: int | None = None,
     search: bool = True,
     threads: int = 1,
 ) -> PatchInfo:
@@ -424,7 +427,8 @@ def diff_files(
         DeltaError: A file was being changed in place when that ended: see :func:`recover`.
         ConfigError: An option cannot be used.
     """
-    check_block_bytes(block_bytes)
+    if block_bytes is not None:
+        check_block_bytes(block_bytes)
     check_threads(threads)
     with staged(Path(patch)) as out:
         told = _core.patch_encode_files(

@@ -12,7 +12,7 @@ fn main() {
     let rate = |start: Instant| new.len() as f64 / 1e9 / start.elapsed().as_secs_f64();
     let mut out = vec![0; new.len()];
     for search in [true, false] {
-        let options = PatchOptions { block_bytes, search, ..PatchOptions::default() };
+        let options = PatchOptions { block_bytes: Some(block_bytes), search, ..PatchOptions::default() };
         let mut rates = [0.0_f64; 2];
         let mut length = 0;
         for _ in 0..3 {

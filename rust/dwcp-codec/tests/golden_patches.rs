@@ -99,7 +99,7 @@ fn versions() -> Vec<Vec<u8>> {
 
 /// The name of a golden patch, the versions it is between, and its options.
 fn patches() -> [(&'static str, usize, usize, PatchOptions<'static>); 7] {
-    let zstd = PatchOptions { block_bytes: MIN_BLOCK_BYTES, ..PatchOptions::default() };
+    let zstd = PatchOptions { block_bytes: Some(MIN_BLOCK_BYTES), ..PatchOptions::default() };
     let typed = PatchOptions { width: Some(2), ..zstd };
     let lz4 = PatchOptions { codec: Codec::Lz4, search: false, ..zstd };
     let dictionary = PatchOptions { dictionary: Some(&DICTIONARY), search: false, ..zstd };

@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let directory = tempfile::tempdir().expect("there is room");
     let at = |name: &str| directory.path().join(name);
-    let options = PatchOptions { block_bytes: 0x1_0000, ..PatchOptions::default() };
+    let options = PatchOptions { block_bytes: Some(0x1_0000), ..PatchOptions::default() };
     let mut versions = vec![noise(seed, usize::from(seed) * 600)];
     let mut chain = Vec::new();
     for step in told.as_chunks().0.iter().take(usize::from(count % 3) + 1) {

@@ -19,7 +19,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((&[width, at_low, at_high, flip, cut], rest)) = data.split_first_chunk() else { return };
     let (old, new) = rest.split_at(rest.len() * usize::from(cut) / 256);
     let width = [None, Some(1), Some(2), Some(4), Some(8)][usize::from(width % 5)];
-    let options = PatchOptions { block_bytes: 0x1_0000, width, ..PatchOptions::default() };
+    let options = PatchOptions { block_bytes: Some(0x1_0000), width, ..PatchOptions::default() };
     let mut encoded = patch::encode(old, new, &options).expect("options are valid");
     assert!(apply(&encoded, old).as_deref() == Ok(new));
     let at = usize::from(u16::from_le_bytes([at_low, at_high])) % encoded.len();

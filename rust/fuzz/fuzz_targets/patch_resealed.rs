@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|data: &[u8]| {
     let Some((&[cut, changes, ref places @ ..], rest)) = data.split_first_chunk::<18>() else { return };
     let (old, new) = rest.split_at(rest.len() * usize::from(cut) / 256);
-    let options = PatchOptions { block_bytes: 0x1_0000, ..PatchOptions::default() };
+    let options = PatchOptions { block_bytes: Some(0x1_0000), ..PatchOptions::default() };
     let mut encoded = patch::encode(old, new, &options).expect("options are valid");
     for place in places.chunks(4).take(usize::from(changes % 5)) {
         let at = usize::from(u16::from_le_bytes([place[0], place[1]])) % encoded.len();

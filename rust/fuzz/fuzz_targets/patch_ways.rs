@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let (old, new) = pair(seed, told);
     let width = [None, Some(1), Some(2), Some(4), Some(8)][usize::from(width % 5)];
-    let options = PatchOptions { block_bytes: 0x1_0000, width, ..PatchOptions::default() };
+    let options = PatchOptions { block_bytes: Some(0x1_0000), width, ..PatchOptions::default() };
     let mut encoded = patch::encode(&old, &new, &options).expect("options are valid");
     for place in places.chunks_exact(4).take(usize::from(changes % 5)) {
         let at = u32::from_le_bytes([place[0], place[1], place[2], 0]) as usize % encoded.len();

@@ -88,7 +88,7 @@ fuzz_target!(|data: &[u8]| {
                 expect(&snapshot, &held, &new, &patch);
             }
             _ => {
-                let options = PatchOptions { block_bytes: 0x1_0000, ..PatchOptions::default() };
+                let options = PatchOptions { block_bytes: Some(0x1_0000), ..PatchOptions::default() };
                 let mut encoded = patch::encode(&held, &new, &options).expect("options are valid");
                 let at = usize::from(*extra) * 7919 % encoded.len();
                 encoded[at] ^= step[4] & 0x11;

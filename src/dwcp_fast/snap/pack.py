@@ -81,7 +81,9 @@ def pack(
             if progress is not None:
                 progress(name)
             patch = Path(scratch, f"patch-{len(patches)}")
-            told = diff_files(bases.get(name, nothing), parts[name], patch, codec=codec)
+            told = diff_files(
+                bases.get(name, nothing), parts[name], patch, codec=codec, block_bytes=DEFAULT_BLOCK_BYTES
+            )
             target_version = Version(told.target_bytes, told.target_digest)
             base_version = Version(told.base_bytes, told.base_digest)
             made.append(Part(name, target_version, base_version, end, told.patch_bytes))

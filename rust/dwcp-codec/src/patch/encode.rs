@@ -21,8 +21,9 @@ use crate::{page, probe};
 /// How a patch is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PatchOptions<'a> {
-    /// Size of a block in bytes: a power of two from 64 KiB to 4 MiB.
-    pub block_bytes: u32,
+    /// Size of a block in bytes: a power of two from 64 KiB to 4 MiB. `None` for 4 MiB where much has moved or is
+    /// new, and 1 MiB otherwise.
+    pub block_bytes: Option<u32>,
     /// Bytes per element of the data (1, 2, 4 or 8); `None` to find out block by block.
     pub width: Option<u8>,
     /// The codec of blocks that are told in full.
@@ -36,10 +37,10 @@ pub struct PatchOptions<'a> {
 }
 
 impl Default for PatchOptions<'_> {
-    /// Blocks of 1 MiB, elements found out, zstd level 1, one thread, with search.
+    /// Blocks and elements found out, zstd level 1, one thread, with search.
     fn default() -> Self {
         PatchOptions {
-            block_bytes: 0x10_0000,
+            block_bytes: None,
             width: None,
             codec: Codec::Zstd { level: 1 },
             dictionary: None,
@@ -131,7 +132,11 @@ where
     N: Source<Error = O::Error> + ?Sized,
 {
     expect_width(options.width)?;
-    let mut head = PatchHead::new(options.block_bytes, old.size(), new.size())?;
+    let block_bytes = match options.block_bytes {
+        Some(block_bytes) => block_bytes,
+        None => scout::choose_block_bytes(old, new, options.width)?,
+    };
+    let mut head = PatchHead::new(block_bytes, old.size(), new.size())?;
     if let Some(dictionary) = options.dictionary.filter(|_| head.has_short_block()) {
         head = head.naming(dictionary.digest());
     }

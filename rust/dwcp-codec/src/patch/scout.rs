@@ -22,6 +22,43 @@ pub(super) const ALL_SHARES: usize = 8;
 /// One in this many bytes is equal by chance, in text and programs.
 const LEAST_EQUAL_SHARE: usize = 8;
 
+/// How many places are looked at to choose a length of blocks, and how many bytes there.
+const PLACES: u64 = 64;
+const PLACE_BYTES: u64 = 4 << 10;
+/// Where one in this many places has nothing to do with the base there, blocks are long.
+const LONG_SHARE: u64 = 16;
+const LONG_BLOCK_BYTES: u32 = 4 << 20;
+/// Otherwise they are of this length.
+pub(super) const BLOCK_BYTES: u32 = 1 << 20;
+
+/// The length of blocks, in bytes, that is likely to make the best patch from `old` to `new`, elements of `width` bytes.
+///
+/// What changes where it is, is told best by short blocks: the rest of them stays the same. What moves, or comes anew,
+/// is told best by long ones, within which more can be found again.
+pub(super) fn choose_block_bytes<O, N>(old: &O, new: &N, width: Option<u8>) -> Result<u32, O::Error>
+where
+    O: Source + ?Sized,
+    N: Source<Error = O::Error> + ?Sized,
+{
+    if width.is_some() || old.size() == 0 {
+        return Ok(BLOCK_BYTES);
+    }
+    let size = new.size();
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    let (mut places, mut elsewhere) = (0, 0);
+    for at in (0..size).step_by((size / PLACES).max(PLACE_BYTES) as usize) {
+        let length = (size - at).min(PLACE_BYTES);
+        let held = old.size().saturating_sub(at).min(length);
+        let is_elsewhere = held == 0 || {
+            let old = old.read(at, held as usize, &mut before)?;
+            share_elsewhere(old, new.read(at, length as usize, &mut after)?) == ALL_SHARES
+        };
+        places += 1;
+        elsewhere += u64::from(is_elsewhere);
+    }
+    Ok(if elsewhere * LONG_SHARE > places { LONG_BLOCK_BYTES } else { BLOCK_BYTES })
+}
+
 /// Remembers parts of base and target, and adds up what a search might have saved so far.
 pub(super) struct Scout {
     index: Index,

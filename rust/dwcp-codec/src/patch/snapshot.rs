@@ -8,6 +8,7 @@ use super::error::PatchError;
 use super::format::{PatchHead, expect_width};
 use super::overlay::{Assigned, Checked, Mask, Masked, Overlaid, Overlay};
 use super::parallel;
+use super::scout::BLOCK_BYTES;
 use super::source::Source;
 use crate::codec::Codec;
 use crate::digest::{self, Digest};
@@ -15,7 +16,7 @@ use crate::digest::{self, Digest};
 /// How the patches of a snapshot are made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SnapshotOptions {
-    /// As in [`PatchOptions`].
+    /// Size of a block in bytes: a power of two from 64 KiB to 4 MiB.
     pub block_bytes: u32,
     /// As in [`PatchOptions`]. Masked and sparse changes take it as the size of their elements, 1 if there is none.
     pub width: Option<u8>,
@@ -26,10 +27,10 @@ pub struct SnapshotOptions {
 }
 
 impl Default for SnapshotOptions {
-    /// Those of [`PatchOptions`].
+    /// Blocks of 1 MiB, and otherwise those of [`PatchOptions`].
     fn default() -> SnapshotOptions {
-        let PatchOptions { block_bytes, width, codec, search, .. } = PatchOptions::default();
-        SnapshotOptions { block_bytes, width, codec, search }
+        let PatchOptions { width, codec, search, .. } = PatchOptions::default();
+        SnapshotOptions { block_bytes: BLOCK_BYTES, width, codec, search }
     }
 }
 
@@ -212,7 +213,8 @@ impl Snapshot {
 
     fn encode<N: Source + ?Sized>(&self, new: &N, threads: usize) -> Result<(Vec<u8>, Encoded), N::Error> {
         let SnapshotOptions { block_bytes, width, codec, search } = self.options;
-        let options = PatchOptions { block_bytes, width, codec, threads, search, dictionary: None };
+        let options =
+            PatchOptions { block_bytes: Some(block_bytes), width, codec, threads, search, dictionary: None };
         let mut patch = Vec::new();
         let made = encode_into(&Slice::new(&self.bytes), new, Some(&self.leaves), &options, |part| {
             append(&mut patch, part.bytes()).map_err(N::Error::from)

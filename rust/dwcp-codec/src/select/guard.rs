@@ -9,10 +9,10 @@ const DOUBT: f64 = 1.5;
 const WORTH_TRYING: f64 = 1.1;
 /// What a trial may cost beyond what the controller would choose, in blocks. What is held may cost so much of the time
 /// that it is held for.
-const TRIAL_EXCESS: f64 = 6.0;
+const TRIAL_EXCESS: f64 = 4.0;
 const HELD_EXCESS: f64 = 0.4;
 /// Blocks before the first trial, and between trials that have shown nothing at first and at most.
-const FIRST: u64 = 96;
+const FIRST: u64 = 256;
 const INTERVAL: u64 = 192;
 const MOST_INTERVAL: u64 = 16_384;
 /// Blocks for which a fixed action is stayed with at first and at most.

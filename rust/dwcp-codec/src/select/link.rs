@@ -11,12 +11,13 @@ const EXPLAINED: f64 = 4.0;
 /// How long blocks must be under way for the link to have a queue: so many times the least, and this much longer.
 const QUEUED_TIMES: f64 = 3.0;
 const QUEUED_S: f64 = 0.01;
-/// How fast the estimate grows by itself with each block while the link keeps nobody waiting: before it ever did, and
-/// after that.
-const FIRST_GROWTH: f64 = 1.25;
-const GROWTH: f64 = 1.04;
+/// By which share the estimate grows by itself with a block while the link keeps nobody waiting: right after it did,
+/// how much more with each block since, and at most, as before it ever did.
+const GROWTH: f64 = 0.04;
+const ACCELERATION: f64 = 1.15;
+const MOST_GROWTH: f64 = 0.25;
 /// How far it grows beyond what was ever seen.
-const MOST_GROWTH: f64 = 8.0;
+const MOST_BEYOND: f64 = 8.0;
 /// How fast it follows what is seen while the link does.
 const FOLLOW: f64 = 0.3;
 
@@ -28,8 +29,9 @@ pub(super) struct Link {
     /// What is allowed on it, in bytes a second.
     allowed: f64,
     rate: Option<f64>,
-    /// The link was what everything waited for at least once.
-    was_limit: bool,
+    /// The share by which it grows with the next block that the link keeps waiting for nothing.
+    growth: f64,
+    lanes: u32,
     /// What is left of sums over blocks with each new one.
     decay: f64,
     /// Sums over the last blocks, in seconds and bytes.
@@ -54,7 +56,8 @@ impl Link {
             is_local,
             allowed: allowed.map_or(f64::INFINITY, |rate| rate.max(1.0)),
             rate: allowed,
-            was_limit: false,
+            growth: MOST_GROWTH,
+            lanes,
             decay: 1.0 - 1.0 / f64::from(4 + 2 * lanes.min(64)),
             busy_wall_s: 0.0,
             busy_cpu_s: 0.0,
@@ -123,8 +126,9 @@ impl Link {
         if self.is_limit() {
             return;
         }
-        let growth = if self.was_limit { GROWTH } else { FIRST_GROWTH };
-        let grown = (rate.max(self.seen()) * growth).min(MOST_GROWTH * self.most_seen);
+        let growth = 1.0 + self.growth;
+        self.growth = (self.growth * ACCELERATION).min(MOST_GROWTH);
+        let grown = (rate.max(self.seen()) * growth).min(MOST_BEYOND * self.most_seen);
         self.rate = Some(rate.max(grown).min(self.allowed));
     }
 
@@ -139,12 +143,16 @@ impl Link {
         let seen = self.seen();
         self.most_seen = (self.most_seen * 0.999).max(seen);
         let rate = self.rate.unwrap_or_else(|| {
-            // The first acknowledgement came at some time between two looks.
+            // The first acknowledgement came at some time between two looks, and the block had the link for itself
+            // or shared it with those of all lanes.
             let least = delivery.latency_s.max(delivery.since_s / 16.0);
-            delivery.wire_bytes as f64 / (least * delivery.since_s).sqrt().max(1e-6)
+            let share = f64::from(self.lanes.min(16)).sqrt();
+            share * delivery.wire_bytes as f64 / (least * delivery.since_s).sqrt().max(1e-6)
         });
         let is_limit = self.is_limit();
-        self.was_limit |= is_limit;
+        if is_limit {
+            self.growth = GROWTH;
+        }
         let followed = if is_limit { rate + FOLLOW * (seen - rate) } else { rate };
         self.rate = Some(followed.min(self.allowed));
         between

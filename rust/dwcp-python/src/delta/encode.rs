@@ -25,7 +25,7 @@ pub fn patch_encode<'py>(
     width: Option<u8>,
     codec: &str,
     dictionary: Option<&Dictionary>,
-    block_bytes: u32,
+    block_bytes: Option<u32>,
     search: bool,
     threads: usize,
 ) -> PyResult<Bound<'py, PyBytes>> {

@@ -26,7 +26,7 @@ pub fn patch_encode_files(
     width: Option<u8>,
     codec: &str,
     dictionary: Option<&Dictionary>,
-    block_bytes: u32,
+    block_bytes: Option<u32>,
     search: bool,
     threads: usize,
 ) -> PyResult<PatchInfo> {

@@ -15,7 +15,7 @@ use super::*;
 pub(super) const BLOCK: usize = MIN_BLOCK_BYTES as usize;
 
 pub(super) fn options() -> PatchOptions<'static> {
-    PatchOptions { block_bytes: MIN_BLOCK_BYTES, ..PatchOptions::default() }
+    PatchOptions { block_bytes: Some(MIN_BLOCK_BYTES), ..PatchOptions::default() }
 }
 
 pub(super) fn go_on() -> Result<(), StoreError> {

@@ -55,7 +55,7 @@ fn patch_without_a_block_for_a_dictionary_needs_none() {
     assert_eq!((parsed.head().dictionary(), parsed.needed_dictionary()), (Some(dictionary.digest()), None));
     assert!(apply(&patch, &old).unwrap() == new);
     // None of the blocks is short, so that nothing is said of it.
-    let large = PatchOptions { block_bytes: MAX_BLOCK_BYTES, ..with_it };
+    let large = PatchOptions { block_bytes: Some(MAX_BLOCK_BYTES), ..with_it };
     let patch = encode(&old, &text(MAX_BLOCK_BYTES as usize), &large).unwrap();
     assert_eq!(Patch::parse(&patch).unwrap().head().dictionary(), None);
 }

@@ -16,7 +16,7 @@ use crate::probe::tests::{noise, text, weights};
 const BLOCK: usize = MIN_BLOCK_BYTES as usize;
 
 fn small() -> PatchOptions<'static> {
-    PatchOptions { block_bytes: MIN_BLOCK_BYTES, ..PatchOptions::default() }
+    PatchOptions { block_bytes: Some(MIN_BLOCK_BYTES), ..PatchOptions::default() }
 }
 
 fn apply(patch: &[u8], old: &[u8]) -> Result<Vec<u8>, PatchError> {
@@ -199,7 +199,7 @@ fn source_that_fails_ends_the_work_with_its_own_error() {
 #[test]
 fn options_outside_the_format_are_refused() {
     for block_bytes in [0, 1, MIN_BLOCK_BYTES / 2, MIN_BLOCK_BYTES + 1, 2 * MAX_BLOCK_BYTES] {
-        let refused = encode(b"old", b"new", &PatchOptions { block_bytes, ..small() });
+        let refused = encode(b"old", b"new", &PatchOptions { block_bytes: Some(block_bytes), ..small() });
         assert!(matches!(refused, Err(PatchError::BlockBytes { .. })), "{block_bytes}");
     }
     let refused = encode(b"old", b"new", &PatchOptions { width: Some(3), ..small() });

@@ -65,7 +65,7 @@ proptest! {
         search in any::<bool>(),
     ) {
         let new = edited(&old, &edits);
-        let one = PatchOptions { block_bytes: 1 << block_log, width, codec, threads: 1, search, dictionary: None };
+        let one = PatchOptions { block_bytes: Some(1 << block_log), width, codec, threads: 1, search, dictionary: None };
         let patch = encode(&old, &new, &one).unwrap();
         let three = encode(&old, &new, &PatchOptions { threads: 3, ..one }).unwrap();
         prop_assert!(patch == three);

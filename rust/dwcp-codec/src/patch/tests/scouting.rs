@@ -63,3 +63,23 @@ fn block_of_which_only_the_end_is_shifted_is_found() {
     let (length, ..) = made(&old, &new);
     assert!(length < 1_000, "{length}");
 }
+
+#[test]
+fn blocks_are_long_where_content_moved_and_short_where_it_changes_in_place() {
+    let old: Vec<u8> = noise(1, 9 << 20);
+    let chosen = |new: &[u8], width| {
+        let patch = encode(&old, new, &PatchOptions { width, ..PatchOptions::default() }).unwrap();
+        let patch = Patch::parse(&patch).unwrap();
+        assert!(apply(patch.bytes(), &old).unwrap() == new);
+        patch.block_bytes()
+    };
+    let mut changed = old.clone();
+    changed.iter_mut().step_by(5_000).for_each(|byte| *byte ^= 1);
+    assert_eq!(chosen(&changed, None), 1 << 20);
+    assert_eq!(chosen(&changed[..8 << 20], None), 1 << 20);
+    let moved = [b"more", &old[..]].concat();
+    assert_eq!(chosen(&moved, None), 4 << 20);
+    assert_eq!(chosen(&moved, Some(2)), 1 << 20);
+    changed[4 << 20..5 << 20].copy_from_slice(&noise(2, 1 << 20));
+    assert_eq!(chosen(&changed, None), 4 << 20);
+}
