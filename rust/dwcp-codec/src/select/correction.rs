@@ -8,6 +8,9 @@ const COUNT: usize = Action::ALL.len();
 const WEIGHT: f64 = 0.1;
 /// Bounds of a correction's logarithm.
 const MOST: f64 = 2.0;
+/// A block of which less than this is left, or was expected to be, tells nothing of a model's errors on full ones: how
+/// far off the logarithm of next to nothing is may be anything.
+const LEAST_RATIO: f64 = 1.0 / 16.0;
 /// Bounds of how much the content can shrink against what is usual, as a power of it.
 const STRENGTH: (f64, f64) = (0.02, 6.0);
 
@@ -104,6 +107,9 @@ impl Corrections {
     pub(super) fn learn(&mut self, decision: &Decision, actual: Estimate) {
         let action = decision.action.index();
         let expected = decision.expected;
+        if decision.predicted && actual.ratio.min(expected.ratio) < LEAST_RATIO {
+            return;
+        }
         let log_ratio = actual.ratio.clamp(1e-6, 1.0).ln();
         // What was expected had the correction of that time in it; that it may have moved since does no harm.
         let time_error = (actual.ns_per_byte.max(1e-3) / expected.ns_per_byte.max(1e-3)).ln();
@@ -121,5 +127,31 @@ impl Corrections {
 
     fn usual(&self, action: usize) -> f64 {
         self.strength * PRIORS[action].ratio.ln()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::controller::{Controller, Settings};
+    use super::*;
+
+    #[test]
+    fn blocks_of_which_next_to_nothing_is_left_teach_nothing_of_full_ones() {
+        let settings =
+            Settings { lanes: 1, cores: 1, round_trip_s: None, is_local: false, limit_bytes_per_s: None };
+        let mut decision = Controller::new(settings).decide(Look::Unseen, None, 0.0);
+        (decision.action, decision.predicted) = (Action::Zstd1, true);
+        let full = [Estimate { ratio: 0.5, ns_per_byte: 2.0 }; COUNT];
+        let untaught = Corrections::default().estimates(Look::Predicted(&full));
+        let mut taught = |expected, actual| {
+            let mut corrections = Corrections::default();
+            decision.expected = Estimate { ratio: expected, ns_per_byte: 0.01 };
+            corrections.learn(&decision, Estimate { ratio: actual, ns_per_byte: 0.1 });
+            corrections.estimates(Look::Predicted(&full))
+        };
+        for (expected, actual) in [(0.002, 1e-6), (0.5, 0.01), (0.01, 0.5)] {
+            assert_eq!(taught(expected, actual), untaught, "{expected} {actual}");
+        }
+        assert_ne!(taught(0.5, 0.4), untaught);
     }
 }
