@@ -50,7 +50,6 @@ for command in (train, evaluate, explain):
 @click.option("--out", required=True, type=FILE, metavar="DIR", help="Where the table and the manifest go.")
 @click.option(
     "--source",
-    "sources",
     multiple=True,
     metavar="NAME=PATH[,...]",
     help="More files: one, those of a folder, or those of a pattern; then any of family=NAME, width=BYTES of "
@@ -73,7 +72,7 @@ for command in (train, evaluate, explain):
 @output_options
 def collect(
     out: Path,
-    sources: tuple[str, ...],
+    source: tuple[str, ...],
     system: bool,
     exclude: tuple[Path, ...],
     blocks: int,
@@ -92,8 +91,8 @@ def collect(
 
     options = CollectOptions(blocks=blocks, repeats=repeats, file_timeout_s=file_timeout, seed=seed)
     candidates = []
-    for source in [parse_source(text) for text in sources]:
-        candidates += source_candidates(source, seed, files)
+    for parsed in [parse_source(text) for text in source]:
+        candidates += source_candidates(parsed, seed, files)
     if system:
         printer.note("looking for files")
         candidates += system_corpus(Path("/"), seed, files, exclude)

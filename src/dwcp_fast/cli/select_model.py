@@ -19,7 +19,6 @@ STREAMS: Final = ("guest", "disk")
 
 TABLES = click.option(
     "--table",
-    "tables",
     type=FILE,
     multiple=True,
     required=True,
@@ -43,7 +42,7 @@ MODEL = click.option("--model", type=FILE, help="The model; the one that comes w
 @click.option("--trees", default=None, type=click.IntRange(1, 1024), help="Trees for each quantity, at most.")
 @SEED
 @output_options
-def train(tables: tuple[Path, ...], out: Path, trees: int | None, seed: int, printer: Output) -> None:
+def train(table: tuple[Path, ...], out: Path, trees: int | None, seed: int, printer: Output) -> None:
     """Train a model."""
     # Imported late: few commands need it, and numpy takes a tenth of a second.
     from dwcp_fast.train.selector.dataset import read_dataset
@@ -54,7 +53,7 @@ def train(tables: tuple[Path, ...], out: Path, trees: int | None, seed: int, pri
     from dwcp_fast.train.selector.training import Settings
     from dwcp_fast.train.selector.training import train as fit
 
-    dataset = read_dataset(tables)
+    dataset = read_dataset(table)
     settings = Settings(seed=seed) if trees is None else Settings(seed=seed, trees=trees)
     splits = dataset.splits
     forest = fit(
@@ -98,7 +97,7 @@ def train(tables: tuple[Path, ...], out: Path, trees: int | None, seed: int, pri
 @SEED
 @output_options
 def evaluate(
-    tables: tuple[Path, ...],
+    table: tuple[Path, ...],
     model: Path | None,
     split: str,
     leave_out: tuple[Literal["file", "family"], ...],
@@ -112,10 +111,10 @@ def evaluate(
     from dwcp_fast.train.selector.dataset import read_dataset
     from dwcp_fast.train.selector.evaluation import evaluate as judge
     from dwcp_fast.train.selector.modelfile import read_forest
-    from dwcp_fast.train.selector.report import tables as lines_of
+    from dwcp_fast.train.selector.report import tables
     from dwcp_fast.train.selector.simulate import streams
 
-    dataset = read_dataset(tables)
+    dataset = read_dataset(table)
     forest = read_forest(selector_bytes(model))
     judged, learned = dataset.part(split), dataset.part("train")
     figures: dict[str, Any] = {"type": "evaluation", "split": split}
@@ -123,7 +122,7 @@ def evaluate(
     figures["streams"] = streams(forest, judged, learned, STREAMS)
     seeds = range(seed, seed + rounds)
     figures["cross"] = {by: cross(dataset, by, seeds, progress=teller(printer, by)) for by in leave_out}
-    printer.result(figures, "\n".join(lines_of(figures)))
+    printer.result(figures, "\n".join(tables(figures)))
 
 
 def teller(printer: Output, by: str) -> Any:
