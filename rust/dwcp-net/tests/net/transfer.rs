@@ -255,9 +255,9 @@ fn codec_of_each_block_follows_content_and_link_and_is_accounted_for() {
     assert_eq!(selection.summary.reasons.iter().sum::<u64>() + fill.blocks, sent.blocks_sent);
     assert!(shares[Action::None.index()].raw_bytes >= 900_000, "{shares:?}");
     // At 4 MB a second it would be foolish not to compress the text.
-    assert!(sent.bytes_wire < 1_700_000, "{} {shares:?}", sent.bytes_wire);
-    let rate = selection.summary.link_bytes_per_s.unwrap();
-    assert!((200_000.0..100_000_000.0).contains(&rate), "{rate}");
+    assert!(sent.bytes_wire < sent.bytes_sent_raw / 2, "{} {shares:?}", sent.bytes_wire);
+    // What it measured on this machine is not for a test to say.
+    assert!(selection.summary.link_bytes_per_s.unwrap() > 0.0);
 }
 
 #[test]
