@@ -1,7 +1,7 @@
 //! Makes one lane: TCP, TLS, prefaces, HELLO and WELCOME.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dwcp_proto::frame::{
     ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, Frame, Hello, Secret, Security, SessionId, Takes, Welcome,
@@ -71,6 +71,8 @@ pub(crate) struct Dialled {
     pub(crate) welcome: Welcome,
     /// How long the TCP handshake took.
     pub(crate) round_trip: Duration,
+    /// How long the peer itself took to answer: more, where something on the way has answered for it before.
+    pub(crate) answer_time: Duration,
 }
 
 /// What a failure of the first lane of all means.
@@ -123,9 +125,11 @@ pub(crate) fn open_lane(
         fetches: options.fetches,
     };
     // HELLO does not wait for the answer to the preface: that would cost every lane a round trip.
+    let greeted = Instant::now();
     lane.send_behind(&preface::encode(ours.0, ours.1), &Frame::Hello(hello))?;
     let mut answer = [0; PREFACE_BYTES];
     lane.recv_bytes(&mut answer).map_err(|error| explain(error, security))?;
+    let answer_time = greeted.elapsed();
     let theirs = preface::decode(&answer)?;
     let version = preface::agree(ours, theirs).ok().filter(|version| *version == ours.1);
     let version = version.ok_or(NetError::Version { ours, theirs })?;
@@ -146,7 +150,7 @@ pub(crate) fn open_lane(
         return Err(NetError::Auth { reason });
     }
     lane.enter(&welcome.session, options.idle_timeout, halt);
-    Ok(Dialled { lane, welcome, round_trip })
+    Ok(Dialled { lane, welcome, round_trip, answer_time })
 }
 
 /// Says what a connection that ends in the handshake is likely to mean.

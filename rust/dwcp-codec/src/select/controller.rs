@@ -28,8 +28,9 @@ const LOG_WORTH: f64 = 4.0;
 const WEIGHT: f64 = 0.1;
 /// A round trip below this many seconds lets hope for a fast link.
 const NEAR_S: f64 = 0.002;
-/// The most that a link is taken to carry before anything was acknowledged, in bytes a second.
-const UNKNOWN_RATE: f64 = 3e8;
+/// The most that a link is taken to carry before anything was acknowledged, in bytes a second: the first where a round
+/// trip is below [`NEAR_S`], less where it is longer, and the second where it is long.
+const UNKNOWN_RATE: [f64; 2] = [3e8, 5e7];
 /// About the length of a block.
 const FIRST_BYTES: f64 = 1_048_576.0;
 /// After so many blocks in a row that were not worth compressing, not every one is looked at.
@@ -499,9 +500,11 @@ impl Controller {
         if matches!(look, Look::Incompressible | Look::Unseen) || (is_first && is_near) {
             return Action::None;
         }
-        let waited_s = at_s - started_s - self.settings.round_trip_s.unwrap_or(0.0);
+        let round_trip_s = self.settings.round_trip_s.unwrap_or(0.0);
+        let waited_s = at_s - started_s - round_trip_s;
         let most = f64::from(self.settings.lanes) * FIRST_BYTES / waited_s.max(1e-6);
-        let rate = most.min(UNKNOWN_RATE);
+        let [near, far] = UNKNOWN_RATE;
+        let rate = most.min((near * NEAR_S / round_trip_s.max(NEAR_S)).max(far));
         let log_worth = self.balanced(estimates, width, rate);
         self.cheapest(estimates, width, rate / self.processors() * log_worth.exp())
     }

@@ -82,15 +82,18 @@ impl Selector {
         Selection { has_model: self.model.is_some(), summary: summary.since(earlier) }
     }
 
-    /// Makes the controller on the first lane, of which is known whether the peer is on this machine, and how long a
-    /// round trip takes where this side has dialled.
-    pub(super) fn settle(&self, is_local: bool, round_trip: Option<Duration>) {
+    /// Makes the controller on the first lane, of which is known whether the peer has an address of this machine, and
+    /// how long it took to answer where this side has dialled.
+    pub(super) fn settle(&self, is_here: bool, answer_time: Option<Duration>) {
+        /// Who takes longer is elsewhere, behind something on this machine that passes the connection on.
+        const LOCAL: Duration = Duration::from_millis(10);
         lock(&self.controller).get_or_insert_with(|| {
+            let is_local = is_here && answer_time.is_none_or(|time| time < LOCAL);
             let settings = Settings {
                 lanes: u32::from(self.lanes),
                 cores: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
-                // A listener that serves has made no handshake from which to tell.
-                round_trip_s: if is_local { Some(0.0) } else { round_trip.map(|time| time.as_secs_f64()) },
+                // A busy machine takes its time to answer itself, and a listener that serves has not asked.
+                round_trip_s: if is_local { Some(0.0) } else { answer_time.map(|time| time.as_secs_f64()) },
                 is_local,
                 limit_bytes_per_s: self.limit_bytes_per_s.map(|rate| rate as f64),
             };

@@ -1,7 +1,7 @@
 //! The thread of one lane: makes it, works on it, and makes it again when it was lost.
 
 use std::sync::MutexGuard;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dwcp_codec::Digest;
 use dwcp_codec::block::{BlockEncoder, MAX_DICTIONARY_BLOCK_BYTES};
@@ -134,7 +134,7 @@ fn await_need(shared: &Shared, number: u16) -> Option<(u64, Option<Link>)> {
 
 /// Takes a lane that was made into the session, and works on it. Tells whether it was worth making.
 fn live(shared: &Shared, dialled: Dialled, number: u16, epoch: u64) -> Result<bool, NetError> {
-    let Dialled { mut lane, round_trip, .. } = dialled;
+    let Dialled { mut lane, round_trip, answer_time, .. } = dialled;
     let (waker, wake) = wake_pair()?;
     let id = {
         let mut state = lock(&shared.state);
@@ -143,7 +143,9 @@ fn live(shared: &Shared, dialled: Dialled, number: u16, epoch: u64) -> Result<bo
             lane.close();
             return Ok(true);
         }
-        state.round_trip = Some(state.round_trip.map_or(round_trip, |known| known.min(round_trip)));
+        let least = |known: Option<Duration>, time| Some(known.map_or(time, |known| known.min(time)));
+        state.round_trip = least(state.round_trip, round_trip);
+        state.answer_time = least(state.answer_time, answer_time);
         state.attach(number, waker, lane.closer())
     };
     Ok(work(shared, lane, id, epoch, wake))
@@ -155,7 +157,7 @@ pub(crate) fn work(shared: &Shared, mut lane: Lane, id: LaneId, epoch: u64, wake
     let (peer, local) = (lane.transport().peer_addr(), lane.transport().local_addr());
     shared.observer.event(Event::LaneUp { lane: id, peer });
     if let Some(selector) = &shared.selector {
-        selector.settle(peer.ip() == local.ip(), lock(&shared.state).round_trip);
+        selector.settle(peer.ip() == local.ip(), lock(&shared.state).answer_time);
     }
     let mut worker = Worker {
         shared,
