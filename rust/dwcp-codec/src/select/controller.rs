@@ -281,9 +281,11 @@ impl Controller {
     #[must_use]
     pub fn new(settings: Settings) -> Controller {
         let lanes = settings.lanes.max(1);
+        // One acknowledgement over a long way tells of the queues on it, too, which may take all at once.
+        let first_rate = if is_near(&settings) { f64::INFINITY } else { unknown_rate(&settings) };
         Controller {
             settings: Settings { lanes, cores: settings.cores.max(1), ..settings },
-            link: Link::new(lanes, settings.is_local, settings.limit_bytes_per_s),
+            link: Link::new(lanes, settings.is_local, settings.limit_bytes_per_s, first_rate),
             corrections: Corrections::default(),
             guard: Guard::new(lanes),
             log_worth: None,
@@ -494,17 +496,15 @@ impl Controller {
         width: Option<u8>,
         at_s: f64,
     ) -> Action {
-        let is_near = self.settings.round_trip_s.is_some_and(|time| time < NEAR_S);
+        let is_near = is_near(&self.settings);
         let is_first = self.started_s.is_none();
         let started_s = *self.started_s.get_or_insert(at_s);
         if matches!(look, Look::Incompressible | Look::Unseen) || (is_first && is_near) {
             return Action::None;
         }
-        let round_trip_s = self.settings.round_trip_s.unwrap_or(0.0);
-        let waited_s = at_s - started_s - round_trip_s;
+        let waited_s = at_s - started_s - self.settings.round_trip_s.unwrap_or(0.0);
         let most = f64::from(self.settings.lanes) * FIRST_BYTES / waited_s.max(1e-6);
-        let [near, far] = UNKNOWN_RATE;
-        let rate = most.min((near * NEAR_S / round_trip_s.max(NEAR_S)).max(far));
+        let rate = most.min(unknown_rate(&self.settings));
         let log_worth = self.balanced(estimates, width, rate);
         self.cheapest(estimates, width, rate / self.processors() * log_worth.exp())
     }
@@ -564,4 +564,14 @@ impl Controller {
         let steady = (at(-LOG_WORTH) == best, at(LOG_WORTH) == best);
         Decision { steady, ..decide(best, reason) }
     }
+}
+
+fn is_near(settings: &Settings) -> bool {
+    settings.round_trip_s.is_some_and(|time| time < NEAR_S)
+}
+
+/// What a link of which nothing but its round trip is known is taken to carry, in bytes a second.
+fn unknown_rate(settings: &Settings) -> f64 {
+    let [near, far] = UNKNOWN_RATE;
+    (near * NEAR_S / settings.round_trip_s.unwrap_or(0.0).max(NEAR_S)).max(far)
 }

@@ -28,6 +28,8 @@ pub(super) struct Link {
     is_local: bool,
     /// What is allowed on it, in bytes a second.
     allowed: f64,
+    /// The most that it is taken to carry by the first acknowledgement, in bytes a second.
+    first_rate: f64,
     rate: Option<f64>,
     /// The share by which it grows with the next block that the link keeps waiting for nothing.
     growth: f64,
@@ -51,9 +53,10 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(lanes: u32, is_local: bool, allowed: Option<f64>) -> Link {
+    pub(super) fn new(lanes: u32, is_local: bool, allowed: Option<f64>, first_rate: f64) -> Link {
         Link {
             is_local,
+            first_rate,
             allowed: allowed.map_or(f64::INFINITY, |rate| rate.max(1.0)),
             rate: allowed,
             growth: MOST_GROWTH,
@@ -147,7 +150,8 @@ impl Link {
             // or shared it with those of all lanes.
             let least = delivery.latency_s.max(delivery.since_s / 16.0);
             let share = f64::from(self.lanes.min(16)).sqrt();
-            share * delivery.wire_bytes as f64 / (least * delivery.since_s).sqrt().max(1e-6)
+            let rate = share * delivery.wire_bytes as f64 / (least * delivery.since_s).sqrt().max(1e-6);
+            rate.min(self.first_rate)
         });
         let is_limit = self.is_limit();
         if is_limit {
