@@ -33,7 +33,7 @@ help:
 	@echo 'make demo    build, install into .venv and run the demonstration; its report goes to $(DEMO_OUT)/'
 	@echo 'make test    build, install into .venv, then every test: cargo, then pytest on the installed wheel'
 	@echo 'make check   formatters, linters, types, stubs against the built modules, licences'
-	@echo 'make bench   the benchmarks; results go to benchmarks/results/ (that of deltas needs more: docs/performance.md)'
+	@echo 'make bench   the benchmarks; results go to benchmarks/results/ (those of deltas and of the selector need more: docs/performance.md)'
 	@echo 'make clean   remove .venv, build and target'
 
 demo: $(VENV)/.demo

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -97,6 +98,14 @@ def test_bytes_and_half_closes_pass_unchanged_on_several_connections(sink: Sink)
     assert sorted(answers) == sorted(str(len(data)).encode() for data in payloads)
     assert (stats.bytes_up, stats.bytes_down) == (sum(map(len, payloads)), sum(map(len, answers)))
     assert (stats.connections, stats.killed, stats.refused) == (4, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one loopback address")
+def test_a_link_on_another_address_is_not_seen_as_the_same_machine(sink: Sink) -> None:
+    with Link(FAST, "127.0.0.2") as link:
+        link.retarget("127.0.0.1", sink.port)
+        with socket.create_connection(("127.0.0.2", link.port), TIMEOUT_S) as peer:
+            assert peer.getpeername()[0] != peer.getsockname()[0]
 
 
 def test_a_receiver_that_does_not_read_blocks_the_sender_and_memory_stays_bounded() -> None:

@@ -32,11 +32,13 @@ _ANSWER_TIMEOUT_S = 10.0
 class Link:
     """Handle of a running link process; a context manager that ends it."""
 
-    def __init__(self, shape: LinkShape) -> None:
+    def __init__(self, shape: LinkShape, host: str = "127.0.0.1") -> None:
         """Start the link. It has no target yet: call :meth:`retarget` before connecting.
 
         Args:
             shape: rate, delay and queue.
+            host: address to listen on. From another one than its own, 127.0.0.1, a client takes the peer for
+                another machine.
         """
         self.shape = shape
         self._worker = Worker(
@@ -45,6 +47,7 @@ class Link:
                 f"--rate-bps={shape.rate_bps!r}",
                 f"--delay-s={shape.delay_s!r}",
                 f"--queue-s={shape.queue_s!r}",
+                f"--host={host}",
             ],
         )
         try:
@@ -100,8 +103,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rate-bps", type=float, required=True)
     parser.add_argument("--delay-s", type=float, required=True)
     parser.add_argument("--queue-s", type=float, required=True)
+    parser.add_argument("--host", required=True)
     options = parser.parse_args(arguments)
-    relay = Relay(LinkShape(options.rate_bps, options.delay_s, options.queue_s), ("127.0.0.1", 9))
+    shape = LinkShape(options.rate_bps, options.delay_s, options.queue_s)
+    relay = Relay(shape, ("127.0.0.1", 9), options.host)
     answer({"port": relay.port})
     control = sys.stdin.fileno()
     pending = b""

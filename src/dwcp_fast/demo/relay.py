@@ -178,12 +178,13 @@ class _Connection:
 class Relay:
     """Carries connections between a listening socket and a target over a modelled link."""
 
-    def __init__(self, shape: LinkShape, target: tuple[str, int]) -> None:
+    def __init__(self, shape: LinkShape, target: tuple[str, int], host: str = "127.0.0.1") -> None:
         """Listen on a free port of the loopback interface.
 
         Args:
             shape: rate, delay and queue of both directions.
             target: where accepted connections are continued; see :meth:`retarget`.
+            host: address to listen on.
         """
         self.shape = shape
         self._target = target
@@ -197,7 +198,7 @@ class Relay:
         self._flip_after: int | None = None
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._limit_buffers(self._listener)
-        self._listener.bind(("127.0.0.1", 0))
+        self._listener.bind((host, 0))
         self._listener.listen(128)
         self._listener.setblocking(False)
 
