@@ -17,7 +17,7 @@ const GROWTH: f64 = 0.04;
 const ACCELERATION: f64 = 1.15;
 const MOST_GROWTH: f64 = 0.25;
 /// How far it grows beyond what was ever seen.
-const MOST_BEYOND: f64 = 8.0;
+const MOST_BEYOND: f64 = 2.0;
 /// How fast it follows what is seen while the link does.
 const FOLLOW: f64 = 0.3;
 
