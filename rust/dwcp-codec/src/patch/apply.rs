@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::compare::hash_and_copy;
 use super::contents::{Contents, segment_kind, segments_of};
-use super::decode::{EntryDecoder, expect_length};
+use super::decode::{EntryDecoder, expect_length, prove};
 use super::encode::append;
 use super::error::PatchError;
 use super::format::{Entry, EntryKind};
@@ -173,7 +173,8 @@ impl<'a> Patch<'a> {
             if entry.kind == EntryKind::Same {
                 return Ok(());
             }
-            decoder.decode_and_prove_onto(self.bytes, entry, block)
+            decoder.decode_onto(self.bytes, entry, block)?;
+            prove(entry, block)
         });
         (Some(leaf), decoded.map_err(B::Error::from))
     }
