@@ -84,6 +84,15 @@ def test_a_chain_is_taken_wherever_a_patch_is() -> None:
         delta.apply(delta.encode(steps[0], steps[1]) + delta.encode(steps[2], steps[3]), steps[0])
 
 
+def test_a_chain_that_breaks_at_a_version_it_also_ends_with_is_refused() -> None:
+    old, other, new = b"version 1", b"version 2", b"version 3"
+    broken = delta.encode(old, new) + delta.encode(other, new)
+    out = bytearray(len(new))
+    for apply in (lambda: delta.apply(broken, old), lambda: delta.apply_onto(broken, old, out)):
+        with pytest.raises(errors.BaseMismatchError):
+            apply()
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_applying_a_patch_again_changes_nothing(threads: int, tmp_path: Path) -> None:
     old, new = versions(3_000_000)

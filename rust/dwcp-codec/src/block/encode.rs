@@ -36,6 +36,14 @@ fn is_good(left: usize, length: usize) -> bool {
     left <= length / 5 * 3
 }
 
+/// Refuses a width of elements that there is not.
+fn known_width(width: Option<u8>) -> Result<Option<usize>, CodecError> {
+    match width {
+        Some(width) if !super::WIDTHS.contains(&width) => Err(CodecError::ElementWidth { width }),
+        width => Ok(width.map(usize::from)),
+    }
+}
+
 impl BlockEncoder {
     /// An encoder whose buffers grow with the blocks it is given.
     #[must_use]
@@ -79,21 +87,17 @@ impl BlockEncoder {
             return self.encode_elements(codec, src, base, width);
         }
         let level = if let Codec::Zstd { level } = codec { level } else { DICTIONARY_LEVEL };
-        let mut packed = std::mem::take(&mut self.packed);
-        packed.clear();
-        let made = self.compressor.compress_with(dictionary, level, src, &mut packed);
-        let length = packed.len();
-        self.packed = packed;
-        made?;
+        self.packed.clear();
+        self.compressor.compress_with(dictionary, level, src, &mut self.packed)?;
         // A base, or numbers grouped by their places, may do better still.
-        let is_least = length < src.len()
-            && ((base.is_none() && is_good(length, src.len()))
-                || length < self.encode_elements(codec, src, base, width)?.wire.len());
-        if is_least {
-            let (kind, codec) = (BlockKind::Plain, CodecId::ZstdDictionary);
-            return Ok(EncodedBlock { kind, codec, wire: &self.packed });
+        let is_enough = base.is_none() && is_good(self.packed.len(), src.len());
+        let (plain, coded) =
+            if is_enough { (None, None) } else { self.try_forms(codec, src, base, known_width(width)?)? };
+        let other = self.smallest(src, plain, coded);
+        if other.wire.len() <= self.packed.len() {
+            return Ok(other);
         }
-        self.encode_elements(codec, src, base, width)
+        Ok(EncodedBlock { kind: BlockKind::Plain, codec: CodecId::ZstdDictionary, wire: &self.packed })
     }
 
     /// [`BlockEncoder::encode`] of elements of `width` bytes (1, 2, 4 or 8); a probe finds a width if none is given.
@@ -109,19 +113,23 @@ impl BlockEncoder {
         base: Option<&[u8]>,
         width: Option<u8>,
     ) -> Result<EncodedBlock<'a>, CodecError> {
-        if let Some(width) = width.filter(|width| !super::WIDTHS.contains(width)) {
-            return Err(CodecError::ElementWidth { width });
-        }
-        let width = width.map(usize::from);
+        let width = known_width(width)?;
         if page::fill_byte(src).is_some() {
             return Ok(EncodedBlock { kind: BlockKind::Fill, codec: CodecId::None, wire: &src[..1] });
         }
-        let mut coded = match base {
-            Some(base) if !base.is_empty() && src.len() <= MAX_BLOCK_BYTES => {
-                self.encode_against(src, base, width)?
-            }
-            _ => None,
-        };
+        let (plain, coded) = self.try_forms(codec, src, base, width)?;
+        Ok(self.smallest(src, plain, coded))
+    }
+
+    /// Encodes `src` in the forms worth trying; [`BlockEncoder::smallest`] takes what is returned.
+    fn try_forms(
+        &mut self,
+        codec: Codec,
+        src: &[u8],
+        base: Option<&[u8]>,
+        width: Option<usize>,
+    ) -> Result<(Option<CodecId>, Option<BlockKind>), CodecError> {
+        let mut coded = self.encode_against(src, base, width)?;
         let mut plain = None;
         let saves_well = coded.is_some() && is_good(self.coded.len(), src.len());
         if !saves_well && codec != Codec::None && probe::compressible(src) {
@@ -137,7 +145,7 @@ impl BlockEncoder {
                 }
             }
         }
-        Ok(self.smallest(src, plain, coded))
+        Ok((plain, coded))
     }
 
     /// Encodes `src` as somebody has chosen who knows it: what differs from the base, where that saves well, and else by
@@ -156,22 +164,14 @@ impl BlockEncoder {
         base: Option<&[u8]>,
         width: Option<u8>,
     ) -> Result<EncodedBlock<'a>, CodecError> {
-        if let Some(width) = width.filter(|width| !super::WIDTHS.contains(width)) {
-            return Err(CodecError::ElementWidth { width });
-        }
+        let elements = known_width(width)?;
         if !action.is_possible(width) {
             return Err(CodecError::NoPlanes { width: width.unwrap_or(1) });
         }
         if page::fill_byte(src).is_some() {
             return Ok(EncodedBlock { kind: BlockKind::Fill, codec: CodecId::None, wire: &src[..1] });
         }
-        let width = width.map(usize::from);
-        let mut coded = match base {
-            Some(base) if !base.is_empty() && src.len() <= MAX_BLOCK_BYTES => {
-                self.encode_against(src, base, width)?
-            }
-            _ => None,
-        };
+        let mut coded = self.encode_against(src, base, elements)?;
         let limit = if coded.is_some() { self.coded.len() } else { src.len() };
         let mut plain = None;
         if !is_good(limit, src.len()) {
@@ -183,7 +183,7 @@ impl BlockEncoder {
                     plain = (self.plain.len() < limit).then_some(codec.id());
                 }
                 None if coded.is_none() && src.len() <= MAX_BLOCK_BYTES => {
-                    let width = width.unwrap_or(1);
+                    let width = elements.unwrap_or(1);
                     let transform = choose::transform(src, width);
                     coded = self.encode_planes(transform, width, src, src)?.then_some(BlockKind::Planes);
                 }
@@ -207,13 +207,17 @@ impl BlockEncoder {
         }
     }
 
-    /// Fills `self.coded` with what differs from the base, in the kind returned, if that is smaller than `src`.
+    /// Fills `self.coded` with what differs from the base, if there is any, in the kind returned, if that is smaller
+    /// than `src`.
     fn encode_against(
         &mut self,
         src: &[u8],
-        base: &[u8],
+        base: Option<&[u8]>,
         width: Option<usize>,
     ) -> Result<Option<BlockKind>, CodecError> {
+        let Some(base) = base.filter(|base| !base.is_empty() && src.len() <= MAX_BLOCK_BYTES) else {
+            return Ok(None);
+        };
         let is_short = base.len() < src.len();
         let mut padded = std::mem::take(&mut self.padded);
         let base = if is_short {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::compare::hash_and_copy;
 use super::contents::{Contents, segment_kind, segments_of};
-use super::decode::{EntryDecoder, expect_length};
+use super::decode::{EntryDecoder, expect_length, prove};
 use super::encode::append;
 use super::error::PatchError;
 use super::format::{Entry, EntryKind};
@@ -173,39 +173,10 @@ impl<'a> Patch<'a> {
             if entry.kind == EntryKind::Same {
                 return Ok(());
             }
-            decoder.decode_and_prove_onto(self.bytes, entry, block)
+            decoder.decode_onto(self.bytes, entry, block)?;
+            prove(entry, block)
         });
         (Some(leaf), decoded.map_err(B::Error::from))
-    }
-
-    /// [`Patch::apply_proven`] to memory that was not written before; if there is no error, all of it was.
-    ///
-    /// # Errors
-    ///
-    /// As [`Patch::apply`].
-    pub fn apply_proven_to_new<B: Source + ?Sized>(
-        &self,
-        old: &B,
-        dst: &mut [MaybeUninit<u8>],
-        threads: usize,
-    ) -> Result<(), B::Error> {
-        if self.dependent().next().is_some() {
-            // Blocks are read back while others are not written yet.
-            return self.apply_proven(old, raw::zeroed(dst), threads);
-        }
-        expect_length("target buffer", self.target_size(), dst.len())?;
-        self.expect_base_size(old.size())?;
-        let jobs = dst.chunks_mut(self.block_bytes() as usize).zip(self.blocks());
-        let mut workers = parallel::states::<(EntryDecoder, Vec<u8>)>(threads);
-        let patch = Slice::new(self.bytes);
-        parallel::for_each(&mut workers, jobs, |(decoder, buffer), (target, (index, entry))| {
-            if entry.kind != EntryKind::Same {
-                return decoder.decode(self, entry, &patch, old, &Slice::new(&[]), raw::zeroed(target));
-            }
-            let at = self.target_range(index.into()).start;
-            let copied = raw::copy_exactly(old.read(at, target.len(), buffer)?, target);
-            copied.map(drop).map_err(|source| PatchError::Codec { index, source }.into())
-        })
     }
 
     /// [`Patch::apply`] for a base that [`Contents::verify_base`] has proven: it is not hashed again.

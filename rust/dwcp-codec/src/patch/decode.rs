@@ -6,9 +6,10 @@ use super::error::PatchError;
 use super::format::{Entry, EntryKind};
 use super::parallel;
 use super::source::{Between, Source, Usable, slice};
-use crate::block::BlockDecoder;
+use crate::block::{BlockDecoder, BlockKind};
 use crate::codec::CodecId;
 use crate::digest::Digest;
+use crate::error::CodecError;
 use crate::segments::SegmentCoder;
 
 /// Decodes blocks of patches, keeping its state between them.
@@ -96,21 +97,9 @@ impl EntryDecoder {
         entry: &Entry,
         block: &mut [u8],
     ) -> Result<(), PatchError> {
-        let payload = slice(patch, entry.offset, entry.length as usize)?;
-        let EntryKind::Block(kind) = entry.kind else { return Ok(()) };
-        let decoded = self.blocks.decode_onto(kind, entry.codec, payload, block);
-        decoded.map_err(|source| PatchError::Codec { index: entry.first, source })
-    }
-
-    /// [`EntryDecoder::decode_onto`], and proves the block by its digest.
-    pub(super) fn decode_and_prove_onto(
-        &mut self,
-        patch: &[u8],
-        entry: &Entry,
-        block: &mut [u8],
-    ) -> Result<(), PatchError> {
-        self.decode_onto(patch, entry, block)?;
-        prove(entry, block)
+        self.with_payload(patch, entry, |blocks, kind, payload| {
+            blocks.decode_onto(kind, entry.codec, payload, block)
+        })
     }
 
     /// Decodes a block, told by itself or against its base block `base`, into `dst`, and proves it by its digest.
@@ -121,10 +110,9 @@ impl EntryDecoder {
         base: &[u8],
         dst: &mut [u8],
     ) -> Result<(), PatchError> {
-        let payload = slice(patch, entry.offset, entry.length as usize)?;
-        let EntryKind::Block(kind) = entry.kind else { return Ok(()) };
-        let decoded = self.blocks.decode(kind, entry.codec, payload, Some(base), dst);
-        decoded.map_err(|source| PatchError::Codec { index: entry.first, source })?;
+        self.with_payload(patch, entry, |blocks, kind, payload| {
+            blocks.decode(kind, entry.codec, payload, Some(base), dst)
+        })?;
         prove(entry, dst)
     }
 
@@ -135,10 +123,20 @@ impl EntryDecoder {
         entry: &Entry,
         block: &mut [u8],
     ) -> Result<(), PatchError> {
+        self.with_payload(patch, entry, |blocks, kind, payload| blocks.undo_onto(kind, payload, block))
+    }
+
+    /// Decodes the payload of a block that is made of nothing but that and its base block.
+    fn with_payload(
+        &mut self,
+        patch: &[u8],
+        entry: &Entry,
+        decode: impl FnOnce(&mut BlockDecoder, BlockKind, &[u8]) -> Result<(), CodecError>,
+    ) -> Result<(), PatchError> {
         let payload = slice(patch, entry.offset, entry.length as usize)?;
         let EntryKind::Block(kind) = entry.kind else { return Ok(()) };
-        let undone = self.blocks.undo_onto(kind, payload, block);
-        undone.map_err(|source| PatchError::Codec { index: entry.first, source })
+        decode(&mut self.blocks, kind, payload)
+            .map_err(|source| PatchError::Codec { index: entry.first, source })
     }
 }
 

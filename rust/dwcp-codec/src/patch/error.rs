@@ -264,3 +264,11 @@ pub enum PatchError {
         source: CodecError,
     },
 }
+
+impl PatchError {
+    /// Whether the object is another than the patch's base. It may be the target already, or another patch's base.
+    #[must_use]
+    pub fn is_other_base(&self) -> bool {
+        matches!(self, PatchError::BaseMismatch { .. } | PatchError::BaseSize { .. })
+    }
+}

@@ -46,8 +46,6 @@ impl Patch<'_> {
         threads: usize,
         check: impl Fn() -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        self.expect_same_size()?;
-        self.expect_base_size(buf.len() as u64)?;
         self.overwrite(buf, None, threads, check)
     }
 
@@ -64,19 +62,7 @@ impl Patch<'_> {
         threads: usize,
         check: impl Fn() -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        self.expect_same_size()?;
-        self.expect_base_size(buf.len() as u64)?;
-        self.prove(leaves, None)?;
         self.overwrite(buf, Some(leaves), threads, check)
-    }
-
-    fn expect_same_size(&self) -> Result<(), PatchError> {
-        let (base_size, target_size) = (self.base_size(), self.target_size());
-        if base_size == target_size {
-            Ok(())
-        } else {
-            Err(PatchError::SizeChanged { base_size, target_size })
-        }
     }
 
     /// Changes `buf`, which is proven on the way if its digests, `known`, are not known.
@@ -87,6 +73,14 @@ impl Patch<'_> {
         threads: usize,
         check: impl Fn() -> Result<(), E> + Sync,
     ) -> Result<(), E> {
+        let (base_size, target_size) = (self.base_size(), self.target_size());
+        if base_size != target_size {
+            return Err(PatchError::SizeChanged { base_size, target_size }.into());
+        }
+        self.expect_base_size(buf.len() as u64)?;
+        if let Some(leaves) = known {
+            self.prove(leaves, None)?;
+        }
         let mut workers = parallel::states::<Worker>(threads);
         let mut changed: Vec<Changed<'_>> = self.independent().map(Changed::new).collect();
         let independent = changed.len();

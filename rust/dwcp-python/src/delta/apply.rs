@@ -31,15 +31,15 @@ pub fn patch_apply<'py>(
         let (before, last) = known(patch, dictionary)?;
         let is_claimed = last.target_size() / UNPROVEN_TIMES > last.base_size();
         if before.is_empty() && last.base_size() == old.len() as u64 && !is_claimed {
-            return Ok(Some((last, None, false)));
+            return Ok(Some((last, None)));
         }
-        // Before memory is taken for a target whose length, out of all proportion, the patch only claims.
         let Some(place) = place_in(&before, &last, old, threads, stop)? else { return Ok(None) };
         let before = through(&before[place..], old, threads, stop)?;
-        if let Some(before) = &before {
-            last.verify_base(&Watched { bytes: before, stop }, threads)?;
+        if let Some(bytes) = before.as_deref().filter(|_| is_claimed) {
+            // Before memory is taken for a target whose length, out of all proportion, the patch only claims.
+            last.verify_base(&Watched { bytes, stop }, threads)?;
         }
-        Ok(Some((last, before, true)))
+        Ok(Some((last, before)))
     })?;
     let as_it_is = || {
         PyBytes::new_with(py, old.len(), |out| {
@@ -47,17 +47,16 @@ pub fn patch_apply<'py>(
             Ok(())
         })
     };
-    let Some((last, before, is_proven)) = todo else { return as_it_is() };
-    let held = before.as_deref().unwrap_or(old);
+    let Some((last, before)) = todo else { return as_it_is() };
     let mut out = NewBytes::new(py, usize::try_from(last.target_size())?)?;
     let memory = out.memory();
     let is_written = watch::run(py, memory.len(), |stop| {
-        let held = Watched { bytes: held, stop };
-        let done = if is_proven {
-            last.apply_proven_to_new(&held, memory, threads)
-        } else {
-            last.apply_to_new(&held, memory, threads)
-        };
+        let held = Watched { bytes: before.as_deref().unwrap_or(old), stop };
+        let done = last.apply_to_new(&held, memory, threads);
+        if before.is_some() {
+            // What is refused here was made on the way: `old` is no target.
+            return done.map(|()| true);
+        }
         Ok(!unless_made(done, &last, &held, threads)?)
     })?;
     if !is_written {
@@ -84,23 +83,25 @@ pub fn patch_apply_onto(
     let (patch, old, out) = (patch.bytes(), old.bytes(), out.bytes_mut());
     watch::run(py, old.len() + out.len(), |stop| {
         let (before, last) = known(patch, dictionary)?;
-        if before.is_empty() {
+        let held = Watched { bytes: old, stop };
+        let is_made = if before.is_empty() {
             // In one pass with the proof of the base.
-            let done = last.apply(&Watched { bytes: old, stop }, out, threads);
-            if !done.as_ref().is_err_and(is_other_base) {
-                return done;
-            }
-        }
-        let Some(place) = place_in(&before, &last, old, threads, stop)? else {
+            unless_made(last.apply(&held, out, threads), &last, &held, threads)?
+        } else if let Some(place) = place_in(&before, &last, old, threads, stop)? {
+            let before = through(&before[place..], old, threads, stop)?;
+            last.apply(&Watched { bytes: before.as_deref().unwrap_or(old), stop }, out, threads)?;
+            false
+        } else {
+            true
+        };
+        if is_made {
             let (expected, actual) = (old.len() as u64, out.len() as u64);
             if expected != actual {
                 return Err(PatchError::Length { what: "target buffer", expected, actual }.into());
             }
             out.copy_from_slice(old);
-            return Ok(());
-        };
-        let before = through(&before[place..], old, threads, stop)?;
-        last.apply(&Watched { bytes: before.as_deref().unwrap_or(old), stop }, out, threads)
+        }
+        Ok(())
     })
 }
 
@@ -203,7 +204,7 @@ fn unless_made(
 }
 
 fn is_other_base(failure: &Failure) -> bool {
-    matches!(failure, Failure::Patch(PatchError::BaseMismatch { .. } | PatchError::BaseSize { .. }))
+    matches!(failure, Failure::Patch(error) if error.is_other_base())
 }
 
 /// The version that patches lead to, the first from `old`, which is proven to be its base; `None` if there are none.

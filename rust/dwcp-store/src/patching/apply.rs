@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use dwcp_codec::patch::{Contents, EntryKind, MIN_BLOCK_BYTES, PatchError, Source, decode_each};
+use dwcp_codec::patch::{Contents, EntryKind, MIN_BLOCK_BYTES, Source, decode_each};
 use dwcp_codec::{Dictionary, page};
 
 use super::disk::{Disk, System};
@@ -37,11 +37,9 @@ pub fn apply_files<'a>(
     let chain = with_dictionary(file::chain(&patch)?, dictionary)?;
     let base = FileSource::open(old, check)?;
     base.refuse_unfinished()?;
-    let done = apply_chain(&chain, &patch, base, out, threads, check);
-    let Err(StoreError::Patch(refused @ (PatchError::BaseMismatch { .. } | PatchError::BaseSize { .. }))) =
-        done
-    else {
-        return done.map(|()| chain);
+    let refused = match apply_chain(&chain, &patch, base, out, threads, check) {
+        Err(StoreError::Patch(refused)) if refused.is_other_base() => refused,
+        done => return done.map(|()| chain),
     };
     let now = FileSource::open(old, check)?;
     match place_in(&chain, &now, threads)? {
@@ -193,11 +191,7 @@ fn place_in(chain: &[Contents], now: &FileSource<'_>, threads: usize) -> Result<
     for (number, contents) in chain.iter().enumerate() {
         match contents.verify_base(now, threads) {
             Ok(_) => return Ok(Some(number)),
-            Err(StoreError::Patch(
-                error @ (PatchError::BaseMismatch { .. } | PatchError::BaseSize { .. }),
-            )) => {
-                refused = refused.or(Some(error));
-            }
+            Err(StoreError::Patch(error)) if error.is_other_base() => refused = refused.or(Some(error)),
             Err(error) => return Err(error),
         }
     }
