@@ -1,7 +1,7 @@
 """What a model would choose for the blocks of a file, and what it expects of every action."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -49,7 +49,7 @@ class Explained:
 
     def to_dict(self) -> dict[str, Any]:
         """Give it for JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
     def text(self) -> str:
         """Give it in a line for people."""
