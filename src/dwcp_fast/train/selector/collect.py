@@ -20,6 +20,7 @@ from dwcp_fast.train.selector.corpus import Candidate, chosen, rank, split_by_gr
 from dwcp_fast.train.selector.table import (
     MANIFEST_NAME,
     TABLE_NAME,
+    TYPED,
     Row,
     write_manifest,
     write_table,
@@ -285,7 +286,7 @@ def measured_rows(
 
     Where the width is known there is a row with it and one without for every block, of the same measurement.
     """
-    offered = [action for action in actions if width is not None or not needs_width(action)]
+    offered = [action for action in actions if width is not None or action != TYPED]
     first: list[Costs] = []
     for offset, length in extents:
         # One block is measured however long it takes; others, only if the time allows.
@@ -299,15 +300,10 @@ def measured_rows(
         costs = {name: [*cost, again[name][1]] for name, cost in once.items()}
         for told in {width, None}:
             row = {"block": place, "raw_bytes": len(block), "width": told}
-            taken = {name: cost for name, cost in costs.items() if told is not None or not needs_width(name)}
+            taken = {name: cost for name, cost in costs.items() if told is not None or name != TYPED}
             rows.append({**row, "features": _core.select_features(block, told), "costs": taken})
     # The rows that a stream of such blocks would have follow each other.
     return sorted(rows, key=lambda row: (row["width"] or 0, row["block"]))
-
-
-def needs_width(action: str) -> bool:
-    """Tell whether an action is for elements of a known width only."""
-    return action == "planes"
 
 
 def least(block: bytes, width: int | None, repeats: int, actions: Sequence[str]) -> Costs:

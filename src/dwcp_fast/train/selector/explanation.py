@@ -14,12 +14,11 @@ from dwcp_fast.train.selector.choosing import AS_IT_IS, Rule, expected_seconds
 from dwcp_fast.train.selector.costs import Situation
 from dwcp_fast.train.selector.forest import Forest
 from dwcp_fast.train.selector.modelfile import read_forest
+from dwcp_fast.train.selector.table import TYPED
 
 __all__ = ["Explained", "explain_file"]
 
 BLOCK_BYTES: Final = 1 << 20
-TYPED: Final = "planes"
-"""The action that needs the width of an element."""
 STAGES: Final = ("compressing", "the link", "decompressing")
 
 
