@@ -14,7 +14,7 @@ from dwcp_fast.train.selector.costs import Costs, Overlap, Situation, grid
 from dwcp_fast.train.selector.forest import Forest
 from dwcp_fast.train.selector.table import CostTable
 
-__all__ = ["TIE", "Outcome", "by_family", "evaluate", "outcomes", "summary"]
+__all__ = ["Outcome", "by_family", "evaluate", "outcomes", "summary"]
 
 OVERLAPS: Final[tuple[Overlap, Overlap]] = ("sequential", "pipelined")
 TIE: Final = 1.02

@@ -11,7 +11,7 @@ from dwcp_fast.train.selector.dataset import Dataset
 from dwcp_fast.train.selector.forest import Forest
 from dwcp_fast.train.selector.training import Settings
 
-__all__ = ["TARGETS", "card", "tables"]
+__all__ = ["card", "tables"]
 
 TARGETS: Final = {
     "efficiency_sequential": 0.98,

@@ -21,7 +21,7 @@ from dwcp_fast.train.selector.forest import Forest
 from dwcp_fast.train.selector.rows import rows_of
 from dwcp_fast.train.selector.table import CostTable
 
-__all__ = ["STREAM_LINKS_BPS", "blind_seconds", "oracle_seconds", "streams"]
+__all__ = ["blind_seconds", "oracle_seconds", "streams"]
 
 STREAM_LINKS_BPS: Final = (10e9, 25e9)
 QUEUED_BYTES: Final = 16 << 20
