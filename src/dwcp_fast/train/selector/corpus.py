@@ -221,7 +221,7 @@ def source_candidates(source: Source, seed: int, most: int) -> list[Candidate]:
             family = source.family or family_of(path)
         except OSError:
             family = None
-        name = f"{source.name}/{path.relative_to(top)}"
+        name = name_of(source.name, path.relative_to(top))
         base = source.base
         made.append(
             Candidate(
@@ -243,6 +243,11 @@ def source_candidates(source: Source, seed: int, most: int) -> list[Candidate]:
         if counts[candidate.family] <= most:
             kept.append(candidate)
     return kept
+
+
+def name_of(source: str, path: Path) -> str:
+    """Name a file of a source in plain text, which names on disk need not be."""
+    return f"{source}/{os.fsencode(path).decode(errors='backslashreplace')}"
 
 
 def group_of(source: Source, name: str) -> str:
@@ -286,7 +291,7 @@ def system_candidates(root: Path, seed: int, most: int, taken: Iterable[Path] = 
                 continue
             folders[path.parent] += 1
             count += 1
-            name = f"system/{path.relative_to(root)}"
+            name = name_of("system", path.relative_to(root))
             made.append(
                 Candidate(
                     id=name,
