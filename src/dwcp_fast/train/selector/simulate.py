@@ -117,10 +117,7 @@ class Guesses:
         if self.blind:
             self.average[action] += MEMORY * (actual[action] - self.average[action])
             return
-        apart = self.rule.error(actual[action], predicted[action], self.errors[action])
-        weight = np.full(len(self.errors), self.rule.share)
-        weight[action], weight[self.as_it_is] = 1, 0
-        self.errors += self.rule.gain * weight[:, None] * apart
+        self.rule.correct(self.errors[None], np.array([action]), actual, predicted, self.as_it_is)
 
     def another_file(self) -> None:
         """Forget what held for the last file alone."""
