@@ -8,7 +8,6 @@ to be given. Takes any folder of small files, as in
 
 import argparse
 import shutil
-import socket
 import statistics
 import tempfile
 import threading
@@ -19,45 +18,12 @@ from typing import Any
 
 import dwcp_fast
 import harness
+from dwcp_fast.demo.link import Link, LinkShape
 
 LONGEST = 128 << 10
 TIMEOUT_S = 120.0
-
-
-class Counter:
-    """Passes connections on to an address, and counts the bytes of both directions."""
-
-    def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self._lock = threading.Lock()
-        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
-        self.count = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._server.accept()
-            except OSError:
-                return
-            far = socket.create_connection(self._target)
-            for pair in ((near, far), (far, near)):
-                threading.Thread(target=self._pass, args=pair, daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(1 << 16):
-                with self._lock:
-                    self.count += len(data)
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            return
-
-    def close(self) -> None:
-        self._server.close()
+# Faster than anything here: the link is there to count.
+LINK = LinkShape(rate_bps=25e9, delay_s=0.0)
 
 
 def transfer(tree: Path, send: dwcp_fast.SendOptions, receive: dwcp_fast.ReceiveOptions) -> dict[str, Any]:
@@ -65,7 +31,10 @@ def transfer(tree: Path, send: dwcp_fast.SendOptions, receive: dwcp_fast.Receive
     with (
         tempfile.TemporaryDirectory() as into,
         dwcp_fast.listen("127.0.0.1:0", trust=dwcp_fast.INSECURE, options=receive) as listener,
+        Link(LINK) as link,
     ):
+        host, _, port = listener.address.rpartition(":")
+        link.retarget(host, int(port))
 
         def serve() -> None:
             with listener.accept(timeout_s=TIMEOUT_S) as incoming:  # type: ignore[union-attr]
@@ -74,16 +43,15 @@ def transfer(tree: Path, send: dwcp_fast.SendOptions, receive: dwcp_fast.Receive
 
         thread = threading.Thread(target=serve)
         thread.start()
-        counter = Counter(listener.address)
         start = time.perf_counter()
-        with dwcp_fast.connect(counter.address, trust=dwcp_fast.INSECURE, options=send) as session:
+        with dwcp_fast.connect(f"127.0.0.1:{link.port}", trust=dwcp_fast.INSECURE, options=send) as session:
             report = session.send_paths([tree])
         seconds = time.perf_counter() - start
         thread.join(TIMEOUT_S)
-        counter.close()
+        counted = link.stats()
     made = sum(share.blocks for share in report.codec_mix if share.codec == "zstd+dict")
     return {
-        "connection_bytes": counter.count,
+        "connection_bytes": counted.bytes_up + counted.bytes_down,
         "body_bytes": report.bytes_wire,
         "blocks_made_with_it": made,
         "seconds": seconds,

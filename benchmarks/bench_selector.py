@@ -224,9 +224,8 @@ class Run:
                 self._targets[name] = self._receiver.pairing
                 if case.rate_bps is not None:
                     link = stack.enter_context(Link(LinkShape(case.rate_bps, DELAY_S), LINK_HOST))
-                    target, address = reroute(self._receiver.pairing, link.port)
+                    self._targets[name], address = reroute(self._receiver.pairing, link.port, LINK_HOST)
                     link.retarget(*address)
-                    self._targets[name] = target.replace(f"//{address[0]}:", f"//{LINK_HOST}:", 1)
             for turn in range(repeats):
                 for name, case in self.links.items():
                     begin = time.monotonic()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 
 import dwcp_fast
+from messages import MESSAGES
 
 # Times are never asserted: this suite shares its machine with builds.
 settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
@@ -32,6 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository() -> Path:
     """The checkout or unpacked source archive that these tests are part of."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def common() -> dwcp_fast.Dictionary:
+    """A dictionary of what the messages have in common."""
+    return dwcp_fast.Dictionary.train(MESSAGES[:500], max_bytes=4096)
 
 
 @pytest.fixture(autouse=True)

@@ -78,5 +78,6 @@ def test_a_pairing_string_is_pointed_at_the_link_and_keeps_its_secret_part() -> 
         ("10.0.0.7", 7443),
     )
     assert reroute("dwcp://[::1]:7443#ab.t", 9) == ("dwcp://127.0.0.1:9#ab.t", ("::1", 7443))
+    assert reroute("dwcp://127.0.0.1:7443#ab.t", 9, "127.0.0.2")[0] == "dwcp://127.0.0.2:9#ab.t"
     with pytest.raises(FormatError, match="not a pairing string"):
         reroute("http://10.0.0.7:7443", 5001)

@@ -11,23 +11,7 @@ from click.testing import CliRunner
 import dwcp_fast as dwcp
 from dwcp_fast import dictionary, errors
 from dwcp_fast.cli.program import program
-
-MESSAGES = [
-    json.dumps(
-        {
-            "timestamp": f"2024-03-{i % 28 + 1:02}T10:{i % 60:02}:00Z",
-            "region": f"eu-west-{i % 3}",
-            "user": f"u{i * 7919 % 1000:05}",
-            "throughput_mbps": i * 31 % 900,
-        }
-    ).encode()
-    for i in range(600)
-]
-
-
-@pytest.fixture(scope="module")
-def common() -> dwcp.Dictionary:
-    return dwcp.Dictionary.train(MESSAGES[:500], max_bytes=4096)
+from messages import MESSAGES
 
 
 @pytest.mark.parametrize("codec", ["auto", "zstd", "zstd:19", "zstd:-3"])

@@ -9,15 +9,10 @@ import pytest
 import dwcp_fast as dwcp
 from dwcp_fast import delta, errors
 from dwcp_fast.cli.program import run
-from test_dictionary import MESSAGES
+from messages import MESSAGES
 
 OLD = b"something else, as long as it takes"
 NEW = b"\n".join(MESSAGES[500:503])
-
-
-@pytest.fixture(scope="module")
-def common() -> dwcp.Dictionary:
-    return dwcp.Dictionary.train(MESSAGES[:500], max_bytes=4096)
 
 
 def applied_onto(patch: bytes, old: bytes, dictionary: dwcp.Dictionary | None) -> bytes:

@@ -9,20 +9,8 @@ import dwcp_fast as dwcp
 from dwcp_fast import errors
 from dwcp_fast.cli.dictionaries import read_dictionary, read_known
 from dwcp_fast.cli.program import program
-from test_dictionary import MESSAGES
+from messages import MESSAGES
 from two_ends import LOCAL, WAIT_S, accepted, meanwhile, pairing_of
-
-
-@pytest.fixture(autouse=True)
-def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep identities of tests out of the user's own."""
-    monkeypatch.setenv("DWCP_STATE_DIR", str(tmp_path / "state"))
-
-
-@pytest.fixture(scope="module")
-def common() -> dwcp.Dictionary:
-    return dwcp.Dictionary.train(MESSAGES[:500], max_bytes=4096)
-
 
 STATE = {f"message-{number}": message for number, message in enumerate(MESSAGES[500:])}
 

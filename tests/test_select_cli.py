@@ -9,7 +9,10 @@ import pytest
 from dwcp_fast.cli.program import run
 from dwcp_fast.models import selector_bytes
 
-TABLE = Path(__file__).resolve().parent.parent / "data" / "selector" / "table.csv.xz"
+
+@pytest.fixture
+def table(repository: Path) -> str:
+    return str(repository / "data/selector/table.csv.xz")
 
 
 def test_explain_sends_noise_as_it_is_and_compresses_text(
@@ -52,18 +55,18 @@ def test_explain_offers_byte_planes_where_the_width_is_given(
     ids=["cut", "damaged", "foreign", "newer"],
 )
 def test_a_model_that_cannot_be_used_ends_the_command_with_its_code(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: object, code: int
+    tmp_path: Path, table: str, capsys: pytest.CaptureFixture[str], change: object, code: int
 ) -> None:
     assert callable(change)
     model = tmp_path / "model.dwsm"
     model.write_bytes(change(selector_bytes()))
-    assert run(["select", "explain", str(TABLE), "--link", "1Gbps", "--model", str(model)]) == code
+    assert run(["select", "explain", table, "--link", "1Gbps", "--model", str(model)]) == code
     assert "model" in capsys.readouterr().err
-    assert run(["select", "evaluate", "--table", str(TABLE), "--model", str(model)]) == code
+    assert run(["select", "evaluate", "--table", table, "--model", str(model)]) == code
 
 
-def test_evaluate_tells_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["select", "evaluate", "--table", str(TABLE), "--json"]) == 0
+def test_evaluate_tells_every_figure(table: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["select", "evaluate", "--table", table, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     for key in (
         "efficiency_sequential",
@@ -78,17 +81,17 @@ def test_evaluate_tells_every_figure(capsys: pytest.CaptureFixture[str]) -> None
         assert isinstance(told[key], float), key
     assert told["split"] == "held-out"
     assert 0.9 < told["noise_ceiling"]["top1"] <= 1
-    assert run(["select", "evaluate", "--table", str(TABLE), "--split", "tomorrow"]) == 2
+    assert run(["select", "evaluate", "--table", table, "--split", "tomorrow"]) == 2
 
 
 def test_a_model_trained_twice_is_the_same_and_has_its_card(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("lightgbm")
     made = []
     for name in ("one.dwsm", "two.dwsm"):
         out = tmp_path / name
-        command = ["select", "train", "--table", str(TABLE), "--trees", "5", "--out", str(out)]
+        command = ["select", "train", "--table", table, "--trees", "5", "--out", str(out)]
         assert run(command) == 0, capsys.readouterr().err
         made.append(out.read_bytes())
     assert made[0] == made[1]

@@ -165,6 +165,16 @@ def test_file_that_cannot_be_read_is_skipped_and_named(corpus: Path, tmp_path: P
     assert read_manifest(tmp_path / "out/manifest.json")["skipped"] == report.skipped
 
 
+def test_file_whose_name_is_no_text_is_measured_under_one_that_is(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in (b"\xfe.txt", b"\xff.txt"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(words(30 * KIB, name[0]))
+    run(tmp_path / "out", Source(name="mine", path=str(folder)))
+    table = read_table(tmp_path / "out/table.csv.xz")
+    assert set(table.files) == {"mine/\\xfe.txt", "mine/\\xff.txt"}
+
+
 def test_blocks_are_spread_over_a_file_and_never_beyond_it() -> None:
     for length in (1, MIB - 1, MIB, MIB + 1, 7 * MIB + 5, 300 * MIB):
         for most in (1, 6, 64):

@@ -72,13 +72,8 @@ def made_forest(seed: int = 3) -> Forest:
 
     def tree() -> Tree:
         threshold = random.random(3, np.float32)
-        return Tree(
-            np.array([0, 1, LEAF, LEAF, LEAF], np.uint8),
-            np.array([threshold[0], threshold[1], 0, 0, 0], np.float32),
-            np.array([1, 2, 0, 0, 0], np.uint16),
-            np.array([4, 3, 0, 0, 0], np.uint16),
-            np.array([0, 0, *random.normal(0, 0.3, 3)], np.float32),
-        )
+        inner = [(0, threshold[0], 1, 4, 0.0), (1, threshold[1], 2, 3, 0.0)]
+        return Tree.of([*inner, *((LEAF, 0.0, 0, 0, value) for value in random.normal(0, 0.3, 3))])
 
     def ensemble(reference: int | None) -> Ensemble:
         base = float(np.float32(random.normal(-0.5, 0.1)))
@@ -145,7 +140,7 @@ def test_no_transfer_beats_the_oracle_and_perfect_predictions_come_near(table: C
     order = np.tile(np.arange(len(guest)), 40)
     costs = costs_of(guest).rows(order)
     actual = measured_logarithms(guest)
-    link = simulate.Link(10e9)
+    link = 10e9
     guesses = simulate.Guesses(actual.mean(0), 0, Rule(), blind=False)
     best = simulate.oracle_seconds(costs, link)
     taken = simulate.run(guest, order, actual, guesses, link)

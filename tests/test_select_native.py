@@ -1,5 +1,7 @@
 """What the native code tells of blocks, and that it reads models and predicts as Python does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -46,14 +48,7 @@ def random_tree(random: np.random.Generator, x: NDArray[np.float32], depth: int)
         return place
 
     grow(depth)
-    feature, threshold, first, second, value = zip(*nodes, strict=True)
-    return Tree(
-        np.array(feature, np.uint8),
-        np.array(threshold, np.float32),
-        np.array(first, np.uint16),
-        np.array(second, np.uint16),
-        np.array(value, np.float32),
-    )
+    return Tree.of(nodes)
 
 
 def made_forest(x: NDArray[np.float32], seed: int) -> Forest:
@@ -108,12 +103,7 @@ def test_models_that_are_damaged_newer_or_for_other_features_are_refused_by_kind
     forest = made_forest(features(), 1)
     data = write_forest(forest)
     changed = data[:-40] + bytes([data[-40] ^ 1]) + data[-39:]
-    renamed = Forest(
-        ("entropies", *forest.features[1:]),
-        forest.actions,
-        forest.reference_ns_per_byte,
-        forest.ensembles,
-    )
+    renamed = replace(forest, features=("entropies", *forest.features[1:]))
     refusals: list[tuple[bytes, type[DwcpError], str]] = [
         (b"", FormatError, "magic"),
         (b"PK" + data[2:], FormatError, "not a DWSM model"),

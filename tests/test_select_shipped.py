@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,8 @@ from dwcp_fast.train.selector.modelfile import read_forest, write_forest
 
 
 @pytest.fixture(scope="module")
-def dataset() -> Dataset:
-    path = Path(__file__).resolve().parent.parent / "data" / "selector" / "table.csv.xz"
-    return read_dataset([path])
+def dataset(repository: Path) -> Dataset:
+    return read_dataset([repository / "data/selector/table.csv.xz"])
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +85,7 @@ def test_figures_of_the_card_are_those_that_the_table_gives(
 def test_a_model_of_shuffled_features_is_found_to_be_worse(forest: Forest, dataset: Dataset) -> None:
     held_out = dataset.part("held-out")
     order = np.random.default_rng(1).permutation(len(forest.features))
-    shuffled = Forest(
-        tuple(forest.features[place] for place in order),
-        forest.actions,
-        forest.reference_ns_per_byte,
-        forest.ensembles,
-    )
+    shuffled = replace(forest, features=tuple(forest.features[place] for place in order))
     worse = evaluate(shuffled, held_out, dataset.part("train"))
     rules = worse["baselines"]["best for the link in training"]
     assert worse["efficiency_sequential"] < rules["efficiency_sequential"]
@@ -107,14 +102,7 @@ def test_the_width_of_an_element_is_needed_for_byte_planes(forest: Forest, datas
 def test_files_that_are_no_model_for_this_release_are_refused(tmp_path: Path, forest: Forest) -> None:
     path = tmp_path / "model.dwsm"
     good = selector_bytes()
-    foreign = write_forest(
-        Forest(
-            ("surprise", *forest.features[1:]),
-            forest.actions,
-            forest.reference_ns_per_byte,
-            forest.ensembles,
-        )
-    )
+    foreign = write_forest(replace(forest, features=("surprise", *forest.features[1:])))
     for data, error in (
         (b"", FormatError),
         (b"\x80\x04\x95" + bytes(64), FormatError),

@@ -1,6 +1,7 @@
 """Commands of ``dwcp select`` that train, judge and question a model."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -125,7 +126,7 @@ def evaluate(
     printer.result(figures, "\n".join(tables(figures)))
 
 
-def teller(printer: Output, by: str) -> Any:
+def teller(printer: Output, by: str) -> Callable[[int, int], None]:
     """Make what tells how many models are trained."""
 
     def tell(done: int, total: int) -> None:

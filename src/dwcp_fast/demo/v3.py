@@ -228,8 +228,8 @@ class _Command:
         self._files.close()
 
 
-def reroute(pairing: str, port: int) -> tuple[str, tuple[str, int]]:
-    """Point a pairing string at a port of this machine.
+def reroute(pairing: str, port: int, host: str = "127.0.0.1") -> tuple[str, tuple[str, int]]:
+    """Point a pairing string at a port of this machine, under any of its addresses.
 
     Returns:
         The new pairing string, and the address the old one named.
@@ -241,7 +241,7 @@ def reroute(pairing: str, port: int) -> tuple[str, tuple[str, int]]:
     if match is None:
         raise FormatError(f"{pairing!r} is not a pairing string")
     address = (match["host"].strip("[]"), int(match["port"]))
-    return f"{match[1]}127.0.0.1:{port}{match['rest'] or ''}", address
+    return f"{match[1]}{host}:{port}{match['rest'] or ''}", address
 
 
 _DWCP = [sys.executable, "-m", "dwcp_fast"]

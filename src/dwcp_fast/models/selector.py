@@ -7,7 +7,7 @@ from typing import Final
 from dwcp_fast._core import SelectorModel
 from dwcp_fast.errors import LimitExceededError
 
-__all__ = ["SELECTOR_CARD", "SELECTOR_MODEL", "read_selector", "selector_bytes"]
+__all__ = ["SELECTOR_CARD", "read_selector", "selector_bytes"]
 
 SELECTOR_MODEL: Final = "selector.dwsm"
 SELECTOR_CARD: Final = "selector.json"

@@ -10,7 +10,7 @@ from dwcp_fast.train.selector.choosing import AS_IT_IS, costs_of
 from dwcp_fast.train.selector.costs import Situation
 from dwcp_fast.train.selector.table import CostTable
 
-__all__ = ["BASELINES", "FALLBACK", "HINDSIGHT", "Baseline", "static_seconds"]
+__all__ = ["BASELINES", "FALLBACK", "HINDSIGHT"]
 
 FALLBACK: Final = "zstd:1"
 """What a fixed choice does with a block for which its action does not exist."""
@@ -38,8 +38,7 @@ def unless_incompressible(action: str) -> Baseline:
     """Make the rule that takes an action where level 1 really shrinks the block: a probe without error."""
 
     def choose(table: CostTable, _learned: CostTable, situations: Sequence[Situation]) -> Choices:
-        ratio = table.sizes[:, table.actions.index(FALLBACK)] / table.raw_bytes
-        row = np.where(ratio > INCOMPRESSIBLE_ABOVE, *numbers(table, AS_IT_IS, action))
+        row = np.where(incompressible(table), *numbers(table, AS_IT_IS, action))
         return np.tile(row, (len(situations), 1))
 
     return choose
@@ -63,8 +62,7 @@ def by_link_unless_incompressible(
 ) -> Choices:
     """Take that action, but send as it is what level 1 really does not shrink."""
     chosen = by_link(table, learned, situations)
-    ratio = table.sizes[:, table.actions.index(FALLBACK)] / table.raw_bytes
-    return np.where(ratio > INCOMPRESSIBLE_ABOVE, table.actions.index(AS_IT_IS), chosen)
+    return np.where(incompressible(table), table.actions.index(AS_IT_IS), chosen)
 
 
 def best_static(table: CostTable, _learned: CostTable, situations: Sequence[Situation]) -> Choices:
@@ -94,6 +92,14 @@ BASELINES: Final[dict[str, Baseline]] = {
 }
 HINDSIGHT: Final = frozenset({"best for the link in hindsight", "zstd --adapt, ideal"})
 """Those that know what they could not know."""
+
+
+def incompressible(table: CostTable) -> NDArray[np.bool_]:
+    """Tell which blocks level 1 really does not shrink."""
+    told: NDArray[np.bool_] = (
+        table.sizes[:, table.actions.index(FALLBACK)] / table.raw_bytes > INCOMPRESSIBLE_ABOVE
+    )
+    return told
 
 
 def static_seconds(table: CostTable, situation: Situation) -> NDArray[np.float64]:

@@ -48,17 +48,28 @@ class Rule:
     least_ratio: float = 1 / 16
     most_error: float = 1.0
 
-    def error(self, actual: Floats, expected: Floats, corrected: Floats) -> Floats:
-        """Give what is to be learned from a block, for each quantity of the action that was taken.
+    def correct(
+        self, errors: Floats, chosen: NDArray[np.intp], actual: Floats, expected: Floats, as_it_is: int
+    ) -> None:
+        """Learn from what came of a block.
 
         Args:
-            actual: Logarithms of what came of it, ... x quantities.
+            errors: The corrections believed in, situations x actions x quantities, which are changed.
+            chosen: The action that was taken in each situation.
+            actual: Logarithms of what comes of the block, actions x quantities; those of other actions than
+                the one taken are not looked at.
             expected: Likewise what the model predicted.
-            corrected: Likewise the correction that was believed in.
+            as_it_is: Number of the action from which there is nothing to learn.
         """
-        teaches = np.minimum(actual[..., :1], expected[..., :1]) >= np.log(self.least_ratio)
-        error = np.clip(actual - expected - corrected, -self.most_error, self.most_error)
-        return np.where(teaches, error, 0.0)
+        every = np.arange(len(errors))
+        actual, expected = actual[chosen], expected[chosen]
+        teaches = np.minimum(actual[:, :1], expected[:, :1]) >= np.log(self.least_ratio)
+        apart = np.clip(actual - expected - errors[every, chosen], -self.most_error, self.most_error)
+        apart[~teaches[:, 0] | (chosen == as_it_is)] = 0
+        weight = np.full(errors.shape[:2], self.share)
+        weight[every, chosen] = 1
+        weight[:, as_it_is] = 0
+        errors += self.gain * weight[..., None] * apart[:, None, :]
 
 
 def predicted_logarithms(forest: Forest, table: CostTable) -> Floats:
@@ -141,7 +152,6 @@ def choose(
     count = len(situations)
     chosen = np.empty((count, len(table)), np.intp)
     actual = measured_logarithms(table)
-    every = np.arange(count)
     errors = np.zeros((count, len(table.actions), 3))
     previous: tuple[str, int] | None = None
     for row in stream_order(table):
@@ -155,12 +165,7 @@ def choose(
         best = seconds.argmin(axis=1)
         chosen[:, row] = best
         if corrected:
-            apart = rule.error(actual[row, best], predicted[row, best], errors[every, best])
-            apart[best == as_it_is] = 0
-            weight = np.full((count, len(table.actions)), rule.share)
-            weight[every, best] = 1
-            weight[:, as_it_is] = 0
-            errors += rule.gain * weight[..., None] * apart[:, None, :]
+            rule.correct(errors, best, actual[row], predicted[row], as_it_is)
     return chosen
 
 

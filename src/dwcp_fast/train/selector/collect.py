@@ -1,25 +1,26 @@
 """Measuring what every action makes of real blocks, in a run that can be stopped and goes on where it was."""
 
 import hashlib
-import json
 import os
 import platform
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from dwcp_fast import __version__, _core
-from dwcp_fast.errors import ConfigError, DwcpError, FormatError
+from dwcp_fast.errors import ConfigError, DwcpError
 from dwcp_fast.options import check_int, check_seconds
 from dwcp_fast.train.selector.content import Content, Deadline
 from dwcp_fast.train.selector.corpus import Candidate, chosen, rank, split_by_group
+from dwcp_fast.train.selector.journal import Journal
 from dwcp_fast.train.selector.table import (
     MANIFEST_NAME,
     TABLE_NAME,
+    TYPED,
     Row,
     write_manifest,
     write_table,
@@ -37,7 +38,6 @@ SLOW_NS: Final = 6_000_000
 SAMPLE_WIDTH: Final = 4
 SAMPLE_REPEATS: Final = 8
 JOURNAL_NAME: Final = "unfinished.jsonl"
-JOURNAL_VERSION: Final = 1
 Costs = dict[str, tuple[int, int, int]]
 """For each action: coded length in bytes, and nanoseconds for coding and decoding."""
 
@@ -103,67 +103,6 @@ class CollectReport:
     families: dict[str, int]
     skipped: dict[str, str]
     kept: int
-
-
-@dataclass(slots=True)
-class Journal:
-    """What is measured so far: a line for each file, which counts when it is whole.
-
-    Attributes:
-        path: The file.
-        entries: For each file what is told of it in the manifest, and its rows or why there are none.
-    """
-
-    path: Path
-    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @classmethod
-    def resume(cls, path: Path, settings: dict[str, Any]) -> Self:
-        """Read what an earlier run left, or begin.
-
-        Raises:
-            ConfigError: The earlier run measured something else.
-            FormatError: It is no journal.
-            OSError: It cannot be read or written.
-        """
-        journal = cls(path)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            data = b""
-        # Whatever follows the last end of a line was being written when the run was stopped.
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(path, len(whole))
-        lines = whole.splitlines()
-        if not lines:
-            journal.append({"version": JOURNAL_VERSION, "settings": settings})
-            return journal
-        try:
-            header, *entries = (json.loads(line) for line in lines)
-            journal.entries = {entry["id"]: entry for entry in entries}
-            begun = header["settings"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise FormatError(f"{path.name} cannot be read: {error}") from error
-        differing = [key for key in settings if begun.get(key) != settings[key]]
-        if differing:
-            raise ConfigError(
-                f"{path.name} was begun with other {', '.join(differing)}",
-                hint=f"remove {path.name} to begin again",
-            )
-        return journal
-
-    def append(self, entry: dict[str, Any]) -> None:
-        """Write a line to the disk.
-
-        Raises:
-            OSError: It cannot be written.
-        """
-        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
-        with self.path.open("ab", buffering=0) as out:
-            if out.write(line) != len(line):
-                raise OSError(0, "was written only in part")
-            os.fsync(out.fileno())
 
 
 def collect(
@@ -285,7 +224,7 @@ def measured_rows(
 
     Where the width is known there is a row with it and one without for every block, of the same measurement.
     """
-    offered = [action for action in actions if width is not None or not needs_width(action)]
+    offered = [action for action in actions if width is not None or action != TYPED]
     first: list[Costs] = []
     for offset, length in extents:
         # One block is measured however long it takes; others, only if the time allows.
@@ -299,15 +238,10 @@ def measured_rows(
         costs = {name: [*cost, again[name][1]] for name, cost in once.items()}
         for told in {width, None}:
             row = {"block": place, "raw_bytes": len(block), "width": told}
-            taken = {name: cost for name, cost in costs.items() if told is not None or not needs_width(name)}
+            taken = {name: cost for name, cost in costs.items() if told is not None or name != TYPED}
             rows.append({**row, "features": _core.select_features(block, told), "costs": taken})
     # The rows that a stream of such blocks would have follow each other.
     return sorted(rows, key=lambda row: (row["width"] or 0, row["block"]))
-
-
-def needs_width(action: str) -> bool:
-    """Tell whether an action is for elements of a known width only."""
-    return action == "planes"
 
 
 def least(block: bytes, width: int | None, repeats: int, actions: Sequence[str]) -> Costs:

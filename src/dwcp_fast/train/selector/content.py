@@ -4,15 +4,15 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from dwcp_fast.errors import DeadlineError
 
-__all__ = ["BytesContent", "Content", "Deadline", "FileContent", "difference", "file_content"]
+__all__ = ["BytesContent", "Content", "Deadline", "FileContent", "Opener", "difference", "file_content"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,10 @@ class XorContent:
         new, old = self.new.read(offset, length), self.old.read(offset, length)
         bits = int.from_bytes(new, "little") ^ int.from_bytes(old, "little")
         return bits.to_bytes(length, "little")
+
+
+Opener = Callable[[Deadline], AbstractContextManager[Content]]
+"""Gives a content while a block runs; what takes longer than its deadline is given up."""
 
 
 @contextmanager

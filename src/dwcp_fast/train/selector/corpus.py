@@ -4,8 +4,7 @@ import glob
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from dwcp_fast.errors import ConfigError
-from dwcp_fast.train.selector.content import Content, Deadline, difference, file_content
+from dwcp_fast.train.selector.content import Opener, difference, file_content
 from dwcp_fast.train.selector.table import SPLITS
 
 __all__ = [
@@ -90,7 +89,7 @@ class Candidate:
     family: str
     group: str
     source: str
-    open: Callable[[Deadline], AbstractContextManager[Content]]
+    open: Opener
     width: int | None = None
     blocks: int | None = None
 
@@ -222,7 +221,7 @@ def source_candidates(source: Source, seed: int, most: int) -> list[Candidate]:
             family = source.family or family_of(path)
         except OSError:
             family = None
-        name = f"{source.name}/{path.relative_to(top)}"
+        name = name_of(source.name, path.relative_to(top))
         base = source.base
         made.append(
             Candidate(
@@ -244,6 +243,11 @@ def source_candidates(source: Source, seed: int, most: int) -> list[Candidate]:
         if counts[candidate.family] <= most:
             kept.append(candidate)
     return kept
+
+
+def name_of(source: str, path: Path) -> str:
+    """Name a file of a source in plain text, which names on disk need not be."""
+    return f"{source}/{os.fsencode(path).decode(errors='backslashreplace')}"
 
 
 def group_of(source: Source, name: str) -> str:
@@ -287,7 +291,7 @@ def system_candidates(root: Path, seed: int, most: int, taken: Iterable[Path] = 
                 continue
             folders[path.parent] += 1
             count += 1
-            name = f"system/{path.relative_to(root)}"
+            name = name_of("system", path.relative_to(root))
             made.append(
                 Candidate(
                     id=name,
@@ -335,12 +339,12 @@ def width_of(path: Path) -> int | None:
     return width if width in WIDTHS else None
 
 
-def opener(path: Path) -> Callable[[Deadline], AbstractContextManager[Content]]:
+def opener(path: Path) -> Opener:
     """Give what opens a file."""
     return lambda _deadline: file_content(path)
 
 
-def difference_opener(new: Path, old: Path) -> Callable[[Deadline], AbstractContextManager[Content]]:
+def difference_opener(new: Path, old: Path) -> Opener:
     """Give what opens the difference of two files."""
     return lambda _deadline: difference(new, old)
 

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CPU_SHARES", "LINKS_BPS", "Costs", "Overlap", "Situation", "grid"]
+__all__ = ["Costs", "Overlap", "Situation", "grid"]
 
 Floats = NDArray[np.float64]
 

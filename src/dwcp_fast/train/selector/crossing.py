@@ -1,9 +1,8 @@
 """Judging how training goes, and not one model: every row is predicted by one that has not seen its like."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,24 +18,21 @@ __all__ = ["By", "cross"]
 
 By = Literal["file", "family"]
 """What is left out together: files that depend on each other, or all of a family."""
+FOLDS: Final = 5
 
 
 def cross(
     dataset: Dataset,
     by: By,
     seeds: Sequence[int],
-    folds: int = 5,
-    settings: Settings | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
     """Train on all but a part of the data and judge by that part, until every part has been left out.
 
     Args:
         dataset: All rows, whatever their split.
-        by: What a part is made of.
+        by: What a part is made of: a fifth of the files, or a family.
         seeds: Of the division and of the training, one round for each.
-        folds: How many parts; each family is one where families are left out.
-        settings: How models are trained; the seed is replaced.
         progress: Told how many models are trained, and of how many.
 
     Returns:
@@ -49,13 +45,12 @@ def cross(
     told = []
     for number, seed in enumerate(seeds):
         random = np.random.default_rng(seed)
-        parts = divided(names, len(np.unique(names)) if by == "family" else folds, random)
+        parts = divided(names, len(np.unique(names)) if by == "family" else FOLDS, random)
         predicted = np.full((len(dataset.table), len(dataset.table.actions), 3), np.nan)
         for part in range(parts.max() + 1):
             left_out = parts == part
-            predicted[left_out] = predict_left_out(dataset, left_out, random, settings or Settings(), seed)
-            if progress is not None:
-                progress(number * (parts.max() + 1) + part + 1, len(seeds) * (parts.max() + 1))
+            predicted[left_out] = predict_left_out(dataset, left_out, random, seed)
+            progress(number * (parts.max() + 1) + part + 1, len(seeds) * (parts.max() + 1))
         chooser = partial(choose, predicted, dataset.table)
         found = outcomes(dataset.table, chooser)
         figures = {"seed": seed, **summary(found)}
@@ -78,13 +73,12 @@ def predict_left_out(
     dataset: Dataset,
     left_out: NDArray[np.bool_],
     random: np.random.Generator,
-    settings: Settings,
     seed: int,
 ) -> NDArray[np.float64]:
     """Train without some rows and predict them; a fifth of the other files says when to stop."""
-    fifth = divided(dataset.groups, 5, random) == 0
+    fifth = divided(dataset.groups, FOLDS, random) == 0
     validation: NDArray[np.bool_] = np.logical_and(fifth, ~left_out)
     training: NDArray[np.bool_] = np.logical_and(~fifth, ~left_out)
     speeds = [(0.0, 0.0)] * len(dataset.table.actions)
-    forest = train(dataset.table, training, validation, speeds, replace(settings, seed=seed))
+    forest = train(dataset.table, training, validation, speeds, Settings(seed=seed))
     return predicted_logarithms(forest, rows_of(dataset.table, left_out))

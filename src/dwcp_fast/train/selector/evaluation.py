@@ -3,18 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dwcp_fast.train.selector.baselines import BASELINES, FALLBACK, HINDSIGHT
-from dwcp_fast.train.selector.choosing import AS_IT_IS, Rule, choose, costs_of, predicted_logarithms
+from dwcp_fast.train.selector.choosing import AS_IT_IS, choose, costs_of, predicted_logarithms
 from dwcp_fast.train.selector.costs import Costs, Overlap, Situation, grid
 from dwcp_fast.train.selector.forest import Forest
 from dwcp_fast.train.selector.table import CostTable
 
-__all__ = ["TIE", "Outcome", "by_family", "evaluate", "outcomes", "summary"]
+__all__ = ["Outcome", "by_family", "evaluate", "outcomes", "summary"]
 
 OVERLAPS: Final[tuple[Overlap, Overlap]] = ("sequential", "pipelined")
 TIE: Final = 1.02
@@ -66,15 +66,16 @@ class Outcome:
             np.array([[of[:, table.actions.index(name)] for of in seconds] for name in GUARDED]),
         )
 
-    def efficiency(self) -> Floats:
+    def efficiency(self, rows: NDArray[np.bool_] | slice = slice(None)) -> Floats:
         """Give, for each situation, the oracle's total cost by that of the choices, at most 1."""
-        efficiency: Floats = self.best.sum(axis=1) / self.chosen.sum(axis=1)
+        efficiency: Floats = self.best[:, rows].sum(axis=1) / self.chosen[:, rows].sum(axis=1)
         return efficiency
 
-    def by_link(self) -> dict[float, float]:
-        """Give the efficiency for each link, the mean of the CPU shares."""
-        links = np.array([at.link_bps for at in self.situations])
-        return {float(link): float(self.efficiency()[links == link].mean()) for link in np.unique(links)}
+    def along(self, axis: Literal["link_bps", "cpu_share"]) -> dict[float, float]:
+        """Give the efficiency for each link, or for each CPU share, the mean of the other axis."""
+        places = np.array([getattr(at, axis) for at in self.situations])
+        efficiency = self.efficiency()
+        return {float(place): float(efficiency[places == place].mean()) for place in np.unique(places)}
 
     def within(self, factor: float) -> float:
         """Give the share of decisions that cost at most `factor` of the best one."""
@@ -115,7 +116,7 @@ def outcomes(table: CostTable, chooser: Chooser, **axes: Sequence[float]) -> dic
 
 def summary(found: dict[Overlap, Outcome]) -> dict[str, Any]:
     """Give the figures of one way to choose."""
-    links = {overlap: outcome.by_link() for overlap, outcome in found.items()}
+    links = {overlap: outcome.along("link_bps") for overlap, outcome in found.items()}
     overlap, link = min(
         ((overlap, link) for overlap, by in links.items() for link in by), key=lambda at: links[at[0]][at[1]]
     )
@@ -144,11 +145,10 @@ def regrets(found: dict[Overlap, Outcome]) -> dict[str, float]:
 def guarding(found: dict[Overlap, Outcome], table: CostTable) -> dict[str, Any]:
     """Compare with always none and always zstd:1, file by file and over everything."""
     worst: tuple[float, dict[str, Any]] = (0.0, {})
-    every, shares = [], []
+    shares = []
     names = np.unique(table.files)
     for overlap, outcome in found.items():
         ratio = outcome.against_guarded(table.files)
-        every.append(outcome.against_guarded(np.zeros(len(table), "U1")))
         shares.append(ratio > TIE)
         at, file = np.unravel_index(int(ratio.argmax()), ratio.shape)
         place = outcome.situations[int(at)]
@@ -164,8 +164,14 @@ def guarding(found: dict[Overlap, Outcome], table: CostTable) -> dict[str, Any]:
         "guard_worst": worst[0],
         "guard_worst_at": worst[1],
         "guard_over_2pct": float(np.mean(shares)),
-        "guard_worst_overall": float(np.max(every)),
+        "guard_worst_overall": guard_worst_overall(found),
     }
+
+
+def guard_worst_overall(found: dict[Overlap, Outcome]) -> float:
+    """Compare with always none and always zstd:1 over everything, in the worst situation."""
+    every = [outcome.against_guarded(np.zeros(len(outcome.files), "U1")) for outcome in found.values()]
+    return float(np.max(every))
 
 
 def noise_ceiling(table: CostTable) -> dict[str, Any]:
@@ -180,16 +186,13 @@ def noise_ceiling(table: CostTable) -> dict[str, Any]:
     return figures
 
 
-def evaluate(
-    forest: Forest, table: CostTable, learned: CostTable, *, rule: Rule | None = None, seed: int = 1
-) -> dict[str, Any]:
+def evaluate(forest: Forest, table: CostTable, learned: CostTable, *, seed: int = 1) -> dict[str, Any]:
     """Judge a model.
 
     Args:
         forest: The model.
         table: Rows that it has not seen.
         learned: Rows that it was fitted to: what the baselines that need any may learn from.
-        rule: How it chooses.
         seed: Of the intervals.
 
     Returns:
@@ -200,12 +203,8 @@ def evaluate(
     """
     predicted = predicted_logarithms(forest, table)
 
-    def by_model(situations: Sequence[Situation]) -> Choices:
-        return choose(predicted, table, situations, rule)
-
-    def uncorrected(situations: Sequence[Situation]) -> Choices:
-        return choose(predicted, table, situations, rule, corrected=False)
-
+    by_model = partial(choose, predicted, table)
+    uncorrected = partial(choose, predicted, table, corrected=False)
     found = outcomes(table, by_model)
     intervals = {
         f"efficiency_{overlap}_interval": outcome.interval(seed) for overlap, outcome in found.items()
@@ -213,8 +212,11 @@ def evaluate(
     baselines = {}
     for name, baseline in BASELINES.items():
         ruled = outcomes(table, partial(baseline, table, learned))
-        baselines[name] = {**summary(ruled), "hindsight": name in HINDSIGHT}
-        baselines[name]["guard_worst_overall"] = guarding(ruled, table)["guard_worst_overall"]
+        baselines[name] = {
+            **summary(ruled),
+            "hindsight": name in HINDSIGHT,
+            "guard_worst_overall": guard_worst_overall(ruled),
+        }
     return {
         "rows": len(table),
         "files": len(np.unique(table.files)),
@@ -226,23 +228,18 @@ def evaluate(
         "noise_ceiling": noise_ceiling(table),
         "without_correction": summary(outcomes(table, uncorrected)),
         "by_link": {
-            overlap: {f"{link:.0f}": e for link, e in o.by_link().items()} for overlap, o in found.items()
+            overlap: {f"{link:.0f}": e for link, e in o.along("link_bps").items()}
+            for overlap, o in found.items()
         },
-        "by_cpu_share": by_cpu_share(found),
+        "by_cpu_share": {
+            overlap: {f"{share:g}": e for share, e in o.along("cpu_share").items()}
+            for overlap, o in found.items()
+        },
         "by_family": by_family(found, table),
         "unseen_links": summary(outcomes(table, by_model, links_bps=UNSEEN_LINKS_BPS)),
         "throttled": summary(outcomes(table, by_model, cpu_shares=THROTTLED)),
         "baselines": baselines,
     }
-
-
-def by_cpu_share(found: dict[Overlap, Outcome]) -> dict[str, dict[str, float]]:
-    """Give the efficiency for each CPU share, the mean of the links."""
-    told: dict[str, dict[str, float]] = {}
-    for overlap, outcome in found.items():
-        shares = np.array([at.cpu_share for at in outcome.situations])
-        told[overlap] = {f"{s:g}": float(outcome.efficiency()[shares == s].mean()) for s in np.unique(shares)}
-    return told
 
 
 def by_family(found: dict[Overlap, Outcome], table: CostTable) -> dict[str, dict[str, float]]:
@@ -251,7 +248,6 @@ def by_family(found: dict[Overlap, Outcome], table: CostTable) -> dict[str, dict
     for family in np.unique(table.families):
         rows = table.families == family
         told[str(family)] = {
-            overlap: float((o.best[:, rows].sum(axis=1) / o.chosen[:, rows].sum(axis=1)).mean())
-            for overlap, o in found.items()
+            overlap: float(outcome.efficiency(rows).mean()) for overlap, outcome in found.items()
         } | {"rows": int(rows.sum())}
     return told

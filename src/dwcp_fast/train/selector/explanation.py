@@ -1,7 +1,7 @@
 """What a model would choose for the blocks of a file, and what it expects of every action."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +14,11 @@ from dwcp_fast.train.selector.choosing import AS_IT_IS, Rule, expected_seconds
 from dwcp_fast.train.selector.costs import Situation
 from dwcp_fast.train.selector.forest import Forest
 from dwcp_fast.train.selector.modelfile import read_forest
+from dwcp_fast.train.selector.table import TYPED
 
 __all__ = ["Explained", "explain_file"]
 
 BLOCK_BYTES: Final = 1 << 20
-TYPED: Final = "planes"
-"""The action that needs the width of an element."""
 STAGES: Final = ("compressing", "the link", "decompressing")
 
 
@@ -49,7 +48,7 @@ class Explained:
 
     def to_dict(self) -> dict[str, Any]:
         """Give it for JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
     def text(self) -> str:
         """Give it in a line for people."""

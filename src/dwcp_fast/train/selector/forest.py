@@ -43,6 +43,18 @@ class Tree:
     right: NDArray[np.uint16]
     value: Singles
 
+    @classmethod
+    def of(cls, nodes: Sequence[tuple[int, float, int, int, float]]) -> "Tree":
+        """Make a tree of its nodes, each with the fields in their order."""
+        feature, threshold, left, right, value = zip(*nodes, strict=True)
+        return cls(
+            np.array(feature, np.uint8),
+            np.array(threshold, np.float32),
+            np.array(left, np.uint16),
+            np.array(right, np.uint16),
+            np.array(value, np.float32),
+        )
+
     def __len__(self) -> int:
         return len(self.feature)
 

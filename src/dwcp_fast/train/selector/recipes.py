@@ -1,7 +1,6 @@
 """Content that no file holds: memory of processes, images and archives of real folders, what programs say."""
 
 import bz2
-import contextlib
 import io
 import lzma
 import os
@@ -14,7 +13,7 @@ import time
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -23,7 +22,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from dwcp_fast.train.selector.content import BytesContent, Content, Deadline, FileContent, file_content
+from dwcp_fast.train.selector.content import BytesContent, Deadline, FileContent, Opener, file_content
 from dwcp_fast.train.selector.corpus import Candidate, rank, system_candidates, walk
 from dwcp_fast.train.selector.heap import PROGRAMS, Program, memory_of
 
@@ -122,7 +121,7 @@ def made_candidates(root: Path, seed: int, folders: Iterable[Path]) -> Iterator[
         family: str,
         name: str,
         source: str,
-        make: Callable[[Deadline], AbstractContextManager[Content]],
+        make: Opener,
         width: int | None = None,
     ) -> Candidate:
         said = f"made/{family}/{name}"
@@ -151,29 +150,22 @@ def made_candidates(root: Path, seed: int, folders: Iterable[Path]) -> Iterator[
         yield candidate("random", name, told, random_maker(f"{seed}:{name}", length, draw))
 
 
-def in_memory(data: bytes) -> AbstractContextManager[Content]:
-    """Give bytes as content."""
-    return nullcontext(BytesContent(data))
-
-
-def bytes_maker(make: Callable[[Deadline], bytes]) -> Callable[[Deadline], AbstractContextManager[Content]]:
+def bytes_maker(make: Callable[[Deadline], bytes]) -> Opener:
     """Make what gives bytes that are made when they are wanted."""
-    return lambda deadline: in_memory(make(deadline))
+    return lambda deadline: nullcontext(BytesContent(make(deadline)))
 
 
-def memory_maker(program: Program, root: Path) -> Callable[[Deadline], AbstractContextManager[Content]]:
+def memory_maker(program: Program, root: Path) -> Opener:
     """Make what gives the memory of a process."""
     return lambda deadline: memory_of(program, root, deadline)
 
 
-def random_maker(
-    seed: str, length: int, draw: Callable[[Random, int], bytes]
-) -> Callable[[Deadline], AbstractContextManager[Content]]:
+def random_maker(seed: str, length: int, draw: Callable[[Random, int], bytes]) -> Opener:
     """Make what gives random bytes, the same each time."""
-    return lambda _deadline: in_memory(draw(Random(seed), length))
+    return bytes_maker(lambda _deadline: draw(Random(seed), length))
 
 
-def tar_maker(folder: Path) -> Callable[[Deadline], AbstractContextManager[Content]]:
+def tar_maker(folder: Path) -> Opener:
     """Make what gives an archive of a folder."""
 
     @contextmanager
@@ -197,7 +189,7 @@ def walk_all(top: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted([*folders, *files]))
 
 
-def disk_maker(folder: Path) -> Callable[[Deadline], AbstractContextManager[Content]]:
+def disk_maker(folder: Path) -> Opener:
     """Make what gives a file system with what a folder holds."""
 
     @contextmanager
@@ -222,7 +214,7 @@ def disk_maker(folder: Path) -> Callable[[Deadline], AbstractContextManager[Cont
     return make
 
 
-def saying_maker(command: tuple[str, ...]) -> Callable[[Deadline], AbstractContextManager[Content]]:
+def saying_maker(command: tuple[str, ...]) -> Opener:
     """Make what gives what a program says."""
 
     def make(deadline: Deadline) -> bytes:
@@ -235,8 +227,8 @@ def saying_maker(command: tuple[str, ...]) -> Callable[[Deadline], AbstractConte
             try:
                 # Most of them read nothing, and may be gone by now.
                 with (
-                    contextlib.suppress(BrokenPipeError),
-                    process.stdin or contextlib.nullcontext() as source,
+                    suppress(BrokenPipeError),
+                    process.stdin or nullcontext() as source,
                 ):
                     if source is not None:
                         source.write(TRACED.encode())
@@ -254,9 +246,10 @@ def saying_maker(command: tuple[str, ...]) -> Callable[[Deadline], AbstractConte
 
 def counters(deadline: Deadline) -> NDArray[np.float64]:
     """Record every number that the kernel counts, again and again: a row for each time, a column for each."""
-    files = [open(f"/proc/{name}", "rb", buffering=0) for name in COUNTERS if Path(f"/proc/{name}").exists()]  # noqa: PTH123, SIM115
+    paths = (Path("/proc", name) for name in COUNTERS)
     rows = []
-    try:
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("rb", buffering=0)) for path in paths if path.exists()]
         end = time.monotonic() + min(SAMPLING_S, deadline.remaining_s / 2)
         while time.monotonic() < end:
             words: list[bytes] = []
@@ -265,9 +258,6 @@ def counters(deadline: Deadline) -> NDArray[np.float64]:
                 words += file.read(MIB).replace(b":", b" ").split()
             rows.append([float(word) for word in words if word.isdigit()])
             time.sleep(SAMPLE_EVERY_S)
-    finally:
-        for file in files:
-            file.close()
     width = min(map(len, rows))
     return np.array([row[:width] for row in rows])
 
@@ -326,9 +316,7 @@ TELEMETRY: Final[dict[str, tuple[int, str, Callable[[Deadline], bytes]]]] = {
 """Width of an element, description, and how it is recorded."""
 
 
-def packing_maker(
-    root: Path, seed: int, pack: Callable[[bytes], bytes]
-) -> Callable[[Deadline], AbstractContextManager[Content]]:
+def packing_maker(root: Path, seed: int, pack: Callable[[bytes], bytes]) -> Opener:
     """Make what gives real files, compressed."""
 
     def make(deadline: Deadline) -> bytes:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Final
@@ -10,7 +11,7 @@ from dwcp_fast.train.selector.dataset import Dataset
 from dwcp_fast.train.selector.forest import Forest
 from dwcp_fast.train.selector.training import Settings
 
-__all__ = ["TARGETS", "card", "tables"]
+__all__ = ["card", "tables"]
 
 TARGETS: Final = {
     "efficiency_sequential": 0.98,
@@ -20,6 +21,14 @@ TARGETS: Final = {
 }
 """What the model is meant to reach, at least."""
 MOST_GUARD: Final = 1.02
+CELLS: Final = {
+    "sequential": "efficiency_sequential",
+    "pipelined": "efficiency_pipelined",
+    "worst link": "worst_link",
+    "within 5 %": "within_5pct",
+    "best or tied": "top1",
+}
+"""What ways to choose are compared by, and the figures that say so."""
 
 
 def card(
@@ -51,7 +60,7 @@ def card(
             split: len(set(map(str, dataset.table.files[dataset.splits == split])))
             for split in map(str, sorted(set(dataset.splits)))
         },
-        "settings": {name: getattr(settings, name) for name in Settings.__slots__},
+        "settings": asdict(settings),
         "held_out": figures,
     }
 
@@ -85,10 +94,9 @@ def losses(figures: dict[str, Any]) -> Iterator[str]:
     yield "| figure | measured | target |"
     yield "|---|---|---|"
     yield from (line for met, line in sorted(rows, key=lambda row: row[0]))
-    low, high = figures["efficiency_sequential_interval"]
-    yield f"| 95 % interval over files, sequential | {percent(low)} - {percent(high)} | |"
-    low, high = figures["efficiency_pipelined_interval"]
-    yield f"| 95 % interval over files, pipelined | {percent(low)} - {percent(high)} | |"
+    for overlap in ("sequential", "pipelined"):
+        low, high = figures[f"efficiency_{overlap}_interval"]
+        yield f"| 95 % interval over files, {overlap} | {percent(low)} - {percent(high)} | |"
     yield f"| top1 | {percent(figures['top1'])} | noise ceiling {percent(figures['noise_ceiling']['top1'])} |"
     yield f"| regret, mean | {figures['regret_mean_s_per_gb']:.3f} s/GB | |"
     yield f"| regret, 99th percentile | {figures['regret_p99_s_per_gb']:.2f} s/GB | |"
@@ -98,7 +106,7 @@ def losses(figures: dict[str, Any]) -> Iterator[str]:
 
 def beside(figures: dict[str, Any]) -> Iterator[str]:
     """Give the model among what needs no model."""
-    yield "| choice | sequential | pipelined | worst link | within 5 % | best or tied |"
+    yield f"| choice | {' | '.join(CELLS)} |"
     yield "|---|---|---|---|---|---|"
     named = {
         "**this model**": figures,
@@ -109,9 +117,8 @@ def beside(figures: dict[str, Any]) -> Iterator[str]:
         **figures["baselines"],
     }
     for name, told in named.items():
-        cells = ("efficiency_sequential", "efficiency_pipelined", "worst_link", "within_5pct", "top1")
         hindsight = " (hindsight)" if told.get("hindsight") else ""
-        yield f"| {name}{hindsight} | " + " | ".join(percent(told[cell]) for cell in cells) + " |"
+        yield f"| {name}{hindsight} | {cells_of(told)} |"
 
 
 def grid_of(what: str, told: dict[str, dict[str, float]], name: Callable[[str], str]) -> Iterator[str]:
@@ -145,15 +152,19 @@ def streams(told: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def crossed(told: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     """Give the figures of models that were trained without a part of the data."""
-    yield "| left out | seed | sequential | pipelined | worst link | within 5 % | best or tied |"
+    yield f"| left out | seed | {' | '.join(CELLS)} |"
     yield "|---|---|---|---|---|---|---|"
     for by, rounds in told.items():
         for one in rounds:
-            cells = ("efficiency_sequential", "efficiency_pipelined", "worst_link", "within_5pct", "top1")
-            yield f"| {by} | {one['seed']} | " + " | ".join(percent(one[cell]) for cell in cells) + " |"
+            yield f"| {by} | {one['seed']} | {cells_of(one)} |"
     for one in told.get("family", [])[:1]:
         yield ""
         yield from families(one["families"])
+
+
+def cells_of(told: dict[str, Any]) -> str:
+    """Write the figures of one way to choose, below CELLS."""
+    return " | ".join(percent(told[key]) for key in CELLS.values())
 
 
 def percent(share: float) -> str:

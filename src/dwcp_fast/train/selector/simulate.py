@@ -3,7 +3,6 @@
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from dwcp_fast.train.selector.choosing import (
     AS_IT_IS,
     Rule,
+    costs_of,
     measured_logarithms,
     predicted_logarithms,
     stream_order,
@@ -21,7 +21,7 @@ from dwcp_fast.train.selector.forest import Forest
 from dwcp_fast.train.selector.rows import rows_of
 from dwcp_fast.train.selector.table import CostTable
 
-__all__ = ["STREAM_LINKS_BPS", "Link", "blind_seconds", "oracle_seconds", "streams"]
+__all__ = ["blind_seconds", "oracle_seconds", "streams"]
 
 STREAM_LINKS_BPS: Final = (10e9, 25e9)
 QUEUED_BYTES: Final = 16 << 20
@@ -37,43 +37,33 @@ FEATURES_NS: Final = 10_000.0
 TREE_NS: Final = 9.5
 """What a decision takes, measured: the features of a block of 1 MiB, and each tree."""
 
+NEVER_S: Final = 1e30
+
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """Where a stream goes.
-
-    Attributes:
-        bps: Rate in bits per second.
-        cores: CPU share at each end.
-    """
-
-    bps: float
-    cores: float = 1.0
-
-
-def stages(costs: Costs, link: Link) -> Floats:
-    """Give the seconds of encoder, link and decoder, 3 x blocks x actions."""
-    per_ns = 1e-9 / link.cores
-    return np.stack(
-        [costs.compress_ns * per_ns, costs.wire_bytes * 8 / link.bps, costs.decompress_ns * per_ns]
+def stages(costs: Costs, link_bps: float) -> Floats:
+    """Give the seconds of encoder, link and decoder, 3 x blocks x actions; next to for ever for no action."""
+    seconds = np.stack(
+        [costs.compress_ns * 1e-9, costs.wire_bytes * 8 / link_bps, costs.decompress_ns * 1e-9]
     )
+    # Unlike the infinite, a price of 0 makes nothing of it, and not NaN.
+    return np.minimum(seconds, NEVER_S)
 
 
-def oracle_seconds(costs: Costs, link: Link) -> float:
+def oracle_seconds(costs: Costs, link_bps: float) -> float:
     """Give the time that no choice of actions can beat, blocks in any order and queues without end.
 
     It is the largest, over all prices of the three stages that add up to one, of the sum over the blocks of
     their cheapest action.
     """
-    seconds = np.where(np.isfinite(stages(costs, link)), stages(costs, link), 1e30)
+    seconds = stages(costs, link_bps)
     return highest_price(lambda prices: float(np.tensordot(prices, seconds, 1).min(axis=1).sum()))
 
 
-def blind_seconds(costs: Costs, link: Link) -> float:
+def blind_seconds(costs: Costs, link_bps: float) -> float:
     """Give the time of the best mixture of actions when nothing is known of a block."""
-    totals = np.where(np.isfinite(stages(costs, link)), stages(costs, link), 1e30).sum(axis=1)
+    totals = stages(costs, link_bps).sum(axis=1)
     return highest_price(lambda prices: float((prices @ totals).min()))
 
 
@@ -127,10 +117,7 @@ class Guesses:
         if self.blind:
             self.average[action] += MEMORY * (actual[action] - self.average[action])
             return
-        apart = self.rule.error(actual[action], predicted[action], self.errors[action])
-        weight = np.full(len(self.errors), self.rule.share)
-        weight[action], weight[self.as_it_is] = 1, 0
-        self.errors += self.rule.gain * weight[:, None] * apart
+        self.rule.correct(self.errors[None], np.array([action]), actual, predicted, self.as_it_is)
 
     def another_file(self) -> None:
         """Forget what held for the last file alone."""
@@ -186,7 +173,7 @@ def run(
     order: NDArray[np.intp],
     predicted: Floats,
     guesses: Guesses,
-    link: Link,
+    link_bps: float,
     deciding_ns: float = 0.0,
 ) -> float:
     """Send blocks and give the seconds until the last one is decoded.
@@ -196,11 +183,11 @@ def run(
         order: Their rows.
         predicted: What a model says of each row.
         guesses: What is made of that.
-        link: Where they go.
+        link_bps: Rate of where they go; there is one core at each end.
         deciding_ns: CPU time of each choice.
     """
     actual = measured_logarithms(table)
-    wire_per_byte, cpu_per_ns = 8 / link.bps, 1e-9 / link.cores
+    wire_per_byte, cpu_per_ns = 8 / link_bps, 1e-9
     price, to_link, to_decoder = Price(), Queue(), Queue()
     encoded = sent = decoded = 0.0
     file = ""
@@ -227,7 +214,7 @@ def run(
 
 
 def streams(
-    forest: Forest, table: CostTable, learned: CostTable, families: tuple[str, ...], rule: Rule | None = None
+    forest: Forest, table: CostTable, learned: CostTable, families: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """Send the blocks of each of some families over fast links with one core at each end.
 
@@ -236,12 +223,11 @@ def streams(
         table: Rows that it has not seen.
         learned: Rows that it was fitted to: what a controller without a model starts from.
         families: Which; those without rows are left out.
-        rule: How choices are corrected.
 
     Returns:
         For each family and link the rates as shares of the oracle's, and the gain over choosing blindly.
     """
-    rule = rule or Rule()
+    rule = Rule()
     deciding_ns = FEATURES_NS + TREE_NS * forest.size()[0]
     start = np.nansum(measured_logarithms(learned), axis=0) / np.maximum(offers(learned), 1)
     told = []
@@ -254,15 +240,14 @@ def streams(
         begin = np.where(offers(rows) > 0, start, np.nan)
         order = stream_order(rows)
         order = np.tile(order, max(1, -(-BLOCKS // len(order))))
-        costs = Costs.of(rows.sizes, rows.compress_ns, rows.decompress_ns).rows(order)
+        costs = costs_of(rows).rows(order)
         as_it_is = rows.actions.index(AS_IT_IS)
         for bps in STREAM_LINKS_BPS:
-            link = Link(bps)
-            best = oracle_seconds(costs, link)
+            best = oracle_seconds(costs, bps)
             sighted = Guesses(begin, as_it_is, rule, blind=False)
-            by_model = run(rows, order, predicted, sighted, link, deciding_ns)
-            by_none = run(rows, order, predicted, Guesses(begin, as_it_is, rule, blind=True), link)
-            ideal = blind_seconds(costs, link)
+            by_model = run(rows, order, predicted, sighted, bps, deciding_ns)
+            by_none = run(rows, order, predicted, Guesses(begin, as_it_is, rule, blind=True), bps)
+            ideal = blind_seconds(costs, bps)
             told.append(
                 {
                     "family": family,

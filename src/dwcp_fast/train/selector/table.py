@@ -27,6 +27,7 @@ __all__ = [
     "MANIFEST_NAME",
     "SPLITS",
     "TABLE_NAME",
+    "TYPED",
     "CostTable",
     "Row",
     "read_manifest",
@@ -39,6 +40,8 @@ TABLE_NAME: Final = "table.csv.xz"
 MANIFEST_NAME: Final = "manifest.json"
 MANIFEST_VERSION: Final = 1
 SPLITS: Final = ("train", "validation", "held-out")
+TYPED: Final = "planes"
+"""The action that needs the width of an element."""
 MEASURES: Final = ("size", "compress_ns", "decompress_ns", "again_ns")
 PLAIN: Final = ("file", "family", "block", "raw_bytes", "width")
 FEATURE: Final = "feature."

@@ -1,6 +1,6 @@
 """Fitting the model to a measured table."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -57,7 +57,6 @@ def train(
     validation: NDArray[np.bool_],
     reference_ns_per_byte: Sequence[tuple[float, float]],
     settings: Settings | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Forest:
     """Fit a model.
 
@@ -70,7 +69,6 @@ def train(
         validation: Which rows say when to stop; none of their files may be among those fitted to.
         reference_ns_per_byte: The speed of each action on the calibration sample.
         settings: How.
-        progress: Told how many ensembles are done, and of how many.
 
     Raises:
         ConfigError: LightGBM is not installed, or there are no rows to fit to or to stop by.
@@ -91,8 +89,6 @@ def train(
             learned[action].append(
                 grower.grow(fitted[:, action] - less[0], stopping[:, action] - less[1], reference)
             )
-            if progress is not None:
-                progress(sum(map(len, learned)), len(table.actions) * len(QUANTITIES))
     ensembles = tuple((three[0], three[1], three[2]) for three in learned)
     return Forest(table.feature_names, table.actions, tuple(reference_ns_per_byte), ensembles)
 
@@ -217,14 +213,7 @@ def tree_of(structure: dict[str, Any]) -> Tree | None:
     place(structure)
     if len(nodes) == 1 and nodes[0][4] == 0:
         return None
-    feature, threshold, left, right, value = zip(*nodes, strict=True)
-    return Tree(
-        np.array(feature, np.uint8),
-        np.array(threshold, np.float32),
-        np.array(left, np.uint16),
-        np.array(right, np.uint16),
-        np.array(value, np.float32),
-    )
+    return Tree.of(nodes)
 
 
 def single_below(threshold: float) -> float:
