@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 import dwcp_fast as dwcp
 from dwcp_fast import errors
-from dwcp_fast.cli.dictionaries import read_dictionary, read_known
+from dwcp_fast.cli.files import read_dictionary, read_known
 from dwcp_fast.cli.program import program
 from messages import MESSAGES
 from two_ends import LOCAL, WAIT_S, accepted, meanwhile, pairing_of

@@ -13,7 +13,7 @@ from dwcp_fast.dictionary import native
 from dwcp_fast.errors import ConfigError, NegotiationError
 from dwcp_fast.options import SendOptions
 from dwcp_fast.policy.choice import Choice
-from dwcp_fast.policy.codec import choose_codec, explain_selection
+from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.lanes import choose_lanes
 from dwcp_fast.policy.selection import ActionShare, Selection
 from dwcp_fast.reports import CodecShare, Progress, SendReport
@@ -184,9 +184,7 @@ class V3Link(NativeLink):
 
     def _sent(self, told: SendTold) -> SendReport:
         report = send_report(told, self._peer, self._transport, self._choices)
-        if report.selection is not None:
-            now = choose_codec(self._options.codec, selection=report.selection)
-            self._choices = [now if choice.name == "codec" else choice for choice in self._choices]
+        self._choices = with_selection(self._choices, report.selection)
         return report
 
 
@@ -290,10 +288,17 @@ def send_report(told: SendTold, peer: str, transport: str, choices: Sequence[Cho
     shares = tuple(CodecShare(**share) for share in told["codec_mix"])
     selection = make_selection(told["selection"])
     plain: dict[str, Any] = {**told, "codec_mix": shares, "selection": selection}
-    why = {choice.name: f"{choice.value}: {choice.why}" for choice in choices}
-    if selection is not None:
-        why["codec"] = f"auto: {explain_selection(selection)}"
+    made = with_selection(choices, selection)
+    why = {choice.name: f"{choice.value}: {choice.why}" for choice in made}
     return SendReport(protocol="v3", verified=True, peer=peer, transport=transport, why=why, **plain)
+
+
+def with_selection(choices: Sequence[Choice[Any]], selection: Selection | None) -> list[Choice[Any]]:
+    """Give the choices with what ``codec="auto"`` came to, if that was measured."""
+    if selection is None:
+        return list(choices)
+    now = choose_codec("auto", selection=selection)
+    return [now if choice.name == now.name else choice for choice in choices]
 
 
 def dictionary_choice(options: SendOptions) -> list[Choice[str]]:

@@ -115,10 +115,7 @@ def test_a_server_that_stalls_or_is_gone_leaves_the_pull_resumable(machine: Mach
 
 def test_many_pull_at_once_and_one_that_stands_still_holds_nobody_up(machine: Machine, state: Path) -> None:
     clients = 6
-    with (
-        machine.serve(state, "--clients", str(clients + 1)) as server,
-        relay_to(server) as relay,
-    ):
+    with machine.serve(state, "--clients", str(clients + 1)) as server, relay_to(server) as relay:
         relay.hold_after = 5 * MIB
         slow = machine.start_pull(relay.reroute(server.pairing), machine.folder / "slow", user="slow")
         wait_until_held(relay)

@@ -38,10 +38,10 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    /// A session for a peer that has shown who it is, takes what `limits` say and may know of dictionaries.
+    /// A session for a peer that has shown who it is and takes what `limits` say.
     pub(crate) fn new(
         names: Names,
-        (limits, dictionaries): (Limits, bool),
+        limits: Limits,
         options: SendOptions,
         limiter: Option<Arc<Limiter>>,
         cancel: Cancel,
@@ -49,7 +49,7 @@ impl Served {
         registry: Arc<Registry>,
     ) -> Served {
         let Names { id, key, owner, peer } = names;
-        let link = Link { id, key, max_lanes: limits.max_lanes, limits, dictionaries };
+        let link = Link { id, key, max_lanes: limits.max_lanes, limits };
         let halts = (cancel, Cancel::new());
         let shared = Shared::new(options, limiter, halts, observer, link, Some(Arc::clone(&registry)));
         Served { id, key, owner, peer, limits, shared, registry, threads: AtomicUsize::new(0) }

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from dwcp_fast.cli.dictionaries import DICTIONARY, read_dictionary
-from dwcp_fast.cli.files import PATCH_CODEC, SEEKABLE, output_file_option
+from dwcp_fast.cli.files import DICTIONARY, PATCH_CODEC, SEEKABLE, output_file_option, read_dictionary
 from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.units import help_with_example
 from dwcp_fast.delta import PatchInfo, apply_files, diff_files

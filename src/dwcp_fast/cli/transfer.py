@@ -5,8 +5,7 @@ from typing import Any, Final, TypedDict, get_args
 
 import click
 
-from dwcp_fast.cli.dictionaries import DICTIONARY, read_dictionary, read_known
-from dwcp_fast.cli.files import FILE
+from dwcp_fast.cli.files import DICTIONARY, FILE, read_dictionary, read_known
 from dwcp_fast.cli.grouping import Decorator, gather
 from dwcp_fast.cli.units import parse_streams, reading
 from dwcp_fast.dictionary import Dictionary

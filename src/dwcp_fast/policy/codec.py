@@ -5,7 +5,7 @@ from typing import Final
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.selection import Selection
 
-__all__ = ["choose_codec", "explain_selection"]
+__all__ = ["choose_codec"]
 
 RULED_BY: Final = {
     "start": "before the link was known",

@@ -351,9 +351,6 @@ impl Controller {
     pub fn observe(&mut self, decision: Option<&Decision>, outcome: &Outcome) {
         let raw = outcome.raw_bytes.max(1) as f64;
         let wire = outcome.wire_bytes as f64;
-        if let Some(decision) = decision {
-            self.learn(decision, outcome);
-        }
         let mean = |mean: &mut f64, value: f64| *mean += WEIGHT * (value - *mean);
         let other = (outcome.cpu_s - outcome.encode_cpu_s - outcome.write_cpu_s).max(0.0);
         mean(&mut self.other_s, other / raw);
@@ -389,16 +386,17 @@ impl Controller {
         }
     }
 
-    fn learn(&mut self, decision: &Decision, outcome: &Outcome) {
+    /// Takes note of what encoding a block came to that was decided on: to be called before it is written, since the
+    /// transfer may be over before whoever writes it comes to [`Controller::observe`].
+    pub fn encoded(&mut self, decision: &Decision, raw_bytes: u64, wire_bytes: u64, cpu_s: f64) {
         let share = &mut self.summary.actions[decision.action.index()];
         share.blocks += 1;
-        share.raw_bytes += outcome.raw_bytes;
-        share.wire_bytes += outcome.wire_bytes;
-        share.cpu_s += outcome.encode_cpu_s;
+        share.raw_bytes += raw_bytes;
+        share.wire_bytes += wire_bytes;
+        share.cpu_s += cpu_s;
         if decision.action != Action::None {
-            let raw = outcome.raw_bytes.max(1) as f64;
-            let ratio = outcome.wire_bytes as f64 / raw;
-            let actual = Estimate { ratio, ns_per_byte: outcome.encode_cpu_s * 1e9 / raw };
+            let raw = raw_bytes.max(1) as f64;
+            let actual = Estimate { ratio: wire_bytes as f64 / raw, ns_per_byte: cpu_s * 1e9 / raw };
             self.corrections.learn(decision, actual);
         }
     }

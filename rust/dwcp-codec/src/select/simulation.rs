@@ -278,6 +278,7 @@ pub(super) fn run(world: &World, contents: &[Content], policy: &Policy) -> Run {
             written,
             acked,
         });
+        controller.encoded(&decision, BLOCK as u64, wire as u64, encode_cpu);
         controller.observe(
             Some(&decision),
             &Outcome {

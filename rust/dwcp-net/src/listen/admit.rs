@@ -20,6 +20,7 @@ use crate::lane::Lane;
 use crate::receive::{self, Names, Session};
 use crate::report::Event;
 use crate::security::{Fingerprint, ListenSecurity, random_bytes};
+use crate::send::max_dictionary;
 use crate::serve::Served;
 use crate::transport::{
     Patience, SOCKET_SLICE, TcpTransport, TlsTransport, Transport, WakeReceiver, wake_pair,
@@ -180,25 +181,22 @@ fn enter(
     number: u16,
     (version, security, asked): (u8, Security, u32),
 ) -> Result<Option<(LaneId, WakeReceiver)>, NetError> {
-    let (admitted, limits, takes) = match known {
+    let (admitted, limits, role) = match known {
         Known::Receives(session) => {
             let (waker, wake) = wake_pair()?;
             let limits = session.options.limits;
             let attached = lock(&session.state).attach(number, waker, lane.closer(), limits.max_lanes);
-            let takes = if limits.max_dictionary > 0 { FEATURE_DICTIONARY } else { 0 };
-            (attached.map(|id| (id, wake)), limits, takes)
+            (attached.map(|id| (id, wake)), limits, 0)
         }
-        Known::Serves(served) => {
-            let takes = FEATURE_FETCH | FEATURE_DICTIONARY;
-            (served.admit(number, lane)?, served.limits(), takes)
-        }
+        Known::Serves(served) => (served.admit(number, lane)?, served.limits(), FEATURE_FETCH),
     };
     let Some((id, wake)) = admitted else { return Ok(None) };
+    let dictionaries = if limits.max_dictionary > 0 { asked & FEATURE_DICTIONARY } else { 0 };
     let welcome = Welcome {
         version,
         security,
         max_lanes: shared.options.limits.max_lanes,
-        features: takes & (asked | FEATURE_FETCH),
+        features: role | dictionaries,
         session: known.id(),
         join_key: known.key(),
         max_block: limits.max_block,
@@ -266,11 +264,9 @@ fn greet(
                 max_block: hello.max_block,
                 max_entries: *max_entries,
                 max_object: *max_object,
-                ..Limits::default()
+                max_dictionary: max_dictionary(hello.features),
             };
-            let dictionaries = hello.features & FEATURE_DICTIONARY != 0;
             let limiter = shared.limiter.clone();
-            let limits = (limits, dictionaries);
             let served = Served::new(names, limits, serve.clone(), limiter, cancel, observer, registry);
             Known::Serves(Arc::new(served))
         }

@@ -290,10 +290,14 @@ impl<'a> Gauge<'a> {
     }
 
     /// The block in hand is about to be written.
-    pub(super) fn prepared(&mut self) {
+    pub(super) fn prepared(&mut self, raw_bytes: u64, wire_bytes: u64) {
         self.encoded = Mark::now();
         self.phase = match &self.decision {
-            Some(decision) => decision.phase,
+            Some(decision) => {
+                let cpu_s = self.encode_cpu_s;
+                self.selector.with(|controller| controller.encoded(decision, raw_bytes, wire_bytes, cpu_s));
+                decision.phase
+            }
             None => self.selector.with(|controller| controller.phase()).unwrap_or(0),
         };
     }
@@ -351,5 +355,30 @@ impl<'a> Gauge<'a> {
         };
         let at_s = self.selector.since_epoch(Instant::now());
         self.selector.with(|controller| controller.decide(look, width, at_s))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_is_counted_before_the_peer_can_have_it() {
+        let selector = Selector::new(&CodecChoice::Auto { model: None }, 1, None).unwrap();
+        selector.settle(true, None);
+        let before = selector.begin();
+        let mut gauge = Gauge::new(&selector);
+        let block: Vec<u8> = (0..65_536_u32).map(|at| (at / 300) as u8).collect();
+        gauge.read();
+        let wire = gauge.encode(&mut BlockEncoder::new(), &block, None, None).unwrap().wire.len() as u64;
+        gauge.prepared(65_536, wire);
+        let counted = |selector: &Selector| {
+            let actions = selector.summary(&before).summary.actions;
+            let sums = actions.iter().map(|share| [share.blocks, share.raw_bytes, share.wire_bytes]);
+            sums.fold([0; 3], |sum, share| std::array::from_fn(|at| sum[at] + share[at]))
+        };
+        assert_eq!(counted(&selector), [1, 65_536, wire]);
+        gauge.written(65_536, wire);
+        assert_eq!(counted(&selector), [1, 65_536, wire]);
     }
 }

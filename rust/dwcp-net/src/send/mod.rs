@@ -24,7 +24,7 @@ use crate::security::DialSecurity;
 use choice::Selector;
 pub use choice::{CodecChoice, Selection};
 use shared::Job;
-pub(crate) use shared::{Link, Shared};
+pub(crate) use shared::{Link, Shared, max_dictionary};
 pub(crate) use worker::work;
 
 /// How long [`SendSession::close`] lets lanes part in peace.

@@ -10,6 +10,7 @@ use dwcp_proto::fetch::Asked;
 use dwcp_proto::frame::{
     Committed, ErrorCode, ErrorFrame, FEATURE_DICTIONARY, Frame, Secret, SessionId, Welcome,
 };
+use dwcp_proto::limits::MAX_DICTIONARY;
 use dwcp_proto::sender::{LaneId, SenderOptions, SenderProgress, SenderSession, Step};
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
@@ -101,8 +102,11 @@ pub(crate) struct Link {
     pub(crate) key: Secret,
     pub(crate) max_lanes: u16,
     pub(crate) limits: Limits,
-    /// The receiver knows of dictionaries.
-    pub(crate) dictionaries: bool,
+}
+
+/// The longest dictionary that a receiver with these features may take: it tells only whether it knows of any.
+pub(crate) fn max_dictionary(features: u32) -> u32 {
+    if features & FEATURE_DICTIONARY != 0 { MAX_DICTIONARY as u32 } else { 0 }
 }
 
 impl Link {
@@ -116,9 +120,8 @@ impl Link {
                 max_block: welcome.max_block,
                 max_entries: welcome.max_entries,
                 max_object: welcome.max_object,
-                ..Limits::default()
+                max_dictionary: max_dictionary(welcome.features),
             },
-            dictionaries: welcome.features & FEATURE_DICTIONARY != 0,
         }
     }
 }
@@ -274,7 +277,7 @@ impl State {
     fn prepare_session(&mut self) {
         if let (None, Some(job)) = (&self.session, &self.job) {
             let options = SenderOptions { max_unacked_bytes: MAX_UNACKED_BYTES, ..SenderOptions::default() };
-            let takes = self.link.as_ref().is_some_and(|link| link.dictionaries);
+            let takes = self.link.as_ref().is_some_and(|link| link.limits.max_dictionary > 0);
             let mut session = SenderSession::new(Arc::clone(&job.manifest), job.base_allowed, options)
                 .offering(self.dictionary.clone().filter(|_| takes));
             self.lanes.keys().for_each(|lane| session.attach(*lane));

@@ -353,8 +353,9 @@ impl Worker<'_> {
             }
         };
         let Some(frame) = frame else { return Ok(()) };
+        let (raw_bytes, wire_bytes) = (u64::from(task.raw_len), body.len() as u64);
         if let Some(gauge) = &mut self.gauge {
-            gauge.prepared();
+            gauge.prepared(raw_bytes, wire_bytes);
         }
         if matches!(frame, Frame::Block(_)) {
             lane.send_block(&frame, body, self.shared.limiter.as_deref(), &self.shared.halt)?;
@@ -362,7 +363,7 @@ impl Worker<'_> {
             lane.send(&frame)?;
         }
         if let Some(gauge) = &mut self.gauge {
-            let worth_waiting = gauge.written(u64::from(task.raw_len), body.len() as u64);
+            let worth_waiting = gauge.written(raw_bytes, wire_bytes);
             if !worth_waiting.is_zero() {
                 lane.listen(&self.wake, worth_waiting)?;
                 gauge.waited();

@@ -162,16 +162,22 @@ fn dictionary_that_no_frame_can_hold_is_refused_before_anybody_is_dialled() {
     assert!(matches!(refused, Err(NetError::Option { name: "dictionary", value: 1_048_553, .. })));
 }
 
+fn note(content: &[u8], word: DictionaryWord) -> Frame {
+    Frame::Dictionary(DictionaryNote { digest: Digest::of(content), length: content.len() as u32, word })
+}
+
+/// The block of these bytes, which says that it is made with the dictionary.
+fn made_with_it(bytes: &[u8]) -> Frame {
+    let Frame::Block(head) = block(bytes, 0, Digest::of(bytes)) else { unreachable!() };
+    Frame::Block(BlockHead { codec: CodecId::ZstdDictionary, ..head })
+}
+
 #[test]
 fn peers_that_lie_about_a_dictionary_end_the_session() {
     let content = b"what they have in common".to_vec();
     let bytes = record(1);
-    let note = |word| {
-        let (digest, length) = (Digest::of(&content), content.len() as u32);
-        Frame::Dictionary(DictionaryNote { digest, length, word })
-    };
-    let Frame::Block(head) = block(&bytes, 0, Digest::of(&bytes)) else { unreachable!() };
-    let made_with_it = Frame::Block(BlockHead { codec: CodecId::ZstdDictionary, ..head });
+    let note = |word| note(&content, word);
+    let made_with_it = made_with_it(&bytes);
     let forged: Vec<u8> = content.iter().map(|byte| byte ^ 1).collect();
     let announced = || vec![note(DictionaryWord::Announced)];
     // What stands behind OFFER, the answer to it, what comes then, and what ends the session.
@@ -208,23 +214,18 @@ fn peers_that_lie_about_a_dictionary_end_the_session() {
 #[test]
 fn body_that_is_not_made_with_the_dictionary_costs_the_lane() {
     let (content, bytes) = (record(7), record(1));
-    let note = |word| {
-        let (digest, length) = (Digest::of(&content), content.len() as u32);
-        Frame::Dictionary(DictionaryNote { digest, length, word })
-    };
     let receiver = plain_receiver();
     let received = receiver.receive_one(memory_sink());
     let mut hand = Hand::enter(&receiver);
-    hand.offer_with(&bytes, &[note(DictionaryWord::Announced)]);
+    hand.offer_with(&bytes, &[note(&content, DictionaryWord::Announced)]);
     while hand.recv().name() != "DICTIONARY" {}
-    hand.send(&note(DictionaryWord::Given(content.clone())), &[]);
+    hand.send(&note(&content, DictionaryWord::Given(content.clone())), &[]);
     while hand.recv().name() != "ACCEPT" {}
     // What it refers to lies elsewhere in the dictionary that was agreed on.
     let other = Dictionary::new(content[..content.len() - 9].to_vec()).unwrap();
     let mut body = Vec::new();
     dwcp_codec::Compressor::new().compress_with(&other, 19, &bytes, &mut body).unwrap();
-    let Frame::Block(head) = block(&bytes, 0, Digest::of(&bytes)) else { unreachable!() };
-    hand.send(&Frame::Block(BlockHead { codec: CodecId::ZstdDictionary, ..head }), &body);
+    hand.send(&made_with_it(&bytes), &body);
     let error = hand.error();
     assert_eq!((error.code, error.retryable), (ErrorCode::Integrity, true), "{error:?}");
     drop(hand);

@@ -39,7 +39,13 @@ impl Hand {
         Hand::enter_with(receiver, &hello(None, Secret::NONE))
     }
 
-    pub fn enter_with(receiver: &Receiver, hello: &Frame) -> Hand {
+    /// Lane 1 of the session in which `first` is lane 0.
+    fn join(receiver: &Receiver, first: &Hand) -> Hand {
+        let welcome = first.welcome.as_ref().unwrap();
+        Hand::enter_with(receiver, &numbered_hello(1, Some(welcome.session), welcome.join_key))
+    }
+
+    fn enter_with(receiver: &Receiver, hello: &Frame) -> Hand {
         let mut hand = Hand::connect(receiver);
         hand.send(hello, &[]);
         let Frame::Welcome(welcome) = hand.recv() else { panic!("no welcome") };
@@ -308,10 +314,7 @@ fn more_lanes_than_allowed_are_refused() {
 fn lanes_that_are_lost_after_the_goodbye_on_another_are_not_waited_for() {
     let receiver = plain_receiver();
     let mut first = Hand::enter(&receiver);
-    let welcome = first.welcome.clone().unwrap();
-    let mut second = Hand::connect(&receiver);
-    second.send(&numbered_hello(1, Some(welcome.session), welcome.join_key), &[]);
-    assert!(matches!(second.recv(), Frame::Welcome(_)));
+    let second = Hand::join(&receiver, &first);
     let lost = |event: &Event| matches!(event, Event::LaneDown { .. });
     first.send(&Frame::Close, &[]);
     receiver.log.wait_for(lost);
@@ -325,11 +328,7 @@ fn lanes_that_are_lost_after_the_goodbye_on_another_are_not_waited_for() {
 fn a_block_whose_transfer_is_in_place_when_its_body_comes_disturbs_nothing() {
     let receiver = plain_receiver();
     let mut first = Hand::enter(&receiver);
-    let mut second = Hand::connect(&receiver);
-    let welcome = first.welcome.clone().unwrap();
-    second.send(&numbered_hello(1, Some(welcome.session), welcome.join_key), &[]);
-    assert!(matches!(second.recv(), Frame::Welcome(_)));
-    second.encoder.set_session(&welcome.session);
+    let mut second = Hand::join(&receiver, &first);
     let session = receiver.listener.accept(Some(PATIENCE)).unwrap();
     let sink = memory_sink();
     let bytes = noise(4, 60_000);
