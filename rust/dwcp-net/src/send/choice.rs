@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockEncoder, BlockKind, EncodedBlock};
 use dwcp_codec::select::{
-    Action, Controller, Decision, Delivery, Estimate, Features, Look, Model, Outcome, Prediction, Settings,
-    Summary, calibration_sample,
+    Action, Controller, Decision, Delivery, Estimate, Features, Look, Model, Outcome, Settings, Summary,
+    calibration_sample,
 };
 use dwcp_codec::{Codec, CodecError, page, probe};
 
@@ -334,16 +334,14 @@ impl<'a> Gauge<'a> {
 
     fn decide(&self, src: &[u8], width: Option<u8>) -> Option<Decision> {
         let wants_look = self.selector.with(|controller| controller.wants_look())?;
-        let mut estimates = [Estimate { ratio: 1.0, ns_per_byte: 0.0 }; Action::ALL.len()];
+        let estimates;
         let look = match &self.selector.model {
             _ if !wants_look => Look::Unseen,
             Some(model) => {
-                let mut predictions = [Prediction::default(); Action::ALL.len()];
-                model.predict(&Features::of(src, width), &mut predictions);
-                for (estimate, prediction) in estimates.iter_mut().zip(&predictions) {
-                    estimate.ratio = f64::from(prediction.ratio);
-                    estimate.ns_per_byte = f64::from(prediction.compress_ns_per_byte);
-                }
+                estimates = model.predict(&Features::of(src, width)).map(|told| Estimate {
+                    ratio: told.ratio.into(),
+                    ns_per_byte: told.compress_ns_per_byte.into(),
+                });
                 Look::Predicted(&estimates)
             }
             None if probe::compressible(src) => Look::Compressible,
