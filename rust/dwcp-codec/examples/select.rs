@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use dwcp_codec::Digest;
-use dwcp_codec::select::{Action, FEATURES, Features, Model, Prediction};
+use dwcp_codec::select::{Action, FEATURES, Features, Model};
 
 const BLOCK_BYTES: usize = 1 << 20;
 const BLOCKS: usize = 60;
@@ -111,13 +111,11 @@ fn main() {
     }
     let (trees, depth) = (setting("TREES", 60), setting("DEPTH", 5));
     let model = model(&seen, trees, depth);
-    let mut predictions = [Prediction::default(); Action::ALL.len()];
     let times = seen.iter().map(|features| {
         least(|| {
-            model.predict(black_box(features), &mut predictions);
-            black_box(&predictions);
+            black_box(model.predict(black_box(features)));
         })
     });
     let times = times.collect();
-    print(&format!("prediction by 3 x {} x {trees} trees of depth {depth}", predictions.len()), times);
+    print(&format!("prediction by 3 x {} x {trees} trees of depth {depth}", Action::ALL.len()), times);
 }

@@ -109,11 +109,12 @@ fn varies_little<'a>(pieces: impl Iterator<Item = &'a [u8]>, length: usize) -> b
     false
 }
 
-/// The order-0 entropy of all of `piece` in bits, corrected for how much so few samples underestimate it.
-fn entropy_bits(piece: &[u8]) -> f32 {
+/// How often each byte occurs in `bytes`, which are fewer than 64 KiB.
+#[inline(always)]
+pub(crate) fn histogram(bytes: &[u8]) -> [u16; 256] {
     // Four tables, so that runs of one byte do not wait for their own last store.
     let mut tables = [[0_u16; 256]; 4];
-    let mut fours = piece.chunks_exact(4);
+    let mut fours = bytes.chunks_exact(4);
     for four in &mut fours {
         for (table, byte) in tables.iter_mut().zip(four) {
             table[usize::from(*byte)] += 1;
@@ -122,11 +123,19 @@ fn entropy_bits(piece: &[u8]) -> f32 {
     for byte in fours.remainder() {
         tables[0][usize::from(*byte)] += 1;
     }
+    let [a, b, c, d] = &tables;
+    let mut sums = [0; 256];
+    for ((((sum, a), b), c), d) in sums.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+        *sum = a + b + c + d;
+    }
+    sums
+}
+
+/// The order-0 entropy of all of `piece` in bits, corrected for how much so few samples underestimate it.
+fn entropy_bits(piece: &[u8]) -> f32 {
     let logs = &*N_LOG_N;
     let (mut sum, mut distinct) = (0.0, 0_u16);
-    let [a, b, c, d] = &tables;
-    for (((a, b), c), d) in a.iter().zip(b).zip(c).zip(d) {
-        let n = a + b + c + d;
+    for n in histogram(piece) {
         sum += logs[usize::from(n)];
         distinct += u16::from(n > 0);
     }

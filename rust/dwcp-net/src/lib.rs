@@ -24,6 +24,6 @@ pub use error::NetError;
 pub use fetch::{FetchOptions, FetchSession};
 pub use listen::{Arrival, Cidr, Listener, ServeV1, V1Gate};
 pub use receive::{ReceiveOptions, ReceiveSession};
-pub use report::{CodecShare, Event, Observer, Progress, ReceiveReport, SendReport, Unobserved};
+pub use report::{CodecShare, Event, Observer, Progress, ReceiveReport, SendReport, Unobserved, thread_cpu};
 pub use send::{CodecChoice, Selection, SendOptions, SendSession};
 pub use serve::ServeSession;

@@ -107,7 +107,7 @@ impl Served {
     pub(crate) fn run(&self, lane: Lane, id: LaneId, wake: WakeReceiver) {
         self.threads.fetch_add(1, Ordering::SeqCst);
         // A session of a peer that dials has one epoch.
-        work(&self.shared, lane, id, 0, wake);
+        work(&self.shared, lane, (id, 0), wake, None);
         self.threads.fetch_sub(1, Ordering::SeqCst);
     }
 }

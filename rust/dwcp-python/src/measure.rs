@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use dwcp_codec::block::{BlockDecoder, BlockEncoder};
 use dwcp_codec::select::{self, Action};
+use dwcp_net::thread_cpu;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::buffer::Input;
 use crate::error::Failure;
@@ -61,12 +61,6 @@ pub fn measure_action(
 #[pyfunction]
 pub fn calibration_sample(py: Python<'_>) -> Bound<'_, PyBytes> {
     PyBytes::new(py, &select::calibration_sample())
-}
-
-/// The processor time that this thread has used.
-fn thread_cpu() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 /// At least one: a copy that takes no time is shorter than the clock can tell.

@@ -78,9 +78,7 @@ impl SelectorModel {
     fn predict(&self, py: Python<'_>, features: Vec<f32>) -> PyResult<Vec<(f32, f32, f32)>> {
         let wrong = Failure::Features { needed: FEATURES.len(), given: features.len() };
         let values = features.try_into().map_err(|_| wrong.raise(py))?;
-        let mut predictions = [Prediction::default(); Action::ALL.len()];
-        self.0.predict(&Features::from_values(values), &mut predictions);
         let tuple = |told: Prediction| (told.ratio, told.compress_ns_per_byte, told.decompress_ns_per_byte);
-        Ok(predictions.map(tuple).to_vec())
+        Ok(self.0.predict(&Features::from_values(values)).map(tuple).to_vec())
     }
 }

@@ -2,7 +2,7 @@
 #![no_main]
 
 use dwcp_codec::Digest;
-use dwcp_codec::select::{Action, FEATURES, Features, Model, Prediction};
+use dwcp_codec::select::{Action, FEATURES, Features, Model};
 use libfuzzer_sys::fuzz_target;
 
 fn names(names: &[String], out: &mut Vec<u8>) {
@@ -29,9 +29,8 @@ fuzz_target!(|data: &[u8]| {
         bytes.extend(empty.repeat(missing));
         bytes.extend(Digest::of(&bytes).0);
         let Ok(model) = Model::read(&bytes) else { continue };
-        let mut predictions = [Prediction::default(); Action::ALL.len()];
         for value in [0.0, 1.0, -1e30, f32::NAN] {
-            model.predict(&Features::from_values([value; FEATURES.len()]), &mut predictions);
+            let predictions = model.predict(&Features::from_values([value; FEATURES.len()]));
             assert!(predictions.iter().all(|told| told.ratio.is_finite() && told.compress_ns_per_byte > 0.0));
         }
     }

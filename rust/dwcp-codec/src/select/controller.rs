@@ -413,15 +413,27 @@ impl Controller {
 
     /// What processor time would be worth if all blocks were like the one with these estimates.
     fn balanced(&self, estimates: &[Estimate; Action::ALL.len()], width: Option<u8>, rate: f64) -> f64 {
-        let processors = self.processors();
         let time = |log_worth: f64| {
-            let action = self.cheapest(estimates, width, rate / processors * log_worth.exp());
-            let Estimate { ratio, ns_per_byte } = estimates[action.index()];
-            let cpu_s = self.other_s + ns_per_byte * 1e-9 + ratio * self.write_s;
-            (cpu_s / processors).max(ratio / rate)
+            let action = self.cheapest(estimates, width, self.worth(rate, log_worth));
+            self.time_with(estimates[action.index()], rate)
         };
         let steps = (-16_i32..=16).map(|step| f64::from(step) / 16.0 * LOG_WORTH);
         steps.min_by(|left, right| time(*left).total_cmp(&time(*right))).unwrap_or(0.0)
+    }
+
+    /// How many bytes on the wire a second of processor time is worth.
+    fn worth(&self, rate: f64, log_worth: f64) -> f64 {
+        rate / self.processors() * log_worth.exp()
+    }
+
+    /// How long a stream takes for each byte that takes so much of the processor and so much of the wire.
+    fn time_of(&self, cpu_s: f64, wire: f64, rate: f64) -> f64 {
+        (cpu_s / self.processors()).max(wire / rate)
+    }
+
+    /// The same, if all blocks were like one with this estimate.
+    fn time_with(&self, Estimate { ratio, ns_per_byte }: Estimate, rate: f64) -> f64 {
+        self.time_of(self.other_s + ns_per_byte * 1e-9 + ratio * self.write_s, ratio, rate)
     }
 
     /// The best action for a block where a second of processor time is worth so many bytes on the wire.
@@ -474,14 +486,9 @@ impl Controller {
     /// Has the guard consider trials, now that it is known what they would be expected to give.
     fn prepare_guard(&mut self) {
         let Some(rate) = self.link.rate() else { return };
-        let processors = self.processors();
-        let time = |cpu_s: f64, wire: f64| (cpu_s / processors).max(wire / rate);
-        let now = time(self.spent_s, self.spent_wire);
-        let fixed = |each: Estimate| {
-            let cpu_s = self.other_s + each.ns_per_byte * 1e-9 + each.ratio * self.write_s;
-            time(cpu_s, each.ratio) / now.max(1e-12)
-        };
-        let plain = Estimate { ratio: 1.0, ns_per_byte: 0.0 };
+        let now = self.time_of(self.spent_s, self.spent_wire, rate).max(1e-12);
+        let fixed = |each: Estimate| self.time_with(each, rate) / now;
+        let plain = PRIORS[Action::None.index()];
         self.guard.consider([(Action::None, fixed(plain)), (Action::Zstd1, fixed(self.zstd1))]);
     }
 
@@ -504,7 +511,7 @@ impl Controller {
         let most = f64::from(self.settings.lanes) * FIRST_BYTES / waited_s.max(1e-6);
         let rate = most.min(unknown_rate(&self.settings));
         let log_worth = self.balanced(estimates, width, rate);
-        self.cheapest(estimates, width, rate / self.processors() * log_worth.exp())
+        self.cheapest(estimates, width, self.worth(rate, log_worth))
     }
 
     fn choose(
@@ -529,7 +536,7 @@ impl Controller {
         };
         let log_worth = self.log_worth.unwrap_or_else(|| self.balanced(estimates, width, rate));
         self.log_worth = Some(log_worth);
-        let worth = rate / self.processors() * log_worth.exp();
+        let worth = self.worth(rate, log_worth);
         let best = match look {
             Look::Predicted(_) | Look::Compressible => self.cheapest(estimates, width, worth),
             Look::Incompressible | Look::Unseen => Action::None,
@@ -558,7 +565,7 @@ impl Controller {
             Look::Compressible => Reason::Means,
             Look::Predicted(_) => Reason::Model,
         };
-        let at = |log_worth: f64| self.cheapest(estimates, width, rate / self.processors() * log_worth.exp());
+        let at = |log_worth: f64| self.cheapest(estimates, width, self.worth(rate, log_worth));
         let steady = (at(-LOG_WORTH) == best, at(LOG_WORTH) == best);
         Decision { steady, ..decide(best, reason) }
     }

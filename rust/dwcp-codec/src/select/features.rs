@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use super::sample::{self, LINE_BYTES, SAMPLE_BYTES};
 use crate::kernel::Level;
 use crate::kernel::planes::{Transform, split};
+use crate::probe::histogram;
 
 /// How many features there are.
 const COUNT: usize = 32;
@@ -139,28 +140,6 @@ impl Features {
     pub fn values(&self) -> &[f32; COUNT] {
         &self.0
     }
-}
-
-/// How often each byte occurs in at most [`SAMPLE_BYTES`].
-fn histogram(bytes: &[u8]) -> [u16; 256] {
-    // Four tables, so that runs of one byte do not wait for their own last store.
-    let mut tables = [[0_u16; 256]; 4];
-    let (fours, rest) = bytes.as_chunks::<4>();
-    for four in fours {
-        for (table, byte) in tables.iter_mut().zip(four) {
-            table[usize::from(*byte)] += 1;
-        }
-    }
-    for byte in rest {
-        tables[0][usize::from(*byte)] += 1;
-    }
-    let [mut sum, others @ ..] = tables;
-    for other in others {
-        for (sum, count) in sum.iter_mut().zip(other) {
-            *sum += count;
-        }
-    }
-    sum
 }
 
 /// Bits for each of `total` bytes that occur as often as `counts` says, with what so few samples underestimate.

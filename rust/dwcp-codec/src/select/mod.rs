@@ -23,4 +23,4 @@ pub use controller::{
     ActionShare, Controller, Decision, Delivery, Estimate, Look, Outcome, Reason, Settings, Summary,
 };
 pub use features::{FEATURES, Features};
-pub use model::{MAX_MODEL_BYTES, Model, ModelError, Prediction, Reference};
+pub use model::{Model, ModelError, Prediction, Reference};

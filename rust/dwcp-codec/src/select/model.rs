@@ -8,7 +8,7 @@ use crate::digest::Digest;
 const MAGIC: [u8; 4] = *b"DWSM";
 const VERSION: u8 = 1;
 /// The longest file that is read, in bytes.
-pub const MAX_MODEL_BYTES: usize = 16 << 20;
+const MAX_MODEL_BYTES: usize = 16 << 20;
 /// Trees of a sum, at most.
 const MAX_TREES: usize = 256;
 /// Nodes of a tree of the greatest depth.
@@ -225,11 +225,13 @@ impl Model {
         }
     }
 
-    /// Predicts for the first actions of [`Action::ALL`], as many as `predictions` has room for.
-    pub fn predict(&self, features: &Features, predictions: &mut [Prediction]) {
+    /// Predicts for each action, in the order of [`Action::ALL`].
+    #[must_use]
+    pub fn predict(&self, features: &Features) -> [Prediction; Action::ALL.len()] {
         let mut values = [0.0; FEATURES_ROOM];
         values[..FEATURES.len()].copy_from_slice(features.values());
         let mut logarithms = [[0.0_f32; SUMS.len()]; Action::ALL.len()];
+        let mut predictions = [Prediction::default(); Action::ALL.len()];
         for (action, (prediction, sums)) in predictions.iter_mut().zip(&self.sums).enumerate() {
             for (quantity, sum) in sums.iter().enumerate() {
                 let start = sum.start.map_or(0.0, |before| logarithms[before][quantity]);
@@ -240,6 +242,7 @@ impl Model {
             *prediction =
                 Prediction { ratio, compress_ns_per_byte: compress, decompress_ns_per_byte: decompress };
         }
+        predictions
     }
 
     /// The speed of `action` where the model was trained.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockEncoder, BlockKind, EncodedBlock};
 use dwcp_codec::select::{
-    Action, Controller, Decision, Delivery, Estimate, Features, Look, Model, Outcome, Prediction, Settings,
-    Summary, calibration_sample,
+    Action, Controller, Decision, Delivery, Estimate, Features, Look, Model, Outcome, Settings, Summary,
+    calibration_sample,
 };
 use dwcp_codec::{Codec, CodecError, page, probe};
 
@@ -41,6 +41,14 @@ impl CodecChoice {
         match self {
             CodecChoice::Fixed(codec) => *codec,
             CodecChoice::Auto { .. } => Codec::None,
+        }
+    }
+
+    /// Begins to measure what the first lane has to know of this machine.
+    pub(super) fn prepare(&self) {
+        if matches!(self, CodecChoice::Auto { model: Some(_) }) {
+            // Where there is no thread to be had, the first lane measures itself.
+            let _ = std::thread::Builder::new().name("dwcp-calibrate".to_owned()).spawn(measured);
         }
     }
 }
@@ -87,6 +95,8 @@ impl Selector {
     pub(super) fn settle(&self, is_here: bool, answer_time: Option<Duration>) {
         /// Who takes longer is elsewhere, behind something on this machine that passes the connection on.
         const LOCAL: Duration = Duration::from_millis(10);
+        // Before the lock, which whoever sends waits for: this takes milliseconds where nothing was measured yet.
+        let slowness = self.model.as_deref().map(slowness);
         lock(&self.controller).get_or_insert_with(|| {
             let is_local = is_here && answer_time.is_none_or(|time| time < LOCAL);
             let settings = Settings {
@@ -97,8 +107,8 @@ impl Selector {
                 is_local,
                 limit_bytes_per_s: self.limit_bytes_per_s.map(|rate| rate as f64),
             };
-            match &self.model {
-                Some(model) => Controller::calibrated(settings, slowness(model)),
+            match slowness {
+                Some(slowness) => Controller::calibrated(settings, slowness),
                 None => Controller::new(settings),
             }
         });
@@ -113,12 +123,11 @@ impl Selector {
     }
 }
 
-/// How many times as long as in a model's times compressing takes here.
-fn slowness(model: &Model) -> f64 {
-    /// What this process has measured: nanoseconds for each byte of the sample.
+/// How many nanoseconds compressing takes here for each byte of the sample, measured once in a process.
+fn measured() -> &'static [f64; CALIBRATED.len()] {
     static MEASURED: OnceLock<[f64; CALIBRATED.len()]> = OnceLock::new();
-    const REPEATS: u32 = 3;
-    let measured = MEASURED.get_or_init(|| {
+    const REPEATS: usize = 3;
+    MEASURED.get_or_init(|| {
         let sample = calibration_sample();
         let mut encoder = BlockEncoder::new();
         CALIBRATED.map(|action| {
@@ -128,11 +137,15 @@ fn slowness(model: &Model) -> f64 {
                 let _ = encoder.encode_action(action, &sample, None, None);
                 thread_cpu().saturating_sub(begin).as_nanos() as f64 / sample.len() as f64
             };
-            std::iter::repeat_with(once).take(REPEATS as usize).fold(f64::INFINITY, f64::min)
+            std::iter::repeat_with(once).take(REPEATS).fold(f64::INFINITY, f64::min)
         })
-    });
+    })
+}
+
+/// How many times as long as in a model's times compressing takes here.
+fn slowness(model: &Model) -> f64 {
     let there = CALIBRATED.map(|action| f64::from(model.reference(action).compress_ns_per_byte));
-    let logarithms = measured.iter().zip(there).map(|(here, there)| (here / there.max(1e-3)).ln());
+    let logarithms = measured().iter().zip(there).map(|(here, there)| (here / there.max(1e-3)).ln());
     (logarithms.sum::<f64>() / CALIBRATED.len() as f64).exp()
 }
 
@@ -250,23 +263,21 @@ impl<'a> Gauge<'a> {
         let newly = count.saturating_sub(std::mem::replace(&mut self.acknowledged, count)) as usize;
         let now = Instant::now();
         let at_s = self.selector.since_epoch(now);
-        for sent in self.sent.drain(..newly.min(self.sent.len())) {
-            let delivery = Delivery {
-                raw_bytes: sent.raw_bytes,
-                wire_bytes: sent.wire_bytes,
-                phase: sent.phase,
-                since_s: now.saturating_duration_since(sent.from).as_secs_f64(),
-                latency_s: self.looked.saturating_duration_since(sent.written).as_secs_f64(),
-                at_s,
-            };
-            self.selector.with(|controller| controller.delivered(&delivery));
-        }
+        let taken = self.sent.drain(..newly.min(self.sent.len()));
+        let deliveries = taken.map(|sent| Delivery {
+            raw_bytes: sent.raw_bytes,
+            wire_bytes: sent.wire_bytes,
+            phase: sent.phase,
+            since_s: now.saturating_duration_since(sent.from).as_secs_f64(),
+            latency_s: self.looked.saturating_duration_since(sent.written).as_secs_f64(),
+            at_s,
+        });
+        self.selector.with(|controller| deliveries.for_each(|delivery| controller.delivered(&delivery)));
     }
 
     /// The block in hand was read.
     pub(super) fn read(&mut self) {
         self.read = Mark::now();
-        self.encoded = self.read;
         self.encode_cpu_s = 0.0;
         self.decision = None;
     }
@@ -338,16 +349,14 @@ impl<'a> Gauge<'a> {
 
     fn decide(&self, src: &[u8], width: Option<u8>) -> Option<Decision> {
         let wants_look = self.selector.with(|controller| controller.wants_look())?;
-        let mut estimates = [Estimate { ratio: 1.0, ns_per_byte: 0.0 }; Action::ALL.len()];
+        let estimates;
         let look = match &self.selector.model {
             _ if !wants_look => Look::Unseen,
             Some(model) => {
-                let mut predictions = [Prediction::default(); Action::ALL.len()];
-                model.predict(&Features::of(src, width), &mut predictions);
-                for (estimate, prediction) in estimates.iter_mut().zip(&predictions) {
-                    estimate.ratio = f64::from(prediction.ratio);
-                    estimate.ns_per_byte = f64::from(prediction.compress_ns_per_byte);
-                }
+                estimates = model.predict(&Features::of(src, width)).map(|told| Estimate {
+                    ratio: told.ratio.into(),
+                    ns_per_byte: told.compress_ns_per_byte.into(),
+                });
                 Look::Predicted(&estimates)
             }
             None if probe::compressible(src) => Look::Compressible,

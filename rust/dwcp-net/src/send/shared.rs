@@ -86,7 +86,6 @@ impl Shared {
                 parting: None,
                 last_failure: None,
                 round_trip: None,
-                answer_time: None,
             }),
             options,
             registry,
@@ -248,8 +247,6 @@ pub(crate) struct State {
     parting: Option<ErrorFrame>,
     pub(super) last_failure: Option<NetError>,
     pub(super) round_trip: Option<Duration>,
-    /// The shortest time that the peer took to answer, where this side has dialled.
-    pub(super) answer_time: Option<Duration>,
 }
 
 impl State {

@@ -143,21 +143,26 @@ fn live(shared: &Shared, dialled: Dialled, number: u16, epoch: u64) -> Result<bo
             lane.close();
             return Ok(true);
         }
-        let least = |known: Option<Duration>, time| Some(known.map_or(time, |known| known.min(time)));
-        state.round_trip = least(state.round_trip, round_trip);
-        state.answer_time = least(state.answer_time, answer_time);
+        state.round_trip = Some(state.round_trip.map_or(round_trip, |known| known.min(round_trip)));
         state.attach(number, waker, lane.closer())
     };
-    Ok(work(shared, lane, id, epoch, wake))
+    Ok(work(shared, lane, (id, epoch), wake, Some(answer_time)))
 }
 
-/// Works on a lane of the session until it ends, and takes it out. Tells whether it was worth making.
-pub(crate) fn work(shared: &Shared, mut lane: Lane, id: LaneId, epoch: u64, wake: WakeReceiver) -> bool {
+/// Works on a lane of the session until it ends, and takes it out. Tells whether it was worth making. `answer_time` is
+/// how long the peer took to answer, where this side has dialled.
+pub(crate) fn work(
+    shared: &Shared,
+    mut lane: Lane,
+    (id, epoch): (LaneId, u64),
+    wake: WakeReceiver,
+    answer_time: Option<Duration>,
+) -> bool {
     let start = Instant::now();
     let (peer, local) = (lane.transport().peer_addr(), lane.transport().local_addr());
     shared.observer.event(Event::LaneUp { lane: id, peer });
     if let Some(selector) = &shared.selector {
-        selector.settle(peer.ip() == local.ip(), lock(&shared.state).answer_time);
+        selector.settle(peer.ip() == local.ip(), answer_time);
     }
     let mut worker = Worker {
         shared,

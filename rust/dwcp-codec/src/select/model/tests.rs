@@ -143,8 +143,7 @@ proptest! {
     #[test]
     fn model_predicts_what_walking_its_nodes_gives(sums in sums(), values in values()) {
         let model = Model::read(&model(&sums)).unwrap();
-        let mut predictions = [Prediction::default(); Action::ALL.len()];
-        model.predict(&Features::from_values(values), &mut predictions);
+        let predictions = model.predict(&Features::from_values(values));
         let told = predictions
             .iter()
             .flat_map(|told| [told.ratio, told.compress_ns_per_byte, told.decompress_ns_per_byte]);
@@ -180,8 +179,7 @@ proptest! {
             content.truncate(cut.index(content.len()));
         }
         if let Ok(model) = Model::read(&seal(content)) {
-            let mut predictions = [Prediction::default(); Action::ALL.len()];
-            model.predict(&Features::from_values(values), &mut predictions);
+            let predictions = model.predict(&Features::from_values(values));
             prop_assert!(predictions.iter().all(|told| told.ratio.is_finite() && told.ratio > 0.0));
         }
     }
