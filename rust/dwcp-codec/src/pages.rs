@@ -2,6 +2,10 @@
 //! a table each, and find nothing in their neighbours.
 
 use crate::error::CodecError;
+use crate::raw::PastCache;
+
+/// Pages of a memory as long as this are not expected to be in the cache.
+const PAST_CACHE_BYTES: usize = 4 << 20;
 
 /// Appends the pages of `memory` with these numbers, each `page_bytes` long, to `out`.
 ///
@@ -45,9 +49,14 @@ pub fn scatter(
     for number in numbers.clone() {
         page_range(number, page_bytes, pages).ok_or(CodecError::Page { number, pages })?;
     }
+    let mut past_cache = (memory.len() >= PAST_CACHE_BYTES).then(PastCache::new);
     for (number, page) in numbers.zip(together.chunks_exact(page_bytes.max(1))) {
         let place = page_range(number, page_bytes, pages).and_then(|range| memory.get_mut(range));
-        place.ok_or(CodecError::Page { number, pages })?.copy_from_slice(page);
+        let place = place.ok_or(CodecError::Page { number, pages })?;
+        match &mut past_cache {
+            Some(past_cache) => past_cache.copy(page, place),
+            None => place.copy_from_slice(page),
+        }
     }
     Ok(())
 }
@@ -64,16 +73,19 @@ mod tests {
 
     #[test]
     fn pages_come_back_to_their_places_and_nothing_else_is_written() {
-        let memory = noise(1, 40 * 512 + 100);
         let numbers = [39_u64, 0, 7, 7, 20];
-        let mut together = Vec::new();
-        gather(&memory, 512, numbers.into_iter(), &mut together).unwrap();
-        assert_eq!(together[512..1024], memory[..512]);
-        let mut other = vec![0; memory.len()];
-        scatter(&together, 512, numbers.into_iter(), &mut other).unwrap();
-        for (number, page) in memory.chunks(512).enumerate() {
-            let expected = if numbers.contains(&(number as u64)) { page } else { &vec![0; page.len()] };
-            assert_eq!(&other[number * 512..][..page.len()], expected, "{number}");
+        for (page_bytes, length) in [(512, 40 * 512 + 100), (4097, PAST_CACHE_BYTES), (5, PAST_CACHE_BYTES)] {
+            let memory = noise(1, length);
+            let mut together = Vec::new();
+            gather(&memory, page_bytes, numbers.into_iter(), &mut together).unwrap();
+            assert_eq!(together[page_bytes..2 * page_bytes], memory[..page_bytes]);
+            let mut expected = vec![0; length];
+            for at in numbers.map(|number| number as usize * page_bytes) {
+                expected[at..at + page_bytes].copy_from_slice(&memory[at..at + page_bytes]);
+            }
+            let mut other = vec![0; length];
+            scatter(&together, page_bytes, numbers.into_iter(), &mut other).unwrap();
+            assert!(other == expected, "{page_bytes} {length}");
         }
     }
 

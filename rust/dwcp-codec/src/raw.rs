@@ -314,6 +314,58 @@ pub(crate) fn copy(src: &[u8], dst: &mut [MaybeUninit<u8>]) -> Result<Written, C
     Ok(Written(src.len()))
 }
 
+/// Copies past the cache, where the processor can: the bytes go to memory without the lines that they replace being
+/// read, and without pushing out what the cache holds. Done when this is dropped.
+pub(crate) struct PastCache(());
+
+impl PastCache {
+    /// A copier that has copied nothing yet.
+    pub(crate) fn new() -> PastCache {
+        PastCache(())
+    }
+
+    /// Copies as many bytes as the shorter of both has.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn copy(&mut self, src: &[u8], dst: &mut [u8]) {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+
+        let length = src.len().min(dst.len());
+        // What is written past the cache has to be aligned.
+        let ahead = dst.as_ptr().align_offset(size_of::<__m128i>()).min(length);
+        let (src_first, src) = src[..length].split_at(ahead);
+        let (first, dst) = dst[..length].split_at_mut(ahead);
+        first.copy_from_slice(src_first);
+        let (src_lines, src_last) = src.as_chunks::<64>();
+        let (lines, last) = dst.as_chunks_mut::<64>();
+        for (src_line, line) in src_lines.iter().zip(lines) {
+            let (from, to) = (src_line.as_ptr().cast::<__m128i>(), line.as_mut_ptr().cast::<__m128i>());
+            for at in 0..64 / size_of::<__m128i>() {
+                // SAFETY: both lines have 64 bytes, `to` is aligned, and SSE2 is part of the architecture; the fence
+                // in `drop` puts the stores in order with others.
+                unsafe { _mm_stream_si128(to.add(at), _mm_loadu_si128(from.add(at))) };
+            }
+        }
+        last.copy_from_slice(src_last);
+    }
+
+    /// Copies as many bytes as the shorter of both has.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn copy(&mut self, src: &[u8], dst: &mut [u8]) {
+        let length = src.len().min(dst.len());
+        dst[..length].copy_from_slice(&src[..length]);
+    }
+}
+
+impl Drop for PastCache {
+    fn drop(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: SSE is part of the architecture.
+        unsafe {
+            std::arch::x86_64::_mm_sfence();
+        }
+    }
+}
+
 /// Copies `src` into `dst`, which it must fill exactly.
 pub(crate) fn copy_exactly<'d>(
     src: &[u8],
