@@ -8,11 +8,13 @@ use crate::codec::{Codec, CodecId, Compressor};
 use crate::dictionary::Dictionary;
 use crate::error::CodecError;
 use crate::kernel::planes::Transform;
-use crate::kernel::{Level, lines};
+use crate::kernel::{LINE_BYTES, Level, lines};
 use crate::select::Action;
 use crate::stream::StreamEncoder;
 use crate::{page, probe};
 
+/// The bytes of as many lines as a word has bits.
+const LINES_BYTES: usize = 64 * LINE_BYTES;
 /// The level of zstd with a dictionary where another codec is asked for.
 const DICTIONARY_LEVEL: i32 = 3;
 
@@ -256,6 +258,23 @@ impl BlockEncoder {
         };
         self.padded = padded;
         Ok(kind.filter(|_| self.coded.len() < src.len()))
+    }
+
+    /// Makes of `base` the block `src`, which was encoded last and against it: only the lines that differ are written.
+    pub(crate) fn carry_over(&self, src: &[u8], base: &mut [u8]) {
+        for (lines, (src, base)) in
+            self.dirty.iter().zip(src.chunks(LINES_BYTES).zip(base.chunks_mut(LINES_BYTES)))
+        {
+            if *lines == u64::MAX {
+                base.copy_from_slice(src);
+                continue;
+            }
+            for index in lines::set_bits(&[*lines]) {
+                let start = index * LINE_BYTES;
+                let end = src.len().min(start + LINE_BYTES);
+                base[start..end].copy_from_slice(&src[start..end]);
+            }
+        }
     }
 
     /// Fills `self.coded` with planes; says whether that is smaller than `src`.

@@ -140,19 +140,7 @@ where
     if let Some(dictionary) = options.dictionary.filter(|_| head.has_short_block()) {
         head = head.naming(dictionary.digest());
     }
-    let mut maker = Maker {
-        head,
-        options,
-        old,
-        new,
-        leaves,
-        index: None,
-        scout: None,
-        unscouted_bytes: 0,
-        left_out: Vec::new(),
-        target_indexed: false,
-        nested: BTreeSet::new(),
-    };
+    let mut maker = Maker::new(head, options, old, new, leaves);
     let mut workers = parallel::states(options.threads);
     let mut writer = Writer::new(head, emit)?;
     let count = head.base_size().div_ceil(head.block_bytes().into()).max(head.block_count().into());
@@ -175,22 +163,22 @@ where
 
 /// What one thread keeps.
 #[derive(Default)]
-struct Worker {
-    blocks: BlockEncoder,
+pub(super) struct Worker {
+    pub(super) blocks: BlockEncoder,
     segments: SegmentCoder,
     found: Found,
     old: Vec<u8>,
-    new: Vec<u8>,
+    pub(super) new: Vec<u8>,
     gathered: Vec<u8>,
-    fills: FillDigests,
+    pub(super) fills: FillDigests,
 }
 
 /// A block of the base, of the target or of both, on its way into the patch.
-struct Slot {
-    index: u64,
+pub(super) struct Slot {
+    pub(super) index: u64,
     base_leaf: Option<Digest>,
     digest: Option<Digest>,
-    coded: Coded,
+    pub(super) coded: Coded,
     /// The block is to be looked for elsewhere.
     pending: bool,
     /// It has not been coded without that.
@@ -201,7 +189,7 @@ struct Slot {
     found: Option<Found>,
 }
 
-enum Coded {
+pub(super) enum Coded {
     /// As in the base, or past the end of the target.
     Same,
     /// The block itself.
@@ -211,7 +199,7 @@ enum Coded {
 }
 
 impl Slot {
-    fn new(index: u64) -> Slot {
+    pub(super) fn new(index: u64) -> Slot {
         Slot {
             index,
             base_leaf: None,
@@ -224,12 +212,40 @@ impl Slot {
         }
     }
 
+    /// Notes that it is as in the base, where the digest is `leaf`.
+    pub(super) fn keep(&mut self, leaf: Digest) {
+        (self.base_leaf, self.digest) = (Some(leaf), Some(leaf));
+    }
+
     /// Length of the payload of a block of `length` bytes.
-    fn payload_length(&self, length: usize) -> usize {
+    pub(super) fn payload_length(&self, length: usize) -> usize {
         match &self.coded {
             Coded::Same => 0,
             Coded::Raw => length,
             Coded::Payload(_, _, payload) => payload.len(),
+        }
+    }
+
+    /// Adds it to a patch; `raw` is the block itself if that is how it is told.
+    pub(super) fn write<F, E>(&self, raw: Option<Part<'_>>, writer: &mut Writer<F>) -> Result<(), E>
+    where
+        F: FnMut(Part<'_>) -> Result<(), E>,
+    {
+        if let Some(leaf) = self.base_leaf {
+            writer.push_base(leaf);
+        }
+        match (self.digest, &self.coded, raw) {
+            (None, ..) => Ok(()),
+            (Some(digest), Coded::Payload(kind, codec, payload), _) => {
+                writer.push_block(*kind, *codec, digest, Part::Made(payload))
+            }
+            (Some(digest), Coded::Raw, Some(raw)) => {
+                writer.push_block(EntryKind::Block(BlockKind::Plain), CodecId::None, digest, raw)
+            }
+            (Some(digest), ..) => {
+                writer.push_same(digest);
+                Ok(())
+            }
         }
     }
 
@@ -239,7 +255,7 @@ impl Slot {
     }
 }
 
-struct Maker<'a, O: ?Sized, N: ?Sized> {
+pub(super) struct Maker<'a, O: ?Sized, N: ?Sized> {
     head: PatchHead,
     options: &'a PatchOptions<'a>,
     old: &'a O,
@@ -258,15 +274,48 @@ struct Maker<'a, O: ?Sized, N: ?Sized> {
     nested: BTreeSet<u32>,
 }
 
-impl<O, N> Maker<'_, O, N>
+impl<'a, O, N> Maker<'a, O, N>
 where
     O: Source + ?Sized,
     N: Source<Error = O::Error> + ?Sized,
 {
-    /// Compares a block with the base at the same place, and codes it if it differs.
+    pub(super) fn new(
+        head: PatchHead,
+        options: &'a PatchOptions<'a>,
+        old: &'a O,
+        new: &'a N,
+        leaves: Option<&'a [Digest]>,
+    ) -> Self {
+        Maker {
+            head,
+            options,
+            old,
+            new,
+            leaves,
+            index: None,
+            scout: None,
+            unscouted_bytes: 0,
+            left_out: Vec::new(),
+            target_indexed: false,
+            nested: BTreeSet::new(),
+        }
+    }
+
     fn compare(&self, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
         let old = read_range(self.old, self.head.base_range(slot.index), &mut worker.old)?;
         let new = read_range(self.new, self.head.target_range(slot.index), &mut worker.new)?;
+        Ok(self.compare_with(&mut worker.blocks, &mut worker.fills, slot, old, new)?)
+    }
+
+    /// Compares a block with the base at the same place, and codes it if it differs.
+    pub(super) fn compare_with(
+        &self,
+        blocks: &mut BlockEncoder,
+        fills: &mut FillDigests,
+        slot: &mut Slot,
+        old: &[u8],
+        new: &[u8],
+    ) -> Result<(), PatchError> {
         let same;
         (slot.base_leaf, same) = match self.leaves {
             Some(leaves) => (leaves.get(slot.index as usize).copied(), old.get(..new.len()) == Some(new)),
@@ -284,7 +333,7 @@ where
             return Ok(());
         }
         if !same && let Some(byte) = page::fill_byte(new) {
-            slot.digest = Some(worker.fills.digest(byte, new));
+            slot.digest = Some(fills.digest(byte, new));
             slot.coded = Coded::Payload(EntryKind::Block(BlockKind::Fill), CodecId::None, vec![byte]);
             return Ok(());
         }
@@ -301,7 +350,7 @@ where
             return Ok(());
         }
         let base = (!old.is_empty()).then_some(old);
-        let kind = self.code_block(&mut worker.blocks, slot, new, base)?;
+        let kind = self.code_block(blocks, slot, new, base)?;
         let share = match kind {
             Some(BlockKind::Plain | BlockKind::Planes) => UNUSED_BASE_SHARE,
             Some(BlockKind::Runs) => NEW_RUNS_SHARE,
@@ -553,24 +602,12 @@ where
     where
         F: FnMut(Part<'_>) -> Result<(), O::Error>,
     {
-        if let Some(leaf) = slot.base_leaf {
-            writer.push_base(leaf);
+        let mut raw = None;
+        if let (Coded::Raw, Some(_)) = (&slot.coded, slot.digest) {
+            let range = self.head.target_range(slot.index);
+            raw = Some(Part::Target(range.start, read_range(self.new, range, scratch)?));
         }
-        let Some(digest) = slot.digest else { return Ok(()) };
-        match &slot.coded {
-            Coded::Same => {
-                writer.push_same(digest);
-                Ok(())
-            }
-            Coded::Raw => {
-                let range = self.head.target_range(slot.index);
-                let part = Part::Target(range.start, read_range(self.new, range, scratch)?);
-                writer.push_block(EntryKind::Block(BlockKind::Plain), CodecId::None, digest, part)
-            }
-            Coded::Payload(kind, codec, payload) => {
-                writer.push_block(*kind, *codec, digest, Part::Made(payload))
-            }
-        }
+        slot.write(raw, writer)
     }
 }
 
