@@ -1,6 +1,7 @@
 """Publishing and following: visible as a whole or not at all, proven, and healed."""
 
 import asyncio
+import ctypes
 import json
 import threading
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dwcp_fast import delta
+from dwcp_fast.delta import Snapshot
 from dwcp_fast.errors import (
     BaseMismatchError,
     ConfigError,
@@ -22,7 +25,7 @@ from dwcp_fast.errors import (
     LimitExceededError,
 )
 from dwcp_fast.policy.versions import Retained, choose_anchor, choose_retained, plan_route
-from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber, TensorSpec, base, layout, state
+from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber, TensorSpec, layout
 from dwcp_fast.versions.layout import arrange
 from dwcp_fast.versions.manifest import Head, Manifest
 from dwcp_fast.versions.spares import Spares
@@ -312,30 +315,31 @@ def test_an_answer_that_was_lost_is_found_by_trying_again(store: MemoryStore) ->
     assert is_exactly(take_newest(store)[1], version_arrays(4))
 
 
-def test_a_buffer_that_is_written_to_while_it_is_published_does_no_harm(
-    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each buffer is read once, so that what is told, proven and held as the base is the same."""
-    arrays = version_arrays(1)
-    monkeypatch.setattr(layout, "ALONE_BYTES", 8)
-    opened, subscriber = DeltaPublisher(store), DeltaSubscriber(store)
-    opened.publish(1, arrays)
-    take(subscriber)
-    real = state.tensor_digests
+def test_a_buffer_that_is_written_to_while_it_is_published_does_no_harm(store: MemoryStore) -> None:
+    """What is proven is what is held as the base, whatever was told; later versions are exact again."""
+    array = np.zeros(3 << 20, np.uint16)
+    opened = DeltaPublisher(store, anchor_every=1)
+    opened.publish(1, {"large": array})
+    done = threading.Event()
 
-    def meddle(*given: Any) -> list[str]:
-        for array in arrays.values():
-            array.reshape(-1)[0] += 1
-        return real(*given)
+    def meddle() -> None:
+        while not done.is_set():
+            array[::7] += 1
 
-    monkeypatch.setattr(base, "tensor_digests", meddle)
-    for number in (2, 3, 4):
-        arrays["bias"][1] = number
-        opened.publish(number, arrays)
-        assert take(subscriber)["bias"].array()[1] == number
-    monkeypatch.setattr(base, "tensor_digests", real)
-    opened.publish(5, arrays)
-    assert is_exactly(take(subscriber), arrays)
+    meddler = threading.Thread(target=meddle)
+    meddler.start()
+    try:
+        for number in range(2, 12):
+            opened.publish(number, {"large": array})
+            with DeltaSubscriber(store) as subscriber:
+                found = take(subscriber)["large"]
+            base = opened._base
+            assert base is not None and base.tensors()["large"] == found.data
+    finally:
+        done.set()
+        meddler.join()
+    opened.publish(12, {"large": array})
+    assert is_exactly(take_newest(store)[1], {"large": array})
 
 
 def test_what_is_stored_does_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,20 +547,24 @@ def test_a_route_fits_together_and_avoids_what_was_refused(
     assert route is None or at == versions[-1].digest
 
 
+def place_of(data: Any) -> int:
+    return int(np.frombuffer(data, np.uint8).__array_interface__["data"][0])
+
+
 def test_memory_is_used_again_only_when_nobody_looks_at_it() -> None:
     spares = Spares()
-    looked_at, seen_through, free = (bytearray(16) for _ in range(3))
-    view, array = memoryview(looked_at)[3:5], np.frombuffer(seen_through, np.uint8)[4:]
-    ours = id(free)
-    spares.give([looked_at, seen_through, free, b"0123456789abcdef"])
-    del looked_at, seen_through, free
-    assert id(spares.take(16)) == ours
-    taken = spares.take(16)
-    assert taken is not view.obj and not np.shares_memory(np.frombuffer(taken, np.uint8), array)
-    theirs = id(view.obj)
+    patch = delta.encode(b"", bytes(16))
+    looked_at, seen_through, free = (Snapshot(bytes([number]) * 16) for number in range(3))
+    ours, theirs = place_of(free.view()), place_of(looked_at.view())
+    view, array = looked_at.view()[3:5], np.frombuffer(seen_through.view(), np.uint8)[4:]
+    spares.give([looked_at, seen_through, free])
+    made = Snapshot(b"").fork(patch, reuse=spares.take(16))
+    assert place_of(made.view()) == ours and spares.take(16) is None
+    # Whoever looks at it by now keeps it.
+    assert place_of(Snapshot(b"").fork(patch, reuse=seen_through).view()) != place_of(array) - 4
     view.release()
-    assert id(spares.take(16)) == theirs
-    assert not np.shares_memory(np.frombuffer(spares.take(16), np.uint8), array)
+    assert place_of(Snapshot(b"").fork(patch, reuse=spares.take(16)).view()) == theirs
+    assert spares.take(16) is None and bytes(array) == b"\x01" * 12
 
 
 def test_versions_to_come_use_the_memory_of_versions_that_are_gone(store: MemoryStore) -> None:
@@ -566,3 +574,129 @@ def test_versions_to_come_use_the_memory_of_versions_that_are_gone(store: Memory
         publish(opened, number)
         places.append(take(subscriber)["embedding"].array().__array_interface__["data"][0])
     assert len(set(places)) == 2
+
+
+class Following:
+    """A publisher and a subscriber of a large tensor, a second one, and small ones that share a group."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.arrays = {"large": np.arange(1 << 20, dtype=np.uint16), "second": np.ones(1 << 20, np.float32)}
+        self.arrays |= {name: np.zeros(9, np.uint16) for name in ("small", "other")}
+        self.store = store
+        self.opened = DeltaPublisher(store)
+        self.subscriber = DeltaSubscriber(store)
+        self.step()
+        assert self.subscriber.follow(0) is not None
+
+    def step(self) -> None:
+        for array in self.arrays.values():
+            array[::5] += 1
+        self.opened.publish((self.opened.newest or 0) + 1, self.arrays)
+
+    def places(self) -> dict[str, int]:
+        return {name: place_of(tensor.data) for name, tensor in self.subscriber.tensors().items()}
+
+
+def test_following_changes_the_memory_that_nobody_looks_at(store: MemoryStore) -> None:
+    following = Following(store)
+    before = following.places()
+    following.step()
+    following.step()
+    report = following.subscriber.follow(0)
+    assert report is not None and (report.kind, report.steps, report.version) == ("delta", 2, 3)
+    assert is_exactly(following.subscriber.tensors(), following.arrays)
+    after = following.places()
+    assert (after["large"], after["second"]) == (before["large"], before["second"])
+    assert following.subscriber.follow(0) is None
+
+
+@pytest.mark.parametrize("pin", ["tensors", "tensor", "array", "staged"])
+def test_what_was_handed_out_does_not_change_while_following(store: MemoryStore, pin: str) -> None:
+    following = Following(store)
+    old = {name: array.copy() for name, array in following.arrays.items()}
+    tensors: Any = following.subscriber.tensors()
+    if pin == "tensor":
+        tensors = {"large": tensors["large"]}
+    elif pin == "array":
+        tensors = {"large": tensors["large"].array()}
+    elif pin == "staged":
+        following.step()
+        old = {name: array.copy() for name, array in following.arrays.items()}
+        tensors = following.subscriber.wait(0)
+        tensors.commit()
+    following.step()
+    assert following.subscriber.follow(0) is not None
+    assert is_exactly(following.subscriber.tensors(), following.arrays)
+    kept = tensors.tensors() if pin == "staged" else tensors
+    large = kept["large"]
+    assert np.array_equal(large if pin == "array" else large.array(), old["large"])
+
+
+@pytest.mark.parametrize("broken", ["packs/", "manifests/"])
+def test_following_a_damaged_delta_leaves_what_is_held(store: MemoryStore, broken: str) -> None:
+    following = Following(store)
+    old = {name: array.copy() for name, array in following.arrays.items()}
+    following.step()
+    damage(store, broken)
+    with pytest.raises(FormatError):
+        following.subscriber.follow(0)
+    assert is_exactly(following.subscriber.tensors(), old) and following.subscriber.version == 1
+    damage(store, broken)
+    following.step()
+    assert following.subscriber.follow(0) is not None
+    assert is_exactly(following.subscriber.tensors(), following.arrays)
+
+
+def test_a_patch_that_makes_another_tensor_changes_nothing(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first group is proven and changed when the second turns out wrong: it is changed back."""
+    following = Following(store)
+    old = {name: array.copy() for name, array in following.arrays.items()}
+    following.step()
+    real = delta.apply_together
+
+    def wrong(changes: Any, **options: Any) -> None:
+        assert len(changes) == 2
+        patch = bytearray(changes[1][1])
+        patch[len(patch) // 2] ^= 1
+        real([changes[0], (changes[1][0], patch)], **options)
+
+    monkeypatch.setattr(delta, "apply_together", wrong)
+    with pytest.raises(FormatError):
+        following.subscriber.follow(0)
+    assert is_exactly(following.subscriber.tensors(), old) and following.subscriber.version == 1
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_an_interruption_while_following_leaves_one_version_or_the_other(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    following = Following(store)
+    old = {name: array.copy() for name, array in following.arrays.items()}
+    following.step()
+    real = delta.apply_together
+
+    def interrupted(*given: Any, **options: Any) -> None:
+        if done:
+            real(*given, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(delta, "apply_together", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        following.subscriber.follow(0)
+    monkeypatch.setattr(delta, "apply_together", real)
+    held = following.arrays if done else old
+    assert is_exactly(following.subscriber.tensors(), held) and following.subscriber.version == 1 + done
+    assert (following.subscriber.follow(0) is None) == done
+    assert is_exactly(following.subscriber.tensors(), following.arrays)
+
+
+def test_held_memory_that_somebody_altered_is_healed_from_an_anchor(store: MemoryStore) -> None:
+    following = Following(store)
+    place = following.places()["large"]
+    ctypes.memset(place + 20, 0xFF, 1)
+    following.step()
+    report = following.subscriber.follow(0)
+    assert report is not None and report.healed and report.kind == "anchor+delta"
+    assert is_exactly(following.subscriber.tensors(), following.arrays)

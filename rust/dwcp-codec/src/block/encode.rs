@@ -13,8 +13,6 @@ use crate::select::Action;
 use crate::stream::StreamEncoder;
 use crate::{page, probe};
 
-/// The bytes of as many lines as a word has bits.
-const LINES_BYTES: usize = 64 * LINE_BYTES;
 /// The level of zstd with a dictionary where another codec is asked for.
 const DICTIONARY_LEVEL: i32 = 3;
 
@@ -262,19 +260,20 @@ impl BlockEncoder {
 
     /// Makes of `base` the block `src`, which was encoded last and against it: only the lines that differ are written.
     pub(crate) fn carry_over(&self, src: &[u8], base: &mut [u8]) {
-        for (lines, (src, base)) in
-            self.dirty.iter().zip(src.chunks(LINES_BYTES).zip(base.chunks_mut(LINES_BYTES)))
-        {
-            if *lines == u64::MAX {
+        let (src, src_tail) = src.as_chunks::<LINE_BYTES>();
+        let (base, base_tail) = base.as_chunks_mut::<LINE_BYTES>();
+        for (word, (src, base)) in self.dirty.iter().zip(src.chunks(64).zip(base.chunks_mut(64))) {
+            if *word == u64::MAX {
                 base.copy_from_slice(src);
                 continue;
             }
-            for index in lines::set_bits(&[*lines]) {
-                let start = index * LINE_BYTES;
-                let end = src.len().min(start + LINE_BYTES);
-                base[start..end].copy_from_slice(&src[start..end]);
+            for index in lines::set_bits(&[*word]) {
+                if let (Some(base), Some(src)) = (base.get_mut(index), src.get(index)) {
+                    *base = *src;
+                }
             }
         }
+        base_tail.copy_from_slice(src_tail);
     }
 
     /// Fills `self.coded` with planes; says whether that is smaller than `src`.

@@ -177,7 +177,7 @@ pub(super) struct Worker {
 pub(super) struct Slot {
     pub(super) index: u64,
     base_leaf: Option<Digest>,
-    digest: Option<Digest>,
+    pub(super) digest: Option<Digest>,
     pub(super) coded: Coded,
     /// The block is to be looked for elsewhere.
     pending: bool,
@@ -261,6 +261,8 @@ pub(super) struct Maker<'a, O: ?Sized, N: ?Sized> {
     old: &'a O,
     new: &'a N,
     leaves: Option<&'a [Digest]>,
+    /// Whether blocks that are coded are hashed, too.
+    pub(super) hashes: bool,
     index: Option<Index>,
     /// What tells whether there is to be an index.
     scout: Option<Scout>,
@@ -292,6 +294,7 @@ where
             old,
             new,
             leaves,
+            hashes: true,
             index: None,
             scout: None,
             unscouted_bytes: 0,
@@ -337,7 +340,9 @@ where
             slot.coded = Coded::Payload(EntryKind::Block(BlockKind::Fill), CodecId::None, vec![byte]);
             return Ok(());
         }
-        slot.digest = Some(Digest::of(new));
+        if self.hashes {
+            slot.digest = Some(Digest::of(new));
+        }
         if same {
             return Ok(());
         }

@@ -378,6 +378,13 @@ impl Snapshot {
         let Step { patch, made, left } =
             step(&mut self.bytes, next, &self.leaves, self.options.block_bytes, &options)?;
         self.write(&left, made.leaves, threads, write);
+        let block_bytes = self.options.block_bytes as usize;
+        for index in left {
+            let start = index as usize * block_bytes;
+            let end = self.bytes.len().min(start + block_bytes);
+            // As for the others: the digest is that of what is held.
+            self.leaves[index as usize] = Digest::of(&self.bytes[start..end]);
+        }
         Ok(patch)
     }
 

@@ -51,7 +51,8 @@ pub(super) fn step<N: Next>(
 ) -> Result<Step, N::Error> {
     let head = PatchHead::new(block_bytes, held.len() as u64, held.len() as u64)?;
     let nothing: &[u8] = &[];
-    let maker = Maker::new(head, options, nothing, nothing, Some(leaves));
+    let mut maker = Maker::new(head, options, nothing, nothing, Some(leaves));
+    maker.hashes = false;
     let mut workers = parallel::states::<Worker>(options.threads);
     let length = block_bytes as usize;
     let mut blocks: Vec<Block> =
@@ -68,6 +69,10 @@ pub(super) fn step<N: Next>(
         {
             worker.blocks.carry_over(new, held);
             block.is_new = true;
+            // What is held has this digest, even if somebody wrote to the new version meanwhile.
+            block.slot.digest = Some(Digest::of(held));
+        } else if block.slot.digest.is_none() {
+            block.slot.digest = Some(Digest::of(new));
         }
         Ok(())
     });
