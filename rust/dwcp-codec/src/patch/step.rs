@@ -7,7 +7,7 @@ use super::format::{EntryKind, PatchHead};
 use super::in_place::is_undone_in_place;
 use super::parallel;
 use super::write::Writer;
-use crate::digest::Digest;
+use crate::digest::{BlockHasher, Digest};
 
 /// A new version of a held one, as long as that.
 pub(super) trait Next: Sync {
@@ -67,10 +67,11 @@ pub(super) fn step<N: Next>(
         if let Coded::Payload(EntryKind::Block(kind), ..) = block.slot.coded
             && is_undone_in_place(kind, held.len())
         {
-            worker.blocks.carry_over(new, held);
-            block.is_new = true;
             // What is held has this digest, even if somebody wrote to the new version meanwhile.
-            block.slot.digest = Some(Digest::of(held));
+            let mut hasher = BlockHasher::new();
+            worker.blocks.carry_over(new, held, |piece| hasher.update(piece));
+            block.is_new = true;
+            block.slot.digest = Some(hasher.digest_with(&[]));
         } else if block.slot.digest.is_none() {
             block.slot.digest = Some(Digest::of(new));
         }
