@@ -168,7 +168,7 @@ avx512! {
 }
 
 /// How many lines before its use a line is fetched from memory.
-const LINES_AHEAD: usize = 64;
+const LINES_AHEAD: usize = 32;
 
 /// Has the line [`LINES_AHEAD`] lines behind this one fetched, if there is one.
 #[inline(always)]
@@ -241,37 +241,25 @@ for_avx512! {
         let low = u64::MAX >> (64 - per_line);
         let mut used = 0;
         let (whole, tail) = dst.as_chunks_mut::<LINE_BYTES>();
-        for (lines, words) in whole.chunks_mut(64).zip(mask.chunks(per_line)) {
-            // First which lines change: the processor would not foresee it line by line. All lines are fetched, since
-            // they are hashed afterwards.
-            let mut changing = 0;
-            for (number, word) in words.iter().enumerate() {
-                for part in 0..W {
-                    let line = number * W + part;
-                    changing |= u64::from(word >> (part * per_line) & low != 0) << line;
-                    if let Some(line) = lines.get(line) {
-                        fetch_ahead(line);
-                    }
-                }
+        for (index, line) in whole.iter_mut().enumerate() {
+            let first = index * per_line;
+            let bits = mask[first / 64] >> (first % 64) & low;
+            // The processor does not foresee which lines are skipped, and all are hashed afterwards.
+            fetch_ahead(line);
+            if bits == 0 {
+                continue;
             }
-            while changing != 0 {
-                let number = changing.trailing_zeros() as usize;
-                changing &= changing - 1;
-                // The last lines may be fewer than their bits, which belong to the tail.
-                let Some(line) = lines.get_mut(number) else { break };
-                let Some(next) = zigzags[used * W..].first_chunk() else { return };
-                let bits = words[number / W] >> (number % W * per_line) & low;
-                let next = load(next);
-                let zigzag = match W {
-                    2 => _mm512_maskz_expand_epi16(bits as u32, next),
-                    4 => _mm512_maskz_expand_epi32(bits as u16, next),
-                    8 => _mm512_maskz_expand_epi64(bits as u8, next),
-                    _ => _mm512_maskz_expand_epi8(bits, next),
-                };
-                let changed = zigzag_onto::<W>(zigzag, load(line));
-                store(line, changed);
-                used += bits.count_ones() as usize;
-            }
+            let Some(next) = zigzags[used * W..].first_chunk() else { return };
+            let next = load(next);
+            let zigzag = match W {
+                2 => _mm512_maskz_expand_epi16(bits as u32, next),
+                4 => _mm512_maskz_expand_epi32(bits as u16, next),
+                8 => _mm512_maskz_expand_epi64(bits as u8, next),
+                _ => _mm512_maskz_expand_epi8(bits, next),
+            };
+            let changed = zigzag_onto::<W>(zigzag, load(line));
+            store(line, changed);
+            used += bits.count_ones() as usize;
         }
         let first = whole.len() * per_line;
         if !tail.is_empty() && first / 64 < mask.len() {

@@ -180,7 +180,7 @@ pub(super) struct Slot {
     pub(super) digest: Option<Digest>,
     pub(super) coded: Coded,
     /// The block is to be looked for elsewhere.
-    pending: bool,
+    pub(super) pending: bool,
     /// It has not been coded without that.
     untried: bool,
     /// That would be for nothing, too.

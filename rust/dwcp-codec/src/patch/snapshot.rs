@@ -46,7 +46,12 @@ pub struct Snapshot {
     bytes: Vec<u8>,
     leaves: Vec<Digest>,
     options: SnapshotOptions,
+    /// For how many versions it is taken for granted that content moves.
+    moving: u32,
 }
+
+/// For how many versions content is taken to move once it has: to find out again is for nothing, mostly.
+const MOVING_VERSIONS: u32 = 15;
 
 impl Snapshot {
     /// Holds `bytes`, which are hashed by as many threads as stated.
@@ -59,7 +64,7 @@ impl Snapshot {
         expect_width(options.width)?;
         PatchHead::new(options.block_bytes, size, size)?;
         let leaves = hash(&bytes, options.block_bytes, threads);
-        Ok(Snapshot { bytes, leaves, options })
+        Ok(Snapshot { bytes, leaves, options, moving: 0 })
     }
 
     /// The version.
@@ -101,7 +106,7 @@ impl Snapshot {
     /// Makes the patch to `new`, and holds `new` from then on.
     ///
     /// One pass compares, codes and hashes `new`; the held version is not hashed again, and is changed in the same
-    /// pass where nothing is looked for elsewhere. A longer version may be held elsewhere in memory. `check` is called
+    /// pass unless content may have moved. A longer version may be held elsewhere in memory. `check` is called
     /// before every block is read, and may refuse to go on.
     ///
     /// # Errors
@@ -116,8 +121,8 @@ impl Snapshot {
         let next = Checked { bytes: new, check };
         if new.len() == self.bytes.len() {
             let copy = |at, block: &mut [u8]| block.copy_from_slice(&new[at..at + block.len()]);
-            if !self.options.search {
-                return self.step(&next, threads, copy);
+            if let Some(patch) = self.step(&next, threads, copy)? {
+                return Ok(patch);
             }
             let (patch, made) = self.encode(&next, threads)?;
             let changed = made.changed.clone();
@@ -181,10 +186,11 @@ impl Snapshot {
             let whole = block.len() / width * width;
             overlay.put(at / width, &mut block[..whole]);
         };
-        if !self.options.search {
-            return self.step(&Onto { overlay, check }, threads, put);
+        let next = Onto { overlay, check };
+        if let Some(patch) = self.step(&next, threads, put)? {
+            return Ok(patch);
         }
-        let new = Overlaid { held: &self.bytes, overlay, check };
+        let new = Overlaid { held: &self.bytes, overlay, check: next.check };
         let (patch, made) = self.encode(&new, threads)?;
         let changed = made.changed.clone();
         self.write(&changed, made.leaves, threads, put);
@@ -273,7 +279,8 @@ impl Snapshot {
         };
         let forked = self.make(patch, &known, memory, threads, &check);
         let (bytes, leaves) = forked.map_err(|error| self.blame(patch, error, threads))?;
-        Ok(Snapshot { bytes, leaves, options: SnapshotOptions { block_bytes, ..self.options } })
+        let options = SnapshotOptions { block_bytes, ..self.options };
+        Ok(Snapshot { bytes, leaves, options, moving: 0 })
     }
 
     /// What a patch makes of the version, whose blocks have the digests `known`.
@@ -368,15 +375,23 @@ impl Snapshot {
     }
 
     /// Makes the patch to `next`, and holds it: what is not changed on the way by `write`, given where a block begins.
+    /// `None` if content may have moved.
     fn step<N: Next>(
         &mut self,
         next: &N,
         threads: usize,
         write: impl Fn(usize, &mut [u8]) + Sync,
-    ) -> Result<Vec<u8>, N::Error> {
+    ) -> Result<Option<Vec<u8>>, N::Error> {
+        if self.moving > 0 {
+            self.moving -= 1;
+            return Ok(None);
+        }
         let options = self.patch_options(threads);
-        let Step { patch, made, left } =
-            step(&mut self.bytes, next, &self.leaves, self.options.block_bytes, &options)?;
+        let made = step(&mut self.bytes, next, &self.leaves, self.options.block_bytes, &options)?;
+        let Some(Step { patch, made, left }) = made else {
+            self.moving = MOVING_VERSIONS;
+            return Ok(None);
+        };
         self.write(&left, made.leaves, threads, write);
         let block_bytes = self.options.block_bytes as usize;
         for index in left {
@@ -385,7 +400,7 @@ impl Snapshot {
             // As for the others: the digest is that of what is held.
             self.leaves[index as usize] = Digest::of(&self.bytes[start..end]);
         }
-        Ok(patch)
+        Ok(Some(patch))
     }
 
     /// Lets `write` change the blocks `changed`, given where each begins, and keeps the new digests.

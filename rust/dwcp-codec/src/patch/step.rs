@@ -1,5 +1,7 @@
 //! Making the patch of a held version that becomes the new one on the way, block by block.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::decode::EntryDecoder;
 use super::encode::{Coded, Encoded, Maker, Part, PatchOptions, Slot, Worker, append};
 use super::error::PatchError;
@@ -41,14 +43,15 @@ struct Block {
 /// The patch from `held`, whose blocks have the digests `leaves`, to `next`. Most blocks of `held` are those of `next`
 /// afterwards; on an error all are as they were.
 ///
-/// Nothing is looked for elsewhere: blocks are changed while others are still to be coded.
+/// Nothing is looked for elsewhere, as blocks are changed while others are still to be coded: `None`, and `held` as it
+/// was, if `options` want that for one of the blocks.
 pub(super) fn step<N: Next>(
     held: &mut [u8],
     next: &N,
     leaves: &[Digest],
     block_bytes: u32,
     options: &PatchOptions<'_>,
-) -> Result<Step, N::Error> {
+) -> Result<Option<Step>, N::Error> {
     let head = PatchHead::new(block_bytes, held.len() as u64, held.len() as u64)?;
     let nothing: &[u8] = &[];
     let mut maker = Maker::new(head, options, nothing, nothing, Some(leaves));
@@ -57,13 +60,21 @@ pub(super) fn step<N: Next>(
     let length = block_bytes as usize;
     let mut blocks: Vec<Block> =
         leaves.iter().zip(0..).map(|(_, index)| Block { slot: Slot::new(index), is_new: false }).collect();
+    let has_moved = AtomicBool::new(false);
     let jobs = blocks.iter_mut().zip(leaves).zip(held.chunks_mut(length));
     let coded = parallel::for_each(&mut workers, jobs, |worker, ((block, leaf), held)| {
+        if has_moved.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let Some(new) = next.block(block.slot.index as usize * length, held, &mut worker.new)? else {
             block.slot.keep(*leaf);
             return Ok(());
         };
         maker.compare_with(&mut worker.blocks, &mut worker.fills, &mut block.slot, held, new)?;
+        if block.slot.pending {
+            has_moved.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
         if let Coded::Payload(EntryKind::Block(kind), ..) = block.slot.coded
             && is_undone_in_place(kind, held.len())
         {
@@ -77,6 +88,10 @@ pub(super) fn step<N: Next>(
         }
         Ok(())
     });
+    if coded.is_ok() && has_moved.into_inner() {
+        undo(&blocks, held, length)?;
+        return Ok(None);
+    }
     let written = coded.and_then(|()| write(head, &blocks, held, next, &mut workers[0].new));
     let (patch, made) = match written {
         Ok(written) => written,
@@ -88,7 +103,7 @@ pub(super) fn step<N: Next>(
     let left = blocks.iter().filter(|block| !block.is_new && !matches!(block.slot.coded, Coded::Same));
     // The blocks of a target can be counted.
     let left = left.map(|block| block.slot.index as u32).collect();
-    Ok(Step { patch, made, left })
+    Ok(Some(Step { patch, made, left }))
 }
 
 fn write<N: Next>(

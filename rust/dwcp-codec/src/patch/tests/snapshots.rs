@@ -48,8 +48,8 @@ fn assert_holds(snapshot: &Snapshot, bytes: &[u8]) {
 
 #[test]
 fn snapshot_makes_the_patches_that_encode_makes_and_its_twin_takes_them() {
-    for (search, width) in [(true, 1), (false, 1), (false, 2)] {
-        let (first, second) = if search { versions() } else { typed_versions() };
+    for (moved, search, width) in [(true, true, 1), (true, false, 1), (false, true, 2), (false, false, 2)] {
+        let (first, second) = if moved { versions() } else { typed_versions() };
         let third = second[..5 * BLOCK + 7].to_vec();
         let (mut sender, mut receiver) = (held_with(&first, width, search), held(&first, 1));
         let mut before = first.clone();
