@@ -202,13 +202,15 @@ for_avx512! {
         zigzags: &mut [u8],
     ) -> usize {
         let mut count = 0;
-        let mut ahead = set_bits(lines).skip(CHANGED_AHEAD);
+        let dirty = lines.iter().map(|word| word.count_ones() as usize).sum::<usize>();
+        let is_sparse = dirty * LINE_BYTES < new.len() / 2;
+        let mut ahead = set_bits(if is_sparse { lines } else { &[] }).skip(CHANGED_AHEAD);
         for index in set_bits(lines) {
             if index * LINE_BYTES >= new.len() {
                 // The line of the tail alone.
                 break;
             }
-            // Which lines come next, the processor does not foresee.
+            // Which lines come next, the processor does not foresee unless it is most of them.
             if let Some(next) = ahead.next() {
                 fetch(old.as_ptr().wrapping_add(next * LINE_BYTES));
                 fetch(new.as_ptr().wrapping_add(next * LINE_BYTES));
