@@ -8,6 +8,7 @@ use super::error::PatchError;
 use super::format::{EntryKind, PatchHead, expect_width};
 use super::parallel;
 use super::scout::{self, ALL_SHARES, Scout, share_elsewhere};
+use super::slot::{Coded, Slot};
 use super::source::{Between, Source, Usable, read_range};
 use super::write::Writer;
 use crate::block::{BlockEncoder, BlockKind};
@@ -171,88 +172,6 @@ pub(super) struct Worker {
     pub(super) new: Vec<u8>,
     gathered: Vec<u8>,
     pub(super) fills: FillDigests,
-}
-
-/// A block of the base, of the target or of both, on its way into the patch.
-pub(super) struct Slot {
-    pub(super) index: u64,
-    base_leaf: Option<Digest>,
-    pub(super) digest: Option<Digest>,
-    pub(super) coded: Coded,
-    /// The block is to be looked for elsewhere.
-    pub(super) pending: bool,
-    /// It has not been coded without that.
-    untried: bool,
-    /// That would be for nothing, too.
-    is_noise: bool,
-    /// What it could be made of, with parts of the target.
-    found: Option<Found>,
-}
-
-pub(super) enum Coded {
-    /// As in the base, or past the end of the target.
-    Same,
-    /// The block itself.
-    Raw,
-    /// This payload.
-    Payload(EntryKind, CodecId, Vec<u8>),
-}
-
-impl Slot {
-    pub(super) fn new(index: u64) -> Slot {
-        Slot {
-            index,
-            base_leaf: None,
-            digest: None,
-            coded: Coded::Same,
-            pending: false,
-            untried: false,
-            is_noise: false,
-            found: None,
-        }
-    }
-
-    /// Notes that it is as in the base, where the digest is `leaf`.
-    pub(super) fn keep(&mut self, leaf: Digest) {
-        (self.base_leaf, self.digest) = (Some(leaf), Some(leaf));
-    }
-
-    /// Length of the payload of a block of `length` bytes.
-    pub(super) fn payload_length(&self, length: usize) -> usize {
-        match &self.coded {
-            Coded::Same => 0,
-            Coded::Raw => length,
-            Coded::Payload(_, _, payload) => payload.len(),
-        }
-    }
-
-    /// Adds it to a patch; `raw` is the block itself if that is how it is told.
-    pub(super) fn write<F, E>(&self, raw: Option<Part<'_>>, writer: &mut Writer<F>) -> Result<(), E>
-    where
-        F: FnMut(Part<'_>) -> Result<(), E>,
-    {
-        if let Some(leaf) = self.base_leaf {
-            writer.push_base(leaf);
-        }
-        match (self.digest, &self.coded, raw) {
-            (None, ..) => Ok(()),
-            (Some(digest), Coded::Payload(kind, codec, payload), _) => {
-                writer.push_block(*kind, *codec, digest, Part::Made(payload))
-            }
-            (Some(digest), Coded::Raw, Some(raw)) => {
-                writer.push_block(EntryKind::Block(BlockKind::Plain), CodecId::None, digest, raw)
-            }
-            (Some(digest), ..) => {
-                writer.push_same(digest);
-                Ok(())
-            }
-        }
-    }
-
-    /// Whether the payload of a block of `length` bytes is longer than `most`.
-    fn is_over(&self, most: usize, length: usize) -> bool {
-        self.payload_length(length) > most
-    }
 }
 
 pub(super) struct Maker<'a, O: ?Sized, N: ?Sized> {

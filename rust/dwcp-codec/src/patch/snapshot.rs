@@ -229,7 +229,7 @@ impl Snapshot {
         let mut begun = Vec::with_capacity(parts.len());
         for number in 0..parts.len() {
             let (snapshot, patch) = &mut parts[number];
-            match snapshot.begin(*patch, &mut workers, threads, &check) {
+            match snapshot.begin(patch, &mut workers, threads, &check) {
                 Ok(change) => begun.push(change),
                 Err(error) => {
                     for ((snapshot, patch), change) in parts.iter_mut().zip(&mut begun) {

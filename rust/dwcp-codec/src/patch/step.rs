@@ -3,11 +3,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::decode::EntryDecoder;
-use super::encode::{Coded, Encoded, Maker, Part, PatchOptions, Slot, Worker, append};
+use super::encode::{Encoded, Maker, Part, PatchOptions, Worker, append};
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead};
 use super::in_place::is_undone_in_place;
 use super::parallel;
+use super::slot::{Coded, Slot};
 use super::write::Writer;
 use crate::digest::{BlockHasher, Digest};
 
