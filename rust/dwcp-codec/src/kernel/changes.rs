@@ -112,25 +112,23 @@ pub(super) fn gaps_with(
     long: &mut Vec<(usize, usize)>,
     gaps_in_word: impl Fn(u64, &mut [u8; 64]),
 ) {
-    // Where the gap begins, in elements.
-    let (mut end, mut from) = (0, 0);
-    for (group, words) in (0..).step_by(64).zip(mask.chunks(64)) {
-        // Which words have bits at all: the processor would not foresee it word by word.
-        let used = words.iter().enumerate().fold(0, |used, (bit, word)| used | u64::from(*word != 0) << bit);
-        for index in set_bits(&[used]) {
-            // All of the line is written, and what does not belong there the next word overwrites.
-            let Some(place) = gaps[end..].first_chunk_mut() else { return };
-            let (word, start) = (words[index], (group + index) * 64);
-            gaps_in_word(word, place);
-            let first = start + word.trailing_zeros() as usize - from;
-            if first < LONG_GAP {
-                place[0] = first as u8;
-            } else {
-                long.push((end, first));
-            }
-            end += word.count_ones() as usize;
-            from = start + 64 - word.leading_zeros() as usize;
+    let (mut end, mut since) = (0, 0);
+    for word in mask {
+        if *word == 0 {
+            since += 64;
+            continue;
         }
+        // All of the line is written, and what does not belong there the next word overwrites.
+        let Some(place) = gaps[end..].first_chunk_mut() else { return };
+        gaps_in_word(*word, place);
+        let first = since + word.trailing_zeros() as usize;
+        if first < LONG_GAP {
+            place[0] = first as u8;
+        } else {
+            long.push((end, first));
+        }
+        end += word.count_ones() as usize;
+        since = word.leading_zeros() as usize;
     }
 }
 

@@ -169,14 +169,13 @@ avx512! {
 
 /// How many lines before its use a line is fetched from memory.
 const LINES_AHEAD: usize = 32;
-/// How many changed lines before its use one is fetched from the third cache.
-const CHANGED_AHEAD: usize = 16;
 
-/// Has the line at an address fetched, if there is one.
+/// Has the line [`LINES_AHEAD`] lines behind this one fetched, if there is one.
 #[inline(always)]
-fn fetch(line: *const u8) {
+fn fetch_ahead(line: &Line) {
+    let ahead = std::ptr::from_ref(line).wrapping_add(LINES_AHEAD);
     // SAFETY: a hint, which reads nothing and may name any address.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
 }
 
 /// A function for AVX-512, to be called from such only.
@@ -202,18 +201,10 @@ for_avx512! {
         zigzags: &mut [u8],
     ) -> usize {
         let mut count = 0;
-        let dirty = lines.iter().map(|word| word.count_ones() as usize).sum::<usize>();
-        let is_sparse = dirty * LINE_BYTES < new.len() / 2;
-        let mut ahead = set_bits(if is_sparse { lines } else { &[] }).skip(CHANGED_AHEAD);
         for index in set_bits(lines) {
             if index * LINE_BYTES >= new.len() {
                 // The line of the tail alone.
                 break;
-            }
-            // Which lines come next, the processor does not foresee unless it is most of them.
-            if let Some(next) = ahead.next() {
-                fetch(old.as_ptr().wrapping_add(next * LINE_BYTES));
-                fetch(new.as_ptr().wrapping_add(next * LINE_BYTES));
             }
             let zigzag = zigzag::<W>(load(&line(new, index)), load(&line(old, index)));
             let (bits, side_by_side) = match W {
@@ -254,7 +245,7 @@ for_avx512! {
             let first = index * per_line;
             let bits = mask[first / 64] >> (first % 64) & low;
             // The processor does not foresee which lines are skipped, and all are hashed afterwards.
-            fetch(std::ptr::from_ref(line).wrapping_add(LINES_AHEAD).cast());
+            fetch_ahead(line);
             if bits == 0 {
                 continue;
             }
