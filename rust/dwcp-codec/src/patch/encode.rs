@@ -8,7 +8,6 @@ use super::error::PatchError;
 use super::format::{EntryKind, PatchHead, expect_width};
 use super::parallel;
 use super::scout::{self, ALL_SHARES, Scout, share_elsewhere};
-use super::slot::{Coded, Slot};
 use super::source::{Between, Source, Usable, read_range};
 use super::write::Writer;
 use crate::block::{BlockEncoder, BlockKind};
@@ -141,7 +140,19 @@ where
     if let Some(dictionary) = options.dictionary.filter(|_| head.has_short_block()) {
         head = head.naming(dictionary.digest());
     }
-    let mut maker = Maker::new(head, options, old, new, leaves);
+    let mut maker = Maker {
+        head,
+        options,
+        old,
+        new,
+        leaves,
+        index: None,
+        scout: None,
+        unscouted_bytes: 0,
+        left_out: Vec::new(),
+        target_indexed: false,
+        nested: BTreeSet::new(),
+    };
     let mut workers = parallel::states(options.threads);
     let mut writer = Writer::new(head, emit)?;
     let count = head.base_size().div_ceil(head.block_bytes().into()).max(head.block_count().into());
@@ -164,24 +175,76 @@ where
 
 /// What one thread keeps.
 #[derive(Default)]
-pub(super) struct Worker {
-    pub(super) blocks: BlockEncoder,
+struct Worker {
+    blocks: BlockEncoder,
     segments: SegmentCoder,
     found: Found,
     old: Vec<u8>,
-    pub(super) new: Vec<u8>,
+    new: Vec<u8>,
     gathered: Vec<u8>,
-    pub(super) fills: FillDigests,
+    fills: FillDigests,
 }
 
-pub(super) struct Maker<'a, O: ?Sized, N: ?Sized> {
+/// A block of the base, of the target or of both, on its way into the patch.
+struct Slot {
+    index: u64,
+    base_leaf: Option<Digest>,
+    digest: Option<Digest>,
+    coded: Coded,
+    /// The block is to be looked for elsewhere.
+    pending: bool,
+    /// It has not been coded without that.
+    untried: bool,
+    /// That would be for nothing, too.
+    is_noise: bool,
+    /// What it could be made of, with parts of the target.
+    found: Option<Found>,
+}
+
+enum Coded {
+    /// As in the base, or past the end of the target.
+    Same,
+    /// The block itself.
+    Raw,
+    /// This payload.
+    Payload(EntryKind, CodecId, Vec<u8>),
+}
+
+impl Slot {
+    fn new(index: u64) -> Slot {
+        Slot {
+            index,
+            base_leaf: None,
+            digest: None,
+            coded: Coded::Same,
+            pending: false,
+            untried: false,
+            is_noise: false,
+            found: None,
+        }
+    }
+
+    /// Length of the payload of a block of `length` bytes.
+    fn payload_length(&self, length: usize) -> usize {
+        match &self.coded {
+            Coded::Same => 0,
+            Coded::Raw => length,
+            Coded::Payload(_, _, payload) => payload.len(),
+        }
+    }
+
+    /// Whether the payload of a block of `length` bytes is longer than `most`.
+    fn is_over(&self, most: usize, length: usize) -> bool {
+        self.payload_length(length) > most
+    }
+}
+
+struct Maker<'a, O: ?Sized, N: ?Sized> {
     head: PatchHead,
     options: &'a PatchOptions<'a>,
     old: &'a O,
     new: &'a N,
     leaves: Option<&'a [Digest]>,
-    /// Whether blocks that are coded are hashed, too.
-    pub(super) hashes: bool,
     index: Option<Index>,
     /// What tells whether there is to be an index.
     scout: Option<Scout>,
@@ -195,49 +258,15 @@ pub(super) struct Maker<'a, O: ?Sized, N: ?Sized> {
     nested: BTreeSet<u32>,
 }
 
-impl<'a, O, N> Maker<'a, O, N>
+impl<O, N> Maker<'_, O, N>
 where
     O: Source + ?Sized,
     N: Source<Error = O::Error> + ?Sized,
 {
-    pub(super) fn new(
-        head: PatchHead,
-        options: &'a PatchOptions<'a>,
-        old: &'a O,
-        new: &'a N,
-        leaves: Option<&'a [Digest]>,
-    ) -> Self {
-        Maker {
-            head,
-            options,
-            old,
-            new,
-            leaves,
-            hashes: true,
-            index: None,
-            scout: None,
-            unscouted_bytes: 0,
-            left_out: Vec::new(),
-            target_indexed: false,
-            nested: BTreeSet::new(),
-        }
-    }
-
+    /// Compares a block with the base at the same place, and codes it if it differs.
     fn compare(&self, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
         let old = read_range(self.old, self.head.base_range(slot.index), &mut worker.old)?;
         let new = read_range(self.new, self.head.target_range(slot.index), &mut worker.new)?;
-        Ok(self.compare_with(&mut worker.blocks, &mut worker.fills, slot, old, new)?)
-    }
-
-    /// Compares a block with the base at the same place, and codes it if it differs.
-    pub(super) fn compare_with(
-        &self,
-        blocks: &mut BlockEncoder,
-        fills: &mut FillDigests,
-        slot: &mut Slot,
-        old: &[u8],
-        new: &[u8],
-    ) -> Result<(), PatchError> {
         let same;
         (slot.base_leaf, same) = match self.leaves {
             Some(leaves) => (leaves.get(slot.index as usize).copied(), old.get(..new.len()) == Some(new)),
@@ -255,13 +284,11 @@ where
             return Ok(());
         }
         if !same && let Some(byte) = page::fill_byte(new) {
-            slot.digest = Some(fills.digest(byte, new));
+            slot.digest = Some(worker.fills.digest(byte, new));
             slot.coded = Coded::Payload(EntryKind::Block(BlockKind::Fill), CodecId::None, vec![byte]);
             return Ok(());
         }
-        if self.hashes {
-            slot.digest = Some(Digest::of(new));
-        }
+        slot.digest = Some(Digest::of(new));
         if same {
             return Ok(());
         }
@@ -274,7 +301,7 @@ where
             return Ok(());
         }
         let base = (!old.is_empty()).then_some(old);
-        let kind = self.code_block(blocks, slot, new, base)?;
+        let kind = self.code_block(&mut worker.blocks, slot, new, base)?;
         let share = match kind {
             Some(BlockKind::Plain | BlockKind::Planes) => UNUSED_BASE_SHARE,
             Some(BlockKind::Runs) => NEW_RUNS_SHARE,
@@ -526,12 +553,24 @@ where
     where
         F: FnMut(Part<'_>) -> Result<(), O::Error>,
     {
-        let mut raw = None;
-        if let (Coded::Raw, Some(_)) = (&slot.coded, slot.digest) {
-            let range = self.head.target_range(slot.index);
-            raw = Some(Part::Target(range.start, read_range(self.new, range, scratch)?));
+        if let Some(leaf) = slot.base_leaf {
+            writer.push_base(leaf);
         }
-        slot.write(raw, writer)
+        let Some(digest) = slot.digest else { return Ok(()) };
+        match &slot.coded {
+            Coded::Same => {
+                writer.push_same(digest);
+                Ok(())
+            }
+            Coded::Raw => {
+                let range = self.head.target_range(slot.index);
+                let part = Part::Target(range.start, read_range(self.new, range, scratch)?);
+                writer.push_block(EntryKind::Block(BlockKind::Plain), CodecId::None, digest, part)
+            }
+            Coded::Payload(kind, codec, payload) => {
+                writer.push_block(*kind, *codec, digest, Part::Made(payload))
+            }
+        }
     }
 }
 

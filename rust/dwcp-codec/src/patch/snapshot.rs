@@ -46,12 +46,7 @@ pub struct Snapshot {
     bytes: Vec<u8>,
     leaves: Vec<Digest>,
     options: SnapshotOptions,
-    /// For how many versions it is taken for granted that content moves.
-    moving: u32,
 }
-
-/// For how many versions content is taken to move once it has: to find out again is for nothing, mostly.
-const MOVING_VERSIONS: u32 = 15;
 
 impl Snapshot {
     /// Holds `bytes`, which are hashed by as many threads as stated.
@@ -64,7 +59,7 @@ impl Snapshot {
         expect_width(options.width)?;
         PatchHead::new(options.block_bytes, size, size)?;
         let leaves = hash(&bytes, options.block_bytes, threads);
-        Ok(Snapshot { bytes, leaves, options, moving: 0 })
+        Ok(Snapshot { bytes, leaves, options })
     }
 
     /// The version.
@@ -106,7 +101,7 @@ impl Snapshot {
     /// Makes the patch to `new`, and holds `new` from then on.
     ///
     /// One pass compares, codes and hashes `new`; the held version is not hashed again, and is changed in the same
-    /// pass unless content may have moved. A longer version may be held elsewhere in memory. `check` is called
+    /// pass where nothing is looked for elsewhere. A longer version may be held elsewhere in memory. `check` is called
     /// before every block is read, and may refuse to go on.
     ///
     /// # Errors
@@ -280,7 +275,7 @@ impl Snapshot {
         let forked = self.make(patch, &known, memory, threads, &check);
         let (bytes, leaves) = forked.map_err(|error| self.blame(patch, error, threads))?;
         let options = SnapshotOptions { block_bytes, ..self.options };
-        Ok(Snapshot { bytes, leaves, options, moving: 0 })
+        Ok(Snapshot { bytes, leaves, options })
     }
 
     /// What a patch makes of the version, whose blocks have the digests `known`.
@@ -360,13 +355,10 @@ impl Snapshot {
         self.options.width.unwrap_or(1).into()
     }
 
-    fn patch_options(&self, threads: usize) -> PatchOptions<'static> {
-        let SnapshotOptions { block_bytes, width, codec, search } = self.options;
-        PatchOptions { block_bytes: Some(block_bytes), width, codec, threads, search, dictionary: None }
-    }
-
     fn encode<N: Source + ?Sized>(&self, new: &N, threads: usize) -> Result<(Vec<u8>, Encoded), N::Error> {
-        let options = self.patch_options(threads);
+        let SnapshotOptions { block_bytes, width, codec, search } = self.options;
+        let options =
+            PatchOptions { block_bytes: Some(block_bytes), width, codec, threads, search, dictionary: None };
         let mut patch = Vec::new();
         let made = encode_into(&Slice::new(&self.bytes), new, Some(&self.leaves), &options, |part| {
             append(&mut patch, part.bytes()).map_err(N::Error::from)
@@ -375,23 +367,17 @@ impl Snapshot {
     }
 
     /// Makes the patch to `next`, and holds it: what is not changed on the way by `write`, given where a block begins.
-    /// `None` if content may have moved.
+    /// `None` if content is to be looked for elsewhere.
     fn step<N: Next>(
         &mut self,
         next: &N,
         threads: usize,
         write: impl Fn(usize, &mut [u8]) + Sync,
     ) -> Result<Option<Vec<u8>>, N::Error> {
-        if self.moving > 0 {
-            self.moving -= 1;
+        if self.options.search {
             return Ok(None);
         }
-        let options = self.patch_options(threads);
-        let made = step(&mut self.bytes, next, &self.leaves, self.options.block_bytes, &options)?;
-        let Some(Step { patch, made, left }) = made else {
-            self.moving = MOVING_VERSIONS;
-            return Ok(None);
-        };
+        let Step { patch, made, left } = step(&mut self.bytes, next, &self.leaves, &self.options, threads)?;
         self.write(&left, made.leaves, threads, write);
         let block_bytes = self.options.block_bytes as usize;
         for index in left {

@@ -1,16 +1,18 @@
 //! Making the patch of a held version that becomes the new one on the way, block by block.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
+use super::compare::FillDigests;
 use super::decode::EntryDecoder;
-use super::encode::{Encoded, Maker, Part, PatchOptions, Worker, append};
+use super::encode::{Encoded, Part, append};
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead};
 use super::in_place::is_undone_in_place;
 use super::parallel;
-use super::slot::{Coded, Slot};
+use super::snapshot::SnapshotOptions;
 use super::write::Writer;
+use crate::block::{BlockEncoder, BlockKind};
+use crate::codec::CodecId;
 use crate::digest::{BlockHasher, Digest};
+use crate::page;
 
 /// A new version of a held one, as long as that.
 pub(super) trait Next: Sync {
@@ -36,63 +38,54 @@ pub(super) struct Step {
 
 /// What is known of a block.
 struct Block {
-    slot: Slot,
+    index: u32,
+    /// The digest of the held one.
+    leaf: Digest,
+    /// The digest of the new one.
+    digest: Digest,
+    told: Told,
     /// It is the new one already, and its payload makes it the old one again.
     is_new: bool,
+}
+
+/// How a block is told.
+enum Told {
+    Same,
+    Raw,
+    Payload(BlockKind, CodecId, Vec<u8>),
+}
+
+/// What one thread keeps.
+#[derive(Default)]
+struct Worker {
+    encoder: BlockEncoder,
+    fills: FillDigests,
+    new: Vec<u8>,
 }
 
 /// The patch from `held`, whose blocks have the digests `leaves`, to `next`. Most blocks of `held` are those of `next`
 /// afterwards; on an error all are as they were.
 ///
-/// Nothing is looked for elsewhere, as blocks are changed while others are still to be coded: `None`, and `held` as it
-/// was, if `options` want that for one of the blocks.
+/// Nothing is looked for elsewhere, whatever `options` say: blocks are changed while others are still to be coded.
 pub(super) fn step<N: Next>(
     held: &mut [u8],
     next: &N,
     leaves: &[Digest],
-    block_bytes: u32,
-    options: &PatchOptions<'_>,
-) -> Result<Option<Step>, N::Error> {
-    let head = PatchHead::new(block_bytes, held.len() as u64, held.len() as u64)?;
-    let nothing: &[u8] = &[];
-    let mut maker = Maker::new(head, options, nothing, nothing, Some(leaves));
-    maker.hashes = false;
-    let mut workers = parallel::states::<Worker>(options.threads);
-    let length = block_bytes as usize;
-    let mut blocks: Vec<Block> =
-        leaves.iter().zip(0..).map(|(_, index)| Block { slot: Slot::new(index), is_new: false }).collect();
-    let has_moved = AtomicBool::new(false);
-    let jobs = blocks.iter_mut().zip(leaves).zip(held.chunks_mut(length));
-    let coded = parallel::for_each(&mut workers, jobs, |worker, ((block, leaf), held)| {
-        if has_moved.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let Some(new) = next.block(block.slot.index as usize * length, held, &mut worker.new)? else {
-            block.slot.keep(*leaf);
-            return Ok(());
-        };
-        maker.compare_with(&mut worker.blocks, &mut worker.fills, &mut block.slot, held, new)?;
-        if block.slot.pending {
-            has_moved.store(true, Ordering::Relaxed);
-            return Ok(());
-        }
-        if let Coded::Payload(EntryKind::Block(kind), ..) = block.slot.coded
-            && is_undone_in_place(kind, held.len())
-        {
-            // What is held has this digest, even if somebody wrote to the new version meanwhile.
-            let mut hasher = BlockHasher::new();
-            worker.blocks.carry_over(new, held, |piece| hasher.update(piece));
-            block.is_new = true;
-            block.slot.digest = Some(hasher.digest_with(&[]));
-        } else if block.slot.digest.is_none() {
-            block.slot.digest = Some(Digest::of(new));
-        }
+    options: &SnapshotOptions,
+    threads: usize,
+) -> Result<Step, N::Error> {
+    let head = PatchHead::new(options.block_bytes, held.len() as u64, held.len() as u64)?;
+    let mut workers = parallel::states::<Worker>(threads);
+    let length = options.block_bytes as usize;
+    let known = (0..).zip(leaves);
+    let mut blocks: Vec<Block> = known.map(|(index, leaf)| Block::of(index, *leaf)).collect();
+    let jobs = blocks.iter_mut().zip(held.chunks_mut(length));
+    let coded = parallel::for_each(&mut workers, jobs, |worker, (block, held)| {
+        let new = next.block(block.index as usize * length, held, &mut worker.new)?;
+        let Some(new) = new.filter(|new| *new != held) else { return Ok(()) };
+        block.code(&mut worker.encoder, &mut worker.fills, options, held, new)?;
         Ok(())
     });
-    if coded.is_ok() && has_moved.into_inner() {
-        undo(&blocks, held, length)?;
-        return Ok(None);
-    }
     let written = coded.and_then(|()| write(head, &blocks, held, next, &mut workers[0].new));
     let (patch, made) = match written {
         Ok(written) => written,
@@ -101,10 +94,47 @@ pub(super) fn step<N: Next>(
             return Err(error);
         }
     };
-    let left = blocks.iter().filter(|block| !block.is_new && !matches!(block.slot.coded, Coded::Same));
-    // The blocks of a target can be counted.
-    let left = left.map(|block| block.slot.index as u32).collect();
-    Ok(Some(Step { patch, made, left }))
+    let left = blocks.iter().filter(|block| !block.is_new && !matches!(block.told, Told::Same));
+    let left = left.map(|block| block.index).collect();
+    Ok(Step { patch, made, left })
+}
+
+impl Block {
+    fn of(index: u32, leaf: Digest) -> Block {
+        Block { index, leaf, digest: leaf, told: Told::Same, is_new: false }
+    }
+
+    /// Codes the new block, `new`, and makes it of `held` if that can be undone.
+    fn code(
+        &mut self,
+        encoder: &mut BlockEncoder,
+        fills: &mut FillDigests,
+        options: &SnapshotOptions,
+        held: &mut [u8],
+        new: &[u8],
+    ) -> Result<(), PatchError> {
+        if let Some(byte) = page::fill_byte(new) {
+            self.digest = fills.digest(byte, new);
+            self.told = Told::Payload(BlockKind::Fill, CodecId::None, vec![byte]);
+            return Ok(());
+        }
+        let made = encoder.encode_elements(options.codec, new, Some(held), options.width);
+        let made = made.map_err(|source| PatchError::Codec { index: self.index, source })?;
+        self.told = match (made.kind, made.codec) {
+            (BlockKind::Plain, CodecId::None) => Told::Raw,
+            (kind, codec) => Told::Payload(kind, codec, made.wire.to_vec()),
+        };
+        self.is_new = is_undone_in_place(made.kind, held.len());
+        self.digest = if self.is_new {
+            // What is held has this digest, even if somebody wrote to the new version meanwhile.
+            let mut hasher = BlockHasher::new();
+            encoder.carry_over(new, held, |piece| hasher.update(piece));
+            hasher.digest_with(&[])
+        } else {
+            Digest::of(new)
+        };
+        Ok(())
+    }
 }
 
 fn write<N: Next>(
@@ -116,17 +146,23 @@ fn write<N: Next>(
 ) -> Result<(Vec<u8>, Encoded), N::Error> {
     let length = head.block_bytes() as usize;
     let mut patch = Vec::new();
-    let payloads = blocks.iter().map(|block| block.slot.payload_length(length) as u64);
-    let bytes = payloads.sum::<u64>();
-    patch.try_reserve(bytes as usize).map_err(|_| PatchError::OutOfMemory { bytes })?;
-    let mut writer = Writer::new(head, |part| append(&mut patch, part.bytes()).map_err(N::Error::from))?;
+    let mut writer =
+        Writer::new(head, |part: Part<'_>| append(&mut patch, part.bytes()).map_err(N::Error::from))?;
     for (block, held) in blocks.iter().zip(held.chunks(length)) {
-        let mut raw = None;
-        if let Coded::Raw = block.slot.coded {
-            let at = block.slot.index as usize * length;
-            raw = next.block(at, held, buffer)?.map(|new| Part::Target(at as u64, new));
+        writer.push_base(block.leaf);
+        match &block.told {
+            Told::Same => writer.push_same(block.digest),
+            Told::Payload(kind, codec, payload) => {
+                writer.push_block(EntryKind::Block(*kind), *codec, block.digest, Part::Made(payload))?;
+            }
+            Told::Raw => {
+                let at = block.index as usize * length;
+                // It is not as held, since it was coded.
+                let new = next.block(at, held, buffer)?.unwrap_or(held);
+                let part = Part::Target(at as u64, new);
+                writer.push_block(EntryKind::Block(BlockKind::Plain), CodecId::None, block.digest, part)?;
+            }
         }
-        block.slot.write(raw, &mut writer)?;
     }
     let made = writer.finish()?;
     Ok((patch, made))
@@ -136,8 +172,8 @@ fn write<N: Next>(
 fn undo(blocks: &[Block], held: &mut [u8], length: usize) -> Result<(), PatchError> {
     let mut decoder = EntryDecoder::new();
     for (block, held) in blocks.iter().zip(held.chunks_mut(length)).filter(|(block, _)| block.is_new) {
-        if let Coded::Payload(EntryKind::Block(kind), _, payload) = &block.slot.coded {
-            decoder.undo_payload(block.slot.index as u32, *kind, payload, held)?;
+        if let Told::Payload(kind, _, payload) = &block.told {
+            decoder.undo_payload(block.index, *kind, payload, held)?;
         }
     }
     Ok(())
