@@ -115,9 +115,7 @@ class Ours:
         self._put(new)
 
     def follow(self) -> None:
-        staged = self.subscriber.wait(0)
-        assert staged is not None
-        staged.commit()
+        assert self.subscriber.follow(0) is not None
 
     def _put(self, new: dict[str, Bits]) -> None:
         self._number += 1

@@ -168,6 +168,16 @@ class Chains(RuleBasedStateMachine):
         assert found.receiver.digest == found.digest  # type: ignore[attr-defined]
 
     @rule(who=st.integers(0, 1))
+    def follow(self, who: int) -> None:
+        receiver = self.receivers[who]
+        try:
+            report = receiver.follow(0)
+        except DwcpError:
+            assert who == 1 or self.damaged
+            return
+        assert report is None or receiver.digest == report.digest
+
+    @rule(who=st.integers(0, 1))
     def rejoin(self, who: int) -> None:
         self.receivers[who] = DeltaSubscriber(self.mirror if who else self.store)
 

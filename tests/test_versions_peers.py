@@ -113,7 +113,7 @@ def test_a_failed_apply_is_told_on_both_sides_and_the_next_version_heals_it(
             def fail(*given: Any) -> None:
                 raise FormatError("the patch is not liked")
 
-            monkeypatch.setattr(reading, "apply_patches", fail)
+            monkeypatch.setattr(reading, "read_patches", fail)
             with pytest.raises(PeerError, match="not liked"):
                 publish(opened, 2)
             monkeypatch.undo()

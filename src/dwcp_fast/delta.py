@@ -15,6 +15,7 @@ version in the middle of a chain goes on from there.
 Buffers are taken as in :mod:`dwcp_fast.codec`: C-contiguous, without copying, the interpreter released.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
     "apply_files",
     "apply_into",
     "apply_onto",
+    "apply_together",
     "diff_files",
     "encode",
     "info",
@@ -304,6 +306,16 @@ class Snapshot:
         return len(self._held)
 
     @property
+    def block_bytes(self) -> int:
+        """Length of a block."""
+        return self._held.block_bytes
+
+    @property
+    def is_viewed(self) -> bool:
+        """Whether there is a view of the version."""
+        return self._held.is_viewed
+
+    @property
     def digest(self) -> str:
         """Tree digest of the version, in hex: ``target_digest`` of the patch that led to it."""
         return self._held.digest
@@ -389,6 +401,55 @@ class Snapshot:
         """
         check_threads(threads)
         self._held.apply(patch, threads)
+
+    def fork(self, patch: BufferLike, *, reuse: "Snapshot | None" = None, threads: int = 1) -> "Snapshot":
+        """Hold the version that a patch makes of this one in another snapshot; this one stays as it is.
+
+        Every block of the new version is proven. This one is not hashed again if its blocks are as long as
+        those of the patch, as the new snapshot's are.
+
+        Args:
+            patch: One patch.
+            reuse: A snapshot whose memory is taken if it is as long as the new version and nobody looks at
+                it, which is several times faster than new memory. It is empty then.
+            threads: As for :meth:`advance`.
+
+        Returns:
+            The new version, with the options of this one.
+
+        Raises:
+            BaseMismatchError: The patch is for another version.
+            FormatError: The patch is damaged.
+            ConfigError: `threads` cannot be used.
+
+        >>> first = Snapshot(b"version 1")
+        >>> bytes(first.fork(encode(b"version 1", b"version 2")).view())
+        b'version 2'
+        """
+        check_threads(threads)
+        forked = Snapshot.__new__(Snapshot)
+        memory = None if reuse is None else reuse._held  # noqa: SLF001 - of the same class
+        forked._held = self._held.fork(patch, memory, threads)  # noqa: SLF001 - as above
+        return forked
+
+
+def apply_together(changes: Sequence[tuple[Snapshot, BufferLike]], *, threads: int = 1) -> None:
+    """Apply patches to several snapshots in place: to all of them or, when it raises, to none.
+
+    Args:
+        changes: Snapshots, none of them twice, each with a patch as for :meth:`Snapshot.apply`.
+        threads: As for :meth:`Snapshot.apply`.
+
+    Raises:
+        BaseMismatchError: As for :meth:`Snapshot.apply`.
+        FormatError: As for :meth:`Snapshot.apply`.
+        ConfigError: `threads` cannot be used.
+        BufferError: There is a view of one of them.
+        ValueError: A snapshot is there twice.
+    """
+    check_threads(threads)
+    parts = [(snapshot._held, patch) for snapshot, patch in changes]  # noqa: SLF001 - this module's own
+    _core.snapshots_apply(parts, threads)
 
 
 def diff_files(

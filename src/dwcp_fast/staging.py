@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-__all__ = ["replace_file", "staged", "sync_directory"]
+__all__ = ["begun", "replace_file", "staged", "sync_directory", "write_parts"]
 
 
 @contextlib.contextmanager
@@ -62,11 +62,16 @@ def replace_file(path: Path, parts: Iterable[bytes | bytearray | memoryview]) ->
         OSError: It cannot be written; what was there is unchanged, unless only the last sync failed.
     """
     with begun(path) as (_, descriptor):
-        for part in parts:
-            left = memoryview(part)
-            while left.nbytes:
-                left = left[os.write(descriptor, left[: 1 << 30]) :]
+        write_parts(descriptor, parts)
     sync_directory(path.parent)
+
+
+def write_parts(descriptor: int, parts: Iterable[bytes | bytearray | memoryview]) -> None:
+    """Write parts to an open file, one behind the other."""
+    for part in parts:
+        left = memoryview(part)
+        while left.nbytes:
+            left = left[os.write(descriptor, left[: 1 << 30]) :]
 
 
 def sync_directory(path: Path) -> None:

@@ -40,7 +40,7 @@ mod _core {
     #[pymodule_export]
     use super::delta::{
         Snapshot, patch_apply, patch_apply_files, patch_apply_in_place, patch_apply_in_place_files,
-        patch_apply_onto, patch_encode, patch_encode_files, patch_info, patch_recover,
+        patch_apply_onto, patch_encode, patch_encode_files, patch_info, patch_recover, snapshots_apply,
     };
     #[pymodule_export]
     use super::dictionary::Dictionary;

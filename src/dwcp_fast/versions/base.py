@@ -7,7 +7,7 @@ from dwcp_fast import delta
 from dwcp_fast.versions.draft import Change, Masked, Sparse
 from dwcp_fast.versions.layout import Layout
 from dwcp_fast.versions.reading import WIDTH_NAMES
-from dwcp_fast.versions.state import State, tensor_digests
+from dwcp_fast.versions.state import State, group_digests
 from dwcp_fast.versions.tensors import TensorSpec
 
 __all__ = ["Base", "Changes", "Coder", "begin_group"]
@@ -77,8 +77,8 @@ class Base:
             The base.
         """
         snapshots = tuple(
-            coder.snapshot(data, group.width)
-            for data, group in zip(state.groups, state.layout.groups, strict=True)
+            coder.snapshot(held.view(), group.width)
+            for held, group in zip(state.groups, state.layout.groups, strict=True)
         )
         return cls(state.version, state.digest, state.layout, state.digests, snapshots)
 
@@ -118,11 +118,14 @@ class Base:
             patch = snapshot.advance(b"" if first.whole is None else first.whole)
         if snapshot.digest == before:
             return None, known
-        return patch, tensor_digests(self.layout, index, snapshot.view())
+        return patch, group_digests(self.layout, index, snapshot)
 
 
-def compose(view: memoryview, members: list[tuple[slice, Change]]) -> bytearray:
+def compose(view: memoryview, members: list[tuple[slice, Change]]) -> bytes | bytearray:
     """Give the new bytes of a group of several tensors."""
+    given = [change.whole for _, change in members if change.whole is not None]
+    if len(given) == len(members):
+        return b"".join(given)
     whole = bytearray(view)
     parts = memoryview(whole)
     for place, change in members:
@@ -158,4 +161,4 @@ def begin_group(
                 view[place] = before[spec.name]
             change.write_onto(view[place])
         snapshot = coder.snapshot(whole, group.width)
-    return snapshot, tensor_digests(layout, index, snapshot.view())
+    return snapshot, group_digests(layout, index, snapshot)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from dwcp_fast.errors import ConflictError, LimitExceededError
-from dwcp_fast.staging import replace_file, sync_directory
+from dwcp_fast.staging import begun, sync_directory, write_parts
 from dwcp_fast.versions.manifest import MAX_HEAD_BYTES, content_digest
 from dwcp_fast.versions.store import Stamp, is_key
 
@@ -21,6 +21,9 @@ HEAD_NAME: Final = "head.json"
 LOCK_NAME: Final = "head.lock"
 ROOMS: Final = ("manifests", "packs")
 POLL_S: Final = 0.05
+"""How often the head is read while it is waited for, as a directory may be shared by way of a network."""
+LOOK_S: Final = 0.004
+"""How often it is looked whether the file is another one."""
 
 
 class DirectoryStore:
@@ -34,6 +37,8 @@ class DirectoryStore:
         """
         self._path = Path(path)
         self._interrupted = threading.Event()
+        # Directories with new names that may not be on disk yet.
+        self._unsynced: set[Path] = set()
 
     def __repr__(self) -> str:
         """Give its place."""
@@ -53,14 +58,17 @@ class DirectoryStore:
         """Wait for another head; see :meth:`.store.Source.wait_head`."""
         until = time.monotonic() + timeout_s
         while True:
+            mark = self._mark()
             head = self.read_head()
             if head is not None and (seen is None or head.token != seen.token):
                 return head
-            left = until - time.monotonic()
-            if left <= 0 or self._interrupted.wait(min(left, POLL_S)):
-                # Cleared here and not before, so that an interruption that came too early counts.
-                self._interrupted.clear()
-                return None
+            read_at = time.monotonic()
+            while time.monotonic() < read_at + POLL_S and self._mark() == mark:
+                left = until - time.monotonic()
+                if left <= 0 or self._interrupted.wait(min(left, LOOK_S)):
+                    # Cleared here and not before, so that an interruption that came too early counts.
+                    self._interrupted.clear()
+                    return None
 
     def read(self, key: str, length: int) -> bytes:
         """Read an object; see :meth:`.store.Source.read`."""
@@ -88,7 +96,14 @@ class DirectoryStore:
             now = self.read_head()
             if (now and now.token) != (seen and seen.token):
                 raise ConflictError(f"the head of {self._path} was changed by another publisher")
-            replace_file(self._path / HEAD_NAME, [data])
+            with begun(self._path / HEAD_NAME) as (_, descriptor):
+                write_parts(descriptor, [data])
+                # What it names has its name on disk first. A journal is written by this sync already.
+                os.fsync(descriptor)
+                for room in sorted(self._unsynced):
+                    sync_directory(room)
+                self._unsynced.clear()
+            sync_directory(self._path)
         finally:
             os.close(lock)
         return Stamp(data, content_digest(data))
@@ -97,7 +112,9 @@ class DirectoryStore:
         """Write an object; see :meth:`.store.Store.write`."""
         place = self._place(key)
         place.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(place, [data])
+        with begun(place) as (_, descriptor):
+            write_parts(descriptor, [data])
+        self._unsynced.add(place.parent)
 
     def remove(self, key: str) -> None:
         """Remove an object; see :meth:`.store.Store.remove`."""
@@ -116,6 +133,14 @@ class DirectoryStore:
                     yield key
                 elif path.name.startswith(".") and path.name.endswith(".part"):
                     path.unlink(missing_ok=True)
+
+    def _mark(self) -> tuple[int, int, int] | None:
+        """Tell the file of the head from others that had its name."""
+        try:
+            found = (self._path / HEAD_NAME).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def _place(self, key: str) -> Path:
         if not is_key(key):

@@ -7,12 +7,13 @@ import os
 from pathlib import Path
 from typing import Final
 
+from dwcp_fast.delta import Snapshot
 from dwcp_fast.errors import ConfigError, ConflictError, FormatError, LimitExceededError
 from dwcp_fast.staging import replace_file
 from dwcp_fast.versions.layout import Layout
 from dwcp_fast.versions.manifest import version_digest
 from dwcp_fast.versions.safetensors import header_of, read_exactly, read_header
-from dwcp_fast.versions.state import State, run_over, tensor_digests
+from dwcp_fast.versions.state import State, group_digests, run_over
 
 __all__ = ["FILE_NAME", "Folder"]
 
@@ -101,7 +102,8 @@ class Folder:
             DIGEST: state.digest,
             GROUPS: json.dumps([group.count for group in state.layout.groups], separators=(",", ":")),
         }
-        replace_file(self.path, [header_of(state.layout.specs, metadata), *state.groups])
+        views = (group.view() for group in state.groups)
+        replace_file(self.path, [header_of(state.layout.specs, metadata), *views])
 
 
 class ForeignFile(Exception):  # noqa: N818 - a signal between two functions
@@ -124,16 +126,17 @@ def read_state(descriptor: int, threads: int, max_bytes: int) -> State:
     except (TypeError, ValueError) as exc:
         raise FormatError(f"what the file says of its version is damaged: {exc}") from exc
 
-    def read(index: int) -> tuple[bytes, list[str]]:
+    def read(index: int) -> tuple[Snapshot, list[str]]:
         group = layout.groups[index]
         data = read_exactly(descriptor, group.nbytes, found[group.first][1])
         if len(data) != group.nbytes:
             raise FormatError("the file ends too early")
-        return data, tensor_digests(layout, index, data)
+        snapshot = Snapshot(data)
+        return snapshot, group_digests(layout, index, snapshot)
 
     groups, digests = [], []
-    for data, told in run_over(threads, read, range(len(layout.groups))):
-        groups.append(data)
+    for snapshot, told in run_over(threads, read, range(len(layout.groups))):
+        groups.append(snapshot)
         digests += told
     digest = version_digest(layout, digests)
     if digest != metadata.get(DIGEST):

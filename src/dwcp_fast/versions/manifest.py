@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from dwcp_fast.codec import digest
+from dwcp_fast.delta import DEFAULT_BLOCK_BYTES
 from dwcp_fast.errors import ConfigError, FormatError, IntegrityError
 from dwcp_fast.policy.versions import Retained
 from dwcp_fast.record import Record, dump
@@ -20,12 +21,14 @@ __all__ = [
     "MAX_HEAD_BYTES",
     "MAX_MANIFEST_BYTES",
     "MAX_VERSIONS",
+    "TENSOR_BLOCK_BYTES",
     "Head",
     "Manifest",
     "Pack",
     "Patches",
     "Place",
     "content_digest",
+    "tensor_digest",
     "version_digest",
 ]
 
@@ -35,10 +38,27 @@ MAX_VERSIONS: Final = 1 << 12
 HEAD_KIND: Final = "dwcp-versions"
 MANIFEST_KIND: Final = "dwcp-version"
 
+TENSOR_BLOCK_BYTES: Final = DEFAULT_BLOCK_BYTES
+"""Length of the blocks that make up the digest of a tensor, whatever patches have."""
+
+TREE_DOMAIN: Final = b"dwcp-tree"
+TREE_BLOCK_BYTES: Final = TENSOR_BLOCK_BYTES.to_bytes(4, "little")
+
 
 def content_digest(data: bytes | bytearray | memoryview) -> str:
     """Give the digest of bytes, in hex: XXH3-128, which finds damage and not forgery."""
     return digest(data).hex()
+
+
+def tensor_digest(data: memoryview) -> str:
+    """Give the digest of a tensor, in hex: the tree digest of its bytes, in blocks of a fixed length.
+
+    It is what patches with such blocks call their target, so that what was proven there is not hashed again.
+    """
+    leaves = [digest(data[at : at + TENSOR_BLOCK_BYTES]) for at in range(0, data.nbytes, TENSOR_BLOCK_BYTES)]
+    return content_digest(
+        b"".join([TREE_DOMAIN, data.nbytes.to_bytes(8, "little"), TREE_BLOCK_BYTES, *leaves])
+    )
 
 
 def version_digest(layout: Layout, digests: Iterable[str]) -> str:

@@ -1,9 +1,12 @@
 """From a store to a proven version: the head, manifests, patches, and nothing taken on trust."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Final
 
 from dwcp_fast import delta
+from dwcp_fast.delta import Snapshot
 from dwcp_fast.errors import (
     BaseMismatchError,
     DeltaError,
@@ -12,12 +15,13 @@ from dwcp_fast.errors import (
     LimitExceededError,
 )
 from dwcp_fast.policy.versions import Form, Step
-from dwcp_fast.versions.manifest import Manifest, Patches, Place, content_digest
+from dwcp_fast.versions.layout import Group, Layout
+from dwcp_fast.versions.manifest import TENSOR_BLOCK_BYTES, Manifest, Patches, Place, content_digest
 from dwcp_fast.versions.spares import Spares
-from dwcp_fast.versions.state import State, run_over, verify
+from dwcp_fast.versions.state import State, digests_of, run_over, verify
 from dwcp_fast.versions.store import Source, manifest_key, pack_key
 
-__all__ = ["WIDTH_NAMES", "Refusal", "Stopped", "follow", "read_manifest", "read_object"]
+__all__ = ["WIDTH_NAMES", "Refusal", "Stopped", "follow", "follow_in_place", "read_manifest", "read_object"]
 
 WIDTH_NAMES: Final = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint64"}
 """What patches call elements of a width."""
@@ -130,28 +134,23 @@ def follow(
     """
     now = None if held is None else held.digest
     layout = None if held is None else held.layout
-    groups = [] if held is None else list(held.groups)
+    memory = Memory([] if held is None else list(held.groups), spares or Spares())
     manifest: Manifest | None = None
-    memory = Memory(groups, spares or Spares())
+
+    def make(one: Told) -> tuple[int, Snapshot]:
+        check()
+        reuse = memory.spares.take(one.info.target_bytes)
+        return one.number, memory.groups[one.number].fork(one.patch, reuse=reuse)
+
     for step in steps:
         check()
         try:
-            manifest = read_manifest(source, step)
-            if manifest.layout.nbytes > max_bytes:
-                raise LimitExceededError(
-                    f"version {manifest.version} has {manifest.layout.nbytes} bytes, the limit is {max_bytes}"
-                )
+            manifest, patches = read_step(source, step, now, layout, max_bytes)
             if step.form == "anchor":
-                memory.start([b"" for _ in manifest.layout.groups])
-                patches = manifest.anchor
-            else:
-                if manifest.base != now or manifest.layout != layout:
-                    raise BaseMismatchError(
-                        f"version {manifest.version} needs base {manifest.base}, held is {now}"
-                    )
-                patches = manifest.delta
-            assert patches is not None  # noqa: S101 - read_manifest proved it; this tells the type checker
-            apply_patches(source, manifest, patches, memory, threads, check)
+                memory.start([Snapshot(b"") for _ in manifest.layout.groups])
+            for told in read_patches(source, manifest, patches, memory.groups, check):
+                for number, made in run_over(threads, make, told):
+                    memory.replace(number, made)
         except (FormatError, DeltaError, LimitExceededError) as exc:
             raise Refusal(step, exc) from exc
         now, layout = manifest.digest, manifest.layout
@@ -159,44 +158,146 @@ def follow(
         raise ValueError("there are no steps")
     check()
     try:
-        return verify(manifest, memory.groups, threads, held)
+        return verify(manifest, memory.groups, threads, digests_of(held))
     except IntegrityError as exc:
         raise Refusal(steps[-1], exc) from exc
+
+
+def follow_in_place(
+    source: Source,
+    step: Step,
+    held: State,
+    *,
+    threads: int,
+    max_bytes: int,
+    check: Callable[[], None],
+    spares: Spares,
+    alone: AbstractContextManager[object],
+    hold: Callable[[State], None],
+) -> State:
+    """Take one step, a delta, in the memory of the version that is held, where nobody looks at it.
+
+    What cannot be changed there is made elsewhere and proven first. Then the other groups are changed: all of
+    them, proven, or none.
+
+    Args:
+        source: As for :func:`follow`.
+        step: The step.
+        held: What is held. It is as it was if this raises, and not to be used any more otherwise.
+        threads: As for :func:`follow`.
+        max_bytes: As for :func:`follow`.
+        check: As for :func:`follow`.
+        spares: As for :func:`follow`.
+        alone: What keeps others from beginning to look at `held`.
+        hold: Called with the version that is held from then on, or again with `held` if it was not reached.
+
+    Returns:
+        The version that the step makes.
+
+    Raises:
+        Refusal: The step cannot be taken.
+        OSError: As for :func:`follow`.
+        TransportError: As for :func:`follow`.
+    """
+    groups = list(held.groups)
+    proven = digests_of(held)
+    here: list[Told] = []
+    try:
+        manifest, patches = read_step(source, step, held.digest, held.layout, max_bytes)
+        told = [one for some in read_patches(source, manifest, patches, groups, check) for one in some]
+        with alone:
+            for one in told:
+                check()
+                base = groups[one.number]
+                if is_told_by_tensor(one, base, manifest.layout.groups[one.number]) and not base.is_viewed:
+                    here.append(one)
+                    # What the change is going to prove.
+                    proven[id(base)] = [one.info.target_digest]
+                else:
+                    reuse = spares.take(one.info.target_bytes)
+                    groups[one.number] = base.fork(one.patch, reuse=reuse, threads=threads)
+            state = verify(manifest, groups, threads, proven)
+            changes = [(groups[one.number], one.patch) for one in here]
+            try:
+                hold(state)
+                delta.apply_together(changes, threads=threads)
+            except BaseException:
+                # An interruption may come when all is done.
+                if any(groups[one.number].digest != one.info.target_digest for one in here):
+                    hold(held)
+                raise
+    except (FormatError, DeltaError, LimitExceededError) as exc:
+        raise Refusal(step, exc) from exc
+    return state
+
+
+def is_told_by_tensor(one: "Told", base: Snapshot, group: Group) -> bool:
+    """Tell whether a patch keeps the length of a group, and names its target as manifests name tensors."""
+    blocks = {one.info.block_bytes, base.block_bytes}
+    return group.count == 1 and one.info.base_bytes == group.nbytes and blocks == {TENSOR_BLOCK_BYTES}
 
 
 class Memory:
     """The groups of a version on its way to the next: what was made on the way is used again."""
 
-    def __init__(self, groups: list[bytes | bytearray], spares: Spares) -> None:
+    def __init__(self, groups: list[Snapshot], spares: Spares) -> None:
         """Begin with groups that others hold too."""
         self.groups = groups
         self.spares = spares
         self._made: set[int] = set()
 
-    def start(self, groups: list[bytes | bytearray]) -> None:
+    def start(self, groups: list[Snapshot]) -> None:
         """Begin anew."""
-        self.groups = groups
+        self.groups[:] = groups
         self._made = set()
 
-    def replace(self, number: int, made: bytearray) -> None:
+    def replace(self, number: int, made: Snapshot) -> None:
         """Put another group in place of one; that is given up if it was made on the way."""
         if number in self._made:
-            old = self.groups[number]
-            self.groups[number] = made
-            self.spares.give([old])
+            self.spares.give([self.groups[number]])
         self.groups[number] = made
         self._made.add(number)
 
 
-def apply_patches(
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A patch of a group.
+
+    Attributes:
+        number: Which group.
+        patch: The patch.
+        info: What it says of itself.
+    """
+
+    number: int
+    patch: memoryview
+    info: delta.PatchInfo
+
+
+def read_step(
+    source: Source, step: Step, now: str | None, layout: Layout | None, max_bytes: int
+) -> tuple[Manifest, Patches]:
+    """Read what a step takes from the version of digest `now`, whose tensors lie as in `layout`."""
+    manifest = read_manifest(source, step)
+    if manifest.layout.nbytes > max_bytes:
+        raise LimitExceededError(
+            f"version {manifest.version} has {manifest.layout.nbytes} bytes, the limit is {max_bytes}"
+        )
+    if step.form == "delta" and (manifest.base != now or manifest.layout != layout):
+        raise BaseMismatchError(f"version {manifest.version} needs base {manifest.base}, held is {now}")
+    patches = manifest.anchor if step.form == "anchor" else manifest.delta
+    assert patches is not None  # noqa: S101 - read_manifest proved it; this tells the type checker
+    return manifest, patches
+
+
+def read_patches(
     source: Source,
     manifest: Manifest,
     patches: Patches,
-    memory: Memory,
-    threads: int,
+    groups: Sequence[Snapshot],
     check: Callable[[], None],
-) -> None:
-    """Replace groups by what patches make of them; one pack is in memory at a time."""
+) -> Iterator[list[Told]]:
+    """Read the patches of `groups`, those of one pack at a time."""
     layout = manifest.layout
     if patches.nbytes > layout.nbytes + layout.nbytes // 8 + SLACK_BYTES * (1 + len(layout.groups)):
         raise LimitExceededError(f"packs of {patches.nbytes} bytes stand for only {layout.nbytes}")
@@ -208,23 +309,16 @@ def apply_patches(
         check()
         pack = patches.packs[index]
         data = memoryview(read_object(source, pack_key(pack.digest), pack.length, pack.digest))
-
-        def make(item: tuple[int, Place], data: memoryview = data) -> tuple[int, bytearray]:
-            check()
-            number, place = item
-            base = memory.groups[number]
+        told = []
+        for number, place in by_pack[index]:
             patch = data[place.offset : place.offset + place.length]
-            told = delta.info(patch)
-            want = (len(base), layout.groups[number].nbytes)
+            info = delta.info(patch)
+            want = (groups[number].size, layout.groups[number].nbytes)
             # A chain could make anything in between.
-            if told.patches != 1 or (told.base_bytes, told.target_bytes) != want:
+            if info.patches != 1 or (info.base_bytes, info.target_bytes) != want:
                 raise FormatError(
-                    f"{told.patches} patches make {told.target_bytes} bytes of {told.base_bytes}, "
+                    f"{info.patches} patches make {info.target_bytes} bytes of {info.base_bytes}, "
                     f"not {want[1]} of {want[0]}"
                 )
-            out = memory.spares.take(want[1])
-            delta.apply_onto(patch, base, out)
-            return number, out
-
-        for number, made in run_over(threads, make, by_pack[index]):
-            memory.replace(number, made)
+            told.append(Told(number, patch, info))
+        yield told

@@ -3,59 +3,47 @@
 Writing to memory that is fresh from the system costs several times what decoding and proving does.
 """
 
-import sys
 import threading
 from collections.abc import Iterable
+
+from dwcp_fast.delta import Snapshot
 
 __all__ = ["Spares"]
 
 
-def references(buffers: list[bytearray], index: int) -> int:
-    """Count who refers to a buffer of a list; a view of it counts, and so does an array over a view."""
-    return sys.getrefcount(buffers[index])
-
-
-UNSHARED = references([bytearray(1)], 0)
-"""What :func:`references` says of a buffer that is in its list and nowhere else."""
-
-COUNTS = getattr(sys, "_is_gil_enabled", lambda: True)()
-"""Whether counts of references are exact; without a global lock they are not."""
-
-
 class Spares:
-    """Buffers that were given up; each is handed out again only when nothing refers to it."""
+    """Snapshots that were given up; the memory of each is used again only when nobody looks at it."""
 
     def __init__(self) -> None:
         """Begin with none."""
-        self._buffers: list[bytearray] = []
+        self._snapshots: list[Snapshot] = []
         self._lock = threading.Lock()
 
-    def take(self, length: int) -> bytearray:
-        """Give a buffer that nobody else has; its content is arbitrary.
+    def take(self, length: int) -> Snapshot | None:
+        """Give a snapshot that nobody looks at.
 
         Args:
             length: Its length.
 
         Returns:
-            The buffer.
+            The snapshot, None if there is none.
         """
         with self._lock:
-            for index in range(len(self._buffers)):
-                if len(self._buffers[index]) == length and references(self._buffers, index) == UNSHARED:
-                    return self._buffers.pop(index)
-        return bytearray(length)
+            for index, snapshot in enumerate(self._snapshots):
+                if snapshot.size == length and not snapshot.is_viewed:
+                    return self._snapshots.pop(index)
+        return None
 
-    def give(self, buffers: Iterable[bytes | bytearray]) -> None:
-        """Take buffers back. The caller lets go of them; others may still look at them as long as they like.
+    def give(self, snapshots: Iterable[Snapshot]) -> None:
+        """Take snapshots back. Nobody may begin to look at them; who does already may go on.
 
         Args:
-            buffers: The buffers; those that cannot be written to are let go.
+            snapshots: The snapshots.
         """
-        if COUNTS:
-            with self._lock:
-                self._buffers += [one for one in buffers if isinstance(one, bytearray)]
+        with self._lock:
+            self._snapshots += snapshots
 
     def drop(self) -> None:
         """Let go of all of them."""
         with self._lock:
-            self._buffers = []
+            self._snapshots = []

@@ -6,12 +6,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from dwcp_fast.delta import Snapshot
 from dwcp_fast.errors import IntegrityError
 from dwcp_fast.versions.layout import Layout
-from dwcp_fast.versions.manifest import Manifest, content_digest
+from dwcp_fast.versions.manifest import TENSOR_BLOCK_BYTES, Manifest, tensor_digest
 from dwcp_fast.versions.tensors import Tensor
 
-__all__ = ["State", "Tensors", "run_over", "tensor_digests", "verify"]
+__all__ = ["State", "Tensors", "digests_of", "group_digests", "run_over", "verify"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,7 +34,7 @@ class State:
     digest: str
     layout: Layout
     digests: tuple[str, ...]
-    groups: tuple[bytes | bytearray, ...]
+    groups: tuple[Snapshot, ...]
 
     def tensors(self) -> "Tensors":
         """Give its tensors by name."""
@@ -41,11 +42,15 @@ class State:
 
 
 class Tensors(Mapping[str, Tensor]):
-    """The tensors of a version by name, in the order in which they are stored."""
+    """The tensors of a version by name, in the order in which they are stored.
+
+    Memory that is looked at is never changed: as long as this is there, the version is.
+    """
 
     def __init__(self, state: State) -> None:
         """View a version."""
         self._state = state
+        self._views = [group.view() for group in state.groups]
         self._places = {
             state.layout.specs[index].name: (index, number, place)
             for number, group in enumerate(state.layout.groups)
@@ -55,8 +60,7 @@ class Tensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         """Give a tensor."""
         index, number, place = self._places[name]
-        data = memoryview(self._state.groups[number]).toreadonly()[place]
-        return Tensor(self._state.layout.specs[index], data)
+        return Tensor(self._state.layout.specs[index], self._views[number][place])
 
     def __iter__(self) -> Iterator[str]:
         """Give the names."""
@@ -96,8 +100,8 @@ def run_over(threads: int, call: Callable[[T], R], items: Iterable[T]) -> Iterat
                 left.cancel()
 
 
-def tensor_digests(layout: Layout, number: int, group: bytes | bytearray | memoryview) -> list[str]:
-    """Compute the digests of the tensors of a group.
+def group_digests(layout: Layout, number: int, group: Snapshot) -> list[str]:
+    """Give the digests of the tensors of a group.
 
     Args:
         layout: Where they lie.
@@ -107,20 +111,32 @@ def tensor_digests(layout: Layout, number: int, group: bytes | bytearray | memor
     Returns:
         Their digests, in hex.
     """
-    view = memoryview(group)
-    return [content_digest(view[place]) for _, place in layout.groups[number].slices()]
+    if layout.groups[number].count == 1 and group.block_bytes == TENSOR_BLOCK_BYTES:
+        return [group.digest]
+    view = group.view()
+    return [tensor_digest(view[place]) for _, place in layout.groups[number].slices()]
+
+
+def digests_of(held: State | None) -> dict[int, list[str]]:
+    """Give the digests of the tensors of each group of a version, by the identity of the group."""
+    if held is None:
+        return {}
+    return {
+        id(group): [held.digests[index] for index in place.indices]
+        for group, place in zip(held.groups, held.layout.groups, strict=True)
+    }
 
 
 def verify(
-    manifest: Manifest, groups: Sequence[bytes | bytearray], threads: int, held: State | None = None
+    manifest: Manifest, groups: Sequence[Snapshot], threads: int, proven: Mapping[int, list[str]]
 ) -> State:
-    """Prove that bytes are a version.
+    """Prove that groups, whose bytes were proven to be what their snapshots say of them, are a version.
 
     Args:
         manifest: What the version is.
         groups: Its bytes.
         threads: How many threads to use.
-        held: A version proven before. Groups that are the very same objects in it are not read again.
+        proven: The digests of the tensors of groups where they are known, by the identity of the group.
 
     Returns:
         The version.
@@ -129,16 +145,12 @@ def verify(
         IntegrityError: A tensor is another one.
     """
     layout = manifest.layout
-    proven = dict(zip(map(id, held.groups), held_digests(held), strict=True)) if held is not None else {}
 
     def check(number: int) -> None:
-        indices = layout.groups[number].indices
-        told = [manifest.digests[index] for index in indices]
         group = groups[number]
-        if group and proven.get(id(group)) == told:
-            return
-        found = tensor_digests(layout, number, group)
-        for index, is_now, should_be in zip(indices, found, told, strict=True):
+        found = proven.get(id(group)) or group_digests(layout, number, group)
+        for index, is_now in zip(layout.groups[number].indices, found, strict=True):
+            should_be = manifest.digests[index]
             if is_now != should_be:
                 raise IntegrityError(
                     f"tensor {layout.specs[index].name!r} of version {manifest.version} has digest {is_now}, "
@@ -148,9 +160,3 @@ def verify(
     for _ in run_over(threads, check, range(len(groups))):
         pass
     return State(manifest.version, manifest.digest, layout, manifest.digests, tuple(groups))
-
-
-def held_digests(held: State) -> Iterator[list[str]]:
-    """Give the digests of each group of a version."""
-    for group in held.layout.groups:
-        yield [held.digests[index] for index in group.indices]

@@ -126,7 +126,9 @@ class Store(Source, Protocol):
         ...
 
     def write(self, key: str, data: bytes) -> None:
-        """Write an object, durable and whole when this returns; one that is there is written again.
+        """Write an object, whole when this returns, and durable before a head is replaced after it.
+
+        One that is there is written again.
 
         Args:
             key: Its key.

@@ -5,11 +5,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from dwcp_fast.closing import Closing
 from dwcp_fast.errors import (
@@ -25,7 +26,7 @@ from dwcp_fast.trust import Trust
 from dwcp_fast.versions.folder import Folder
 from dwcp_fast.versions.manifest import Head
 from dwcp_fast.versions.places import open_source
-from dwcp_fast.versions.reading import Refusal, Stopped, follow
+from dwcp_fast.versions.reading import Refusal, Stopped, follow, follow_in_place
 from dwcp_fast.versions.reports import CommitReport
 from dwcp_fast.versions.spares import Spares
 from dwcp_fast.versions.state import State, Tensors
@@ -34,6 +35,7 @@ from dwcp_fast.waiting import Worker
 
 __all__ = ["AsyncStagedVersion", "DeltaSubscriber", "StagedVersion"]
 
+T = TypeVar("T")
 LOG: Final = logging.getLogger(__name__)
 SLICE_S: Final = 20.0
 """Longest single wait for a head."""
@@ -53,6 +55,8 @@ class StagedVersion:
         self.digest = state.digest
         self._commit = commit
         self._state = state
+        # From now on, so that its memory is left alone.
+        self._tensors = state.tensors()
         self._report = report
 
     @property
@@ -62,7 +66,7 @@ class StagedVersion:
 
     def tensors(self) -> Tensors:
         """Give its tensors by name; they never change, also when further versions come."""
-        return self._state.tensors()
+        return self._tensors
 
     def commit(self) -> CommitReport:
         """Make it the subscriber's version: all of it, or nothing if this raises. A second time does nothing.
@@ -150,6 +154,8 @@ class DeltaSubscriber(Closing):
         self._max_bytes = max_version_bytes
         self._folder = None if into is None else Folder(Path(into))
         self._lock = threading.Lock()
+        # Who begins to look at what is held, or changes it where it is.
+        self._looking = threading.Lock()
         self._busy = threading.Lock()
         self._worker = Worker("dwcp-subscriber")
         self._closed = False
@@ -184,10 +190,11 @@ class DeltaSubscriber(Closing):
         Raises:
             ConfigError: No version is committed.
         """
-        held = self._held
-        if held is None:
-            raise ConfigError("no version is committed yet")
-        return held.tensors()
+        with self._looking:
+            held = self._held
+            if held is None:
+                raise ConfigError("no version is committed yet")
+            return held.tensors()
 
     def wait(self, timeout_s: float | None = None) -> StagedVersion | None:
         """Wait for a version newer than the committed one. One that was offered is not offered again.
@@ -205,9 +212,36 @@ class DeltaSubscriber(Closing):
             OSError: The source cannot be read.
             TransportError: The source cannot be reached.
         """
-        if timeout_s is not None:
-            check_seconds("timeout_s", timeout_s, zero=True)
-        return self._wait(timeout_s, threading.Event())
+        return self._next(timeout_s, threading.Event())
+
+    def follow(self, timeout_s: float | None = None) -> CommitReport | None:
+        """Wait for a version newer than the committed one, and commit it: :meth:`wait` and commit in one.
+
+        Without `into`, memory that nobody looks at becomes the new version where it is, proven, or is left as
+        it was. That is faster than making another version, and takes half of the memory. Tensors that were
+        handed out never change: while there is one, or a :class:`StagedVersion`, its memory is left alone.
+
+        Args:
+            timeout_s: As for :meth:`wait`.
+
+        Returns:
+            What it took; None if there is no newer version in time, or after :meth:`close`.
+
+        Raises:
+            FormatError: As for :meth:`wait`. These leave what was committed, or a version on the way.
+            DeltaError: As for :meth:`wait`.
+            LimitExceededError: As for :meth:`wait`.
+            OSError: The source cannot be read, or `into` not be written.
+            TransportError: As for :meth:`wait`.
+        """
+
+        def commit(state: State, report: CommitReport) -> CommitReport:
+            started = time.perf_counter()
+            if not self._commit(state):
+                self._source.tell(state.version, None)
+            return replace(report, seconds_commit=time.perf_counter() - started)
+
+        return self._wait(timeout_s, threading.Event(), commit, at_once=self._folder is None)
 
     def close(self) -> None:
         """End every wait and let go of everything; a second time does nothing. What is committed stays."""
@@ -219,22 +253,40 @@ class DeltaSubscriber(Closing):
                 self._folder.close()
         self._worker.close()
 
-    def _wait(self, timeout_s: float | None, stop: threading.Event) -> StagedVersion | None:
+    def _next(self, timeout_s: float | None, stop: threading.Event) -> StagedVersion | None:
+        """Wait for a version, and stage it."""
+
+        def offer(state: State, report: CommitReport) -> StagedVersion:
+            return StagedVersion(state, report, self._commit)
+
+        return self._wait(timeout_s, stop, offer)
+
+    def _wait(
+        self,
+        timeout_s: float | None,
+        stop: threading.Event,
+        finish: Callable[[State, CommitReport], T],
+        *,
+        at_once: bool = False,
+    ) -> T | None:
+        """Wait for a version, prove it, and give what `finish` makes of it."""
+        if timeout_s is not None:
+            check_seconds("timeout_s", timeout_s, zero=True)
         until = None if timeout_s is None else time.monotonic() + timeout_s
         with self._busy:
             while not (self._closed or stop.is_set()):
                 left = SLICE_S if until is None else max(0.0, until - time.monotonic())
                 stamp = self._source.wait_head(self._seen, self.digest, min(left, SLICE_S))
                 if stamp is not None:
-                    staged = self._stage(stamp, stop)
-                    if staged is not None:
-                        return staged
+                    reached = self._reach(stamp, stop, at_once)
+                    if reached is not None:
+                        return finish(*reached)
                 elif until is not None and time.monotonic() >= until:
                     return None
         return None
 
-    def _stage(self, stamp: Stamp, stop: threading.Event) -> StagedVersion | None:
-        """Stage the newest version of a head; None if it is not newer, or there is a newer head by now."""
+    def _reach(self, stamp: Stamp, stop: threading.Event, at_once: bool) -> tuple[State, CommitReport] | None:
+        """Come to the newest version of a head; None if it is not newer, or there is a newer head by now."""
 
         def check() -> None:
             if self._closed or stop.is_set():
@@ -258,7 +310,7 @@ class DeltaSubscriber(Closing):
                         raise refusals[0].error
                     raise IntegrityError(f"{route.why}, which is the newest")
                 try:
-                    state = self._follow(route.value, versions[-1], held, check)
+                    state = self._follow(route.value, versions[-1], held, check, at_once)
                 except Refusal as refusal:
                     refusals.append(refusal)
                     if held is not None and isinstance(refusal.error, BaseMismatchError):
@@ -266,6 +318,8 @@ class DeltaSubscriber(Closing):
                         held = None
                     else:
                         refused.add(refusal.key)
+                        # Some steps may have been taken.
+                        held = None if held is None else self._held
                     LOG.warning(
                         "the %s of version %d cannot be used: %s",
                         refusal.step.form,
@@ -277,7 +331,7 @@ class DeltaSubscriber(Closing):
                     continue
                 self._seen = stamp
                 report = describe(state, route.value, route.why, refusals, time.perf_counter() - started)
-                return StagedVersion(state, report, self._commit)
+                return state, report
         except Stopped:
             return None
         except (DwcpError, ValueError):
@@ -301,9 +355,16 @@ class DeltaSubscriber(Closing):
         return head.versions
 
     def _follow(
-        self, steps: tuple[Step, ...], newest: Retained, held: State | None, check: Callable[[], None]
+        self,
+        steps: tuple[Step, ...],
+        newest: Retained,
+        held: State | None,
+        check: Callable[[], None],
+        at_once: bool,
     ) -> State:
-        if steps or held is None:
+        if held is not None and not steps:
+            return State(newest.version, held.digest, held.layout, held.digests, held.groups)
+        if not at_once or held is None or steps[0].form == "anchor":
             return follow(
                 self._source,
                 steps,
@@ -313,10 +374,39 @@ class DeltaSubscriber(Closing):
                 check=check,
                 spares=self._spares,
             )
-        return State(newest.version, held.digest, held.layout, held.digests, held.groups)
+        for step in steps:
+            held = follow_in_place(
+                self._source,
+                step,
+                held,
+                threads=self._threads,
+                max_bytes=self._max_bytes,
+                check=check,
+                spares=self._spares,
+                alone=self._alone(held),
+                hold=self._hold,
+            )
+        return held
+
+    @contextmanager
+    def _alone(self, held: State) -> Iterator[None]:
+        """Keep others from looking at what is held, and from committing, if it is still `held`."""
+        with self._looking:
+            if self._held is not held:
+                raise Stopped
+            yield
+
+    def _hold(self, state: State) -> None:
+        """Hold a version from now on, and give up what of the one before is not in it."""
+        held, self._held = self._held, state
+        if held is not None:
+            staying = set(map(id, state.groups))
+            self._spares.drop()
+            self._spares.give(group for group in held.groups if id(group) not in staying)
 
     def _commit(self, state: State) -> bool:
-        with self._lock:
+        # With a folder nothing is changed where it is, and looking need not wait for the disk.
+        with self._lock, self._looking if self._folder is None else nullcontext():
             held = self._held
             if held is state:
                 return False
@@ -332,11 +422,7 @@ class DeltaSubscriber(Closing):
                 self._seen = None
                 self._source.tell(self.version, str(exc))
                 raise
-            self._held = state
-            if held is not None:
-                staying = set(map(id, state.groups))
-                self._spares.drop()
-                self._spares.give(group for group in held.groups if id(group) not in staying)
+            self._hold(state)
             self._source.tell(state.version, None)
             return True
 
@@ -346,14 +432,14 @@ class DeltaSubscriber(Closing):
 
     def __next__(self) -> StagedVersion:
         """Wait for the next version; raises what :meth:`wait` raises, after which iterating can go on."""
-        staged = self._wait(None, threading.Event())
+        staged = self._next(None, threading.Event())
         if staged is None:
             raise StopIteration
         return staged
 
     def __aiter__(self) -> "AsyncVersions":
         """Give versions to a coroutine."""
-        return AsyncVersions(self._wait, self._source.interrupt, self._worker)
+        return AsyncVersions(self._next, self._source.interrupt, self._worker)
 
     async def __aenter__(self) -> Self:
         """Use the subscriber in an ``async with`` statement."""

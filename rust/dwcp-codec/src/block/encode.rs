@@ -8,7 +8,7 @@ use crate::codec::{Codec, CodecId, Compressor};
 use crate::dictionary::Dictionary;
 use crate::error::CodecError;
 use crate::kernel::planes::Transform;
-use crate::kernel::{Level, lines};
+use crate::kernel::{LINE_BYTES, Level, lines};
 use crate::select::Action;
 use crate::stream::StreamEncoder;
 use crate::{page, probe};
@@ -256,6 +256,27 @@ impl BlockEncoder {
         };
         self.padded = padded;
         Ok(kind.filter(|_| self.coded.len() < src.len()))
+    }
+
+    /// Makes of `base` the block `src`, which was encoded last and against it: only the lines that differ are written.
+    /// `then` is given it piece by piece.
+    pub(crate) fn carry_over(&self, src: &[u8], base: &mut [u8], mut then: impl FnMut(&[u8])) {
+        let (src, src_tail) = src.as_chunks::<LINE_BYTES>();
+        let (base, base_tail) = base.as_chunks_mut::<LINE_BYTES>();
+        for (word, (src, base)) in self.dirty.iter().zip(src.chunks(64).zip(base.chunks_mut(64))) {
+            if *word == u64::MAX {
+                base.copy_from_slice(src);
+            } else {
+                for index in lines::set_bits(&[*word]) {
+                    if let (Some(base), Some(src)) = (base.get_mut(index), src.get(index)) {
+                        *base = *src;
+                    }
+                }
+            }
+            then(base.as_flattened());
+        }
+        base_tail.copy_from_slice(src_tail);
+        then(base_tail);
     }
 
     /// Fills `self.coded` with planes; says whether that is smaller than `src`.

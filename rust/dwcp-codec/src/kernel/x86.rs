@@ -167,6 +167,17 @@ avx512! {
     }
 }
 
+/// How many lines before its use a line is fetched from memory.
+const LINES_AHEAD: usize = 32;
+
+/// Has the line [`LINES_AHEAD`] lines behind this one fetched, if there is one.
+#[inline(always)]
+fn fetch_ahead(line: &Line) {
+    let ahead = std::ptr::from_ref(line).wrapping_add(LINES_AHEAD);
+    // SAFETY: a hint, which reads nothing and may name any address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) }
+}
+
 /// A function for AVX-512, to be called from such only.
 macro_rules! for_avx512 {
     ($($(#[$doc:meta])* fn $name:ident $([$($generic:tt)*])? ($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)?
@@ -233,6 +244,8 @@ for_avx512! {
         for (index, line) in whole.iter_mut().enumerate() {
             let first = index * per_line;
             let bits = mask[first / 64] >> (first % 64) & low;
+            // The processor does not foresee which lines are skipped, and all are hashed afterwards.
+            fetch_ahead(line);
             if bits == 0 {
                 continue;
             }

@@ -245,7 +245,7 @@ impl<'a> Patch<'a> {
     }
 
     /// Decodes what is not as in the base, all of which is in `dst` already.
-    fn decode_changed<B: Source + ?Sized>(
+    pub(super) fn decode_changed<B: Source + ?Sized>(
         &self,
         old: &B,
         dst: &mut [u8],

@@ -73,6 +73,20 @@ impl Patch<'_> {
         threads: usize,
         check: impl Fn() -> Result<(), E> + Sync,
     ) -> Result<(), E> {
+        let mut workers = parallel::states(threads);
+        let mut begun = self.begin(&mut workers, buf, known, check)?;
+        Ok(self.finish(&mut workers, &mut begun, buf)?)
+    }
+
+    /// The first part of [`Patch::overwrite`]: everything is decoded and proven. What this gives is to be
+    /// [finished](Patch::finish) or [undone](Patch::undo). On an error `buf` is as it was.
+    pub(super) fn begin<E: From<PatchError> + Send>(
+        &self,
+        workers: &mut [Worker],
+        buf: &mut [u8],
+        known: Option<&[Digest]>,
+        check: impl Fn() -> Result<(), E> + Sync,
+    ) -> Result<Begun<'_>, E> {
         let (base_size, target_size) = (self.base_size(), self.target_size());
         if base_size != target_size {
             return Err(PatchError::SizeChanged { base_size, target_size }.into());
@@ -81,7 +95,6 @@ impl Patch<'_> {
         if let Some(leaves) = known {
             self.prove(leaves, None)?;
         }
-        let mut workers = parallel::states::<Worker>(threads);
         let mut changed: Vec<Changed<'_>> = self.independent().map(Changed::new).collect();
         let independent = changed.len();
         changed.extend(self.dependent().map(Changed::new));
@@ -90,13 +103,13 @@ impl Patch<'_> {
         let failure = Failure::new();
         let (patch, old) = (&Slice::new(self.bytes()), &Slice::new(buf));
         let elsewhere = first.iter_mut().filter(|change| change.way == Way::Elsewhere);
-        parallel::for_each(&mut workers, elsewhere, |worker, change| {
+        parallel::for_each(workers, elsewhere, |worker, change| {
             check()?;
             failure.keep(change.entry.first, self.decode_aside(worker, change, patch, old, &Slice::new(&[])));
             Ok::<(), E>(())
         })?;
         let target = &Decoded { contents: self, changed: first, old: buf, error: PhantomData };
-        parallel::for_each(&mut workers, second.iter_mut(), |worker, change| {
+        parallel::for_each(workers, second.iter_mut(), |worker, change| {
             check()?;
             if !failure.is_some() {
                 failure.keep(change.entry.first, self.decode_aside(worker, change, patch, old, target));
@@ -108,28 +121,49 @@ impl Patch<'_> {
         let done = match known {
             Some(_) => {
                 let jobs = self.with_blocks(&mut changed, buf, |change| change.way != Way::Elsewhere);
-                parallel::for_each(&mut workers, jobs, |worker, (change, block)| {
+                parallel::for_each(workers, jobs, |worker, (change, block)| {
                     check()?;
                     self.change_block(worker, change, block, &failure);
                     Ok(())
                 })
             }
-            None => self.change_while_proving(&mut workers, &mut changed, buf, &failure, check),
+            None => self.change_while_proving(workers, &mut changed, buf, &failure, check),
         };
+        let mut begun = Begun { changed };
         if let Err(error) = done.and_then(|()| failure.into_result()) {
-            let jobs = self.with_blocks(&mut changed, buf, |change| change.is_done);
-            parallel::for_each(&mut workers, jobs, |worker, (change, block)| {
-                worker.decoder.undo_onto(self.bytes(), change.entry, block)
-            })?;
+            self.undo(workers, &mut begun, buf)?;
             return Err(error);
         }
-        let jobs = self.with_blocks(&mut changed, buf, |change| !change.is_done);
-        parallel::for_each(&mut workers, jobs, |worker, (change, block)| match &change.decoded {
+        Ok(begun)
+    }
+
+    /// Makes of `buf` what it was before [`Patch::begin`].
+    pub(super) fn undo(
+        &self,
+        workers: &mut [Worker],
+        begun: &mut Begun<'_>,
+        buf: &mut [u8],
+    ) -> Result<(), PatchError> {
+        let jobs = self.with_blocks(&mut begun.changed, buf, |change| change.is_done);
+        parallel::for_each(workers, jobs, |worker, (change, block)| {
+            worker.decoder.undo_onto(self.bytes(), change.entry, block)
+        })
+    }
+
+    /// Writes to `buf` what [`Patch::begin`] did not.
+    pub(super) fn finish(
+        &self,
+        workers: &mut [Worker],
+        begun: &mut Begun<'_>,
+        buf: &mut [u8],
+    ) -> Result<(), PatchError> {
+        let jobs = self.with_blocks(&mut begun.changed, buf, |change| !change.is_done);
+        parallel::for_each(workers, jobs, |worker, (change, block)| match &change.decoded {
             Some(decoded) => {
                 block.copy_from_slice(decoded);
                 Ok(())
             }
-            None => worker.decoder.decode_onto(self.bytes(), change.entry, block).map_err(E::from),
+            None => worker.decoder.decode_onto(self.bytes(), change.entry, block),
         })
     }
 
@@ -221,8 +255,7 @@ impl Patch<'_> {
         if self.is_used(entry.first) || entry.codec == CodecId::ZstdDictionary {
             return Way::Elsewhere;
         }
-        let is_whole = self.block_length(entry.first).is_multiple_of(WHOLE_BYTES);
-        if kind.is_undoable() && is_whole { Way::InPlace } else { Way::Aside }
+        if is_undone_in_place(kind, self.block_length(entry.first)) { Way::InPlace } else { Way::Aside }
     }
 
     /// Whether to decode a block onto its base block costs less than to copy it there: it touches little of that.
@@ -233,10 +266,22 @@ impl Patch<'_> {
     }
 }
 
+/// Whether a block of a kind and length is made again of its base block what it was, by the same payload.
+pub(super) fn is_undone_in_place(kind: BlockKind, length: usize) -> bool {
+    kind.is_undoable() && length.is_multiple_of(WHOLE_BYTES)
+}
+
+/// What one thread keeps.
 #[derive(Default)]
-struct Worker {
+pub(super) struct Worker {
     decoder: EntryDecoder,
     block: Vec<u8>,
+}
+
+/// A change in place that is decoded and proven, but not complete.
+#[must_use]
+pub(super) struct Begun<'a> {
+    changed: Vec<Changed<'a>>,
 }
 
 /// What is done with a block until all are proven.

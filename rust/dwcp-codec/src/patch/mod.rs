@@ -21,6 +21,7 @@ mod parallel;
 mod scout;
 mod snapshot;
 mod source;
+mod step;
 mod write;
 
 pub use apply::Patch;

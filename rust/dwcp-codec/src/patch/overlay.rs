@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::error::PatchError;
 use super::source::{Source, slice};
+use super::step::Next;
 use crate::kernel::element::{Element, with_element};
 use crate::kernel::{Level, changes, lines};
 
@@ -212,7 +213,36 @@ where
     }
 }
 
-/// Memory as a source that asks `check` at every reading.
+/// Changes to a held version, as the next one. `check` is called at every block, and may refuse to go on.
+pub(super) struct Onto<'a, O, C> {
+    pub(super) overlay: &'a O,
+    pub(super) check: C,
+}
+
+impl<O, C, E> Next for Onto<'_, O, C>
+where
+    O: Overlay,
+    C: Fn() -> Result<(), E> + Sync,
+    E: From<PatchError> + Send,
+{
+    type Error = E;
+
+    fn block<'a>(&'a self, at: usize, held: &[u8], buffer: &'a mut Vec<u8>) -> Result<Option<&'a [u8]>, E> {
+        (self.check)()?;
+        let width = self.overlay.element_bytes();
+        // Blocks begin with an element, and only the last may end with a part of one.
+        let (first, count) = (at / width, held.len() / width);
+        if count == 0 || !self.overlay.touches(first..first + count) {
+            return Ok(None);
+        }
+        buffer.clear();
+        buffer.extend_from_slice(held);
+        self.overlay.put(first, &mut buffer[..count * width]);
+        Ok(Some(buffer))
+    }
+}
+
+/// Memory as a source, or the next version, that asks `check` at every reading.
 pub(super) struct Checked<'a, C> {
     pub(super) bytes: &'a [u8],
     pub(super) check: C,
@@ -232,5 +262,18 @@ where
     fn read<'a>(&'a self, offset: u64, length: usize, _: &'a mut Vec<u8>) -> Result<&'a [u8], E> {
         (self.check)()?;
         Ok(slice(self.bytes, offset, length)?)
+    }
+}
+
+impl<C, E> Next for Checked<'_, C>
+where
+    C: Fn() -> Result<(), E> + Sync,
+    E: From<PatchError> + Send,
+{
+    type Error = E;
+
+    fn block<'a>(&'a self, at: usize, held: &[u8], _: &'a mut Vec<u8>) -> Result<Option<&'a [u8]>, E> {
+        (self.check)()?;
+        Ok(Some(slice(self.bytes, at as u64, held.len())?))
     }
 }

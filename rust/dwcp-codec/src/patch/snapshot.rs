@@ -1,17 +1,22 @@
 //! A held version of an object, from which patches of the next version are made, or to which they are applied.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 
 use super::apply::{Patch, Slice, zeroed};
+use super::compare::hash_and_copy;
 use super::encode::{Encoded, PatchOptions, append, encode_into};
 use super::error::PatchError;
-use super::format::{PatchHead, expect_width};
-use super::overlay::{Assigned, Checked, Mask, Masked, Overlaid, Overlay};
+use super::format::{EntryKind, PatchHead, expect_width};
+use super::in_place::{Begun, Worker};
+use super::overlay::{Assigned, Checked, Mask, Masked, Onto, Overlaid, Overlay};
 use super::parallel;
 use super::scout::BLOCK_BYTES;
-use super::source::Source;
+use super::source::{Source, read_range};
+use super::step::{Next, Step, step};
 use crate::codec::Codec;
 use crate::digest::{self, Digest};
+use crate::raw;
 
 /// How the patches of a snapshot are made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,13 +57,8 @@ impl Snapshot {
     pub fn new(bytes: Vec<u8>, options: SnapshotOptions, threads: usize) -> Result<Snapshot, PatchError> {
         let size = bytes.len() as u64;
         expect_width(options.width)?;
-        let head = PatchHead::new(options.block_bytes, size, size)?;
-        let mut leaves = vec![Digest([0; 16]); head.block_count() as usize];
-        let blocks = bytes.chunks(options.block_bytes as usize).zip(&mut leaves);
-        parallel::for_each(&mut parallel::states::<()>(threads), blocks, |(), (block, leaf)| {
-            *leaf = Digest::of(block);
-            Ok::<(), PatchError>(())
-        })?;
+        PatchHead::new(options.block_bytes, size, size)?;
+        let leaves = hash(&bytes, options.block_bytes, threads);
         Ok(Snapshot { bytes, leaves, options })
     }
 
@@ -66,6 +66,12 @@ impl Snapshot {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The version, to be altered behind the back of what is known of it.
+    #[cfg(test)]
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
     }
 
     /// The memory of the version, for views that outlive a borrow. Only the methods of the snapshot may write to it.
@@ -85,10 +91,18 @@ impl Snapshot {
         digest::tree(self.bytes.len() as u64, self.options.block_bytes, &self.leaves)
     }
 
+    /// Gives the memory of the version up; an empty version is held from then on.
+    #[must_use]
+    pub fn take_bytes(&mut self) -> Vec<u8> {
+        self.leaves.clear();
+        std::mem::take(&mut self.bytes)
+    }
+
     /// Makes the patch to `new`, and holds `new` from then on.
     ///
-    /// One pass compares, codes and hashes `new`; the held version is not hashed again. A longer version may be held
-    /// elsewhere in memory. `check` is called before every block is read, and may refuse to go on.
+    /// One pass compares, codes and hashes `new`; the held version is not hashed again, and is changed in the same
+    /// pass where nothing is looked for elsewhere. A longer version may be held elsewhere in memory. `check` is called
+    /// before every block is read, and may refuse to go on.
     ///
     /// # Errors
     ///
@@ -99,17 +113,24 @@ impl Snapshot {
         threads: usize,
         check: impl Fn() -> Result<(), E> + Sync,
     ) -> Result<Vec<u8>, E> {
-        let (patch, made) = self.encode(&Checked { bytes: new, check }, threads)?;
+        let next = Checked { bytes: new, check };
         if new.len() == self.bytes.len() {
-            self.write(made, threads, |at, block| block.copy_from_slice(&new[at..at + block.len()]));
-        } else {
-            let more = new.len().saturating_sub(self.bytes.len());
-            let out_of_memory = PatchError::OutOfMemory { bytes: new.len() as u64 };
-            self.bytes.try_reserve_exact(more).map_err(|_| out_of_memory)?;
-            self.bytes.clear();
-            self.bytes.extend_from_slice(new);
-            self.leaves = made.leaves;
+            let copy = |at, block: &mut [u8]| block.copy_from_slice(&new[at..at + block.len()]);
+            if let Some(patch) = self.step(&next, threads, copy)? {
+                return Ok(patch);
+            }
+            let (patch, made) = self.encode(&next, threads)?;
+            let changed = made.changed.clone();
+            self.write(&changed, made.leaves, threads, copy);
+            return Ok(patch);
         }
+        let (patch, made) = self.encode(&next, threads)?;
+        let more = new.len().saturating_sub(self.bytes.len());
+        let out_of_memory = PatchError::OutOfMemory { bytes: new.len() as u64 };
+        self.bytes.try_reserve_exact(more).map_err(|_| out_of_memory)?;
+        self.bytes.clear();
+        self.bytes.extend_from_slice(new);
+        self.leaves = made.leaves;
         Ok(patch)
     }
 
@@ -154,14 +175,20 @@ impl Snapshot {
         threads: usize,
         check: impl Fn() -> Result<(), E> + Sync,
     ) -> Result<Vec<u8>, E> {
-        let new = Overlaid { held: &self.bytes, overlay, check };
-        let (patch, made) = self.encode(&new, threads)?;
         let width = self.element_bytes();
-        self.write(made, threads, |at, block| {
+        let put = |at, block: &mut [u8]| {
             // Blocks begin with an element, and only the last may end with a part of one.
             let whole = block.len() / width * width;
             overlay.put(at / width, &mut block[..whole]);
-        });
+        };
+        let next = Onto { overlay, check };
+        if let Some(patch) = self.step(&next, threads, put)? {
+            return Ok(patch);
+        }
+        let new = Overlaid { held: &self.bytes, overlay, check: next.check };
+        let (patch, made) = self.encode(&new, threads)?;
+        let changed = made.changed.clone();
+        self.write(&changed, made.leaves, threads, put);
         Ok(patch)
     }
 
@@ -179,6 +206,120 @@ impl Snapshot {
         threads: usize,
         check: impl Fn() -> Result<(), E> + Sync,
     ) -> Result<(), E> {
+        Snapshot::apply_together(&mut [(self, patch)], threads, check)
+    }
+
+    /// [`Snapshot::apply`] for several snapshots: all of them become what their patches make of them or, on an error,
+    /// none does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Snapshot::apply`].
+    pub fn apply_together<E: From<PatchError> + Send>(
+        parts: &mut [(&mut Snapshot, &Patch<'_>)],
+        threads: usize,
+        check: impl Fn() -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        let mut workers = parallel::states(threads);
+        let mut begun = Vec::with_capacity(parts.len());
+        for number in 0..parts.len() {
+            let (snapshot, patch) = &mut parts[number];
+            match snapshot.begin(patch, &mut workers, threads, &check) {
+                Ok(change) => begun.push(change),
+                Err(error) => {
+                    for ((snapshot, patch), change) in parts.iter_mut().zip(&mut begun) {
+                        if let Change::Here(begun, _) = change {
+                            patch.undo(&mut workers, begun, &mut snapshot.bytes)?;
+                        }
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        for ((snapshot, patch), change) in parts.iter_mut().zip(begun) {
+            match change {
+                Change::Nothing => {}
+                Change::Here(mut begun, leaves) => {
+                    patch.finish(&mut workers, &mut begun, &mut snapshot.bytes)?;
+                    snapshot.leaves = leaves;
+                }
+                Change::Elsewhere(bytes, leaves) => (snapshot.bytes, snapshot.leaves) = (bytes, leaves),
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds the version that a patch makes of this one in other memory, which `memory` gives for so many bytes, of any
+    /// content. `check` is called before every block is decoded, and may refuse to go on.
+    ///
+    /// The blocks of the new snapshot are those of the patch. This version is not hashed again if its blocks are like
+    /// them, and every block of the new one is proven, also if it is as in this one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Patch::apply`], and those of `check`.
+    pub fn fork<E: From<PatchError> + Send>(
+        &self,
+        patch: &Patch<'_>,
+        memory: impl FnOnce(usize) -> Vec<u8>,
+        threads: usize,
+        check: impl Fn() -> Result<(), E> + Sync,
+    ) -> Result<Snapshot, E> {
+        let block_bytes = patch.block_bytes();
+        patch.expect_base_size(self.bytes.len() as u64)?;
+        let known = if block_bytes == self.options.block_bytes {
+            Cow::Borrowed(&self.leaves[..])
+        } else {
+            Cow::Owned(hash(&self.bytes, block_bytes, threads))
+        };
+        let forked = self.make(patch, &known, memory, threads, &check);
+        let (bytes, leaves) = forked.map_err(|error| self.blame(patch, error, threads))?;
+        let options = SnapshotOptions { block_bytes, ..self.options };
+        Ok(Snapshot { bytes, leaves, options })
+    }
+
+    /// What a patch makes of the version, whose blocks have the digests `known`.
+    fn make<E: From<PatchError> + Send>(
+        &self,
+        patch: &Patch<'_>,
+        known: &[Digest],
+        memory: impl FnOnce(usize) -> Vec<u8>,
+        threads: usize,
+        check: &(impl Fn() -> Result<(), E> + Sync),
+    ) -> Result<(Vec<u8>, Vec<Digest>), E> {
+        let shorter = patch.shortened_digest(&self.bytes[..])?;
+        patch.prove(known, shorter)?;
+        let leaves: Vec<Digest> = patch.target_leaves(known, shorter).collect();
+        let out_of_memory = PatchError::OutOfMemory { bytes: patch.target_size() };
+        let length = usize::try_from(patch.target_size()).map_err(|_| out_of_memory)?;
+        let mut bytes = memory(length);
+        zeroed(&mut bytes, length)?;
+        let old = &Checked { bytes: &self.bytes, check };
+        let blocks = bytes.chunks_mut(patch.block_bytes() as usize).zip(patch.blocks()).zip(&leaves);
+        let same = blocks.filter(|((_, (_, entry)), _)| entry.kind == EntryKind::Same);
+        parallel::for_each(&mut parallel::states(threads), same, |buffer, ((block, (index, _)), leaf)| {
+            let held = read_range(old, patch.target_range(index.into()), buffer)?;
+            let (actual, copied) = hash_and_copy(held, raw::as_output(block));
+            copied.map_err(|source| PatchError::Codec { index, source })?;
+            let expected = *leaf;
+            if actual == expected {
+                return Ok(());
+            }
+            Err(E::from(PatchError::BlockMismatch { index, expected, actual }))
+        })?;
+        patch.decode_changed(old, &mut bytes, threads)?;
+        Ok((bytes, leaves))
+    }
+
+    /// Decodes and proves all that a patch tells, but may leave some of it to be written by the caller. On an error the
+    /// version is what it was.
+    fn begin<'p, E: From<PatchError> + Send>(
+        &mut self,
+        patch: &'p Patch<'_>,
+        workers: &mut [Worker],
+        threads: usize,
+        check: &(impl Fn() -> Result<(), E> + Sync),
+    ) -> Result<Change<'p>, E> {
         let block_bytes = patch.block_bytes();
         if block_bytes != self.options.block_bytes {
             let only = self.options.block_bytes;
@@ -187,24 +328,27 @@ impl Snapshot {
         let (size, digest) = (self.bytes.len() as u64, self.digest());
         let is_base = (patch.base_size(), patch.base_digest()) == (size, digest);
         if !is_base && (patch.target_size(), patch.target_digest()) == (size, digest) {
-            return Ok(());
+            return Ok(Change::Nothing);
         }
         patch.expect_base_size(size)?;
-        let shorter = patch.shortened_digest(&self.bytes[..])?;
-        if patch.target_size() == patch.base_size() {
-            patch.apply_in_place_onto(&self.leaves, &mut self.bytes, threads, check)?;
-        } else {
-            patch.prove(&self.leaves, shorter)?;
-            check()?;
-            let out_of_memory = PatchError::OutOfMemory { bytes: patch.target_size() };
-            let length = usize::try_from(patch.target_size()).map_err(|_| out_of_memory)?;
-            let mut bytes = Vec::new();
-            zeroed(&mut bytes, length)?;
-            patch.apply_proven::<Slice<'_, E>>(&Slice::new(&self.bytes), &mut bytes, threads)?;
-            self.bytes = bytes;
+        if patch.target_size() != patch.base_size() {
+            let Snapshot { bytes, leaves, .. } = self.fork(patch, |_| Vec::new(), threads, check)?;
+            return Ok(Change::Elsewhere(bytes, leaves));
         }
-        self.leaves = patch.target_leaves(&self.leaves, shorter).collect();
-        Ok(())
+        let begun = patch.begin(workers, &mut self.bytes, Some(&self.leaves), check);
+        let begun = begun.map_err(|error| self.blame(patch, error, threads))?;
+        Ok(Change::Here(begun, patch.target_leaves(&self.leaves, None).collect()))
+    }
+
+    /// What to say of a patch that went wrong, if the version has been altered by somebody else.
+    fn blame<E: From<PatchError>>(&self, patch: &Patch<'_>, error: E, threads: usize) -> E {
+        let block_bytes = self.options.block_bytes;
+        let leaves = hash(&self.bytes, block_bytes, threads);
+        if leaves == self.leaves {
+            return error;
+        }
+        let actual = digest::tree(self.bytes.len() as u64, block_bytes, &leaves);
+        PatchError::BaseMismatch { expected: patch.base_digest(), actual }.into()
     }
 
     fn element_bytes(&self) -> usize {
@@ -222,10 +366,39 @@ impl Snapshot {
         Ok((patch, made))
     }
 
-    /// Lets `write` change the blocks that differ, given where each begins, and keeps the new digests.
-    fn write(&mut self, made: Encoded, threads: usize, write: impl Fn(usize, &mut [u8]) + Sync) {
+    /// Makes the patch to `next`, and holds it: what is not changed on the way by `write`, given where a block begins.
+    /// `None` if content is to be looked for elsewhere.
+    fn step<N: Next>(
+        &mut self,
+        next: &N,
+        threads: usize,
+        write: impl Fn(usize, &mut [u8]) + Sync,
+    ) -> Result<Option<Vec<u8>>, N::Error> {
+        if self.options.search {
+            return Ok(None);
+        }
+        let Step { patch, made, left } = step(&mut self.bytes, next, &self.leaves, &self.options, threads)?;
+        self.write(&left, made.leaves, threads, write);
         let block_bytes = self.options.block_bytes as usize;
-        let mut changed = made.changed.iter().peekable();
+        for index in left {
+            let start = index as usize * block_bytes;
+            let end = self.bytes.len().min(start + block_bytes);
+            // As for the others: the digest is that of what is held.
+            self.leaves[index as usize] = Digest::of(&self.bytes[start..end]);
+        }
+        Ok(Some(patch))
+    }
+
+    /// Lets `write` change the blocks `changed`, given where each begins, and keeps the new digests.
+    fn write(
+        &mut self,
+        changed: &[u32],
+        leaves: Vec<Digest>,
+        threads: usize,
+        write: impl Fn(usize, &mut [u8]) + Sync,
+    ) {
+        let block_bytes = self.options.block_bytes as usize;
+        let mut changed = changed.iter().peekable();
         let blocks = (0..).zip(self.bytes.chunks_mut(block_bytes));
         let jobs = blocks.filter(|(index, _)| changed.next_if(|next| *next == index).is_some());
         let done = parallel::for_each(&mut parallel::states::<()>(threads), jobs, |(), (index, block)| {
@@ -233,8 +406,33 @@ impl Snapshot {
             Ok::<(), Infallible>(())
         });
         match done {
-            Ok(()) => self.leaves = made.leaves,
+            Ok(()) => self.leaves = leaves,
             Err(never) => match never {},
         }
+    }
+}
+
+/// What is left to do to a snapshot when all that a patch tells is proven.
+enum Change<'p> {
+    /// It is the patch's target already.
+    Nothing,
+    /// To finish the change of its memory; these are the digests of its blocks then.
+    Here(Begun<'p>, Vec<Digest>),
+    /// To hold other memory, whose blocks have these digests.
+    Elsewhere(Vec<u8>, Vec<Digest>),
+}
+
+/// The digests of blocks.
+fn hash(bytes: &[u8], block_bytes: u32, threads: usize) -> Vec<Digest> {
+    let blocks = bytes.chunks(block_bytes as usize);
+    let mut leaves = vec![Digest([0; 16]); blocks.len()];
+    let jobs = blocks.zip(&mut leaves);
+    let done = parallel::for_each(&mut parallel::states::<()>(threads), jobs, |(), (block, leaf)| {
+        *leaf = Digest::of(block);
+        Ok::<(), Infallible>(())
+    });
+    match done {
+        Ok(()) => leaves,
+        Err(never) => match never {},
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dwcp_codec::patch::{self, Mask, Patch, PatchError, SnapshotOptions};
+use pyo3::exceptions::PyValueError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -97,12 +98,44 @@ impl Snapshot {
     /// Hold the version that a patch makes of the one held.
     fn apply(&self, py: Python<'_>, patch: Input, threads: usize) -> PyResult<()> {
         let patch = patch.bytes();
-        watch::run(py, usize::MAX, |stop| {
+        watch::run(py, self.__len__(py), |stop| {
             let patch = Patch::parse(patch)?;
             let mut held = self.lock();
             self.refuse_other_length(&held, patch.target_size())?;
             held.apply(&patch, threads, || watch::check(stop))
         })
+    }
+
+    /// Hold the version that a patch makes of the one held in another snapshot, in the memory of `reuse` if that is not
+    /// looked at; it is empty then.
+    fn fork(
+        &self,
+        py: Python<'_>,
+        patch: Input,
+        reuse: Option<&Snapshot>,
+        threads: usize,
+    ) -> PyResult<Snapshot> {
+        let patch = patch.bytes();
+        let reuse = reuse.filter(|reuse| !std::ptr::eq(*reuse, self));
+        let forked = watch::run(py, self.__len__(py).max(patch.len()), |stop| {
+            let patch = Patch::parse(patch)?;
+            let memory =
+                |length| reuse.and_then(|reuse| reuse.give_up(length)).unwrap_or_else(|| fresh(length));
+            self.lock().fork(&patch, memory, threads, || watch::check(stop))
+        })?;
+        Ok(Snapshot { held: Mutex::new(forked), views: AtomicUsize::new(0) })
+    }
+
+    /// Length of a block.
+    #[getter]
+    fn block_bytes(&self, py: Python<'_>) -> u32 {
+        py.detach(|| self.lock().options().block_bytes)
+    }
+
+    /// Whether somebody looks at the version.
+    #[getter]
+    fn is_viewed(&self) -> bool {
+        self.views.load(Ordering::SeqCst) > 0
     }
 
     /// Tree digest of the version, in hex.
@@ -144,6 +177,13 @@ impl Snapshot {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The memory of the version if it is as long and nobody looks at it; the version is lost then.
+    fn give_up(&self, length: usize) -> Option<Vec<u8>> {
+        let mut held = self.lock();
+        let is_ours = held.bytes().len() == length && self.views.load(Ordering::SeqCst) == 0;
+        is_ours.then(|| held.take_bytes())
+    }
+
     /// Refuses to hold a version elsewhere while somebody looks at this one.
     fn refuse_other_length(&self, held: &patch::Snapshot, length: u64) -> Result<(), Failure> {
         let now = held.bytes().len() as u64;
@@ -152,6 +192,43 @@ impl Snapshot {
         }
         Err(Failure::Viewed { held: now, wanted: length })
     }
+}
+
+/// Apply patches to as many snapshots, none of which is looked at: to all of them or, on an error, to none.
+#[pyfunction]
+#[pyo3(signature = (parts, threads))]
+pub fn snapshots_apply(py: Python<'_>, parts: Vec<(Py<Snapshot>, Input)>, threads: usize) -> PyResult<()> {
+    let mut order: Vec<(&Snapshot, &[u8])> =
+        parts.iter().map(|(snapshot, patch)| (snapshot.get(), patch.bytes())).collect();
+    // Locks are taken in one order, whoever else takes some of them.
+    order.sort_by_key(|(snapshot, _)| std::ptr::from_ref(*snapshot));
+    if order.windows(2).any(|pair| std::ptr::eq(pair[0].0, pair[1].0)) {
+        return Err(PyValueError::new_err("a snapshot is named twice"));
+    }
+    let bytes = order.iter().map(|(snapshot, _)| snapshot.__len__(py)).sum();
+    watch::run(py, bytes, |stop| {
+        let patches: Vec<Patch<'_>> =
+            order.iter().map(|(_, patch)| Patch::parse(patch)).collect::<Result<_, _>>()?;
+        let mut guards: Vec<_> = order.iter().map(|(snapshot, _)| snapshot.lock()).collect();
+        for ((snapshot, _), (held, patch)) in order.iter().zip(guards.iter().zip(&patches)) {
+            if snapshot.views.load(Ordering::SeqCst) > 0 {
+                let held = held.bytes().len() as u64;
+                return Err(Failure::Viewed { held, wanted: patch.target_size() });
+            }
+        }
+        let mut held: Vec<_> = guards.iter_mut().map(|held| &mut **held).zip(&patches).collect();
+        patch::Snapshot::apply_together(&mut held, threads, || watch::check(stop))
+    })
+}
+
+/// New memory of `length` bytes.
+fn fresh(length: usize) -> Vec<u8> {
+    let mut memory = Vec::new();
+    // If there is no room, whoever fills it says so.
+    if memory.try_reserve_exact(length).is_ok() {
+        prefer_huge_pages(memory.spare_capacity_mut());
+    }
+    memory
 }
 
 /// `count` numbers of 4 or 8 bytes each.

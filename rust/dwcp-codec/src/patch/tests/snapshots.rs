@@ -2,12 +2,28 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn options(width: u8) -> SnapshotOptions {
-    SnapshotOptions { block_bytes: MIN_BLOCK_BYTES, width: Some(width), ..SnapshotOptions::default() }
+fn held_with(bytes: &[u8], width: u8, search: bool) -> Snapshot {
+    let options = SnapshotOptions {
+        block_bytes: MIN_BLOCK_BYTES,
+        width: Some(width),
+        search,
+        ..SnapshotOptions::default()
+    };
+    Snapshot::new(bytes.to_vec(), options, 2).unwrap()
 }
 
 fn held(bytes: &[u8], width: u8) -> Snapshot {
-    Snapshot::new(bytes.to_vec(), options(width), 2).unwrap()
+    held_with(bytes, width, true)
+}
+
+/// [`versions`], in which some blocks change in a few elements or in most.
+fn typed_versions() -> (Vec<u8>, Vec<u8>) {
+    let (old, mut new) = versions();
+    new[..BLOCK].copy_from_slice(&old[..BLOCK]);
+    new[5 * BLOCK..7 * BLOCK].copy_from_slice(&old[5 * BLOCK..7 * BLOCK]);
+    new[5 * BLOCK..6 * BLOCK].iter_mut().step_by(2).for_each(|byte| *byte = byte.wrapping_add(1));
+    new[6 * BLOCK..7 * BLOCK].iter_mut().step_by(202).for_each(|byte| *byte ^= 3);
+    (old, new)
 }
 
 fn go_on() -> Result<(), PatchError> {
@@ -32,19 +48,98 @@ fn assert_holds(snapshot: &Snapshot, bytes: &[u8]) {
 
 #[test]
 fn snapshot_makes_the_patches_that_encode_makes_and_its_twin_takes_them() {
-    let (first, second) = versions();
-    let third = second[..5 * BLOCK + 7].to_vec();
-    let (mut sender, mut receiver) = (held(&first, 1), held(&first, 1));
-    let mut before = first;
-    for next in [&second, &third, &second] {
-        let patch = sender.advance(next, 2, go_on).unwrap();
-        let same = encode(&before, next, &PatchOptions { width: Some(1), ..small() }).unwrap();
-        assert!(patch == same);
-        assert_holds(&sender, next);
-        receiver.apply(&Patch::parse(&patch).unwrap(), 2, go_on).unwrap();
-        assert_holds(&receiver, next);
-        before.clone_from(next);
+    for (moved, search, width) in [(true, true, 1), (true, false, 1), (false, true, 2), (false, false, 2)] {
+        let (first, second) = if moved { versions() } else { typed_versions() };
+        let third = second[..5 * BLOCK + 7].to_vec();
+        let (mut sender, mut receiver) = (held_with(&first, width, search), held(&first, 1));
+        let mut before = first.clone();
+        for next in [&second, &first, &third, &second] {
+            let patch = sender.advance(next, 2, go_on).unwrap();
+            let same =
+                encode(&before, next, &PatchOptions { width: Some(width), search, ..small() }).unwrap();
+            assert!(patch == same);
+            assert_holds(&sender, next);
+            let patch = &Patch::parse(&patch).unwrap();
+            assert_holds(&receiver.fork(patch, |_| vec![7; BLOCK], 2, go_on).unwrap(), next);
+            assert_holds(&receiver, &before);
+            receiver.apply(patch, 2, go_on).unwrap();
+            assert_holds(&receiver, next);
+            before.clone_from(next);
+        }
     }
+}
+
+#[test]
+fn snapshot_changed_on_the_way_is_changed_back_if_its_patch_cannot_be_made() {
+    let (old, new) = typed_versions();
+    let parts = Patch::parse(
+        &encode(&old, &new, &PatchOptions { width: Some(2), search: false, ..small() }).unwrap(),
+    )
+    .map(|patch| patch.counts())
+    .unwrap();
+    // Both kinds that are changed on the way, and both that are not.
+    assert!(parts.sparse > 0 && parts.difference > 0 && parts.plain > 0 && parts.fill > 0, "{parts:?}");
+    let (mask, mut snapshot) = (vec![1; old.len() / 2], held_with(&old, 2, false));
+    for calls in 0..10 {
+        assert_eq!(snapshot.advance(&new, 1, stop_after(calls)), Err(stop().unwrap_err()));
+        assert_holds(&snapshot, &old);
+        let masked = snapshot.advance_masked(&new, Mask::Bytes(&mask), 1, stop_after(calls.min(8)));
+        assert_eq!(masked, Err(stop().unwrap_err()));
+        assert_holds(&snapshot, &old);
+    }
+}
+
+#[test]
+fn patches_applied_together_change_all_snapshots_or_none() {
+    let (old, new) = typed_versions();
+    let options = PatchOptions { width: Some(2), search: false, ..small() };
+    let good = encode(&old, &new, &options).unwrap();
+    let mut wrong = good.clone();
+    let middle =
+        Patch::parse(&good).unwrap().entries().iter().rev().find(|entry| entry.length > 100).unwrap().offset;
+    wrong[middle as usize + 50] ^= 1;
+    let longer = encode(&old, &[&new[..], &[1; 100]].concat(), &options).unwrap();
+    let [good, wrong, longer] = [&good, &wrong, &longer].map(|patch| Patch::parse(patch).unwrap());
+    let mut three = [held(&old, 2), held(&old, 2), held(&old, 2)];
+    let [a, b, c] = &mut three;
+    assert!(Snapshot::apply_together(&mut [(a, &good), (b, &longer), (c, &wrong)], 2, go_on).is_err());
+    three.iter().for_each(|one| assert_holds(one, &old));
+    let [a, b, c] = &mut three;
+    let parts = &mut [(a, &good), (b, &longer), (c, &good)];
+    assert_eq!(Snapshot::apply_together(parts, 2, stop_after(20)), stop());
+    three.iter().for_each(|one| assert_holds(one, &old));
+    let [a, b, c] = &mut three;
+    Snapshot::apply_together(&mut [(a, &good), (b, &longer), (c, &good)], 2, go_on).unwrap();
+    [&three[0], &three[2]].iter().for_each(|one| assert_holds(one, &new));
+    assert_holds(&three[1], &[&new[..], &[1; 100]].concat());
+}
+
+#[test]
+fn version_that_was_altered_is_what_is_to_blame() {
+    let (old, new) = typed_versions();
+    let patch = encode(&old, &new, &PatchOptions { width: Some(2), search: false, ..small() }).unwrap();
+    let patch = Patch::parse(&patch).unwrap();
+    // In a block that is as in the base, and in one that differs.
+    for at in [5, 6 * BLOCK + 5] {
+        let mut snapshot = held(&old, 2);
+        snapshot.bytes_mut()[at] ^= 1;
+        let refused = snapshot.fork(&patch, |_| Vec::new(), 1, go_on).err();
+        assert!(matches!(refused, Some(PatchError::BaseMismatch { .. })), "{refused:?}");
+    }
+    let mut snapshot = held(&old, 2);
+    snapshot.bytes_mut()[6 * BLOCK + 5] ^= 1;
+    let refused = snapshot.apply(&patch, 1, go_on);
+    assert!(matches!(refused, Err(PatchError::BaseMismatch { .. })), "{refused:?}");
+}
+
+#[test]
+fn patch_with_other_blocks_makes_a_snapshot_with_them() {
+    let (old, new) = typed_versions();
+    let patch = encode(&old, &new, &PatchOptions::default()).unwrap();
+    let patch = Patch::parse(&patch).unwrap();
+    let forked = held(&old, 1).fork(&patch, |length| vec![1; length], 1, go_on).unwrap();
+    assert!(forked.bytes() == new && forked.digest() == patch.target_digest());
+    assert_eq!(forked.options().block_bytes, patch.block_bytes());
 }
 
 #[test]
@@ -105,6 +200,7 @@ proptest! {
         length in 1..300_000_usize,
         changed in prop::collection::vec(any::<prop::sample::Index>(), 0..200),
         reversed in any::<bool>(),
+        searched in any::<bool>(),
     ) {
         let old = noise(5, length);
         let elements = length / width;
@@ -129,6 +225,7 @@ proptest! {
         let values: Vec<u8> =
             changed.iter().flat_map(|at| new[at * width..(at + 1) * width].to_vec()).collect();
         let width = width as u8;
+        let held = |bytes: &[u8], width| held_with(bytes, width, searched);
         let mut whole = held(&old, width);
         let patch = whole.advance(&new, 1, go_on).unwrap();
         for mask in [Mask::Bytes(&bytes), Mask::Bits(&bits)] {

@@ -1,0 +1,180 @@
+//! Making the patch of a held version that becomes the new one on the way, block by block.
+
+use super::compare::FillDigests;
+use super::decode::EntryDecoder;
+use super::encode::{Encoded, Part, append};
+use super::error::PatchError;
+use super::format::{EntryKind, PatchHead};
+use super::in_place::is_undone_in_place;
+use super::parallel;
+use super::snapshot::SnapshotOptions;
+use super::write::Writer;
+use crate::block::{BlockEncoder, BlockKind};
+use crate::codec::CodecId;
+use crate::digest::{BlockHasher, Digest};
+use crate::page;
+
+/// A new version of a held one, as long as that.
+pub(super) trait Next: Sync {
+    /// What can keep it from being read.
+    type Error: From<PatchError> + Send;
+
+    /// The block at `at`, where the held one is `held`. It may be put into `buffer`. `None` if it is as held.
+    fn block<'a>(
+        &'a self,
+        at: usize,
+        held: &[u8],
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Option<&'a [u8]>, Self::Error>;
+}
+
+/// What [`step`] made.
+pub(super) struct Step {
+    pub(super) patch: Vec<u8>,
+    pub(super) made: Encoded,
+    /// The blocks that differ and are still as they were, in order.
+    pub(super) left: Vec<u32>,
+}
+
+/// What is known of a block.
+struct Block {
+    index: u32,
+    /// The digest of the held one.
+    leaf: Digest,
+    /// The digest of the new one.
+    digest: Digest,
+    told: Told,
+    /// It is the new one already, and its payload makes it the old one again.
+    is_new: bool,
+}
+
+/// How a block is told.
+enum Told {
+    Same,
+    Raw,
+    Payload(BlockKind, CodecId, Vec<u8>),
+}
+
+/// What one thread keeps.
+#[derive(Default)]
+struct Worker {
+    encoder: BlockEncoder,
+    fills: FillDigests,
+    new: Vec<u8>,
+}
+
+/// The patch from `held`, whose blocks have the digests `leaves`, to `next`. Most blocks of `held` are those of `next`
+/// afterwards; on an error all are as they were.
+///
+/// Nothing is looked for elsewhere, whatever `options` say: blocks are changed while others are still to be coded.
+pub(super) fn step<N: Next>(
+    held: &mut [u8],
+    next: &N,
+    leaves: &[Digest],
+    options: &SnapshotOptions,
+    threads: usize,
+) -> Result<Step, N::Error> {
+    let head = PatchHead::new(options.block_bytes, held.len() as u64, held.len() as u64)?;
+    let mut workers = parallel::states::<Worker>(threads);
+    let length = options.block_bytes as usize;
+    let known = (0..).zip(leaves);
+    let mut blocks: Vec<Block> = known.map(|(index, leaf)| Block::of(index, *leaf)).collect();
+    let jobs = blocks.iter_mut().zip(held.chunks_mut(length));
+    let coded = parallel::for_each(&mut workers, jobs, |worker, (block, held)| {
+        let new = next.block(block.index as usize * length, held, &mut worker.new)?;
+        let Some(new) = new.filter(|new| *new != held) else { return Ok(()) };
+        block.code(&mut worker.encoder, &mut worker.fills, options, held, new)?;
+        Ok(())
+    });
+    let written = coded.and_then(|()| write(head, &blocks, held, next, &mut workers[0].new));
+    let (patch, made) = match written {
+        Ok(written) => written,
+        Err(error) => {
+            undo(&blocks, held, length)?;
+            return Err(error);
+        }
+    };
+    let left = blocks.iter().filter(|block| !block.is_new && !matches!(block.told, Told::Same));
+    let left = left.map(|block| block.index).collect();
+    Ok(Step { patch, made, left })
+}
+
+impl Block {
+    fn of(index: u32, leaf: Digest) -> Block {
+        Block { index, leaf, digest: leaf, told: Told::Same, is_new: false }
+    }
+
+    /// Codes the new block, `new`, and makes it of `held` if that can be undone.
+    fn code(
+        &mut self,
+        encoder: &mut BlockEncoder,
+        fills: &mut FillDigests,
+        options: &SnapshotOptions,
+        held: &mut [u8],
+        new: &[u8],
+    ) -> Result<(), PatchError> {
+        if let Some(byte) = page::fill_byte(new) {
+            self.digest = fills.digest(byte, new);
+            self.told = Told::Payload(BlockKind::Fill, CodecId::None, vec![byte]);
+            return Ok(());
+        }
+        let made = encoder.encode_elements(options.codec, new, Some(held), options.width);
+        let made = made.map_err(|source| PatchError::Codec { index: self.index, source })?;
+        self.told = match (made.kind, made.codec) {
+            (BlockKind::Plain, CodecId::None) => Told::Raw,
+            (kind, codec) => Told::Payload(kind, codec, made.wire.to_vec()),
+        };
+        self.is_new = is_undone_in_place(made.kind, held.len());
+        self.digest = if self.is_new {
+            // What is held has this digest, even if somebody wrote to the new version meanwhile.
+            let mut hasher = BlockHasher::new();
+            encoder.carry_over(new, held, |piece| hasher.update(piece));
+            hasher.digest_with(&[])
+        } else {
+            Digest::of(new)
+        };
+        Ok(())
+    }
+}
+
+fn write<N: Next>(
+    head: PatchHead,
+    blocks: &[Block],
+    held: &[u8],
+    next: &N,
+    buffer: &mut Vec<u8>,
+) -> Result<(Vec<u8>, Encoded), N::Error> {
+    let length = head.block_bytes() as usize;
+    let mut patch = Vec::new();
+    let mut writer =
+        Writer::new(head, |part: Part<'_>| append(&mut patch, part.bytes()).map_err(N::Error::from))?;
+    for (block, held) in blocks.iter().zip(held.chunks(length)) {
+        writer.push_base(block.leaf);
+        match &block.told {
+            Told::Same => writer.push_same(block.digest),
+            Told::Payload(kind, codec, payload) => {
+                writer.push_block(EntryKind::Block(*kind), *codec, block.digest, Part::Made(payload))?;
+            }
+            Told::Raw => {
+                let at = block.index as usize * length;
+                // It is not as held, since it was coded.
+                let new = next.block(at, held, buffer)?.unwrap_or(held);
+                let part = Part::Target(at as u64, new);
+                writer.push_block(EntryKind::Block(BlockKind::Plain), CodecId::None, block.digest, part)?;
+            }
+        }
+    }
+    let made = writer.finish()?;
+    Ok((patch, made))
+}
+
+/// Makes the blocks that are new those that they were.
+fn undo(blocks: &[Block], held: &mut [u8], length: usize) -> Result<(), PatchError> {
+    let mut decoder = EntryDecoder::new();
+    for (block, held) in blocks.iter().zip(held.chunks_mut(length)).filter(|(block, _)| block.is_new) {
+        if let Told::Payload(kind, _, payload) = &block.told {
+            decoder.undo_payload(block.index, *kind, payload, held)?;
+        }
+    }
+    Ok(())
+}
