@@ -10,6 +10,12 @@
 #[allow(dead_code, unused_imports)]
 #[path = "../src/kernel/mod.rs"]
 mod kernel;
+#[allow(dead_code)]
+#[path = "../src/digest.rs"]
+mod digest;
+mod error {
+    pub use dwcp_codec::CodecError;
+}
 
 use std::collections::BTreeMap;
 use std::hint::black_box;

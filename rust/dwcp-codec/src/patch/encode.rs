@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::compare::{FillDigests, hash_and_compare};
+use super::compare::FillDigests;
 use super::contents::used_blocks;
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead, expect_width};
@@ -10,10 +10,11 @@ use super::parallel;
 use super::scout::{self, ALL_SHARES, Scout, share_elsewhere};
 use super::source::{Between, Source, Usable, read_range};
 use super::write::Writer;
-use crate::block::{BlockEncoder, BlockKind};
+use crate::block::{Base, BlockEncoder, BlockKind, DirtyLines};
 use crate::codec::{Codec, CodecId};
 use crate::dictionary::Dictionary;
 use crate::digest::Digest;
+use crate::kernel::{Level, pair};
 use crate::matcher::{Found, Index, Origin};
 use crate::segments::{SegmentCoder, SegmentKind};
 use crate::{page, probe};
@@ -182,6 +183,7 @@ struct Worker {
     old: Vec<u8>,
     new: Vec<u8>,
     gathered: Vec<u8>,
+    dirty: Vec<u64>,
     fills: FillDigests,
 }
 
@@ -267,29 +269,35 @@ where
     fn compare(&self, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
         let old = read_range(self.old, self.head.base_range(slot.index), &mut worker.old)?;
         let new = read_range(self.new, self.head.target_range(slot.index), &mut worker.new)?;
-        let same;
-        (slot.base_leaf, same) = match self.leaves {
-            Some(leaves) => (leaves.get(slot.index as usize).copied(), old.get(..new.len()) == Some(new)),
-            None if old.is_empty() => (None, new.is_empty()),
-            None => {
-                let (leaf, same) = hash_and_compare(old, new);
-                (Some(leaf), same)
-            }
-        };
+        let known = self.leaves.and_then(|leaves| leaves.get(slot.index as usize).copied());
         if new.is_empty() {
+            slot.base_leaf = known.or_else(|| Some(Digest::of(old)));
             return Ok(());
         }
-        if same && old.len() == new.len() {
-            slot.digest = slot.base_leaf;
+        if known.is_some() && std::ptr::eq(old, new) {
+            // Memory that holds both versions of what did not change.
+            (slot.base_leaf, slot.digest) = (known, known);
             return Ok(());
         }
-        if !same && let Some(byte) = page::fill_byte(new) {
-            slot.digest = Some(worker.fills.digest(byte, new));
+        let fill;
+        let mut base = None;
+        if old.is_empty() {
+            fill = page::fill_byte(new);
+            slot.digest = Some(fill.map_or_else(|| Digest::of(new), |byte| worker.fills.digest(byte, new)));
+        } else {
+            let pair = pair::hash_and_compare(Level::detected(), old, new, &mut worker.dirty);
+            (slot.base_leaf, slot.digest) = (Some(known.unwrap_or(pair.old)), Some(pair.new));
+            if pair.dirty == 0 && old.len() >= new.len() {
+                return Ok(());
+            }
+            fill = page::fill_byte(new);
+            base = Some(Base {
+                bytes: old,
+                dirty: Some(DirtyLines { words: &worker.dirty, count: pair.dirty }),
+            });
+        }
+        if let Some(byte) = fill {
             slot.coded = Coded::Payload(EntryKind::Block(BlockKind::Fill), CodecId::None, vec![byte]);
-            return Ok(());
-        }
-        slot.digest = Some(Digest::of(new));
-        if same {
             return Ok(());
         }
         let searched = self.options.search && !old.is_empty();
@@ -300,7 +308,6 @@ where
             slot.is_noise = !probe::compressible(new);
             return Ok(());
         }
-        let base = (!old.is_empty()).then_some(old);
         let kind = self.code_block(&mut worker.blocks, slot, new, base)?;
         let share = match kind {
             Some(BlockKind::Plain | BlockKind::Planes) => UNUSED_BASE_SHARE,
@@ -323,13 +330,10 @@ where
         encoder: &mut BlockEncoder,
         slot: &mut Slot,
         new: &[u8],
-        base: Option<&[u8]>,
+        base: Option<Base<'_>>,
     ) -> Result<Option<BlockKind>, PatchError> {
         let PatchOptions { codec, width, dictionary, .. } = *self.options;
-        let made = match dictionary {
-            Some(dictionary) => encoder.encode_with(dictionary, codec, new, base, width),
-            None => encoder.encode_elements(codec, new, base, width),
-        };
+        let made = encoder.encode_compared(dictionary, codec, new, base, width);
         // The blocks of a target can be counted.
         let made = made.map_err(|source| PatchError::Codec { index: slot.index as u32, source })?;
         let is_first = matches!(slot.coded, Coded::Same);
@@ -369,7 +373,7 @@ where
             if slot.untried && !slot.is_noise && covered < little && slot.is_over(little, length) {
                 let old = read_range(self.old, self.head.base_range(slot.index), &mut worker.old)?;
                 let new = read_range(self.new, self.head.target_range(slot.index), &mut worker.new)?;
-                self.code_block(&mut worker.blocks, slot, new, Some(old))?;
+                self.code_block(&mut worker.blocks, slot, new, Some(old.into()))?;
             }
             Ok::<(), O::Error>(())
         })
