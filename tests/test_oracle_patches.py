@@ -7,7 +7,7 @@ from zstandard import ZstdError
 
 from dwcp_fast import delta, errors
 from dwcp_fast.dictionary import Dictionary
-from oracle import patch
+from oracle import blocks, patch
 from oracle.wire import WireError
 
 DICTIONARY = b"lane block frame entry digest base of the lane of the block "
@@ -20,6 +20,7 @@ STEPS = {
     "step": "full",
     "moved": "step",
     "shrunk": "moved",
+    "shifted": "full",
 }
 """Every golden patch, and the one that makes its base."""
 
@@ -48,6 +49,13 @@ def test_golden_patches_hold_every_kind_of_block_and_both_forms_of_positions() -
     assert {entry.kind for entry in entries} == {0, 1, 2, 3, 4, 5, 16, 17, 18}
     assert {entry.codec for entry in entries} == {0, 1, 2, 3}
     assert {entry.payload[0] >> 2 for entry in entries if entry.kind == 4} == {0, 1}
+
+
+def test_a_golden_patch_tells_runs_by_what_stood_there() -> None:
+    (told,) = [entry for entry in patch.parse(read("shifted"))[0].entries if entry.kind == 5]
+    assert len(told.payload) < 400
+    with pytest.raises((WireError, ZstdError)):
+        blocks.decode(told.kind, told.codec, told.payload, bytes(1 << 16), 1 << 16)
 
 
 def test_a_patch_made_with_a_dictionary_is_applied_with_no_other() -> None:
