@@ -145,7 +145,13 @@ impl BlockEncoder {
         let mut coded = self.encode_against(src, base, width)?;
         let mut plain = None;
         let saves_well = coded.is_some() && is_good(self.coded.len(), src.len());
-        if !saves_well && codec != Codec::None && probe::compressible(src) {
+        let may_save_more = !saves_well
+            && codec != Codec::None
+            && match coded {
+                Some(_) => probe::least_share(src) * (src.len() as f32) < self.coded.len() as f32,
+                None => probe::compressible(src),
+            };
+        if may_save_more {
             match choose::planes(src, width) {
                 Some((transform, width)) if coded.is_none() && src.len() <= MAX_BLOCK_BYTES => {
                     coded = self.encode_planes(transform, width, src, src)?.then_some(BlockKind::Planes);
