@@ -242,16 +242,11 @@ for_avx512! {
 
     /// The change of elements, of a whole line at once.
     fn apply_lines[const W: usize, E: Element](mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
+        const TOGETHER: usize = 256;
         let per_line = LINE_BYTES / W;
         let low = u64::MAX >> (64 - per_line);
         let mut used = 0;
-        let (whole, tail) = dst.as_chunks_mut::<LINE_BYTES>();
-        for (index, line) in whole.iter_mut().enumerate() {
-            let first = index * per_line;
-            let bits = mask[first / 64] >> (first % 64) & low;
-            if bits == 0 {
-                continue;
-            }
+        let mut change = |line: &mut Line, bits: u64| {
             let Some(next) = zigzags[used * W..].first_chunk() else { return };
             let next = load(next);
             let zigzag = match W {
@@ -263,8 +258,30 @@ for_avx512! {
             let changed = zigzag_onto::<W>(zigzag, load(line));
             store(line, changed);
             used += bits.count_ones() as usize;
-        }
+        };
+        let (whole, tail) = dst.as_chunks_mut::<LINE_BYTES>();
         let first = whole.len() * per_line;
+        // Where few lines change, which do cannot be foreseen: they are listed first, without a branch.
+        let are_few = zigzags.len() / W < whole.len();
+        for (lines, mask) in whole.chunks_mut(TOGETHER).zip(mask.chunks(TOGETHER * per_line / 64)) {
+            let bits = |index: usize| mask[index * per_line / 64] >> (index * per_line % 64) & low;
+            if !are_few {
+                for (index, line) in lines.iter_mut().enumerate().filter(|(index, _)| bits(*index) != 0) {
+                    change(line, bits(index));
+                }
+                continue;
+            }
+            let mut listed = [0_u8; TOGETHER];
+            let mut count = 0;
+            for index in 0..lines.len() {
+                listed[count] = index as u8;
+                count += usize::from(bits(index) != 0);
+            }
+            for index in &listed[..count] {
+                let index = usize::from(*index);
+                change(&mut lines[index], bits(index));
+            }
+        }
         if !tail.is_empty() && first / 64 < mask.len() {
             let bits = [mask[first / 64] >> (first % 64) & low];
             apply_with::<E>(&bits, &zigzags[used * W..], tail);
