@@ -295,22 +295,24 @@ where
             return Ok(());
         }
         let (mut base, mut is_near) = (None, false);
-        let fill = || page::fill_byte(new);
+        let fill;
         if old.is_empty() {
-            slot.digest = Some(fill().map_or_else(|| Digest::of(new), |byte| worker.fills.digest(byte, new)));
+            fill = page::fill_byte(new);
+            slot.digest = Some(fill.map_or_else(|| Digest::of(new), |byte| worker.fills.digest(byte, new)));
         } else {
             let pair = pair::hash_and_compare(Level::detected(), old, new, &mut worker.dirty);
             (slot.base_leaf, slot.digest) = (Some(known.unwrap_or(pair.old)), Some(pair.new));
             if pair.dirty == 0 && old.len() >= new.len() {
                 return Ok(());
             }
+            fill = page::fill_byte(new);
             is_near = old.len() >= new.len() && pair.dirty * LINE_BYTES < new.len() / NEAR_SHARE;
             base = Some(Base {
                 bytes: old,
                 dirty: Some(DirtyLines { words: &worker.dirty, count: pair.dirty }),
             });
         }
-        if let Some(byte) = fill() {
+        if let Some(byte) = fill {
             slot.coded = Coded::Payload(EntryKind::Block(BlockKind::Fill), CodecId::None, vec![byte]);
             return Ok(());
         }

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::watch::{self, Watched};
-use crate::buffer::{Input, NewBytes, prefer_huge_pages, uninit_copy};
+use crate::buffer::{Input, NewBytes, uninit_copy};
 use crate::dictionary::Dictionary;
 use crate::error::Failure;
 use crate::native;
@@ -64,13 +64,7 @@ impl Parts {
     fn add(&mut self, part: Part<'_>) {
         self.length += part.bytes().len();
         match part {
-            Part::Made(bytes) => {
-                if self.made.capacity() - self.made.len() < bytes.len() {
-                    self.made.reserve(bytes.len());
-                    prefer_huge_pages(self.made.spare_capacity_mut());
-                }
-                self.made.extend_from_slice(bytes);
-            }
+            Part::Made(bytes) => self.made.extend_from_slice(bytes),
             Part::Target(offset, bytes) => {
                 // Within a buffer.
                 let start = offset as usize;
