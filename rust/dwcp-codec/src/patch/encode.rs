@@ -8,6 +8,7 @@ use super::error::PatchError;
 use super::format::{EntryKind, PatchHead, expect_width};
 use super::parallel;
 use super::scout::{self, ALL_SHARES, Scout, share_elsewhere};
+use super::slot::{Coded, Slot};
 use super::source::{Between, Source, Usable, read_range};
 use super::write::Writer;
 use crate::block::{Base, BlockEncoder, BlockKind, DirtyLines};
@@ -200,60 +201,6 @@ struct Worker {
     /// Memory of payloads that were written.
     spare: Vec<Vec<u8>>,
     fills: FillDigests,
-}
-
-/// A block of the base, of the target or of both, on its way into the patch.
-struct Slot {
-    index: u64,
-    base_leaf: Option<Digest>,
-    digest: Option<Digest>,
-    coded: Coded,
-    /// The block is to be looked for elsewhere.
-    pending: bool,
-    /// It has not been coded without that.
-    untried: bool,
-    /// That would be for nothing, too.
-    is_noise: bool,
-    /// What it could be made of, with parts of the target.
-    found: Option<Found>,
-}
-
-enum Coded {
-    /// As in the base, or past the end of the target.
-    Same,
-    /// The block itself.
-    Raw,
-    /// This payload.
-    Payload(EntryKind, CodecId, Vec<u8>),
-}
-
-impl Slot {
-    fn new(index: u64) -> Slot {
-        Slot {
-            index,
-            base_leaf: None,
-            digest: None,
-            coded: Coded::Same,
-            pending: false,
-            untried: false,
-            is_noise: false,
-            found: None,
-        }
-    }
-
-    /// Length of the payload of a block of `length` bytes.
-    fn payload_length(&self, length: usize) -> usize {
-        match &self.coded {
-            Coded::Same => 0,
-            Coded::Raw => length,
-            Coded::Payload(_, _, payload) => payload.len(),
-        }
-    }
-
-    /// Whether the payload of a block of `length` bytes is longer than `most`.
-    fn is_over(&self, most: usize, length: usize) -> bool {
-        self.payload_length(length) > most
-    }
 }
 
 struct Maker<'a, O: ?Sized, N: ?Sized> {
