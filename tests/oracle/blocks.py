@@ -46,6 +46,12 @@ class Payload(Fields):
             return self.take(1) * size
         return unzstd(self.take(self.number(1, size)), size)
 
+    def stream_behind(self, size: int, before: bytes) -> bytes:
+        if self.data[self.at : self.at + 1] != b"\x03":
+            return self.stream(size)
+        self.take(1)
+        return unzstd(self.take(self.number(1, size)), size, before)
+
     def values(self, count: int, width: int, mantissa: int) -> list[int]:
         if count == 0:
             return []
@@ -165,11 +171,13 @@ def runs(reader: Payload, base: bytes, _: bool) -> bytes:
     count = reader.number(1, -(-len(base) // 2))
     gaps, lengths = reader.values(count, 4, 3), reader.values(count, 4, 3)
     require(all(gap > 0 for gap in gaps[1:]), "a run right behind another")
-    new = reader.stream(sum(lengths) + count)
-    block, at, used = bytearray(base), 0, 0
+    places, at = [], 0
     for gap, length in zip(gaps, lengths, strict=True):
-        at += gap
-        require(at + length + 1 <= len(base), "a run past the end")
-        block[at : at + length + 1] = new[used : used + length + 1]
-        at, used = at + length + 1, used + length + 1
+        places.append((at + gap, at := at + gap + length + 1))
+    require(at <= len(base), "a run past the end")
+    new = reader.stream_behind(sum(lengths) + count, b"".join(base[start:end] for start, end in places))
+    block, used = bytearray(base), 0
+    for start, end in places:
+        block[start:end] = new[used : used + end - start]
+        used += end - start
     return bytes(block)

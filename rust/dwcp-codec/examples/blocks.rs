@@ -7,9 +7,15 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 // The loops are private to the crate; here they are compiled once more.
+#[allow(dead_code)]
+#[path = "../src/digest.rs"]
+mod digest;
 #[allow(dead_code, unused_imports)]
 #[path = "../src/kernel/mod.rs"]
 mod kernel;
+mod error {
+    pub use dwcp_codec::CodecError;
+}
 
 use std::collections::BTreeMap;
 use std::hint::black_box;

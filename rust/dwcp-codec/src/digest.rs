@@ -110,6 +110,7 @@ pub fn leaves_of(bytes: &[u8], block_bytes: u32) -> Vec<Digest> {
 }
 
 /// [`Digest::of`] bytes that come one by one.
+#[derive(Clone)]
 pub(crate) struct BlockHasher(xxhash3_128::Hasher);
 
 impl BlockHasher {

@@ -58,6 +58,13 @@ pub(crate) fn entropy_share(src: &[u8]) -> f32 {
     bits / (8 * bytes.max(1)) as f32
 }
 
+/// The least that compression is likely to leave of `src`, 0 to 1: of what repeats that cannot be told, and it is 0.
+pub(crate) fn least_share(src: &[u8]) -> f32 {
+    let sample = sample(src);
+    let is_repeating = lz4_bytes(&sample) < sample.len() - sample.len() / LEAST_SAVING;
+    if is_repeating || pages_repeat(src) { 0.0 } else { entropy_bytes(&sample) / sample.len().max(1) as f32 }
+}
+
 /// The order-0 entropy of all of `src` in bytes.
 pub(crate) fn entropy_bytes(src: &[u8]) -> f32 {
     let mut counts = [0_u32; 256];

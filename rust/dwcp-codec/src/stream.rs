@@ -1,20 +1,29 @@
 //! The parts of which the payloads of blocks consist: numbers and streams.
 
+use std::mem::MaybeUninit;
+
 use zstd_safe::{CCtx, CParameter, ParamSwitch};
 
 use crate::codec::{CodecId, Decompressor, max_compressed_length};
 use crate::error::CodecError;
-use crate::{page, probe, raw};
+use crate::raw::{self, Reach, Written};
+use crate::{page, probe};
 
 /// Coders of a stream.
 pub(crate) const AS_IT_IS: u8 = 0;
 const REPEATED: u8 = 1;
 pub(crate) const ZSTD: u8 = 2;
+/// Where something stands before the stream that it may refer to.
+const ZSTD_BEHIND: u8 = 3;
 
 /// Shorter streams are not compressed: a zstd frame and its length take about as much as could be saved.
 const MIN_COMPRESSED_BYTES: usize = 32;
 /// Shorter streams are tried without looking at them first.
 const MIN_PROBED_BYTES: usize = 1_024;
+/// Up to this length what may resemble something else is compressed without looking at it first.
+const MAX_UNPROBED_BYTES: usize = 64 << 10;
+/// The level of zstd for what may resemble something else.
+const BEHIND_LEVEL: i32 = 1;
 /// What entropy coding must leave at most to be tried.
 const MOST_ENTROPY: f32 = 0.97;
 /// Below this a code of one bit for each byte, the least there is, is too much: repetition is looked for.
@@ -45,6 +54,7 @@ pub(crate) fn append_number(mut number: u64, out: &mut Vec<u8>) {
 pub(crate) struct StreamEncoder {
     codes: Option<CCtx<'static>>,
     bytes: Option<CCtx<'static>>,
+    behind: Option<CCtx<'static>>,
 }
 
 impl StreamEncoder {
@@ -64,27 +74,45 @@ impl StreamEncoder {
             out.extend([REPEATED, byte]);
             return Ok(());
         }
-        let start = out.len();
-        if let Some(content) = coder_for(stream, content) {
-            out.push(ZSTD);
-            out.extend([0; LENGTH_BYTES]);
-            let frame = out.len();
-            let context = self.context(content)?;
-            let room = max_compressed_length(CodecId::Zstd, stream.len());
-            raw::append_with(out, room, |spare| raw::zstd_compress_as_set(context, stream, spare))?;
-            let length = out.len() - frame;
-            if length < stream.len() - LENGTH_BYTES {
-                let mut number = Vec::with_capacity(LENGTH_BYTES);
-                append_number(length as u64, &mut number);
-                out[start + 1..][..number.len()].copy_from_slice(&number);
-                out.copy_within(frame.., start + 1 + number.len());
-                out.truncate(start + 1 + number.len() + length);
-                return Ok(());
+        let is_coded = match coder_for(stream, content) {
+            Some(content) => {
+                let context = self.context(content)?;
+                append_frame(ZSTD, stream, out, |spare| raw::zstd_compress_as_set(context, stream, spare))?
             }
-            out.truncate(start);
+            None => false,
+        };
+        if !is_coded {
+            append_as_it_is(stream, out);
         }
-        out.push(AS_IT_IS);
-        out.extend_from_slice(stream);
+        Ok(())
+    }
+
+    /// Appends what stands in `joined` behind the first `before` bytes, which whoever decodes it has, and which it may
+    /// resemble.
+    ///
+    /// Fails with [`CodecError::OutOfMemory`].
+    pub(crate) fn append_behind(
+        &mut self,
+        joined: &[u8],
+        before: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        let stream = &joined[before..];
+        let is_tried = stream.len() >= MIN_COMPRESSED_BYTES
+            && (stream.len() <= MAX_UNPROBED_BYTES || probe::compressible(stream));
+        if !is_tried {
+            return self.append(stream, Content::Bytes, out);
+        }
+        let context = match &mut self.behind {
+            Some(context) => context,
+            empty => empty.insert(raw::zstd_context(&[])?),
+        };
+        let is_coded = append_frame(ZSTD_BEHIND, stream, out, |spare| {
+            raw::zstd_compress_with_prefix(context, BEHIND_LEVEL, Reach::Table, joined, before, spare)
+        })?;
+        if !is_coded {
+            append_as_it_is(stream, out);
+        }
         Ok(())
     }
 
@@ -105,6 +133,37 @@ impl StreamEncoder {
             empty => empty.insert(raw::zstd_context(parameters)?),
         })
     }
+}
+
+fn append_as_it_is(stream: &[u8], out: &mut Vec<u8>) {
+    out.push(AS_IT_IS);
+    out.extend_from_slice(stream);
+}
+
+/// Appends what `compress` makes of `stream`, if that is shorter; says whether it is.
+fn append_frame(
+    coder: u8,
+    stream: &[u8],
+    out: &mut Vec<u8>,
+    compress: impl FnOnce(&mut [MaybeUninit<u8>]) -> Result<Written, CodecError>,
+) -> Result<bool, CodecError> {
+    let start = out.len();
+    out.push(coder);
+    out.extend([0; LENGTH_BYTES]);
+    let frame = out.len();
+    raw::append_with(out, max_compressed_length(CodecId::Zstd, stream.len()), compress)?;
+    let length = out.len() - frame;
+    let is_shorter = length < stream.len() - LENGTH_BYTES;
+    if is_shorter {
+        let mut number = Vec::with_capacity(LENGTH_BYTES);
+        append_number(length as u64, &mut number);
+        out[start + 1..][..number.len()].copy_from_slice(&number);
+        out.copy_within(frame.., start + 1 + number.len());
+        out.truncate(start + 1 + number.len() + length);
+    } else {
+        out.truncate(start);
+    }
+    Ok(is_shorter)
 }
 
 /// How `stream` is to be compressed, if it is to be at all.
@@ -212,6 +271,32 @@ impl<'a> PayloadReader<'a> {
             }
             coder => Err(CodecError::UnknownCoder { what, coder, max: ZSTD }),
         }
+    }
+
+    /// [`PayloadReader::stream`], of which there is at least a byte, and which may refer to what `put_before` puts into
+    /// `scratch`.
+    pub(crate) fn stream_behind<'s>(
+        &mut self,
+        what: &'static str,
+        length: usize,
+        decompressor: &mut Decompressor,
+        scratch: &'s mut Vec<u8>,
+        put_before: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<&'s [u8], CodecError>
+    where
+        'a: 's,
+    {
+        if self.rest.first() != Some(&ZSTD_BEHIND) {
+            return self.stream(what, length, decompressor, scratch);
+        }
+        self.byte(what)?;
+        let compressed = self.number(what, 1, length)?;
+        let frame = self.bytes(what, compressed)?;
+        scratch.clear();
+        put_before(scratch);
+        let before = scratch.len();
+        raw::zstd_decompress_behind_prefix(decompressor.zstd()?, scratch, frame, length)?;
+        Ok(&scratch[before..])
     }
 
     /// All that is left.

@@ -94,14 +94,19 @@ fn versions() -> Vec<Vec<u8>> {
     third.extend_from_within(9 * BLOCK + 10..10 * BLOCK);
     third.extend(text(13, 200));
     third.extend([7; BLOCK]);
-    vec![Vec::new(), first, second, third]
+    // Moved by a byte for a while, and back.
+    let mut fourth = first.clone();
+    let moved = 5 * BLOCK + 10_000;
+    fourth.copy_within(moved..moved + 4_000, moved + 1);
+    vec![Vec::new(), first, second, third, fourth]
 }
 
 /// The name of a golden patch, the versions it is between, and its options.
-fn patches() -> [(&'static str, usize, usize, PatchOptions<'static>); 7] {
+fn patches() -> [(&'static str, usize, usize, PatchOptions<'static>); 8] {
     let zstd = PatchOptions { block_bytes: Some(MIN_BLOCK_BYTES), ..PatchOptions::default() };
     let typed = PatchOptions { width: Some(2), ..zstd };
     let lz4 = PatchOptions { codec: Codec::Lz4, search: false, ..zstd };
+    let in_place = PatchOptions { search: false, ..zstd };
     let dictionary = PatchOptions { dictionary: Some(&DICTIONARY), search: false, ..zstd };
     [
         ("full-dictionary", 0, 1, dictionary),
@@ -111,6 +116,7 @@ fn patches() -> [(&'static str, usize, usize, PatchOptions<'static>); 7] {
         ("step", 1, 2, zstd),
         ("moved", 2, 3, zstd),
         ("shrunk", 3, 1, zstd),
+        ("shifted", 1, 4, in_place),
     ]
 }
 

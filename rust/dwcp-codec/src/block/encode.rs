@@ -3,7 +3,7 @@
 use super::choose::{self, Against};
 use super::runs::RunsEncoder;
 use super::sparse::SparseEncoder;
-use super::{BlockKind, EncodedBlock, MAX_BLOCK_BYTES, MAX_DICTIONARY_BLOCK_BYTES, planes};
+use super::{Base, BlockKind, DirtyLines, EncodedBlock, MAX_BLOCK_BYTES, MAX_DICTIONARY_BLOCK_BYTES, planes};
 use crate::codec::{Codec, CodecId, Compressor};
 use crate::dictionary::Dictionary;
 use crate::error::CodecError;
@@ -83,21 +83,7 @@ impl BlockEncoder {
         base: Option<&[u8]>,
         width: Option<u8>,
     ) -> Result<EncodedBlock<'a>, CodecError> {
-        if src.len() > MAX_DICTIONARY_BLOCK_BYTES || page::fill_byte(src).is_some() {
-            return self.encode_elements(codec, src, base, width);
-        }
-        let level = if let Codec::Zstd { level } = codec { level } else { DICTIONARY_LEVEL };
-        self.packed.clear();
-        self.compressor.compress_with(dictionary, level, src, &mut self.packed)?;
-        // A base, or numbers grouped by their places, may do better still.
-        let is_enough = base.is_none() && is_good(self.packed.len(), src.len());
-        let (plain, coded) =
-            if is_enough { (None, None) } else { self.try_forms(codec, src, base, known_width(width)?)? };
-        let other = self.smallest(src, plain, coded);
-        if other.wire.len() <= self.packed.len() {
-            return Ok(other);
-        }
-        Ok(EncodedBlock { kind: BlockKind::Plain, codec: CodecId::ZstdDictionary, wire: &self.packed })
+        self.encode_compared(Some(dictionary), codec, src, base.map(Base::from), width)
     }
 
     /// [`BlockEncoder::encode`] of elements of `width` bytes (1, 2, 4 or 8); a probe finds a width if none is given.
@@ -113,12 +99,39 @@ impl BlockEncoder {
         base: Option<&[u8]>,
         width: Option<u8>,
     ) -> Result<EncodedBlock<'a>, CodecError> {
-        let width = known_width(width)?;
+        self.encode_compared(None, codec, src, base.map(Base::from), width)
+    }
+
+    /// [`BlockEncoder::encode_with`], or without a dictionary [`BlockEncoder::encode_elements`], of what may have been
+    /// compared with its base already.
+    pub(crate) fn encode_compared<'a>(
+        &'a mut self,
+        dictionary: Option<&Dictionary>,
+        codec: Codec,
+        src: &'a [u8],
+        base: Option<Base<'_>>,
+        width: Option<u8>,
+    ) -> Result<EncodedBlock<'a>, CodecError> {
+        let elements = known_width(width)?;
         if page::fill_byte(src).is_some() {
             return Ok(EncodedBlock { kind: BlockKind::Fill, codec: CodecId::None, wire: &src[..1] });
         }
-        let (plain, coded) = self.try_forms(codec, src, base, width)?;
-        Ok(self.smallest(src, plain, coded))
+        let Some(dictionary) = dictionary.filter(|_| src.len() <= MAX_DICTIONARY_BLOCK_BYTES) else {
+            let (plain, coded) = self.try_forms(codec, src, base, elements)?;
+            return Ok(self.smallest(src, plain, coded));
+        };
+        let level = if let Codec::Zstd { level } = codec { level } else { DICTIONARY_LEVEL };
+        self.packed.clear();
+        self.compressor.compress_with(dictionary, level, src, &mut self.packed)?;
+        // A base, or numbers grouped by their places, may do better still.
+        let is_enough = base.is_none() && is_good(self.packed.len(), src.len());
+        let (plain, coded) =
+            if is_enough { (None, None) } else { self.try_forms(codec, src, base, elements)? };
+        let other = self.smallest(src, plain, coded);
+        if other.wire.len() <= self.packed.len() {
+            return Ok(other);
+        }
+        Ok(EncodedBlock { kind: BlockKind::Plain, codec: CodecId::ZstdDictionary, wire: &self.packed })
     }
 
     /// Encodes `src` in the forms worth trying; [`BlockEncoder::smallest`] takes what is returned.
@@ -126,13 +139,19 @@ impl BlockEncoder {
         &mut self,
         codec: Codec,
         src: &[u8],
-        base: Option<&[u8]>,
+        base: Option<Base<'_>>,
         width: Option<usize>,
     ) -> Result<(Option<CodecId>, Option<BlockKind>), CodecError> {
         let mut coded = self.encode_against(src, base, width)?;
         let mut plain = None;
         let saves_well = coded.is_some() && is_good(self.coded.len(), src.len());
-        if !saves_well && codec != Codec::None && probe::compressible(src) {
+        let may_save_more = !saves_well
+            && codec != Codec::None
+            && match coded {
+                Some(_) => probe::least_share(src) * (src.len() as f32) < self.coded.len() as f32,
+                None => probe::compressible(src),
+            };
+        if may_save_more {
             match choose::planes(src, width) {
                 Some((transform, width)) if coded.is_none() && src.len() <= MAX_BLOCK_BYTES => {
                     coded = self.encode_planes(transform, width, src, src)?.then_some(BlockKind::Planes);
@@ -171,7 +190,7 @@ impl BlockEncoder {
         if page::fill_byte(src).is_some() {
             return Ok(EncodedBlock { kind: BlockKind::Fill, codec: CodecId::None, wire: &src[..1] });
         }
-        let mut coded = self.encode_against(src, base, elements)?;
+        let mut coded = self.encode_against(src, base.map(Base::from), elements)?;
         let limit = if coded.is_some() { self.coded.len() } else { src.len() };
         let mut plain = None;
         if !is_good(limit, src.len()) {
@@ -212,10 +231,12 @@ impl BlockEncoder {
     fn encode_against(
         &mut self,
         src: &[u8],
-        base: Option<&[u8]>,
+        base: Option<Base<'_>>,
         width: Option<usize>,
     ) -> Result<Option<BlockKind>, CodecError> {
-        let Some(base) = base.filter(|base| !base.is_empty() && src.len() <= MAX_BLOCK_BYTES) else {
+        let Some(Base { bytes: base, dirty }) =
+            base.filter(|base| !base.bytes.is_empty() && src.len() <= MAX_BLOCK_BYTES)
+        else {
             return Ok(None);
         };
         let is_short = base.len() < src.len();
@@ -228,9 +249,15 @@ impl BlockEncoder {
         } else {
             &base[..src.len()]
         };
-        self.dirty.resize(lines::words_for(src.len()), 0);
-        let dirty_count = lines::dirty_lines(Level::detected(), base, src, &mut self.dirty);
-        let mut choice = choose::against(src, base, &self.dirty, dirty_count, width);
+        let DirtyLines { words: dirty, count } = match dirty.filter(|_| !is_short) {
+            Some(dirty) => dirty,
+            None => {
+                self.dirty.resize(lines::words_for(src.len()), 0);
+                let count = lines::dirty_lines(Level::detected(), base, src, &mut self.dirty);
+                DirtyLines { words: &self.dirty, count }
+            }
+        };
+        let mut choice = choose::against(src, base, dirty, count, width);
         // Only differences fill up a short base.
         if is_short {
             choice = match choice {
@@ -243,11 +270,11 @@ impl BlockEncoder {
         let kind = match choice {
             Against::Nothing => None,
             Against::Sparse(width) => {
-                self.sparse.append(width, src, base, &self.dirty, &mut self.streams, &mut self.coded)?;
+                self.sparse.append(width, src, base, dirty, &mut self.streams, &mut self.coded)?;
                 Some(BlockKind::Sparse)
             }
             Against::Runs => {
-                self.runs.append(src, base, &self.dirty, &mut self.streams, &mut self.coded)?;
+                self.runs.append(src, base, dirty, &mut self.streams, &mut self.coded)?;
                 Some(BlockKind::Runs)
             }
             Against::Difference(width) => {

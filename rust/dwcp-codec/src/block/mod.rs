@@ -78,6 +78,27 @@ impl TryFrom<u8> for BlockKind {
     }
 }
 
+/// The lines in which a block differs from its base block: a bit for each, and how many are set.
+#[derive(Clone, Copy)]
+pub(crate) struct DirtyLines<'a> {
+    pub words: &'a [u64],
+    pub count: usize,
+}
+
+/// What a block is coded against.
+#[derive(Clone, Copy)]
+pub(crate) struct Base<'a> {
+    pub bytes: &'a [u8],
+    /// If they were compared already, as far as both go.
+    pub dirty: Option<DirtyLines<'a>>,
+}
+
+impl<'a> From<&'a [u8]> for Base<'a> {
+    fn from(bytes: &'a [u8]) -> Base<'a> {
+        Base { bytes, dirty: None }
+    }
+}
+
 /// A block ready to be sent or stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EncodedBlock<'a> {

@@ -9,7 +9,7 @@ use crate::kernel::{LINE_BYTES, Level, lines};
 use crate::stream::{Content, PayloadReader, StreamEncoder, append_number};
 
 /// Runs with no more unchanged bytes between them are told as one: another run takes about as much.
-const MERGED_GAP_BYTES: usize = 2;
+const MERGED_GAP_BYTES: usize = 8;
 
 /// Encodes, keeping its buffers.
 #[derive(Default)]
@@ -18,6 +18,7 @@ pub(super) struct RunsEncoder {
     gaps: ValueWriter,
     lengths: ValueWriter,
     bytes: Vec<u8>,
+    old_bytes: Vec<u8>,
     count: u64,
     end: usize,
 }
@@ -38,6 +39,7 @@ impl RunsEncoder {
         self.gaps.start(POSITION_MANTISSA, self.masks.len());
         self.lengths.start(POSITION_MANTISSA, self.masks.len());
         self.bytes.clear();
+        self.old_bytes.clear();
         (self.count, self.end) = (0, 0);
         let mut run = 0..0;
         for (index, line) in lines::set_bits(dirty).enumerate() {
@@ -51,24 +53,27 @@ impl RunsEncoder {
                 } else if found.start - run.end <= MERGED_GAP_BYTES {
                     run.end = found.end;
                 } else {
-                    self.push(src, run);
+                    self.push(src, base, run);
                     run = found;
                 }
                 // A run up to the last bit leaves nothing.
                 mask = if first + length == 64 { 0 } else { mask & (u64::MAX << (first + length)) };
             }
         }
-        self.push(src, run);
+        self.push(src, base, run);
         append_number(self.count, out);
         self.gaps.finish(Content::Bytes, streams, out)?;
         self.lengths.finish(Content::Bytes, streams, out)?;
-        streams.append(&self.bytes, Content::Bytes, out)
+        let before = self.old_bytes.len();
+        self.old_bytes.extend_from_slice(&self.bytes);
+        streams.append_behind(&self.old_bytes, before, out)
     }
 
-    fn push(&mut self, src: &[u8], run: Range<usize>) {
+    fn push(&mut self, src: &[u8], base: &[u8], run: Range<usize>) {
         self.gaps.push((run.start - self.end) as u64);
         self.lengths.push((run.len() - 1) as u64);
         self.end = run.end;
+        self.old_bytes.extend_from_slice(&base[run.clone()]);
         self.bytes.extend_from_slice(&src[run]);
         self.count += 1;
     }
@@ -104,24 +109,37 @@ impl RunsDecoder {
             let (what, high) = ("bytes of all runs", dst.len());
             return Err(CodecError::PayloadNumber { what, value: total, low: 1, high });
         }
-        let bytes = reader.stream("bytes of runs", total as usize, decompressor, &mut self.bytes)?;
-        reader.finish()?;
-        let (mut rest, mut at) = (bytes, 0);
+        let mut end = 0;
         for (index, (gap, length)) in gaps.iter().zip(lengths.iter()).enumerate() {
-            // The gap has at most 32 bits, and what precedes it lies within the block.
-            let start = at + gap as usize;
-            let end = start + length as usize + 1;
-            let what = "end of a run";
             if gap == 0 && index > 0 {
                 return Err(CodecError::PayloadNumber { what: "gap", value: 0, low: 1, high: dst.len() });
             }
-            let Some(place) = dst.get_mut(start..end) else {
-                return Err(CodecError::PayloadNumber { what, value: end as u64, low: 1, high: dst.len() });
-            };
+            // Both have at most 32 bits, and what precedes them lies within the block.
+            end += gap + length + 1;
+            if end > dst.len() as u64 {
+                let (what, high) = ("end of a run", dst.len());
+                return Err(CodecError::PayloadNumber { what, value: end, low: 1, high });
+            }
+        }
+        let runs = || {
+            let mut end = 0;
+            gaps.iter().zip(lengths.iter()).map(move |(gap, length)| {
+                let start = end + gap as usize;
+                end = start + length as usize + 1;
+                start..end
+            })
+        };
+        let (what, total) = ("bytes of runs", total as usize);
+        let bytes = reader.stream_behind(what, total, decompressor, &mut self.bytes, |old_bytes| {
+            runs().for_each(|run| old_bytes.extend_from_slice(&dst[run]));
+        })?;
+        reader.finish()?;
+        let mut rest = bytes;
+        for run in runs() {
             // All lengths together are those of the stream.
-            let (run, after) = rest.split_at(place.len());
-            place.copy_from_slice(run);
-            (rest, at) = (after, end);
+            let (bytes, after) = rest.split_at(run.len());
+            dst[run].copy_from_slice(bytes);
+            rest = after;
         }
         Ok(())
     }

@@ -194,6 +194,19 @@ fn what_contradicts_the_kind_is_refused() {
 }
 
 #[test]
+fn runs_take_little_if_they_resemble_what_stood_there() {
+    let base = noise(5, 1 << 16);
+    let mut block = base.clone();
+    block.copy_within(1_000..9_000, 1_003);
+    let mut encoder = BlockEncoder::new();
+    let made = encoder.encode_elements(ZSTD, &block, Some(&base), Some(1)).unwrap();
+    assert!(made.kind == BlockKind::Runs && made.wire.len() < 200, "{:?} {}", made.kind, made.wire.len());
+    let (mut decoder, mut decoded) = (BlockDecoder::new(), vec![0; base.len()]);
+    decoder.decode(made.kind, made.codec, made.wire, Some(&base), &mut decoded).unwrap();
+    assert!(decoded == block);
+}
+
+#[test]
 fn each_lie_in_a_payload_is_refused() {
     use BlockKind::{Difference, Planes, Runs, Sparse};
     // A block of 16 bytes; values of up to 127 are their own codes.
@@ -234,6 +247,10 @@ fn each_lie_in_a_payload_is_refused() {
         (Runs, &[2, 0, 2, 0, 0, 0, 1, 0, 0, 0, 9, 9, 9]),
         (Runs, &[2, 0, 2, 12, 0, 0, 1, 0, 0, 0, 9, 9, 9]),
         (Runs, &[1, 0, 0, 0, 0, 16, 0, 1, 9]),
+        // A frame behind the base that is none, one longer than what it holds, one where it may not be.
+        (Runs, &[1, 0, 0, 0, 0, 9, 0, 3, 2, 9, 9]),
+        (Runs, &[1, 0, 0, 0, 0, 9, 0, 3, 11, 0]),
+        (Runs, &[1, 3, 1, 0, 0, 0, 9, 0, 1, 9]),
         // Something behind the end.
         (Planes, &[0, 1, 7, 0]),
         (Runs, &[2, 0, 2, 11, 0, 0, 1, 0, 0, 0, 9, 9, 9, 9]),

@@ -95,6 +95,9 @@ pub(super) fn apply_with<E: Element>(mask: &[u64], zigzags: &[u8], dst: &mut [u8
 /// From here on a gap is told in `long` by [`gaps`].
 pub(crate) const LONG_GAP: usize = 128;
 
+/// From one set bit for this many words on, words are not looked at one by one for bits.
+const DENSE_WORDS: usize = 8;
+
 /// Writes for each set bit of `mask` how many others lie between it and the one before, or the start, to `gaps`, which
 /// has a line more bytes than there are set bits. Those of [`LONG_GAP`] or more go to `long`, with their numbers.
 pub(crate) fn gaps(level: Level, mask: &[u64], gaps: &mut [u8], long: &mut Vec<(usize, usize)>) {
@@ -112,9 +115,11 @@ pub(super) fn gaps_with(
     long: &mut Vec<(usize, usize)>,
     gaps_in_word: impl Fn(u64, &mut [u8; 64]),
 ) {
+    // Where many words have bits, whether one has any cannot be foreseen, and a branch costs more than what it spares.
+    let is_dense = (gaps.len() - LINE_BYTES) * DENSE_WORDS > mask.len();
     let (mut end, mut since) = (0, 0);
     for word in mask {
-        if *word == 0 {
+        if *word == 0 && !is_dense {
             since += 64;
             continue;
         }
@@ -122,13 +127,12 @@ pub(super) fn gaps_with(
         let Some(place) = gaps[end..].first_chunk_mut() else { return };
         gaps_in_word(*word, place);
         let first = since + word.trailing_zeros() as usize;
-        if first < LONG_GAP {
-            place[0] = first as u8;
-        } else {
+        place[0] = first as u8;
+        if first >= LONG_GAP && *word != 0 {
             long.push((end, first));
         }
         end += word.count_ones() as usize;
-        since = word.leading_zeros() as usize;
+        since = if *word == 0 { since + 64 } else { word.leading_zeros() as usize };
     }
 }
 

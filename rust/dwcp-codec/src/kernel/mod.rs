@@ -10,6 +10,7 @@ pub(crate) mod lines;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 #[allow(unsafe_code)] // Vector loads and stores, and calls of what every processor of the architecture has.
 mod neon;
+pub(crate) mod pair;
 pub(crate) mod planes;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::element::Element;
 use super::planes::Transform;
-use super::{LINE_BYTES, Level, changes, lines, planes};
+use super::{LINE_BYTES, Level, changes, lines, pair, planes};
+use crate::digest::Digest;
 
 /// Two versions of a block, equal in many lines and elements.
 fn versions() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
@@ -39,6 +40,27 @@ fn dirty(level: Level, old: &[u8], new: &[u8]) -> (Vec<u64>, usize) {
 }
 
 proptest! {
+    #[test]
+    fn one_pass_tells_both_digests_and_the_lines_that_differ(
+        (mut old, mut new) in versions(),
+        repeat in 1..6_usize,
+        cut in 0..400_usize,
+        of_old: bool,
+    ) {
+        // Several pieces, whichever way they are cut, and an end of the one that the other has not.
+        (old, new) = (old.repeat(repeat), new.repeat(repeat));
+        let shorter = if of_old { &mut old } else { &mut new };
+        shorter.truncate(shorter.len().saturating_sub(cut / 2 * (cut % 2)));
+        let common = old.len().min(new.len());
+        for level in Level::available() {
+            let mut words = vec![1; 3];
+            let found = pair::hash_and_compare(level, &old, &new, &mut words);
+            prop_assert_eq!(found.old, Digest::of(&old), "{:?} {}", level, old.len());
+            prop_assert_eq!(found.new, Digest::of(&new), "{:?} {}", level, new.len());
+            prop_assert_eq!((words, found.dirty), dirty(level, &old[..common], &new[..common]), "{:?}", level);
+        }
+    }
+
     #[test]
     fn dirty_lines_and_their_bytes_are_those_that_differ((old, new) in versions()) {
         let differing: Vec<usize> = old

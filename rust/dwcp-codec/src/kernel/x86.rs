@@ -6,6 +6,7 @@ use super::LINE_BYTES;
 use super::changes::{apply_with, find_with, gaps_with, take_with};
 use super::element::{Element, with_element};
 use super::lines::{byte_masks_with, dirty_lines_with, line, set_bits, set_bytes_with};
+use super::pair::{Lanes, Pair, hash_and_compare_with};
 use super::planes::{Transform, join_from, join_portable, split_from, split_portable};
 
 type Line = [u8; LINE_BYTES];
@@ -57,12 +58,17 @@ macro_rules! avx512 {
 
 avx2! {
     fn dirty_lines_avx2(old: &[u8], new: &[u8], lines: &mut [u64]) -> usize {
-        dirty_lines_with(old, new, lines, |old, new| {
-            let [a, b] = load_halves(old);
-            let [c, d] = load_halves(new);
-            let differences = _mm256_or_si256(_mm256_xor_si256(a, c), _mm256_xor_si256(b, d));
-            _mm256_testz_si256(differences, differences) == 0
-        })
+        dirty_lines_with(old, new, lines, |old, new| differ_avx2(old, new))
+    }
+
+    fn hash_and_compare_avx2(old: &[u8], new: &[u8], lines: &mut [u64]) -> Pair {
+        hash_and_compare_with(
+            old,
+            new,
+            lines,
+            |old, new| differ_avx2(old, new),
+            |lanes, line, key| add_line_avx2(lanes, line, key),
+        )
     }
 
     fn byte_masks_avx2(old: &[u8], new: &[u8], lines: &[u64], masks: &mut Vec<u64>) {
@@ -102,6 +108,16 @@ avx2! {
 avx512! {
     fn dirty_lines_avx512(old: &[u8], new: &[u8], lines: &mut [u64]) -> usize {
         dirty_lines_with(old, new, lines, |old, new| _mm512_cmpneq_epi64_mask(load(old), load(new)) != 0)
+    }
+
+    fn hash_and_compare_avx512(old: &[u8], new: &[u8], lines: &mut [u64]) -> Pair {
+        hash_and_compare_with(
+            old,
+            new,
+            lines,
+            |old, new| _mm512_cmpneq_epi64_mask(load(old), load(new)) != 0,
+            |lanes, line, key| add_line(lanes, line, key),
+        )
     }
 
     fn byte_masks_avx512(old: &[u8], new: &[u8], lines: &[u64], masks: &mut Vec<u64>) {
@@ -237,18 +253,11 @@ for_avx512! {
 
     /// The change of elements, of a whole line at once.
     fn apply_lines[const W: usize, E: Element](mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
+        const TOGETHER: usize = 256;
         let per_line = LINE_BYTES / W;
         let low = u64::MAX >> (64 - per_line);
         let mut used = 0;
-        let (whole, tail) = dst.as_chunks_mut::<LINE_BYTES>();
-        for (index, line) in whole.iter_mut().enumerate() {
-            let first = index * per_line;
-            let bits = mask[first / 64] >> (first % 64) & low;
-            // The processor does not foresee which lines are skipped, and all are hashed afterwards.
-            fetch_ahead(line);
-            if bits == 0 {
-                continue;
-            }
+        let mut change = |line: &mut Line, bits: u64| {
             let Some(next) = zigzags[used * W..].first_chunk() else { return };
             let next = load(next);
             let zigzag = match W {
@@ -260,8 +269,35 @@ for_avx512! {
             let changed = zigzag_onto::<W>(zigzag, load(line));
             store(line, changed);
             used += bits.count_ones() as usize;
-        }
+        };
+        let (whole, tail) = dst.as_chunks_mut::<LINE_BYTES>();
         let first = whole.len() * per_line;
+        // Where few lines change, which do cannot be foreseen: they are listed first, without a branch.
+        let are_few = zigzags.len() / W < whole.len();
+        for (lines, mask) in whole.chunks_mut(TOGETHER).zip(mask.chunks(TOGETHER * per_line / 64)) {
+            let bits = |index: usize| mask[index * per_line / 64] >> (index * per_line % 64) & low;
+            if !are_few {
+                for (index, line) in lines.iter_mut().enumerate() {
+                    fetch_ahead(line);
+                    if bits(index) != 0 {
+                        change(line, bits(index));
+                    }
+                }
+                continue;
+            }
+            let mut listed = [0_u8; TOGETHER];
+            let mut count = 0;
+            for index in 0..lines.len() {
+                // All of them, since they are hashed afterwards.
+                fetch_ahead(&lines[index]);
+                listed[count] = index as u8;
+                count += usize::from(bits(index) != 0);
+            }
+            for index in &listed[..count] {
+                let index = usize::from(*index);
+                change(&mut lines[index], bits(index));
+            }
+        }
         if !tail.is_empty() && first / 64 < mask.len() {
             let bits = [mask[first / 64] >> (first % 64) & low];
             apply_with::<E>(&bits, &zigzags[used * W..], tail);
@@ -450,6 +486,19 @@ for_avx512! {
         }
     }
 
+    /// Adds a line, mixed with its key, to the state of the hash.
+    fn add_line(lanes: &mut Lanes, line: &Line, key: &Line) {
+        let line = load(line);
+        let mixed = _mm512_xor_si512(line, load(key));
+        let product = _mm512_mul_epu32(mixed, _mm512_srli_epi64::<32>(mixed));
+        let swapped = _mm512_shuffle_epi32::<HALVES_SWAPPED>(line);
+        // SAFETY: the state is 64 bytes, and the load needs no alignment.
+        let state = unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) };
+        let state = _mm512_add_epi64(state, _mm512_add_epi64(swapped, product));
+        // SAFETY: the state is 64 bytes, and the store needs no alignment.
+        unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), state) };
+    }
+
     fn load(line: &Line) -> __m512i {
         // SAFETY: a line is 64 bytes, and the load needs no alignment.
         unsafe { _mm512_loadu_si512(line.as_ptr().cast()) }
@@ -467,6 +516,35 @@ fn load_halves(line: &Line) -> [__m256i; 2] {
     let (halves, _) = line.as_chunks::<32>();
     // SAFETY: both halves are 32 bytes, and the load needs no alignment.
     [0, 1].map(|half: usize| unsafe { _mm256_loadu_si256(halves[half].as_ptr().cast()) })
+}
+
+/// The order of 32-bit words in which the halves of 128 bits have changed places.
+const HALVES_SWAPPED: i32 = 0b01_00_11_10;
+
+/// Adds a line, mixed with its key, to the state of the hash.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn add_line_avx2(lanes: &mut Lanes, line: &Line, key: &Line) {
+    let (halves, _) = lanes.as_chunks_mut::<4>();
+    for ((half, line), key) in halves.iter_mut().zip(load_halves(line)).zip(load_halves(key)) {
+        let mixed = _mm256_xor_si256(line, key);
+        let product = _mm256_mul_epu32(mixed, _mm256_srli_epi64::<32>(mixed));
+        let swapped = _mm256_shuffle_epi32::<HALVES_SWAPPED>(line);
+        // SAFETY: half of the state is 32 bytes, and the load needs no alignment.
+        let state = unsafe { _mm256_loadu_si256(half.as_ptr().cast()) };
+        let state = _mm256_add_epi64(state, _mm256_add_epi64(swapped, product));
+        // SAFETY: half of the state is 32 bytes, and the store needs no alignment.
+        unsafe { _mm256_storeu_si256(half.as_mut_ptr().cast(), state) };
+    }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn differ_avx2(old: &Line, new: &Line) -> bool {
+    let [a, b] = load_halves(old);
+    let [c, d] = load_halves(new);
+    let differences = _mm256_or_si256(_mm256_xor_si256(a, c), _mm256_xor_si256(b, d));
+    _mm256_testz_si256(differences, differences) == 0
 }
 
 #[target_feature(enable = "avx2")]

@@ -1,4 +1,4 @@
-//! Comparing blocks and hashing them.
+//! Hashing blocks while they are at hand.
 
 use std::mem::MaybeUninit;
 
@@ -6,23 +6,9 @@ use crate::digest::{BlockHasher, Digest};
 use crate::error::CodecError;
 use crate::raw;
 
-/// How many bytes are hashed before they are compared. Memory is read ahead of hashing, and the second reader of it is
-/// in step: with longer pieces, or in the other order, both together take a fifth more.
+/// How many bytes are hashed before they are copied. Memory is read ahead of hashing, and the second reader of it is in
+/// step: with longer pieces, or in the other order, both together take a fifth more.
 const HASHED_BYTES: usize = 8 << 10;
-
-/// The digest of `old`, and whether `new` is equal to its start.
-pub(super) fn hash_and_compare(old: &[u8], new: &[u8]) -> (Digest, bool) {
-    let mut hasher = BlockHasher::new();
-    let mut hashed = 0;
-    for (before, after) in old.chunks(HASHED_BYTES).zip(new.chunks(HASHED_BYTES)) {
-        hasher.update(before);
-        hashed += before.len();
-        if before.get(..after.len()) != Some(after) {
-            return (hasher.digest_with(&old[hashed..]), false);
-        }
-    }
-    (hasher.digest_with(&old[hashed..]), old.len() >= new.len())
-}
 
 /// The digest of `old`, and `dst`, filled with its start, for which there is enough of it.
 pub(super) fn hash_and_copy<'d>(

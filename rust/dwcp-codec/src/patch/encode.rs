@@ -2,18 +2,20 @@
 
 use std::collections::BTreeSet;
 
-use super::compare::{FillDigests, hash_and_compare};
+use super::compare::FillDigests;
 use super::contents::used_blocks;
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead, expect_width};
 use super::parallel;
 use super::scout::{self, ALL_SHARES, Scout, share_elsewhere};
+use super::slot::{Coded, Slot};
 use super::source::{Between, Source, Usable, read_range};
 use super::write::Writer;
-use crate::block::{BlockEncoder, BlockKind};
+use crate::block::{Base, BlockEncoder, BlockKind, DirtyLines};
 use crate::codec::{Codec, CodecId};
 use crate::dictionary::Dictionary;
 use crate::digest::Digest;
+use crate::kernel::{LINE_BYTES, Level, pair};
 use crate::matcher::{Found, Index, Origin};
 use crate::segments::{SegmentCoder, SegmentKind};
 use crate::{page, probe};
@@ -93,6 +95,8 @@ const NEW_RUNS_SHARE: usize = 10;
 const MISSING_IN_BASE_SHARE: usize = 16;
 /// What was found elsewhere is also coded without, for comparison, if its payload is more than this share.
 const FOUND_LITTLE_SHARE: usize = 8;
+/// Where less than one line in this many differs from the base, the block is at its place.
+const NEAR_SHARE: usize = 8;
 /// Of base and target that have no more together, there is always an index if there is anything to look for.
 const INDEXED_AT_ONCE_BYTES: u64 = 8 << 20;
 /// What is looked for near its place first if there is less than so many times as much as is worth an index.
@@ -157,17 +161,28 @@ where
     let mut writer = Writer::new(head, emit)?;
     let count = head.base_size().div_ceil(head.block_bytes().into()).max(head.block_count().into());
     let step = u64::from(WINDOW_BYTES / head.block_bytes());
+    // One thread writes what it has made at once, as long as it need not look for anything.
+    let batch = if workers.len() == 1 { 1 } else { step };
     let mut slots = Vec::new();
+    let mut held: Vec<Slot> = Vec::new();
     for start in (0..count).step_by(step as usize) {
-        slots.clear();
-        slots.extend((start..count.min(start + step)).map(Slot::new));
-        parallel::for_each(&mut workers, slots.iter_mut(), |worker, slot| maker.compare(worker, slot))?;
-        if slots.iter().any(|slot| slot.pending) {
-            maker.search(&mut workers, &mut slots)?;
+        let end = count.min(start + step);
+        for start in (start..end).step_by(batch as usize) {
+            slots.extend((start..end.min(start + batch)).map(Slot::new));
+            parallel::for_each(&mut workers, slots.iter_mut(), |worker, slot| maker.compare(worker, slot))?;
+            for slot in slots.drain(..) {
+                if held.is_empty() && !slot.pending {
+                    maker.write(slot, &mut workers, &mut writer)?;
+                } else {
+                    held.push(slot);
+                }
+            }
         }
-        let scratch = &mut workers[0].new;
-        for slot in &slots {
-            maker.write(slot, scratch, &mut writer)?;
+        if !held.is_empty() {
+            maker.search(&mut workers, &mut held)?;
+        }
+        for slot in held.drain(..) {
+            maker.write(slot, &mut workers, &mut writer)?;
         }
     }
     writer.finish()
@@ -182,61 +197,10 @@ struct Worker {
     old: Vec<u8>,
     new: Vec<u8>,
     gathered: Vec<u8>,
+    dirty: Vec<u64>,
+    /// Memory of payloads that were written.
+    spare: Vec<Vec<u8>>,
     fills: FillDigests,
-}
-
-/// A block of the base, of the target or of both, on its way into the patch.
-struct Slot {
-    index: u64,
-    base_leaf: Option<Digest>,
-    digest: Option<Digest>,
-    coded: Coded,
-    /// The block is to be looked for elsewhere.
-    pending: bool,
-    /// It has not been coded without that.
-    untried: bool,
-    /// That would be for nothing, too.
-    is_noise: bool,
-    /// What it could be made of, with parts of the target.
-    found: Option<Found>,
-}
-
-enum Coded {
-    /// As in the base, or past the end of the target.
-    Same,
-    /// The block itself.
-    Raw,
-    /// This payload.
-    Payload(EntryKind, CodecId, Vec<u8>),
-}
-
-impl Slot {
-    fn new(index: u64) -> Slot {
-        Slot {
-            index,
-            base_leaf: None,
-            digest: None,
-            coded: Coded::Same,
-            pending: false,
-            untried: false,
-            is_noise: false,
-            found: None,
-        }
-    }
-
-    /// Length of the payload of a block of `length` bytes.
-    fn payload_length(&self, length: usize) -> usize {
-        match &self.coded {
-            Coded::Same => 0,
-            Coded::Raw => length,
-            Coded::Payload(_, _, payload) => payload.len(),
-        }
-    }
-
-    /// Whether the payload of a block of `length` bytes is longer than `most`.
-    fn is_over(&self, most: usize, length: usize) -> bool {
-        self.payload_length(length) > most
-    }
 }
 
 struct Maker<'a, O: ?Sized, N: ?Sized> {
@@ -267,41 +231,47 @@ where
     fn compare(&self, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
         let old = read_range(self.old, self.head.base_range(slot.index), &mut worker.old)?;
         let new = read_range(self.new, self.head.target_range(slot.index), &mut worker.new)?;
-        let same;
-        (slot.base_leaf, same) = match self.leaves {
-            Some(leaves) => (leaves.get(slot.index as usize).copied(), old.get(..new.len()) == Some(new)),
-            None if old.is_empty() => (None, new.is_empty()),
-            None => {
-                let (leaf, same) = hash_and_compare(old, new);
-                (Some(leaf), same)
-            }
-        };
+        let known = self.leaves.and_then(|leaves| leaves.get(slot.index as usize).copied());
         if new.is_empty() {
+            slot.base_leaf = known.or_else(|| Some(Digest::of(old)));
             return Ok(());
         }
-        if same && old.len() == new.len() {
-            slot.digest = slot.base_leaf;
+        if known.is_some() && std::ptr::eq(old, new) {
+            // Memory that holds both versions of what did not change.
+            (slot.base_leaf, slot.digest) = (known, known);
             return Ok(());
         }
-        if !same && let Some(byte) = page::fill_byte(new) {
-            slot.digest = Some(worker.fills.digest(byte, new));
+        let (mut base, mut is_near) = (None, false);
+        let fill;
+        if old.is_empty() {
+            fill = page::fill_byte(new);
+            slot.digest = Some(fill.map_or_else(|| Digest::of(new), |byte| worker.fills.digest(byte, new)));
+        } else {
+            let pair = pair::hash_and_compare(Level::detected(), old, new, &mut worker.dirty);
+            (slot.base_leaf, slot.digest) = (Some(known.unwrap_or(pair.old)), Some(pair.new));
+            if pair.dirty == 0 && old.len() >= new.len() {
+                return Ok(());
+            }
+            fill = page::fill_byte(new);
+            is_near = old.len() >= new.len() && pair.dirty * LINE_BYTES < new.len() / NEAR_SHARE;
+            base = Some(Base {
+                bytes: old,
+                dirty: Some(DirtyLines { words: &worker.dirty, count: pair.dirty }),
+            });
+        }
+        if let Some(byte) = fill {
             slot.coded = Coded::Payload(EntryKind::Block(BlockKind::Fill), CodecId::None, vec![byte]);
             return Ok(());
         }
-        slot.digest = Some(Digest::of(new));
-        if same {
-            return Ok(());
-        }
-        let searched = self.options.search && !old.is_empty();
-        let elsewhere = if searched { share_elsewhere(old, new) } else { 0 };
+        let searched = self.options.search && !old.is_empty() && !is_near;
+        let elsewhere = if searched { share_elsewhere(old, new, self.options.width) } else { 0 };
         if elsewhere == ALL_SHARES {
             // Coding it against the base here would be for nothing.
             (slot.coded, slot.pending, slot.untried) = (Coded::Raw, true, true);
             slot.is_noise = !probe::compressible(new);
             return Ok(());
         }
-        let base = (!old.is_empty()).then_some(old);
-        let kind = self.code_block(&mut worker.blocks, slot, new, base)?;
+        let kind = self.code_block(&mut worker.blocks, &mut worker.spare, slot, new, base)?;
         let share = match kind {
             Some(BlockKind::Plain | BlockKind::Planes) => UNUSED_BASE_SHARE,
             Some(BlockKind::Runs) => NEW_RUNS_SHARE,
@@ -321,15 +291,13 @@ where
     fn code_block(
         &self,
         encoder: &mut BlockEncoder,
+        spare: &mut Vec<Vec<u8>>,
         slot: &mut Slot,
         new: &[u8],
-        base: Option<&[u8]>,
+        base: Option<Base<'_>>,
     ) -> Result<Option<BlockKind>, PatchError> {
         let PatchOptions { codec, width, dictionary, .. } = *self.options;
-        let made = match dictionary {
-            Some(dictionary) => encoder.encode_with(dictionary, codec, new, base, width),
-            None => encoder.encode_elements(codec, new, base, width),
-        };
+        let made = encoder.encode_compared(dictionary, codec, new, base, width);
         // The blocks of a target can be counted.
         let made = made.map_err(|source| PatchError::Codec { index: slot.index as u32, source })?;
         let is_first = matches!(slot.coded, Coded::Same);
@@ -338,7 +306,13 @@ where
         }
         slot.coded = match (made.kind, made.codec) {
             (BlockKind::Plain, CodecId::None) => Coded::Raw,
-            (kind, codec) => Coded::Payload(EntryKind::Block(kind), codec, made.wire.to_vec()),
+            (kind, codec) => {
+                // Memory that was not there before costs more than to write it.
+                let mut payload = spare.pop().unwrap_or_default();
+                payload.clear();
+                payload.extend_from_slice(made.wire);
+                Coded::Payload(EntryKind::Block(kind), codec, payload)
+            }
         };
         Ok(Some(made.kind))
     }
@@ -369,7 +343,7 @@ where
             if slot.untried && !slot.is_noise && covered < little && slot.is_over(little, length) {
                 let old = read_range(self.old, self.head.base_range(slot.index), &mut worker.old)?;
                 let new = read_range(self.new, self.head.target_range(slot.index), &mut worker.new)?;
-                self.code_block(&mut worker.blocks, slot, new, Some(old))?;
+                self.code_block(&mut worker.blocks, &mut worker.spare, slot, new, Some(old.into()))?;
             }
             Ok::<(), O::Error>(())
         })
@@ -549,7 +523,7 @@ where
         Ok(())
     }
 
-    fn write<F>(&self, slot: &Slot, scratch: &mut Vec<u8>, writer: &mut Writer<F>) -> Result<(), O::Error>
+    fn write<F>(&self, slot: Slot, workers: &mut [Worker], writer: &mut Writer<F>) -> Result<(), O::Error>
     where
         F: FnMut(Part<'_>) -> Result<(), O::Error>,
     {
@@ -557,18 +531,21 @@ where
             writer.push_base(leaf);
         }
         let Some(digest) = slot.digest else { return Ok(()) };
-        match &slot.coded {
+        match slot.coded {
             Coded::Same => {
                 writer.push_same(digest);
                 Ok(())
             }
             Coded::Raw => {
                 let range = self.head.target_range(slot.index);
-                let part = Part::Target(range.start, read_range(self.new, range, scratch)?);
+                let part = Part::Target(range.start, read_range(self.new, range, &mut workers[0].new)?);
                 writer.push_block(EntryKind::Block(BlockKind::Plain), CodecId::None, digest, part)
             }
             Coded::Payload(kind, codec, payload) => {
-                writer.push_block(*kind, *codec, digest, Part::Made(payload))
+                writer.push_block(kind, codec, digest, Part::Made(&payload))?;
+                let worker = slot.index as usize % workers.len();
+                workers[worker].spare.push(payload);
+                Ok(())
             }
         }
     }

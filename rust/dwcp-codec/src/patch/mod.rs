@@ -19,6 +19,7 @@ mod in_place;
 mod overlay;
 mod parallel;
 mod scout;
+mod slot;
 mod snapshot;
 mod source;
 mod step;

@@ -21,6 +21,10 @@ const SAMPLE_BYTES: usize = 64;
 pub(super) const ALL_SHARES: usize = 8;
 /// One in this many bytes is equal by chance, in text and programs.
 const LEAST_EQUAL_SHARE: usize = 8;
+/// Of wide numbers, most bytes of which are noise, hardly as many are equal to those of their successors.
+const LEAST_EQUAL_SHARE_WIDE: usize = 11;
+/// Bytes of a wide number at least.
+const WIDE_BYTES: u8 = 4;
 
 /// How many places are looked at to choose a length of blocks, and how many bytes there.
 const PLACES: u64 = 64;
@@ -51,7 +55,7 @@ where
         let held = old.size().saturating_sub(at).min(length);
         let is_elsewhere = held == 0 || {
             let old = old.read(at, held as usize, &mut before)?;
-            share_elsewhere(old, new.read(at, length as usize, &mut after)?) == ALL_SHARES
+            share_elsewhere(old, new.read(at, length as usize, &mut after)?, width) == ALL_SHARES
         };
         places += 1;
         elsewhere += u64::from(is_elsewhere);
@@ -125,7 +129,9 @@ pub(super) fn is_worth(saved_bytes: u64, indexed_bytes: u64) -> bool {
 
 /// How much of a block, in parts of [`ALL_SHARES`], seems to have nothing to do with the base at its place: of the bytes
 /// in samples of it that are not 0, hardly more than chance makes equal are equal.
-pub(super) fn share_elsewhere(old: &[u8], new: &[u8]) -> usize {
+pub(super) fn share_elsewhere(old: &[u8], new: &[u8], width: Option<u8>) -> usize {
+    let is_wide = width.is_some_and(|width| width >= WIDE_BYTES);
+    let least_share = if is_wide { LEAST_EQUAL_SHARE_WIDE } else { LEAST_EQUAL_SHARE };
     let length = old.len().min(new.len());
     let (mut equal, mut set) = ([0; ALL_SHARES], [0; ALL_SHARES]);
     for at in (0..length).step_by((length / SAMPLES).max(SAMPLE_BYTES)) {
@@ -137,10 +143,9 @@ pub(super) fn share_elsewhere(old: &[u8], new: &[u8]) -> usize {
         }
     }
     let (all_equal, all_set): (usize, usize) = (equal.iter().sum(), set.iter().sum());
-    if all_set > 0 && all_equal < all_set / LEAST_EQUAL_SHARE {
+    if all_set > 0 && all_equal < all_set / least_share {
         return ALL_SHARES;
     }
-    let elsewhere =
-        |&(equal, set): &(&usize, &usize)| *set > SAMPLE_BYTES && *equal < set / LEAST_EQUAL_SHARE;
+    let elsewhere = |&(equal, set): &(&usize, &usize)| *set > SAMPLE_BYTES && *equal < set / least_share;
     equal.iter().zip(&set).filter(elsewhere).count().min(ALL_SHARES - 1)
 }
