@@ -287,9 +287,9 @@ for_avx512! {
             }
             let mut listed = [0_u8; TOGETHER];
             let mut count = 0;
-            for index in 0..lines.len() {
+            for (index, line) in lines.iter().enumerate() {
                 // All of them, since they are hashed afterwards.
-                fetch_ahead(&lines[index]);
+                fetch_ahead(line);
                 listed[count] = index as u8;
                 count += usize::from(bits(index) != 0);
             }

@@ -2,10 +2,12 @@
 //!
 //! A stream takes as long as the slower of two: the processors, which have the sum of all work to do, and the link,
 //! which has the sum of all bytes to carry. So there is one exchange rate between a second of processor time and
-//! bytes on the wire that makes each block's own best action the best for the stream. The [`Controller`] finds it
-//! from what it is told: how fast the link took what it was given, how long lanes were kept waiting, and how much
-//! processor time everything took. Whether it has a model's predictions for the block, or only the means of what
-//! earlier blocks gave, makes no difference to that.
+//! one of the link that makes each block's own best action the best for the stream. What waits for the link tells
+//! it: if much does, the link is the slower, and its time is worth more; if nothing does, it is the processors. So a
+//! block costs its processor time and, for each second that it keeps the link busy, as many seconds as the backlog
+//! at that moment is worth (Neely, *Stochastic Network Optimization*, 2010, calls this drift plus penalty). The
+//! [`Controller`] knows the backlog from what was written and what was acknowledged. Whether it has a model's
+//! predictions for the block, or only the means of what earlier blocks gave, makes no difference to that.
 //!
 //! It knows no clock: every time is a number of seconds since a moment of its driver's choice.
 
@@ -13,28 +15,46 @@ use super::Action;
 use super::correction::{Corrections, PRIORS};
 use super::guard::{Guard, Mode};
 use super::link::Link;
+use super::summary::Summary;
 
-/// How strongly one block's imbalance moves the exchange rate at first, and at most: more with each that points the
-/// same way.
-const STEP: f64 = 0.1;
-const MOST_STEP: f64 = 0.5;
-const ACCELERATION: f64 = 1.25;
-/// After so many blocks in a row that would have been sent the same way however much more or less processor time were
-/// worth, such a block moves nothing: it could go anywhere, and the next content would have to wait for it to come back.
-const STEADY_RUN: u32 = 4;
-/// Bounds of the logarithm of what processor time is worth, against the rate at which both are equally busy.
-const LOG_WORTH: f64 = 4.0;
+/// How much work for the link, in seconds of it, waits where a second of processor time is worth as much as one of the
+/// link: enough not to let the link run dry between two blocks, of which it is so many, and little enough not to matter
+/// at the end.
+const EVEN_S: f64 = 0.004;
+const EVEN_BLOCKS: f64 = 1.5;
+/// What is left of that with each block while the link is what everything waits for, since a full queue in front of a
+/// fast link is short; how it comes back when it is not; and the least of it.
+const IMPATIENCE: f64 = 0.97;
+const PATIENCE: f64 = 1.1;
+/// The share of the time that lanes are kept waiting from which on it is left.
+const IMPATIENT: f64 = 0.6;
+const LEAST_PATIENCE: f64 = 1.0 / 16.0;
+/// The share of the time that a block is encoded for in which the link works off what waits: other lanes add to it.
+const MEANWHILE: f64 = 0.4;
+/// The longest that the backlog is taken to be, as a multiple of that: no processor time is worth less.
+const MOST_BACKLOG: f64 = 50.0;
 /// The weight of the newest block in running means.
 const WEIGHT: f64 = 0.1;
-/// A round trip below this many seconds lets hope for a fast link.
-const NEAR_S: f64 = 0.002;
-/// The most that a link is taken to carry before anything was acknowledged, in bytes a second: the first where a round
-/// trip is below [`NEAR_S`], less where it is longer, and the second where it is long.
-const UNKNOWN_RATE: [f64; 2] = [3e8, 5e7];
-/// About the length of a block.
-const FIRST_BYTES: f64 = 1_048_576.0;
+/// A round trip below this many seconds lets hope for a fast link, and is worth waiting for.
+const NEAR_S: f64 = 0.01;
+/// The most that a link is taken to carry before anything was acknowledged, in bytes a second: to a receiver on this
+/// machine, and to another one.
+const UNKNOWN_RATE: [f64; 2] = [5e9, 3e8];
+/// About what a connection carries for each round trip in the beginning, in bytes, all lanes together.
+const SLOW_START_BYTES: f64 = 1e6;
+/// How long lanes wait for the first acknowledgement, which tells how fast a near link is: while it takes long, it is
+/// the link that is busy.
+const FIRST_WAIT_S: f64 = 0.05;
+/// A link of which nothing is known but that it carries no more than this, in bytes a second, is slow.
+const SURELY_SLOW: f64 = 2e7;
+/// A link that may be so many times as fast as it is taken to be is worth finding out about, if that would change what is
+/// chosen.
+const FASTER: f64 = 4.0;
 /// After so many blocks in a row that were not worth compressing, not every one is looked at.
 const PLAIN_RUN: u32 = 16;
+/// But only while processors are what everything waits for, or nothing would be less by more than this.
+const PLAIN_PRICE: f64 = 0.5;
+const PLAIN_RATIO: f64 = 0.9;
 /// One block in so many is looked at then.
 const LOOK_EVERY: u32 = 8;
 /// A block that takes longer than this, in seconds, is always looked at: the look costs nothing beside it.
@@ -122,17 +142,10 @@ pub struct Decision {
     pub predicted: bool,
     /// The phase of the guard, which [`Controller::delivered`] wants back.
     pub phase: u32,
-    /// Whether it would be the same were processor time worth less, and were it worth more.
-    steady: (bool, bool),
-}
-
-impl Decision {
-    /// Whether the next block is better decided on when it is known how the link has taken this one, provided that
-    /// this takes no more than milliseconds.
-    #[must_use]
-    pub fn awaits_answer(&self) -> bool {
-        self.reason == Reason::Start && self.action == Action::None
-    }
+    /// How long it was expected to be on the wire, in bytes.
+    expected_bytes: f64,
+    /// Whether a faster link would make a difference to it.
+    tells: bool,
 }
 
 /// What a block really took. Times are in seconds.
@@ -167,6 +180,8 @@ pub struct Delivery {
     pub raw_bytes: u64,
     /// Length on the wire.
     pub wire_bytes: u64,
+    /// What [`Controller::sending`] told of it.
+    pub ahead_bytes: f64,
     /// Its decision's phase.
     pub phase: u32,
     /// From the begin of its writing to the acknowledgement.
@@ -192,60 +207,6 @@ pub struct Settings {
     pub limit_bytes_per_s: Option<f64>,
 }
 
-/// What was done to the blocks that one action was chosen for.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ActionShare {
-    /// How many.
-    pub blocks: u64,
-    /// Their length.
-    pub raw_bytes: u64,
-    /// Their length on the wire.
-    pub wire_bytes: u64,
-    /// Processor time of looking at them and encoding them, in seconds.
-    pub cpu_s: f64,
-}
-
-/// Where a controller stands, and how it came there.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Summary {
-    /// By the number of the action.
-    pub actions: [ActionShare; Action::ALL.len()],
-    /// Blocks by the number of the reason.
-    pub reasons: [u64; Reason::ALL.len()],
-    /// What processor time is worth: 0 where only the link counts, 1 where only the processor does.
-    pub price: f64,
-    /// What the link is taken to carry, in bytes a second; none before anything was acknowledged.
-    pub link_bytes_per_s: Option<f64>,
-    /// How many processors the lanes are taken to get.
-    pub processors: f64,
-    /// The share of the lanes' time in which the link kept them waiting.
-    pub blocked_share: f64,
-    /// Times that a trial has shown one action for everything to be faster.
-    pub guard_trips: u32,
-    /// Trials.
-    pub trials: u32,
-}
-
-impl Summary {
-    /// Where things stand, and what was done since they stood where `earlier` tells.
-    #[must_use]
-    pub fn since(&self, earlier: &Summary) -> Summary {
-        let mut later = self.clone();
-        for (share, before) in later.actions.iter_mut().zip(&earlier.actions) {
-            share.blocks -= before.blocks.min(share.blocks);
-            share.raw_bytes -= before.raw_bytes.min(share.raw_bytes);
-            share.wire_bytes -= before.wire_bytes.min(share.wire_bytes);
-            share.cpu_s = (share.cpu_s - before.cpu_s).max(0.0);
-        }
-        for (count, before) in later.reasons.iter_mut().zip(&earlier.reasons) {
-            *count = count.saturating_sub(*before);
-        }
-        later.guard_trips -= earlier.guard_trips.min(later.guard_trips);
-        later.trials -= earlier.trials.min(later.trials);
-        later
-    }
-}
-
 /// Chooses for one session; all its lanes share it.
 #[derive(Clone, Debug)]
 pub struct Controller {
@@ -253,13 +214,13 @@ pub struct Controller {
     link: Link,
     corrections: Corrections,
     guard: Guard,
-    /// The logarithm of what processor time is worth, against the rate at which both are equally busy; none before
-    /// the first block for which the link is known.
-    log_worth: Option<f64>,
-    /// How far the next block may move it, with the sign of the last imbalance.
-    step: f64,
-    /// Means of seconds of processor time for each byte: of reading and digesting, and of a byte on the wire.
+    /// The mean of what processor time was worth, and what is left of the backlog at which it is worth a half.
+    price: f64,
+    patience: f64,
+    /// Means of seconds of processor time for each byte: of reading and digesting, of encoding, and of a byte on the
+    /// wire.
     other_s: f64,
+    encode_s: f64,
     write_s: f64,
     /// The mean time that a block takes of the busier of processors and link.
     block_s: f64,
@@ -268,11 +229,8 @@ pub struct Controller {
     spent_wire: f64,
     /// The same if all were compressed by [`Action::Zstd1`].
     zstd1: Estimate,
-    /// Blocks in a row that were not worth compressing, and that moved nothing since their decisions were steady.
+    /// Blocks in a row that were not worth compressing.
     plain_run: u32,
-    steady_run: u32,
-    /// When the first block was decided on.
-    started_s: Option<f64>,
     summary: Summary,
 }
 
@@ -285,20 +243,19 @@ impl Controller {
         let first_rate = if is_near(&settings) { f64::INFINITY } else { unknown_rate(&settings) };
         Controller {
             settings: Settings { lanes, cores: settings.cores.max(1), ..settings },
-            link: Link::new(lanes, settings.is_local, settings.limit_bytes_per_s, first_rate),
+            link: Link::new(&Settings { lanes, ..settings }, first_rate),
             corrections: Corrections::default(),
             guard: Guard::new(lanes),
-            log_worth: None,
-            step: STEP,
+            price: 0.5,
+            patience: 1.0,
             other_s: 0.15e-9,
+            encode_s: 0.0,
             write_s: 0.4e-9,
             block_s: 0.0,
             spent_s: 0.0,
             spent_wire: 1.0,
             zstd1: PRIORS[Action::Zstd1.index()],
             plain_run: 0,
-            steady_run: 0,
-            started_s: None,
             summary: Summary::default(),
         }
     }
@@ -324,11 +281,12 @@ impl Controller {
         (is_turn || !is_held) && !self.bypasses()
     }
 
-    /// Decides, at `at_s`, on a block whose elements are `width` bytes wide, where that is known.
-    pub fn decide(&mut self, look: Look<'_>, width: Option<u8>, at_s: f64) -> Decision {
+    /// Decides, at `at_s`, on a block of `raw_bytes` whose elements are `width` bytes wide, where that is known.
+    pub fn decide(&mut self, look: Look<'_>, width: Option<u8>, raw_bytes: u64, at_s: f64) -> Decision {
         self.prepare_guard();
         let estimates = self.corrections.estimates(look);
-        let decision = self.choose(look, &estimates, width, at_s);
+        let decision = self.choose(look, &estimates, width, (raw_bytes as f64, at_s));
+        self.link.expect(decision.expected_bytes, at_s);
         if matches!(look, Look::Predicted(_) | Look::Compressible) {
             let expected = estimates[Action::Zstd1.index()];
             self.zstd1.ratio += WEIGHT * (expected.ratio - self.zstd1.ratio);
@@ -336,7 +294,7 @@ impl Controller {
         }
         let is_plain = decision.action == Action::None;
         self.plain_run = match decision.reason {
-            Reason::Model | Reason::Means if !is_plain => 0,
+            Reason::Model | Reason::Means if !is_plain || self.may_shrink() => 0,
             Reason::Model | Reason::Means | Reason::Probe | Reason::Bypass => {
                 self.plain_run.saturating_add(1)
             }
@@ -354,6 +312,7 @@ impl Controller {
         let mean = |mean: &mut f64, value: f64| *mean += WEIGHT * (value - *mean);
         let other = (outcome.cpu_s - outcome.encode_cpu_s - outcome.write_cpu_s).max(0.0);
         mean(&mut self.other_s, other / raw);
+        mean(&mut self.encode_s, outcome.encode_cpu_s / raw);
         if wire > 0.25 * raw {
             // Little blocks cost a call, not bytes.
             mean(&mut self.write_s, outcome.write_cpu_s / wire);
@@ -362,11 +321,12 @@ impl Controller {
         mean(&mut self.spent_wire, wire / raw);
         // What the guard has decided tells nothing of where the balance is.
         let is_free = !decision.is_some_and(|it| matches!(it.reason, Reason::Trial | Reason::Guard));
-        let steady = decision.map_or((true, true), |decision| decision.steady);
-        let grows = is_free && (!steady.1 || self.steady_run < STEADY_RUN);
+        let grows = is_free && decision.is_some_and(|decision| decision.tells);
         // What a receiver does is much the same as what a sender does beside encoding, with a copy more.
         let receiver_s = 2.0 * (self.other_s + self.write_s) / self.processors();
         self.link.observe(outcome, grows, receiver_s);
+        let change = if self.link.blocked_share() > IMPATIENT { IMPATIENCE } else { PATIENCE };
+        self.patience = (self.patience * change).clamp(LEAST_PATIENCE, 1.0);
         let Some(rate) = self.link.rate() else { return };
         let busy = outcome.cpu_s / self.processors();
         let carried = wire / rate;
@@ -375,20 +335,12 @@ impl Controller {
             self.block_s = longer;
         }
         mean(&mut self.block_s, longer);
-        if !is_free {
-            return;
-        }
-        let imbalance = (busy - carried) / self.block_s.max(1e-9);
-        let is_steady = if imbalance > 0.0 { steady.1 } else { steady.0 };
-        self.steady_run = if is_steady { self.steady_run.saturating_add(1) } else { 0 };
-        if self.steady_run <= STEADY_RUN {
-            self.balance(imbalance);
-        }
     }
 
     /// Takes note of what encoding a block came to that was decided on: to be called before it is written, since the
     /// transfer may be over before whoever writes it comes to [`Controller::observe`].
     pub fn encoded(&mut self, decision: &Decision, raw_bytes: u64, wire_bytes: u64, cpu_s: f64) {
+        self.link.settle(decision.expected_bytes);
         let share = &mut self.summary.actions[decision.action.index()];
         share.blocks += 1;
         share.raw_bytes += raw_bytes;
@@ -401,29 +353,35 @@ impl Controller {
         }
     }
 
-    /// Moves what processor time is worth: up where processors are the busier, down where the link is.
-    fn balance(&mut self, imbalance: f64) {
-        let Some(log_worth) = self.log_worth else { return };
-        let goes_on = imbalance * self.step > 0.0 && imbalance.abs() > 0.25;
-        let size = if goes_on { (self.step.abs() * ACCELERATION).min(MOST_STEP) } else { STEP };
-        self.step = size.copysign(imbalance);
-        let moved = log_worth + size * imbalance.clamp(-1.0, 1.0);
-        self.log_worth = Some(moved.clamp(-LOG_WORTH, LOG_WORTH));
+    /// Takes note of a block that is about to be written at `at_s`, whether or not it was decided on.
+    /// Tells how many bytes are under way then, for its [`Delivery`].
+    pub fn sending(&mut self, wire_bytes: u64, at_s: f64) -> f64 {
+        self.link.send(wire_bytes as f64, at_s)
     }
 
-    /// What processor time would be worth if all blocks were like the one with these estimates.
-    fn balanced(&self, estimates: &[Estimate; Action::ALL.len()], width: Option<u8>, rate: f64) -> f64 {
-        let time = |log_worth: f64| {
-            let action = self.cheapest(estimates, width, self.worth(rate, log_worth));
-            self.time_with(estimates[action.index()], rate)
-        };
-        let steps = (-16_i32..=16).map(|step| f64::from(step) / 16.0 * LOG_WORTH);
-        steps.min_by(|left, right| time(*left).total_cmp(&time(*right))).unwrap_or(0.0)
+    /// Takes note of a look for acknowledgements on a lane. `under_way` are the bytes of each block that has none, and
+    /// how many seconds ago it was written; `waiting` is what this told when the lane last looked.
+    pub fn looked(&mut self, under_way: impl Iterator<Item = (u64, f64)>, waiting: f64) -> f64 {
+        self.link.look(under_way.map(|(bytes, since_s)| (bytes as f64, since_s)), waiting)
     }
 
-    /// How many bytes on the wire a second of processor time is worth.
-    fn worth(&self, rate: f64, log_worth: f64) -> f64 {
-        rate / self.processors() * log_worth.exp()
+    /// Takes note of what will not happen with a lane that has ended: a decision of which nothing came, and
+    /// acknowledgements for so many bytes.
+    pub fn give_up(&mut self, decision: Option<&Decision>, wire_bytes: u64) {
+        self.link.settle(decision.map_or(0.0, |decision| decision.expected_bytes));
+        self.link.lose(wire_bytes as f64);
+    }
+
+    /// How long a lane had better wait at `at_s` before it decides, since an acknowledgement is about to tell how fast
+    /// the link is.
+    #[must_use]
+    pub fn wait(&self, at_s: f64) -> f64 {
+        match self.link.telling() {
+            Some((_, since_s)) if !self.link.has_answered() && is_near(&self.settings) => {
+                (since_s + FIRST_WAIT_S - at_s).max(0.0)
+            }
+            _ => 0.0,
+        }
     }
 
     /// How long a stream takes for each byte that takes so much of the processor and so much of the wire.
@@ -436,16 +394,29 @@ impl Controller {
         self.time_of(self.other_s + ns_per_byte * 1e-9 + ratio * self.write_s, ratio, rate)
     }
 
-    /// The best action for a block where a second of processor time is worth so many bytes on the wire.
-    fn cheapest(&self, estimates: &[Estimate; Action::ALL.len()], width: Option<u8>, worth: f64) -> Action {
-        let cost = |action: &Action| self.cost(estimates[action.index()], worth);
-        let possible = Action::ALL.into_iter().filter(|action| action.is_possible(width));
+    /// The action of least cost.
+    fn cheapest(&self, terms: &Terms<'_>) -> Action {
+        // What takes long makes late whatever may show that the link is faster than it seems.
+        let is_sure = self.link.is_confirmed() || (self.link.rate().is_none() && terms.rate < SURELY_SLOW);
+        let possible = Action::ALL.into_iter().filter(|action| {
+            action.is_possible(terms.width) && (is_sure || !matches!(action, Action::Zstd6 | Action::Zstd9))
+        });
+        let cost = |action: &Action| self.cost(*action, terms);
         possible.min_by(|left, right| cost(left).total_cmp(&cost(right))).unwrap_or(Action::None)
     }
 
-    /// What a block costs, in bytes on the wire for each byte of it.
-    fn cost(&self, Estimate { ratio, ns_per_byte }: Estimate, worth: f64) -> f64 {
-        ratio + worth * (ns_per_byte * 1e-9 + ratio * self.write_s)
+    /// The backlog with which a second of the processors is worth as much as one of the link.
+    fn even_s(&self) -> f64 {
+        self.patience * EVEN_S.max(EVEN_BLOCKS * self.block_s)
+    }
+
+    /// What a block costs in seconds: of processors, and of the link by what waits for it while the block does.
+    fn cost(&self, action: Action, terms: &Terms<'_>) -> f64 {
+        let Estimate { ratio, ns_per_byte } = terms.estimates[action.index()];
+        let encode_s = terms.raw_bytes * ns_per_byte * 1e-9;
+        let cpu_s = (encode_s + terms.raw_bytes * ratio * self.write_s) / self.processors();
+        let link_s = terms.raw_bytes * ratio / terms.rate;
+        cpu_s + link_s * (terms.backlog_s + 0.5 * link_s) / self.even_s()
     }
 
     /// Takes note of a block that the peer has acknowledged.
@@ -464,7 +435,7 @@ impl Controller {
     #[must_use]
     pub fn summary(&self) -> Summary {
         Summary {
-            price: 1.0 / (1.0 + (-self.log_worth.unwrap_or(0.0)).exp()),
+            price: self.price,
             link_bytes_per_s: self.link.rate(),
             processors: self.processors(),
             blocked_share: self.link.blocked_share(),
@@ -477,6 +448,11 @@ impl Controller {
     fn processors(&self) -> f64 {
         let shared = f64::from(self.settings.lanes) / self.link.contention();
         shared.min(f64::from(self.settings.cores)).max(0.125)
+    }
+
+    /// Whether the link is what everything waits for, and the last blocks would have been less for it.
+    fn may_shrink(&self) -> bool {
+        self.price < PLAIN_PRICE && self.zstd1.ratio < PLAIN_RATIO
     }
 
     fn bypasses(&self) -> bool {
@@ -492,26 +468,12 @@ impl Controller {
         self.guard.consider([(Action::None, fixed(plain)), (Action::Zstd1, fixed(self.zstd1))]);
     }
 
-    /// Chooses while nothing was acknowledged. One block tells of a link that needs no compression. The longer its
-    /// acknowledgement takes, the less the link can carry, and the more the others are compressed.
-    fn start(
-        &mut self,
-        look: Look<'_>,
-        estimates: &[Estimate; Action::ALL.len()],
-        width: Option<u8>,
-        at_s: f64,
-    ) -> Action {
-        let is_near = is_near(&self.settings);
-        let is_first = self.started_s.is_none();
-        let started_s = *self.started_s.get_or_insert(at_s);
-        if matches!(look, Look::Incompressible | Look::Unseen) || (is_first && is_near) {
-            return Action::None;
-        }
-        let waited_s = at_s - started_s - self.settings.round_trip_s.unwrap_or(0.0);
-        let most = f64::from(self.settings.lanes) * FIRST_BYTES / waited_s.max(1e-6);
-        let rate = most.min(unknown_rate(&self.settings));
-        let log_worth = self.balanced(estimates, width, rate);
-        self.cheapest(estimates, width, self.worth(rate, log_worth))
+    /// What the link is taken to carry while nothing was acknowledged: the longer that takes, the less.
+    fn presumed_rate(&self, at_s: f64) -> f64 {
+        let unknown = unknown_rate(&self.settings);
+        let Some((bytes, since_s)) = self.link.telling() else { return unknown };
+        let waited_s = at_s - since_s - self.settings.round_trip_s.unwrap_or(0.0);
+        if waited_s > 0.0 { unknown.min(bytes / waited_s) } else { unknown }
     }
 
     fn choose(
@@ -519,35 +481,38 @@ impl Controller {
         look: Look<'_>,
         estimates: &[Estimate; Action::ALL.len()],
         width: Option<u8>,
-        at_s: f64,
+        (raw_bytes, at_s): (f64, f64),
     ) -> Decision {
-        let predicted = matches!(look, Look::Predicted(_));
+        let known = self.link.rate();
+        let rate = known.unwrap_or_else(|| self.presumed_rate(at_s));
+        // All lanes encode at the same time, and meanwhile the link goes on.
+        let meanwhile_s =
+            MEANWHILE * raw_bytes * self.encode_s * f64::from(self.settings.lanes) / self.processors();
+        let backlog_s = (self.link.backlog_s(at_s, rate) - meanwhile_s).max(0.0);
+        let backlog_s = backlog_s.min(MOST_BACKLOG * self.even_s());
+        let terms = Terms { estimates, width, raw_bytes, rate, backlog_s };
+        let even_s = self.even_s();
+        self.price += WEIGHT * (even_s / (even_s + backlog_s) - self.price);
+        let best = match look {
+            Look::Predicted(_) | Look::Compressible => self.cheapest(&terms),
+            Look::Incompressible | Look::Unseen => Action::None,
+        };
         let decide = |phase: u32, action: Action, reason| Decision {
             action,
             expected: estimates[action.index()],
             reason,
-            predicted,
+            predicted: matches!(look, Look::Predicted(_)),
             phase,
-            steady: (true, true),
+            expected_bytes: raw_bytes * estimates[action.index()].ratio,
+            tells: false,
         };
-        let Some(rate) = self.link.rate() else {
-            let action = self.start(look, estimates, width, at_s);
-            return decide(self.guard.phase(), action, Reason::Start);
-        };
-        let log_worth = self.log_worth.unwrap_or_else(|| self.balanced(estimates, width, rate));
-        self.log_worth = Some(log_worth);
-        let worth = self.worth(rate, log_worth);
-        let best = match look {
-            Look::Predicted(_) | Look::Compressible => self.cheapest(estimates, width, worth),
-            Look::Incompressible | Look::Unseen => Action::None,
-        };
-        let excess = |action: Action| {
-            self.cost(estimates[action.index()], worth) / self.cost(estimates[best.index()], worth) - 1.0
-        };
+        if known.is_none() {
+            return decide(self.guard.phase(), best, Reason::Start);
+        }
         if let (Mode::Held(action) | Mode::Trial(action), Look::Predicted(_) | Look::Compressible) =
             (self.guard.mode(), look)
         {
-            self.guard.charge(excess(action));
+            self.guard.charge(self.cost(action, &terms) / self.cost(best, &terms) - 1.0);
         }
         let mode = self.guard.take();
         let phase = self.guard.phase();
@@ -565,10 +530,19 @@ impl Controller {
             Look::Compressible => Reason::Means,
             Look::Predicted(_) => Reason::Model,
         };
-        let at = |log_worth: f64| self.cheapest(estimates, width, self.worth(rate, log_worth));
-        let steady = (at(-LOG_WORTH) == best, at(LOG_WORTH) == best);
-        Decision { steady, ..decide(best, reason) }
+        let faster = Terms { rate: rate * FASTER, backlog_s: backlog_s / FASTER, ..terms };
+        Decision { tells: self.cheapest(&faster) != best, ..decide(best, reason) }
     }
+}
+
+/// What a decision is made from.
+struct Terms<'a> {
+    estimates: &'a [Estimate; Action::ALL.len()],
+    width: Option<u8>,
+    raw_bytes: f64,
+    /// What the link carries, in bytes a second, and how long it takes for what is on the way to it.
+    rate: f64,
+    backlog_s: f64,
 }
 
 fn is_near(settings: &Settings) -> bool {
@@ -577,6 +551,10 @@ fn is_near(settings: &Settings) -> bool {
 
 /// What a link of which nothing but its round trip is known is taken to carry, in bytes a second.
 fn unknown_rate(settings: &Settings) -> f64 {
-    let [near, far] = UNKNOWN_RATE;
-    (near * NEAR_S / settings.round_trip_s.unwrap_or(0.0).max(NEAR_S)).max(far)
+    let [local, near] = UNKNOWN_RATE;
+    match settings.round_trip_s {
+        _ if settings.is_local => local,
+        Some(time) => near.min(SLOW_START_BYTES / time.max(1e-6)),
+        None => near,
+    }
 }

@@ -1,23 +1,43 @@
 //! What the link is taken to carry.
 
-use super::controller::{Delivery, Outcome};
+use super::controller::{Delivery, Outcome, Settings};
 
 /// The share of its time that a lane has to be kept waiting for, for the link to be what everything waits for.
 const BLOCKED: f64 = 0.1;
+/// A share that may come from anything.
+const HARDLY: f64 = 0.03;
+/// The same where lanes wait for processors, too.
+const CERTAIN: f64 = 0.25;
 /// From this ratio of time to processor time on, lanes wait for processors, and so would a receiver on this machine.
 const CONTENDED: f64 = 1.25;
 /// A receiver that has to wait for processors is slower than it would be by at most this.
 const EXPLAINED: f64 = 4.0;
-/// How long blocks must be under way for the link to have a queue: so many times the least, and this much longer.
-const QUEUED_TIMES: f64 = 3.0;
-const QUEUED_S: f64 = 0.01;
+/// How long a block must be under way for the link to have a queue: so many times the least, and this much.
+const QUEUED_TIMES: f64 = 2.0;
+const QUEUED_S: f64 = 0.006;
 /// By which share the estimate grows by itself with a block while the link keeps nobody waiting: right after it did,
 /// how much more with each block since, and at most, as before it ever did.
 const GROWTH: f64 = 0.04;
 const ACCELERATION: f64 = 1.15;
 const MOST_GROWTH: f64 = 0.25;
-/// How far it grows beyond what was ever seen.
-const MOST_BEYOND: f64 = 2.0;
+/// How far it grows beyond what was seen: while the link was the limit lately, while lanes wait for processors, else, and
+/// while it was never seen to be the limit.
+const MOST_BEYOND: [f64; 4] = [1.15, 1.5, 2.0, 3.0];
+/// For how many blocks it counts as that.
+const LATELY: u32 = 12;
+/// Less on the wire than this tells nothing of how fast the link is.
+const TELLING_BYTES: f64 = 16_384.0;
+/// By how much what the link can carry at most is taken to be more with each block that shows no bound.
+const FORGET: f64 = 1.1;
+/// What is left with each block of an estimate that is beyond that.
+const FADE: f64 = 0.95;
+/// What a receiver takes for a block until it acknowledges it, in seconds: about, and for the first ones.
+const ANSWER_S: f64 = 0.0015;
+const FIRST_ANSWER_S: f64 = 0.008;
+/// A first answer that takes so many times as long is the link's.
+const CERTAIN_ANSWERS: f64 = 2.5;
+/// Fewer bytes under way than this bound nothing: they tell more of the receiver than of the link.
+const BOUNDING_BYTES: f64 = 262_144.0;
 /// How fast it follows what is seen while the link does.
 const FOLLOW: f64 = 0.3;
 
@@ -28,12 +48,13 @@ pub(super) struct Link {
     is_local: bool,
     /// What is allowed on it, in bytes a second.
     allowed: f64,
+    /// How long a round trip takes that nothing delays, in seconds.
+    round_trip_s: f64,
     /// The most that it is taken to carry by the first acknowledgement, in bytes a second.
     first_rate: f64,
     rate: Option<f64>,
     /// The share by which it grows with the next block that the link keeps waiting for nothing.
     growth: f64,
-    lanes: u32,
     /// What is left of sums over blocks with each new one.
     decay: f64,
     /// Sums over the last blocks, in seconds and bytes.
@@ -44,23 +65,44 @@ pub(super) struct Link {
     acked_bytes: f64,
     acked_s: f64,
     last_ack_s: Option<f64>,
-    /// The least, and a mean of the last, that blocks were under way.
+    /// The least that blocks were under way.
     least_latency_s: f64,
-    latency_s: f64,
     most_seen: f64,
+    /// The most that it can carry, since blocks have taken as long as they have; more with each block.
+    bound: f64,
+    /// Whether it is known for sure to be as slow as it seems.
+    is_confirmed: bool,
+    /// Whether it was the limit by the last acknowledgement, and sums over the last blocks for which it was, in bytes
+    /// and seconds.
+    was_limit: bool,
+    busy_bytes: f64,
+    busy_s: f64,
+    /// Blocks that were written since the link was the limit.
+    since_limit: u32,
+    /// Bytes on the wire: of blocks that were decided on, as far as is known before they are encoded; of those that are
+    /// under way, at most; those that were for long when their lanes last looked; and what waits for the link, and when that
+    /// was so.
+    pending: f64,
+    in_flight: f64,
+    late: f64,
+    queued: f64,
+    queued_at_s: f64,
+    /// Since when something is under way, or about to be.
+    busy_since_s: f64,
     /// What a receiver on this machine would take for a byte, in seconds.
     receiver_s: f64,
 }
 
 impl Link {
-    pub(super) fn new(lanes: u32, is_local: bool, allowed: Option<f64>, first_rate: f64) -> Link {
+    pub(super) fn new(settings: &Settings, first_rate: f64) -> Link {
+        let (lanes, allowed) = (settings.lanes, settings.limit_bytes_per_s);
         Link {
-            is_local,
+            is_local: settings.is_local,
+            round_trip_s: settings.round_trip_s.unwrap_or(0.0),
             first_rate,
             allowed: allowed.map_or(f64::INFINITY, |rate| rate.max(1.0)),
             rate: allowed,
             growth: MOST_GROWTH,
-            lanes,
             decay: 1.0 - 1.0 / f64::from(4 + 2 * lanes.min(64)),
             busy_wall_s: 0.0,
             busy_cpu_s: 0.0,
@@ -70,19 +112,106 @@ impl Link {
             acked_s: 0.0,
             last_ack_s: None,
             least_latency_s: f64::INFINITY,
-            latency_s: 0.0,
             most_seen: 0.0,
+            bound: f64::INFINITY,
+            is_confirmed: allowed.is_some(),
+            was_limit: false,
+            busy_bytes: 0.0,
+            busy_s: 0.0,
+            since_limit: LATELY,
+            pending: 0.0,
+            in_flight: 0.0,
+            late: 0.0,
+            queued: 0.0,
+            queued_at_s: 0.0,
+            busy_since_s: 0.0,
             receiver_s: 0.0,
         }
     }
 
+    /// A transfer begins, of which nothing is under way.
     pub(super) fn resume(&mut self) {
         self.last_ack_s = None;
+        self.was_limit = false;
+        (self.pending, self.in_flight, self.late, self.queued) = (0.0, 0.0, 0.0, 0.0);
+    }
+
+    /// A block was decided on that is expected to be so long on the wire.
+    pub(super) fn expect(&mut self, bytes: f64, at_s: f64) {
+        if self.in_flight + self.pending < TELLING_BYTES {
+            self.busy_since_s = at_s;
+        }
+        self.pending += bytes;
+    }
+
+    /// A block that was expected to be so long is encoded, or given up.
+    pub(super) fn settle(&mut self, bytes: f64) {
+        self.pending = (self.pending - bytes).max(0.0);
+    }
+
+    /// So many bytes are about to be written. Tells how many are under way then.
+    pub(super) fn send(&mut self, bytes: f64, at_s: f64) -> f64 {
+        self.pass(at_s);
+        self.in_flight += bytes;
+        self.queued += bytes;
+        self.in_flight
+    }
+
+    /// So many bytes under way are lost with their lane.
+    pub(super) fn lose(&mut self, bytes: f64) {
+        self.in_flight = (self.in_flight - bytes).max(0.0);
+        self.queued = self.queued.min(self.in_flight);
+    }
+
+    /// A lane has looked for acknowledgements. `under_way` are the bytes of each block that has none, and how long ago
+    /// it was written; those that wait for the link were `waiting` when the lane last looked. Tells how many do now.
+    pub(super) fn look(&mut self, under_way: impl Iterator<Item = (f64, f64)>, waiting: f64) -> f64 {
+        let unqueued_s = self.unqueued_s();
+        let late: f64 = under_way.filter(|(_, since_s)| *since_s > unqueued_s).map(|(bytes, _)| bytes).sum();
+        self.late = (self.late + late - waiting).max(0.0);
+        late
+    }
+
+    /// How long the link takes for what is on the way to it, in seconds.
+    pub(super) fn backlog_s(&mut self, at_s: f64, rate: f64) -> f64 {
+        self.pass(at_s);
+        (self.queued + self.pending) / rate
+    }
+
+    /// Bytes under way or about to be, if they tell how fast the link is once they are acknowledged, and since when.
+    pub(super) fn telling(&self) -> Option<(f64, f64)> {
+        let bytes = self.in_flight + self.pending;
+        (bytes >= TELLING_BYTES).then_some((bytes, self.busy_since_s))
+    }
+
+    /// Time passes until `at_s`.
+    fn pass(&mut self, at_s: f64) {
+        let passed_s = (at_s - self.queued_at_s).max(0.0);
+        self.queued_at_s = self.queued_at_s.max(at_s);
+        let left = self.queued - self.rate.unwrap_or(0.0) * passed_s;
+        let late = if self.contention() > CONTENDED { 0.0 } else { self.late };
+        self.queued = left.max(late).clamp(0.0, self.in_flight);
+    }
+
+    /// How long blocks are under way at most where the link has no queue.
+    fn unqueued_s(&self) -> f64 {
+        let least_s = if self.least_latency_s.is_finite() { self.least_latency_s } else { 0.0 };
+        QUEUED_TIMES * least_s + QUEUED_S
     }
 
     /// Bytes a second; none before anything was acknowledged.
     pub(super) fn rate(&self) -> Option<f64> {
         self.rate
+    }
+
+    /// Whether anything was acknowledged.
+    pub(super) fn has_answered(&self) -> bool {
+        self.most_seen > 0.0
+    }
+
+    /// Whether it is known for sure to be as slow as it seems.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.is_confirmed
     }
 
     /// How much longer than its processor time work takes.
@@ -96,13 +225,15 @@ impl Link {
     }
 
     /// Whether the link is what everything waits for.
-    fn is_limit(&self) -> bool {
-        let queued = self.latency_s > QUEUED_TIMES * self.least_latency_s + QUEUED_S;
-        if self.blocked_share() <= BLOCKED && !queued {
+    pub(super) fn is_limit(&self) -> bool {
+        let is_contended = self.contention() > CONTENDED;
+        let waits = self.blocked_share() > if is_contended { CERTAIN } else { BLOCKED };
+        // Lanes that wait for processors, and a receiver that may share them, explain late answers.
+        if !waits && (is_contended || self.late == 0.0) {
             return false;
         }
         // The receiver on this machine may be slow for want of the processors that this side uses.
-        let is_starved = self.is_local && self.contention() > CONTENDED;
+        let is_starved = self.is_local && is_contended;
         !is_starved || self.seen() * EXPLAINED * self.receiver_s < 1.0
     }
 
@@ -129,37 +260,81 @@ impl Link {
         if self.is_limit() {
             return;
         }
+        self.since_limit = self.since_limit.saturating_add(1);
         let growth = 1.0 + self.growth;
         self.growth = (self.growth * ACCELERATION).min(MOST_GROWTH);
-        let grown = (rate.max(self.seen()) * growth).min(MOST_BEYOND * self.most_seen);
+        let grown = (rate.max(self.seen()) * growth).min(self.most_believed()).min(self.bound);
         self.rate = Some(rate.max(grown).min(self.allowed));
     }
 
     /// Takes note of a block that was acknowledged, and tells how long after the one before.
     pub(super) fn delivered(&mut self, delivery: &Delivery) -> Option<f64> {
+        self.pass(delivery.at_s);
+        let wire = delivery.wire_bytes as f64;
+        self.lose(wire);
         let between = self.last_ack_s.map(|last| (delivery.at_s - last).max(0.0));
         self.last_ack_s = Some(delivery.at_s);
-        self.acked_bytes = self.acked_bytes * self.decay + delivery.wire_bytes as f64;
+        self.acked_bytes = self.acked_bytes * self.decay + wire;
         self.acked_s = self.acked_s * self.decay + between.unwrap_or(delivery.since_s);
-        self.least_latency_s = self.least_latency_s.min(delivery.since_s);
-        self.latency_s += 0.3 * (delivery.latency_s - self.latency_s);
+        if wire >= TELLING_BYTES {
+            self.least_latency_s = self.least_latency_s.min(delivery.since_s);
+        }
         let seen = self.seen();
         self.most_seen = (self.most_seen * 0.999).max(seen);
-        let rate = self.rate.unwrap_or_else(|| {
-            // The first acknowledgement came at some time between two looks, and the block had the link for itself
-            // or shared it with those of all lanes.
-            let least = delivery.latency_s.max(delivery.since_s / 16.0);
-            let share = f64::from(self.lanes.min(16)).sqrt();
-            let rate = share * delivery.wire_bytes as f64 / (least * delivery.since_s).sqrt().max(1e-6);
-            rate.min(self.first_rate)
-        });
+        let under_way_s = delivery.latency_s - ANSWER_S.max(self.least_latency_s);
+        self.bound *= FORGET;
+        if under_way_s > 0.0 && delivery.ahead_bytes >= BOUNDING_BYTES {
+            // What was under way when it was written was before it.
+            self.bound = self.bound.min(delivery.ahead_bytes / under_way_s).max(seen);
+        }
+        let Some(rate) = self.rate else {
+            if wire < TELLING_BYTES {
+                return between;
+            }
+            // Some of the time is the receiver's.
+            let since_s = delivery.since_s - self.round_trip_s;
+            let least_s = (since_s - FIRST_ANSWER_S).max(0.5 * since_s).max(1e-6);
+            self.rate = Some((wire / least_s).min(self.first_rate).min(self.allowed));
+            self.is_confirmed |= since_s > CERTAIN_ANSWERS * FIRST_ANSWER_S;
+            return between;
+        };
+        // Whatever else it carried, it carried this block while it was under way.
+        let [.., open, unknown] = MOST_BEYOND;
+        let most = if self.is_confirmed { open } else { unknown } * self.most_seen;
+        let faded = rate.min(most.max(FADE * rate));
+        let rate = faded.max(wire / delivery.since_s.max(1e-6)).min(self.allowed);
+        self.rate = Some(rate);
         let is_limit = self.is_limit();
+        let was_limit = std::mem::replace(&mut self.was_limit, is_limit);
         if is_limit {
             self.growth = GROWTH;
+            self.since_limit = 0;
+            self.is_confirmed = true;
+            if let (true, Some(between)) = (was_limit, between) {
+                // It has not idled since the last one.
+                self.busy_bytes = self.busy_bytes * self.decay + wire;
+                self.busy_s = self.busy_s * self.decay + between;
+                let carried = seen.max(self.busy_bytes / self.busy_s.max(wire / rate * 0.1));
+                self.most_seen = seen.max(0.9 * self.most_seen);
+                self.rate = Some((rate + FOLLOW * (carried - rate)).min(self.allowed));
+            }
         }
-        let followed = if is_limit { rate + FOLLOW * (seen - rate) } else { rate };
-        self.rate = Some(followed.min(self.allowed));
         between
+    }
+
+    /// What it is taken to carry at most beyond what was seen.
+    fn most_believed(&self) -> f64 {
+        let [limit, contended, open, unknown] = MOST_BEYOND;
+        if !self.is_confirmed {
+            return unknown * self.most_seen;
+        }
+        let beyond = match (self.since_limit < LATELY, self.contention() > CONTENDED) {
+            (true, _) => limit,
+            (false, true) if self.blocked_share() > HARDLY => limit,
+            (false, true) => contended,
+            (false, false) => open,
+        };
+        beyond * self.most_seen
     }
 
     /// What the link took lately, in bytes a second.

@@ -14,13 +14,13 @@ mod model;
 mod sample;
 #[cfg(test)]
 mod simulation;
+mod summary;
 #[cfg(test)]
 mod tests;
 
 pub use actions::{Action, UnknownAction};
 pub use calibration::calibration_sample;
-pub use controller::{
-    ActionShare, Controller, Decision, Delivery, Estimate, Look, Outcome, Reason, Settings, Summary,
-};
+pub use controller::{Controller, Decision, Delivery, Estimate, Look, Outcome, Reason, Settings};
 pub use features::{FEATURES, Features};
 pub use model::{Model, ModelError, Prediction, Reference};
+pub use summary::{ActionShare, Summary};

@@ -8,8 +8,6 @@ const BLOCK: f64 = 1_048_576.0;
 pub(super) const MBPS: f64 = 125_000.0;
 const READ_NS: f64 = 0.12;
 const WRITE_NS: f64 = 0.35;
-/// As in dwcp-net.
-const FIRST_WAIT_S: f64 = 0.002;
 const COUNT: usize = Action::ALL.len();
 
 /// Ratio and nanoseconds for each byte, as measured on real blocks of such content, by the number of the action.
@@ -77,6 +75,8 @@ pub(super) struct World {
     /// Bytes that wait for the link at most.
     pub(super) queue_bytes: f64,
     pub(super) round_trip_s: f64,
+    /// What the receiver takes for a block until it acknowledges it.
+    pub(super) answer_s: f64,
     /// The receiver works on the same cores.
     pub(super) is_local: bool,
     /// The controller is told that it does.
@@ -98,6 +98,7 @@ impl World {
             slowness: vec![(0.0, 1.0)],
             queue_bytes: lanes as f64 * 2.5e6,
             round_trip_s: 0.0005,
+            answer_s: 0.001,
             is_local: false,
             is_near: false,
             has_model: true,
@@ -168,6 +169,7 @@ impl Cores {
 struct Flying {
     raw: u64,
     wire: u64,
+    ahead: f64,
     phase: u32,
     written_from: f64,
     written: f64,
@@ -189,97 +191,185 @@ fn shade(block: usize) -> f64 {
     1.0 + 0.1 * (((block * 7_919 + 13) % 101) as f64 / 50.0 - 1.0)
 }
 
-/// Sends `contents` block by block.
-pub(super) fn run(world: &World, contents: &[Content], policy: &Policy) -> Run {
-    let settings = Settings {
-        lanes: world.lanes as u32,
-        cores: world.cores as u32,
-        round_trip_s: Some(world.round_trip_s),
-        is_local: world.is_near,
-        limit_bytes_per_s: None,
-    };
-    let mut controller = Controller::new(settings);
-    let mut cores = Cores::new(world);
-    let mut ready: Vec<f64> = (0..world.lanes).map(|lane| lane as f64 * 1e-4).collect();
-    let mut cycle_from = ready.clone();
-    let mut polled = ready.clone();
-    let mut flying: Vec<Vec<Flying>> = (0..world.lanes).map(|_| Vec::new()).collect();
-    let (mut link_free, mut end) = (0.0_f64, 0.0_f64);
-    let mut chosen = Vec::new();
-    for (number, content) in contents.iter().enumerate() {
-        let lane = (0..world.lanes).min_by(|a, b| ready[*a].total_cmp(&ready[*b])).unwrap();
-        let now = ready[lane];
-        let slowness = at(&world.slowness, now);
-        let (seen, rest) =
-            std::mem::take(&mut flying[lane]).into_iter().partition::<Vec<_>, _>(|block| block.acked <= now);
-        flying[lane] = rest;
+/// A session in virtual time.
+struct Session<'w> {
+    world: &'w World,
+    policy: &'w Policy,
+    controller: Controller,
+    cores: Cores,
+    /// By lane: when it can go on, since when it works on what is next, when it last looked for acknowledgements, and
+    /// what is on its way.
+    ready: Vec<f64>,
+    cycle_from: Vec<f64>,
+    polled: Vec<f64>,
+    flying: Vec<Vec<Flying>>,
+    waiting: Vec<f64>,
+    link_free: f64,
+    end: f64,
+    /// Blocks so far.
+    blocks: usize,
+}
+
+impl<'w> Session<'w> {
+    fn new(world: &'w World, policy: &'w Policy) -> Session<'w> {
+        let settings = Settings {
+            lanes: world.lanes as u32,
+            cores: world.cores as u32,
+            round_trip_s: Some(world.round_trip_s),
+            is_local: world.is_near,
+            limit_bytes_per_s: None,
+        };
+        let starts: Vec<f64> = (0..world.lanes).map(|lane| lane as f64 * 1e-4).collect();
+        Session {
+            world,
+            policy,
+            controller: Controller::new(settings),
+            cores: Cores::new(world),
+            ready: starts.clone(),
+            cycle_from: starts.clone(),
+            polled: starts,
+            flying: (0..world.lanes).map(|_| Vec::new()).collect(),
+            waiting: vec![0.0; world.lanes],
+            link_free: 0.0,
+            end: 0.0,
+            blocks: 0,
+        }
+    }
+
+    /// Sends `contents` block by block after all that was sent before.
+    fn transfer(&mut self, contents: &[Content]) -> Run {
+        let begin = self.end;
+        for lane in 0..self.world.lanes {
+            let ready = begin + lane as f64 * 1e-4;
+            (self.ready[lane], self.cycle_from[lane], self.polled[lane]) = (ready, ready, ready);
+        }
+        self.controller.resume();
+        let mut chosen = Vec::new();
+        for content in contents {
+            chosen.push(self.send(content));
+        }
+        // Lanes that have nothing left to send wait for acknowledgements.
+        let mut answers: Vec<(f64, usize)> = Vec::new();
+        for (lane, blocks) in self.flying.iter().enumerate() {
+            answers.extend(blocks.iter().map(|block| (block.acked.max(self.ready[lane]), lane)));
+        }
+        answers.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for (at, lane) in answers {
+            self.look(lane, at);
+        }
+        Run { seconds: self.end - begin, chosen }
+    }
+
+    /// A lane takes the acknowledgements that are there.
+    fn look(&mut self, lane: usize, now: f64) {
+        let (seen, rest) = std::mem::take(&mut self.flying[lane])
+            .into_iter()
+            .partition::<Vec<_>, _>(|block| block.acked <= now);
+        self.flying[lane] = rest;
         for block in seen {
-            controller.delivered(&Delivery {
+            self.controller.delivered(&Delivery {
                 raw_bytes: block.raw,
                 wire_bytes: block.wire,
+                ahead_bytes: block.ahead,
                 phase: block.phase,
                 since_s: now - block.written_from,
-                latency_s: (polled[lane] - block.written).max(0.0),
+                latency_s: (self.polled[lane] - block.written).max(0.0),
                 at_s: now,
             });
         }
-        polled[lane] = now;
-        let shade = shade(number);
+        self.polled[lane] = now;
+        let under_way = self.flying[lane].iter().map(|block| (block.wire, now - block.written));
+        self.waiting[lane] = self.controller.looked(under_way, self.waiting[lane]);
+    }
+
+    /// The lane that can go on first, once nothing is worth waiting for before it decides.
+    fn next_lane(&mut self) -> usize {
+        loop {
+            let first =
+                |times: &[f64]| (0..self.world.lanes).min_by(|a, b| times[*a].total_cmp(&times[*b])).unwrap();
+            let lane = first(&self.ready);
+            let now = self.ready[lane];
+            self.look(lane, now);
+            let wait = self.controller.wait(now);
+            if wait <= 0.0 || matches!(self.policy, Policy::Fixed(_)) {
+                return lane;
+            }
+            // Whoever has sent the first block sees what comes back, and lets the others know.
+            let answers = self.flying.iter().flatten().map(|block| block.acked).filter(|at| *at > now);
+            let until = answers.fold(now + wait, f64::min).max(now + 1e-6);
+            for other in 0..self.world.lanes {
+                if self.ready[other] < until {
+                    self.look(other, until);
+                    (self.ready[other], self.cycle_from[other], self.polled[other]) = (until, until, until);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, content: &Content) -> (Action, Reason) {
+        let world = self.world;
+        let lane = self.next_lane();
+        let now = self.ready[lane];
+        let slowness = at(&world.slowness, now);
+        let shade = shade(self.blocks);
+        self.blocks += 1;
         let true_of = |action: usize| Estimate {
             ratio: if content[action].0 < 1.0 { (content[action].0 * shade).min(1.0) } else { 1.0 },
             ns_per_byte: content[action].1 * shade,
         };
+        let wants_look = self.controller.wants_look();
         let decision = {
             let estimates: [Estimate; COUNT] = std::array::from_fn(|action| {
                 let real = true_of(action);
                 let wrong = if action == 0 { (1.0, 1.0) } else { world.wrong };
                 Estimate { ratio: (real.ratio * wrong.0).min(1.0), ns_per_byte: real.ns_per_byte * wrong.1 }
             });
-            let look = match (controller.wants_look(), world.has_model) {
+            let look = match (wants_look, world.has_model) {
                 (false, _) => Look::Unseen,
                 (true, true) => Look::Predicted(&estimates),
                 (true, false) if content[Action::Zstd1.index()].0 < 0.97 => Look::Compressible,
                 (true, false) => Look::Incompressible,
             };
-            controller.decide(look, None, now)
+            self.controller.decide(look, None, BLOCK as u64, now)
         };
-        let action = match policy {
+        let action = match self.policy {
             Policy::Auto => decision.action,
             Policy::Fixed(action) => *action,
         };
-        chosen.push((action, decision.reason));
         let real = true_of(action.index());
-        let look_cpu = if controller.wants_look() && matches!(policy, Policy::Auto) { 25e-6 } else { 0.0 };
+        let look_cpu = if wants_look && matches!(self.policy, Policy::Auto) { 25e-6 } else { 0.0 };
         let encode_cpu = (real.ns_per_byte * 1e-9 * BLOCK + look_cpu) * slowness;
         let read_cpu = READ_NS * 1e-9 * BLOCK * slowness;
         let wire = (real.ratio * BLOCK).max(1.0);
         let write_cpu = WRITE_NS * 1e-9 * wire * slowness;
-        let copied = cores.work(now, (encode_cpu + read_cpu + write_cpu) * world.starved);
+        let copied = self.cores.work(now, (encode_cpu + read_cpu + write_cpu) * world.starved);
         let encoded = copied - write_cpu * world.starved;
-        let arrived = passed(&world.rates, link_free.max(copied), wire);
+        let arrived = passed(&world.rates, self.link_free.max(copied), wire);
         // The writer waits until all but a queue's length has gone.
-        let queued = (link_free.max(copied) - copied) * at(&world.rates, copied) + wire;
+        let queued = (self.link_free.max(copied) - copied) * at(&world.rates, copied) + wire;
         let waits = (queued - world.queue_bytes).max(0.0);
         let written = if waits > 0.0 { passed(&world.rates, copied, waits) } else { copied };
-        link_free = arrived;
+        self.link_free = arrived;
         let stored = if world.is_local {
             let decode = real.ns_per_byte * 0.3 + if action == Action::None { 0.25 } else { 0.35 };
-            cores.work(arrived, (decode * BLOCK + 0.5 * wire) * 1e-9 * slowness * world.starved)
+            self.cores.work(arrived, (decode * BLOCK + 0.5 * wire) * 1e-9 * slowness * world.starved)
         } else {
-            arrived
+            arrived + world.answer_s
         };
         let acked = stored + world.round_trip_s;
-        end = end.max(acked);
-        flying[lane].push(Flying {
+        self.end = self.end.max(acked);
+        self.controller.encoded(&decision, BLOCK as u64, wire as u64, encode_cpu);
+        let ahead = self.controller.sending(wire as u64, encoded);
+        self.flying[lane].push(Flying {
             raw: BLOCK as u64,
             wire: wire as u64,
+            ahead,
             phase: decision.phase,
             written_from: encoded,
             written,
             acked,
         });
-        controller.encoded(&decision, BLOCK as u64, wire as u64, encode_cpu);
-        controller.observe(
+        self.controller.observe(
             Some(&decision),
             &Outcome {
                 raw_bytes: BLOCK as u64,
@@ -291,18 +381,24 @@ pub(super) fn run(world: &World, contents: &[Content], policy: &Policy) -> Run {
                 busy_cpu_s: encode_cpu + read_cpu,
                 write_wall_s: written - encoded,
                 delay_s: Some(copied - now - encode_cpu - read_cpu - write_cpu),
-                cycle_s: written - cycle_from[lane],
+                cycle_s: written - self.cycle_from[lane],
             },
         );
-        cycle_from[lane] = written;
-        ready[lane] = written;
-        if decision.awaits_answer() {
-            // Before the link is known, a lane waits a little for what its first block shows.
-            ready[lane] = acked.min(written + FIRST_WAIT_S).max(written);
-            (cycle_from[lane], polled[lane]) = (ready[lane], ready[lane]);
-        }
+        self.cycle_from[lane] = written;
+        self.ready[lane] = written;
+        (action, decision.reason)
     }
-    Run { seconds: end, chosen }
+}
+
+/// Sends each of the transfers in a session, one after the other.
+pub(super) fn session(world: &World, transfers: &[&[Content]], policy: &Policy) -> Vec<Run> {
+    let mut session = Session::new(world, policy);
+    transfers.iter().map(|contents| session.transfer(contents)).collect()
+}
+
+/// Sends `contents` in a session of its own.
+pub(super) fn run(world: &World, contents: &[Content], policy: &Policy) -> Run {
+    Session::new(world, policy).transfer(contents)
 }
 
 pub(super) fn auto(world: &World, contents: &[Content]) -> Run {
@@ -311,10 +407,21 @@ pub(super) fn auto(world: &World, contents: &[Content]) -> Run {
 
 /// The least time with one action for everything, and which.
 pub(super) fn best_fixed(world: &World, contents: &[Content]) -> (f64, Action) {
-    let all = Action::ALL.into_iter().filter(|action| action.is_possible(None));
-    all.map(|action| (run(world, contents, &Policy::Fixed(action)).seconds, action))
+    fixed()
+        .map(|action| (run(world, contents, &Policy::Fixed(action)).seconds, action))
         .min_by(|left, right| left.0.total_cmp(&right.0))
         .unwrap()
+}
+
+/// The least time of each of the transfers of a session with one action for everything.
+pub(super) fn best_fixed_each(world: &World, transfers: &[&[Content]]) -> Vec<f64> {
+    let sessions: Vec<_> = fixed().map(|action| session(world, transfers, &Policy::Fixed(action))).collect();
+    let least = |turn: usize| sessions.iter().map(|runs| runs[turn].seconds).fold(f64::INFINITY, f64::min);
+    (0..transfers.len()).map(least).collect()
+}
+
+fn fixed() -> impl Iterator<Item = Action> {
+    Action::ALL.into_iter().filter(|action| action.is_possible(None))
 }
 
 /// A time that no choice of actions can be below.

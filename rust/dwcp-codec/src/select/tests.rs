@@ -14,7 +14,7 @@ const MACHINES: [(usize, usize); 4] = [(1, 1), (4, 2), (4, 4), (8, 2)];
 fn check_all(change: impl Fn(World) -> World, most_over_guard: f64) -> f64 {
     let streams =
         [vec![TEXT; BLOCKS], vec![NOISE; BLOCKS], vec![HEAP; BLOCKS], machine(BLOCKS), mixed(BLOCKS)];
-    let (mut sum, mut count) = (0.0, 0.0);
+    let (mut sum, mut count, mut slow) = (0.0, 0.0, Vec::new());
     for (lanes, cores) in MACHINES {
         for mbps in RATES {
             for (number, contents) in streams.iter().enumerate() {
@@ -22,22 +22,23 @@ fn check_all(change: impl Fn(World) -> World, most_over_guard: f64) -> f64 {
                 let fixed = |action| run(&world, contents, &Policy::Fixed(action)).seconds;
                 let guard = fixed(Action::None).min(fixed(Action::Zstd1));
                 let seconds = auto(&world, contents).seconds;
-                assert!(
-                    seconds < most_over_guard * guard,
-                    "{lanes} lanes, {cores} cores, {mbps} Mbps, stream {number}: {seconds:.3} s, not {guard:.3} s"
-                );
+                if seconds >= most_over_guard * guard {
+                    let world = format!("{lanes} lanes, {cores} cores, {mbps} Mbps, stream {number}");
+                    slow.push(format!("{world}: {:.3} of {guard:.3} s", seconds / guard));
+                }
                 sum += seconds / best_fixed(&world, contents).0;
                 count += 1.0;
             }
         }
     }
+    assert!(slow.is_empty(), "{slow:#?}");
     sum / count
 }
 
 #[test]
 fn no_link_machine_or_content_makes_it_much_slower_than_none_or_zstd_1_and_it_beats_the_best_fixed() {
     // What it takes to find out is in these times: the shortest of the streams last a fifth of a second.
-    let mean = check_all(|world| world, 1.09);
+    let mean = check_all(|world| world, 1.11);
     assert!(mean < 1.0, "{mean:.3} of the time of the best fixed action on average");
 }
 
@@ -83,7 +84,7 @@ fn link_that_changes_is_followed_up_and_down() {
             let world = World { rates: steps(rates), ..World::new(4, 2, 0.0) };
             let (fixed, which) = best_fixed(&world, &contents);
             let seconds = auto(&world, &contents).seconds;
-            assert!(seconds < 1.05 * fixed, "{rates:?}: {seconds:.3} s, {which:?} {fixed:.3} s");
+            assert!(seconds < 1.06 * fixed, "{rates:?}: {seconds:.3} s, {which:?} {fixed:.3} s");
         }
     }
 }
@@ -118,17 +119,19 @@ fn planes_are_only_chosen_where_the_width_is_known() {
     let mut estimates = NOISE.map(|(ratio, ns_per_byte)| Estimate { ratio, ns_per_byte });
     estimates[Action::Planes.index()] = Estimate { ratio: 0.5, ns_per_byte: 0.1 };
     let mut controller = Controller::new(settings);
+    controller.sending(1 << 20, 0.0);
     controller.delivered(&Delivery {
         raw_bytes: 1 << 20,
         wire_bytes: 1 << 20,
+        ahead_bytes: 1e6,
         phase: 0,
         since_s: 0.1,
         latency_s: 0.1,
         at_s: 0.1,
     });
-    assert_eq!(controller.decide(Look::Predicted(&estimates), None, 0.2).action, Action::None);
-    assert_eq!(controller.decide(Look::Predicted(&estimates), Some(1), 0.2).action, Action::None);
-    let decision = controller.decide(Look::Predicted(&estimates), Some(4), 0.2);
+    assert_eq!(controller.decide(Look::Predicted(&estimates), None, 1 << 20, 0.2).action, Action::None);
+    assert_eq!(controller.decide(Look::Predicted(&estimates), Some(1), 1 << 20, 0.2).action, Action::None);
+    let decision = controller.decide(Look::Predicted(&estimates), Some(4), 1 << 20, 0.2);
     assert_eq!((decision.action, decision.reason), (Action::Planes, Reason::Model));
 }
 
@@ -171,4 +174,31 @@ fn trial_ends_early_when_it_costs_many_blocks() {
         }
     }
     assert!(guard.trials() > 1 && trial_blocks <= 2 * guard.trials() as usize, "{trial_blocks}");
+}
+
+#[test]
+fn short_transfers_lose_little_at_first_and_less_once_the_link_is_known() {
+    let links = [(50.0, 12, 6), (200.0, 48, 24), (1_000.0, 128, 128), (5_000.0, 256, 256)];
+    let contents = [("text", TEXT), ("heap", HEAP), ("sparse", SPARSE), ("noise", NOISE)];
+    let mut times = [Vec::new(), Vec::new()];
+    for (lanes, cores) in [(4, 2), (4, 4)] {
+        for (mbps, first, again) in links {
+            for (name, content) in contents {
+                let world = World { queue_bytes: lanes as f64 * 0.4e6, ..World::new(lanes, cores, mbps) };
+                let (first, again) = (vec![content; first], vec![content; again]);
+                let transfers: [&[Content]; 2] = [&first, &again];
+                let best = best_fixed_each(&world, &transfers);
+                for (turn, run) in session(&world, &transfers, &Policy::Auto).iter().enumerate() {
+                    let times_best = run.seconds / best[turn];
+                    let most = [1.35, 1.25][turn];
+                    let world = format!("{lanes} lanes, {cores} cores, {mbps} Mbps, {name}, transfer {turn}");
+                    assert!(times_best < most, "{world}: {times_best:.3} of the best fixed");
+                    times[turn].push(times_best);
+                }
+            }
+        }
+    }
+    let mean = |times: &[f64]| times.iter().sum::<f64>() / times.len() as f64;
+    let means = times.map(|times| mean(&times));
+    assert!(means[0] < 1.08 && means[1] < 1.03, "{means:.3?} of the best fixed on average");
 }

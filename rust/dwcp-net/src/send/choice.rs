@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockEncoder, BlockKind, EncodedBlock};
@@ -13,14 +13,11 @@ use dwcp_codec::select::{
 };
 use dwcp_codec::{Codec, CodecError, page, probe};
 
-use crate::cancel::lock;
+use crate::cancel::{lock, wait};
 use crate::report::thread_cpu;
 
 /// What is timed to compare this machine with that of a model's times.
 const CALIBRATED: [Action; 2] = [Action::Lz4, Action::Zstd1];
-
-/// How long a lane waits for the first acknowledgement, which tells how fast the link is.
-const FIRST_WAIT: Duration = Duration::from_millis(2);
 
 /// How blocks are compressed where it helps.
 #[derive(Clone, Debug)]
@@ -61,6 +58,8 @@ pub(super) struct Selector {
     lanes: u16,
     limit_bytes_per_s: Option<u64>,
     controller: Mutex<Option<Controller>>,
+    /// Something was acknowledged.
+    answered: Condvar,
 }
 
 impl Selector {
@@ -73,6 +72,7 @@ impl Selector {
             lanes,
             limit_bytes_per_s,
             controller: Mutex::default(),
+            answered: Condvar::new(),
         })
     }
 
@@ -116,6 +116,19 @@ impl Selector {
 
     fn since_epoch(&self, moment: Instant) -> f64 {
         moment.saturating_duration_since(self.epoch).as_secs_f64()
+    }
+
+    /// Waits, no longer than is worth it, for an acknowledgement on another lane that tells how fast the link is.
+    fn await_answer(&self) {
+        let mut controller = lock(&self.controller);
+        loop {
+            let at_s = self.since_epoch(Instant::now());
+            let worth_s = controller.as_ref().map_or(0.0, |controller| controller.wait(at_s));
+            if worth_s <= 0.0 {
+                return;
+            }
+            controller = wait(&self.answered, controller, Duration::from_secs_f64(worth_s));
+        }
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Controller) -> T) -> Option<T> {
@@ -199,6 +212,7 @@ struct Sent {
     raw_bytes: u64,
     wire_bytes: u64,
     phase: u32,
+    ahead_bytes: f64,
     /// When its writing began and ended.
     from: Instant,
     written: Instant,
@@ -210,8 +224,9 @@ pub(super) struct Gauge<'a> {
     sent: VecDeque<Sent>,
     /// Frames that the peer has acknowledged.
     acknowledged: u32,
-    /// When the lane last looked for acknowledgements.
+    /// When the lane last looked for acknowledgements, and what the controller said of those that were not there.
     looked: Instant,
+    waiting: f64,
     queue: Queue,
     /// When the work on the last block ended, or waiting did, and how long the thread had waited for processors by
     /// then.
@@ -224,6 +239,8 @@ pub(super) struct Gauge<'a> {
     encode_cpu_s: f64,
     decision: Option<Decision>,
     phase: u32,
+    /// Bytes under way when it was about to be written.
+    ahead_bytes: f64,
 }
 
 impl<'a> Gauge<'a> {
@@ -237,12 +254,14 @@ impl<'a> Gauge<'a> {
             sent: VecDeque::new(),
             acknowledged: 0,
             looked: now.wall,
+            waiting: 0.0,
             cycle: now,
             read: now,
             encoded: now,
             encode_cpu_s: 0.0,
             decision: None,
             phase: 0,
+            ahead_bytes: 0.0,
         }
     }
 
@@ -256,6 +275,12 @@ impl<'a> Gauge<'a> {
     /// The lane has looked whether anything came, and read it.
     pub(super) fn looked(&mut self) {
         self.looked = Instant::now();
+        if !self.sent.is_empty() || self.waiting > 0.0 {
+            let age = |sent: &Sent| self.looked.saturating_duration_since(sent.written).as_secs_f64();
+            let under_way = self.sent.iter().map(|sent| (sent.wire_bytes, age(sent)));
+            let waiting = self.selector.with(|controller| controller.looked(under_way, self.waiting));
+            self.waiting = waiting.unwrap_or(0.0);
+        }
     }
 
     /// The peer has taken `count` frames altogether.
@@ -268,11 +293,13 @@ impl<'a> Gauge<'a> {
             raw_bytes: sent.raw_bytes,
             wire_bytes: sent.wire_bytes,
             phase: sent.phase,
+            ahead_bytes: sent.ahead_bytes,
             since_s: now.saturating_duration_since(sent.from).as_secs_f64(),
             latency_s: self.looked.saturating_duration_since(sent.written).as_secs_f64(),
             at_s,
         });
         self.selector.with(|controller| deliveries.for_each(|delivery| controller.delivered(&delivery)));
+        self.selector.answered.notify_all();
     }
 
     /// The block in hand was read.
@@ -295,7 +322,11 @@ impl<'a> Gauge<'a> {
         let action = decision.map_or(Action::None, |decision| decision.action);
         let encoded = encoder.encode_action(action, src, base, width)?;
         // What was coded against a base shows nothing of the action.
-        self.decision = decision.filter(|_| !encoded.kind.needs_base() && encoded.kind != BlockKind::Fill);
+        let shows = !encoded.kind.needs_base() && encoded.kind != BlockKind::Fill;
+        if !shows {
+            self.selector.with(|controller| controller.give_up(decision.as_ref(), 0));
+        }
+        self.decision = decision.filter(|_| shows);
         self.encode_cpu_s = thread_cpu().saturating_sub(begin).as_secs_f64();
         Ok(encoded)
     }
@@ -303,14 +334,16 @@ impl<'a> Gauge<'a> {
     /// The block in hand is about to be written.
     pub(super) fn prepared(&mut self, raw_bytes: u64, wire_bytes: u64) {
         self.encoded = Mark::now();
-        self.phase = match &self.decision {
-            Some(decision) => {
-                let cpu_s = self.encode_cpu_s;
-                self.selector.with(|controller| controller.encoded(decision, raw_bytes, wire_bytes, cpu_s));
-                decision.phase
+        let at_s = self.selector.since_epoch(self.encoded.wall);
+        let (decision, cpu_s) = (self.decision.as_ref(), self.encode_cpu_s);
+        let told = self.selector.with(|controller| {
+            if let Some(decision) = decision {
+                controller.encoded(decision, raw_bytes, wire_bytes, cpu_s);
             }
-            None => self.selector.with(|controller| controller.phase()).unwrap_or(0),
-        };
+            let phase = decision.map_or_else(|| controller.phase(), |decision| decision.phase);
+            (phase, controller.sending(wire_bytes, at_s))
+        });
+        (self.phase, self.ahead_bytes) = told.unwrap_or_default();
     }
 
     /// The block in hand was written, in a frame that the peer acknowledges. Tells how long its answer is worth
@@ -321,6 +354,7 @@ impl<'a> Gauge<'a> {
             raw_bytes,
             wire_bytes,
             phase: self.phase,
+            ahead_bytes: self.ahead_bytes,
             from: self.encoded.wall,
             written: now.wall,
         });
@@ -344,7 +378,9 @@ impl<'a> Gauge<'a> {
         let decision = self.decision.take();
         self.selector.with(|controller| controller.observe(decision.as_ref(), &outcome));
         self.cycle = now;
-        if decision.is_some_and(|decision| decision.awaits_answer()) { FIRST_WAIT } else { Duration::ZERO }
+        let at_s = self.selector.since_epoch(now.wall);
+        let worth_s = self.selector.with(|controller| controller.wait(at_s)).unwrap_or(0.0);
+        Duration::from_secs_f64(worth_s)
     }
 
     fn decide(&self, src: &[u8], width: Option<u8>) -> Option<Decision> {
@@ -362,8 +398,22 @@ impl<'a> Gauge<'a> {
             None if probe::compressible(src) => Look::Compressible,
             None => Look::Incompressible,
         };
+        if self.sent.is_empty() {
+            self.selector.await_answer();
+        }
         let at_s = self.selector.since_epoch(Instant::now());
-        self.selector.with(|controller| controller.decide(look, width, at_s))
+        let raw_bytes = src.len() as u64;
+        self.selector.with(|controller| controller.decide(look, width, raw_bytes, at_s))
+    }
+}
+
+impl Drop for Gauge<'_> {
+    fn drop(&mut self) {
+        let wire_bytes = self.sent.iter().map(|sent| sent.wire_bytes).sum();
+        self.selector.with(|controller| {
+            controller.looked(std::iter::empty(), self.waiting);
+            controller.give_up(self.decision.as_ref(), wire_bytes);
+        });
     }
 }
 

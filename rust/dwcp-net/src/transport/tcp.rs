@@ -11,6 +11,11 @@ use super::{Closer, Failure, Patience, SOCKET_SLICE, Transport, WakeReceiver, so
 use crate::error::NetError;
 use crate::security::Fingerprint;
 
+/// How many bytes may wait in the system for their first sending. The system's own bound is megabytes: so much in
+/// front of a slow link hides for seconds that it is slow, and makes every control frame late.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const MOST_UNSENT_BYTES: u32 = 256 * 1024;
+
 /// A TCP connection whose calls block for at most a slice at a time.
 pub struct TcpTransport {
     stream: Arc<TcpStream>,
@@ -27,6 +32,7 @@ impl TcpTransport {
         let set = || {
             stream.set_nonblocking(false)?;
             stream.set_nodelay(true)?;
+            limit_unsent(&stream)?;
             stream.set_read_timeout(Some(SOCKET_SLICE))?;
             stream.set_write_timeout(Some(SOCKET_SLICE))?;
             Ok((stream.local_addr()?, stream.peer_addr()?))
@@ -100,6 +106,16 @@ impl TcpTransport {
             && patience.check(Instant::now(), "closing").is_ok()
         {}
     }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn limit_unsent(stream: &TcpStream) -> std::io::Result<()> {
+    socket2::SockRef::from(stream).set_tcp_notsent_lowat(MOST_UNSENT_BYTES)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn limit_unsent(_stream: &TcpStream) -> std::io::Result<()> {
+    Ok(())
 }
 
 impl Transport for TcpTransport {
