@@ -28,6 +28,7 @@ from dwcp_fast.policy.versions import Retained
 from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber, reading
 from dwcp_fast.versions.asking import Question
 from dwcp_fast.versions.manifest import Head
+from dwcp_fast.versions.peer import PeerSource
 from versions_double import is_exactly, publish, version_arrays
 
 WAIT_S = 30.0
@@ -177,6 +178,28 @@ def test_large_anchors_are_asked_for_pack_by_pack(tmp_path: Path, monkeypatch: p
         with DeltaSubscriber(pairing_of(opened)) as subscriber:
             staged = subscriber.wait(WAIT_S)
             assert staged is not None and is_exactly(staged.tensors(), version_arrays(1))
+
+
+def test_a_wait_below_a_second_does_not_ask_over_and_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions: list[Question] = []
+    ask = PeerSource._ask
+
+    def count(source: PeerSource, question: Question) -> dict[str, memoryview]:
+        questions.append(question)
+        return ask(source, question)
+
+    monkeypatch.setattr(PeerSource, "_ask", count)
+    with DeltaPublisher(tmp_path, listen="127.0.0.1:0") as opened:
+        publish(opened, 1)
+        with DeltaSubscriber(pairing_of(opened)) as subscriber:
+            staged = subscriber.wait(WAIT_S)
+            assert staged is not None
+            staged.commit()
+            questions.clear()
+            assert subscriber.wait(0.5) is None
+            assert 1 <= len(questions) < 20
 
 
 def test_confirmation_needs_somewhere_to_dial(tmp_path: Path) -> None:

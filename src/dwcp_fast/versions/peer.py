@@ -49,7 +49,12 @@ class PeerSource:
 
     def wait_head(self, seen: Stamp | None, held: str | None, timeout_s: float) -> Stamp | None:
         """Wait for another head; see :meth:`.store.Source.wait_head`."""
-        return self._head_from(seen, held, min(WAIT_S, int(timeout_s)))
+        wait_s = min(WAIT_S, int(timeout_s))
+        stamp = self._head_from(seen, held, wait_s)
+        if stamp is None and wait_s == 0:
+            # The question tells whole seconds; what is left of one is waited for here.
+            self._stop.wait(min(timeout_s, FIRST_PAUSE_S))
+        return stamp
 
     def read(self, key: str, length: int) -> memoryview:
         """Read an object; see :meth:`.store.Source.read`."""

@@ -95,10 +95,11 @@ impl Selector {
     pub(super) fn settle(&self, is_here: bool, answer_time: Option<Duration>) {
         /// Who takes longer is elsewhere, behind something on this machine that passes the connection on.
         const LOCAL: Duration = Duration::from_millis(10);
-        // Before the lock, which whoever sends waits for: this takes milliseconds where nothing was measured yet.
-        let slowness = self.model.as_deref().map(slowness);
+        let is_local = is_here && answer_time.is_none_or(|time| time < LOCAL);
+        // Before the lock, which whoever sends waits for: this takes milliseconds where nothing was measured yet. To a
+        // receiver on this machine little is compressed, and so it is not waited for.
+        let slowness = self.model.as_deref().filter(|_| !is_local).map(slowness);
         lock(&self.controller).get_or_insert_with(|| {
-            let is_local = is_here && answer_time.is_none_or(|time| time < LOCAL);
             let settings = Settings {
                 lanes: u32::from(self.lanes),
                 cores: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
