@@ -8,7 +8,7 @@ import pytest
 
 from dwcp_fast import delta
 from dwcp_fast.errors import FormatError
-from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber
+from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber, reading
 from versions_double import MemoryStore, is_exactly
 
 
@@ -30,7 +30,10 @@ class Following:
     """A publisher and a subscriber of a large tensor, a second one, and small ones that share a group."""
 
     def __init__(self, store: MemoryStore) -> None:
-        self.arrays = {"large": np.arange(1 << 20, dtype=np.uint16), "second": np.ones(1 << 20, np.float32)}
+        self.arrays: dict[str, np.ndarray[Any, Any]] = {
+            "large": np.arange(1 << 20, dtype=np.uint16),
+            "second": np.ones(1 << 20, np.float32),
+        }
         self.arrays |= {name: np.zeros(9, np.uint16) for name in ("small", "other")}
         self.store = store
         self.opened = DeltaPublisher(store)
@@ -150,3 +153,34 @@ def test_held_memory_that_somebody_altered_is_healed_from_an_anchor(store: Memor
     report = following.subscriber.follow(0)
     assert report is not None and report.healed and report.kind == "anchor+delta"
     assert is_exactly(following.subscriber.tensors(), following.arrays)
+
+
+def test_what_a_version_is_made_from_cannot_be_given_up_meanwhile(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    following = Following(store)
+    held = following.subscriber._held
+    assert held is not None
+    looked_at: list[bool] = []
+    read_step = reading.read_step
+
+    def look(*arguments: Any) -> Any:
+        looked_at.extend(group.is_viewed for group in held.groups)
+        return read_step(*arguments)
+
+    monkeypatch.setattr(reading, "read_step", look)
+    following.step()
+    staged = following.subscriber.wait(0)
+    assert staged is not None and looked_at and all(looked_at)
+    staged.commit()
+    assert not any(group.is_viewed for group in held.groups)
+
+
+def test_a_snapshot_is_not_changed_by_a_view_of_itself() -> None:
+    held = delta.Snapshot(bytes(1 << 16))
+    digest = held.digest
+    with pytest.raises(ValueError, match="a view of the version"):
+        held.advance(held.view())
+    with pytest.raises(ValueError, match="a view of the version"):
+        delta.apply_together([(held, held.view())])
+    assert held.digest == digest

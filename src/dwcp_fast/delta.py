@@ -261,8 +261,10 @@ class Snapshot:
     """A held version: the sender makes patches of the next version from it, the receiver applies them to it.
 
     The digests of its blocks are kept, so that a version is hashed once and not for every patch. Every
-    method that changes the version does all of it or, when it raises, nothing. Methods may be called from
-    any thread, one at a time.
+    method that changes the version does all of it or, when it raises, nothing; only an interruption
+    (:class:`KeyboardInterrupt`) may come when all is done, which `digest` tells. If that is so the patch is
+    lost, and receivers need the whole version. Methods may be called from any thread, one at a time, but not
+    with views of the version that they change (:class:`ValueError`).
 
     >>> sender, receiver = Snapshot(b"version 1"), Snapshot(b"version 1")
     >>> receiver.apply(sender.advance(b"version 2"))

@@ -9,7 +9,7 @@ use dwcp_net::NetError;
 use dwcp_proto::error::{ProtoError, SessionError};
 use dwcp_proto::frame::ErrorCode;
 use dwcp_store::StoreError;
-use pyo3::exceptions::{PyBufferError, PyFileExistsError, PyMemoryError, PyOSError};
+use pyo3::exceptions::{PyBufferError, PyFileExistsError, PyMemoryError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyDict;
@@ -91,6 +91,9 @@ pub enum Failure {
         /// Bytes to be held.
         wanted: u64,
     },
+    /// What is to be read is a view of what is to be changed.
+    #[error("a view of the version that is to be changed cannot be what it is changed by")]
+    OwnView,
     /// A mutable buffer was written to by somebody else during the call.
     #[error("the buffer was changed while it was being read")]
     Changed,
@@ -147,6 +150,7 @@ impl Failure {
         match self {
             Failure::Thread(source) => Some(os_error(py, source, None)),
             Failure::Viewed { .. } => Some(PyBufferError::new_err(self.to_string())),
+            Failure::OwnView => Some(PyValueError::new_err(self.to_string())),
             Failure::Codec(CodecError::OutOfMemory { .. }) => memory(),
             Failure::Patch(PatchError::OutOfMemory { .. }) => memory(),
             Failure::Source(error) | Failure::Net(NetError::Store(error)) => store_error(py, error),
@@ -173,7 +177,7 @@ impl Failure {
             Failure::TooSmall { .. } | Failure::Tickets { .. } | Failure::Action(_) => class("ConfigError"),
             Failure::OverLimit { .. } => class("LimitExceededError"),
             Failure::Changed => class("IntegrityError"),
-            Failure::Viewed { .. } => named("viewed"),
+            Failure::Viewed { .. } | Failure::OwnView => named("viewed"),
             Failure::Cancelled => named("cancelled"),
             Failure::Closed => named("closed"),
             Failure::Forked { .. } => named("forked").hint("connect or listen again in the child"),

@@ -114,7 +114,7 @@ class DirectoryStore:
         place.parent.mkdir(parents=True, exist_ok=True)
         with begun(place) as (_, descriptor):
             write_parts(descriptor, [data])
-        self._unsynced.add(place.parent)
+        self._unsynced |= {place.parent, self._path}
 
     def remove(self, key: str) -> None:
         """Remove an object; see :meth:`.store.Store.remove`."""

@@ -51,9 +51,9 @@ class PeerSource:
         """Wait for another head; see :meth:`.store.Source.wait_head`."""
         wait_s = min(WAIT_S, int(timeout_s))
         stamp = self._head_from(seen, held, wait_s)
-        if stamp is None and wait_s == 0:
-            # The question tells whole seconds; what is left of one is waited for here.
-            self._stop.wait(min(timeout_s, FIRST_PAUSE_S))
+        # A question tells whole seconds; what is left of one is waited for here.
+        if stamp is None and wait_s == 0 and self._stop.wait(min(timeout_s, FIRST_PAUSE_S)):
+            self._stop.clear()
         return stamp
 
     def read(self, key: str, length: int) -> memoryview:

@@ -1,7 +1,7 @@
 """From a store to a proven version: the head, manifests, patches, and nothing taken on trust."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -142,25 +142,30 @@ def follow(
         reuse = memory.spares.take(one.info.target_bytes)
         return one.number, memory.groups[one.number].fork(one.patch, reuse=reuse)
 
-    for step in steps:
+    with ExitStack() as looking:
+        if held is not None:
+            # Another thread may commit a version meanwhile, and give up the memory that is read here.
+            for group in held.groups:
+                looking.enter_context(group.view())
+        for step in steps:
+            check()
+            try:
+                manifest, patches = read_step(source, step, now, layout, max_bytes)
+                if step.form == "anchor":
+                    memory.start([Snapshot(b"") for _ in manifest.layout.groups])
+                for told in read_patches(source, manifest, patches, memory.groups, check):
+                    for number, made in run_over(threads, make, told):
+                        memory.replace(number, made)
+            except (FormatError, DeltaError, LimitExceededError) as exc:
+                raise Refusal(step, exc) from exc
+            now, layout = manifest.digest, manifest.layout
+        if manifest is None:
+            raise ValueError("there are no steps")
         check()
         try:
-            manifest, patches = read_step(source, step, now, layout, max_bytes)
-            if step.form == "anchor":
-                memory.start([Snapshot(b"") for _ in manifest.layout.groups])
-            for told in read_patches(source, manifest, patches, memory.groups, check):
-                for number, made in run_over(threads, make, told):
-                    memory.replace(number, made)
-        except (FormatError, DeltaError, LimitExceededError) as exc:
-            raise Refusal(step, exc) from exc
-        now, layout = manifest.digest, manifest.layout
-    if manifest is None:
-        raise ValueError("there are no steps")
-    check()
-    try:
-        return verify(manifest, memory.groups, threads, digests_of(held))
-    except IntegrityError as exc:
-        raise Refusal(steps[-1], exc) from exc
+            return verify(manifest, memory.groups, threads, digests_of(held))
+        except IntegrityError as exc:
+            raise Refusal(steps[-1], exc) from exc
 
 
 def follow_in_place(
@@ -189,7 +194,7 @@ def follow_in_place(
         check: As for :func:`follow`.
         spares: As for :func:`follow`.
         alone: What keeps others from beginning to look at `held`.
-        hold: Called with the version that is held from then on, or again with `held` if it was not reached.
+        hold: Called with the version that is held from then on, once it is reached.
 
     Returns:
         The version that the step makes.
@@ -219,13 +224,13 @@ def follow_in_place(
             state = verify(manifest, groups, threads, proven)
             changes = [(groups[one.number], one.patch) for one in here]
             try:
-                hold(state)
                 delta.apply_together(changes, threads=threads)
             except BaseException:
                 # An interruption may come when all is done.
-                if any(groups[one.number].digest != one.info.target_digest for one in here):
-                    hold(held)
+                if all(groups[one.number].digest == one.info.target_digest for one in here):
+                    hold(state)
                 raise
+            hold(state)
     except (FormatError, DeltaError, LimitExceededError) as exc:
         raise Refusal(step, exc) from exc
     return state

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from dwcp_fast.delta import Snapshot
 from dwcp_fast.errors import IntegrityError
-from dwcp_fast.versions.layout import Layout
+from dwcp_fast.versions.layout import Group, Layout
 from dwcp_fast.versions.manifest import TENSOR_BLOCK_BYTES, Manifest, tensor_digest
 from dwcp_fast.versions.tensors import Tensor
 
@@ -111,18 +111,28 @@ def group_digests(layout: Layout, number: int, group: Snapshot) -> list[str]:
     Returns:
         Their digests, in hex.
     """
-    if layout.groups[number].count == 1 and group.block_bytes == TENSOR_BLOCK_BYTES:
+    if is_tensor(layout.groups[number], group):
         return [group.digest]
     view = group.view()
     return [tensor_digest(view[place]) for _, place in layout.groups[number].slices()]
 
 
+def is_tensor(place: Group, group: Snapshot) -> bool:
+    """Tell whether the digest of a group is that of its only tensor."""
+    return place.count == 1 and group.block_bytes == TENSOR_BLOCK_BYTES
+
+
 def digests_of(held: State | None) -> dict[int, list[str]]:
-    """Give the digests of the tensors of each group of a version, by the identity of the group."""
+    """Give the digests of the tensors of each group of a version, by the identity of the group.
+
+    Those that the group itself knows are its own, and not what the version says of it.
+    """
     if held is None:
         return {}
     return {
-        id(group): [held.digests[index] for index in place.indices]
+        id(group): [group.digest]
+        if is_tensor(place, group)
+        else [held.digests[index] for index in place.indices]
         for group, place in zip(held.groups, held.layout.groups, strict=True)
     }
 

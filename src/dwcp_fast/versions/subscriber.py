@@ -250,7 +250,9 @@ class DeltaSubscriber(Closing):
         with self._busy:
             self._source.close()
             if self._folder is not None:
-                self._folder.close()
+                # Not while a version is put into it.
+                with self._lock:
+                    self._folder.close()
         self._worker.close()
 
     def _next(self, timeout_s: float | None, stop: threading.Event) -> StagedVersion | None:
@@ -416,6 +418,8 @@ class DeltaSubscriber(Closing):
                 )
             try:
                 if self._folder is not None:
+                    if self._closed:
+                        raise ConflictError("the subscriber is closed, and its folder may be another's")
                     self._folder.commit(state)
             except BaseException as exc:
                 # It is offered again.

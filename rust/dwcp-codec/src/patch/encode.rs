@@ -87,6 +87,8 @@ pub struct Encoded {
 /// How many bytes of the target are worked on before their entries are written. What is found depends on it, so that
 /// it does not depend on the number of threads.
 const WINDOW_BYTES: u32 = 32 << 20;
+/// Payloads whose memory a worker keeps for the next ones.
+const MOST_SPARE: usize = 4;
 /// A block that the base at its place was of no use to is looked for elsewhere if its payload is more than this share.
 const UNUSED_BASE_SHARE: usize = 64;
 /// A block told by runs is looked for elsewhere if its payload is more than this share: much of it is new.
@@ -544,7 +546,10 @@ where
             Coded::Payload(kind, codec, payload) => {
                 writer.push_block(kind, codec, digest, Part::Made(&payload))?;
                 let worker = slot.index as usize % workers.len();
-                workers[worker].spare.push(payload);
+                // Not every payload was made in memory from here, so that it would become more and more.
+                if workers[worker].spare.len() < MOST_SPARE {
+                    workers[worker].spare.push(payload);
+                }
                 Ok(())
             }
         }

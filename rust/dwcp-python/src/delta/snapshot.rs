@@ -54,6 +54,7 @@ impl Snapshot {
         let new = new.bytes();
         let made = watch::run(py, new.len(), |stop| {
             let mut held = self.lock();
+            refuse_own(&held, &[new])?;
             self.refuse_other_length(&held, new.len() as u64)?;
             held.advance(new, threads, || watch::check(stop))
         })?;
@@ -69,10 +70,12 @@ impl Snapshot {
         packed: bool,
         threads: usize,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let (new, mask) = (new.bytes(), mask.bytes());
-        let mask = if packed { Mask::Bits(mask) } else { Mask::Bytes(mask) };
+        let (new, named) = (new.bytes(), mask.bytes());
+        let mask = if packed { Mask::Bits(named) } else { Mask::Bytes(named) };
         let made = watch::run(py, new.len(), |stop| {
-            self.lock().advance_masked(new, mask, threads, || watch::check(stop))
+            let mut held = self.lock();
+            refuse_own(&held, &[new, named])?;
+            held.advance_masked(new, mask, threads, || watch::check(stop))
         })?;
         Ok(PyBytes::new(py, &made))
     }
@@ -88,6 +91,7 @@ impl Snapshot {
         let (index, values) = (index.bytes(), values.bytes());
         let made = watch::run(py, values.len(), |stop| {
             let mut held = self.lock();
+            refuse_own(&held, &[index, values])?;
             let width = usize::from(held.options().width.unwrap_or(1));
             let index = numbers(index, values.len() / width)?;
             held.advance_sparse(&index, values, threads, || watch::check(stop))
@@ -99,8 +103,9 @@ impl Snapshot {
     fn apply(&self, py: Python<'_>, patch: Input, threads: usize) -> PyResult<()> {
         let patch = patch.bytes();
         watch::run(py, self.__len__(py), |stop| {
-            let patch = Patch::parse(patch)?;
             let mut held = self.lock();
+            refuse_own(&held, &[patch])?;
+            let patch = Patch::parse(patch)?;
             self.refuse_other_length(&held, patch.target_size())?;
             held.apply(&patch, threads, || watch::check(stop))
         })
@@ -179,7 +184,8 @@ impl Snapshot {
 
     /// The memory of the version if it is as long and nobody looks at it; the version is lost then.
     fn give_up(&self, length: usize) -> Option<Vec<u8>> {
-        let mut held = self.lock();
+        // Whoever works with it may want the one that this is for.
+        let mut held = self.held.try_lock().ok()?;
         let is_ours = held.bytes().len() == length && self.views.load(Ordering::SeqCst) == 0;
         is_ours.then(|| held.take_bytes())
     }
@@ -210,6 +216,8 @@ pub fn snapshots_apply(py: Python<'_>, parts: Vec<(Py<Snapshot>, Input)>, thread
         let patches: Vec<Patch<'_>> =
             order.iter().map(|(_, patch)| Patch::parse(patch)).collect::<Result<_, _>>()?;
         let mut guards: Vec<_> = order.iter().map(|(snapshot, _)| snapshot.lock()).collect();
+        let told: Vec<&[u8]> = order.iter().map(|(_, patch)| *patch).collect();
+        guards.iter().try_for_each(|held| refuse_own(held, &told))?;
         for ((snapshot, _), (held, patch)) in order.iter().zip(guards.iter().zip(&patches)) {
             if snapshot.views.load(Ordering::SeqCst) > 0 {
                 let held = held.bytes().len() as u64;
@@ -219,6 +227,16 @@ pub fn snapshots_apply(py: Python<'_>, parts: Vec<(Py<Snapshot>, Input)>, thread
         let mut held: Vec<_> = guards.iter_mut().map(|held| &mut **held).zip(&patches).collect();
         patch::Snapshot::apply_together(&mut held, threads, || watch::check(stop))
     })
+}
+
+/// Refuses to read what is about to be changed: a view of the version itself.
+fn refuse_own(held: &patch::Snapshot, inputs: &[&[u8]]) -> Result<(), Failure> {
+    let own = held.bytes().as_ptr_range();
+    let overlaps = |input: &&[u8]| {
+        let input = input.as_ptr_range();
+        input.start < own.end && own.start < input.end
+    };
+    if inputs.iter().any(overlaps) { Err(Failure::OwnView) } else { Ok(()) }
 }
 
 /// New memory of `length` bytes.
