@@ -76,6 +76,9 @@ def maturin() -> str:
 def c_flags() -> str:
     """What the C libraries are compiled with: our flags, if the compiler knows them all, and the user's."""
     given = os.environ.get("CFLAGS", "")
+    if "CARGO_BUILD_TARGET" in os.environ:
+        # Another compiler than the one that can be asked here.
+        return given
     compiler = [*shlex.split(os.environ.get("CC", "cc")), *shlex.split(given)]
     trial = [*compiler, "-Werror", *C_FLAGS, "-c", "-x", "c", os.devnull, "-o", os.devnull]
     try:

@@ -33,6 +33,8 @@ const LEAST_PATIENCE: f64 = 1.0 / 16.0;
 const MEANWHILE: f64 = 0.4;
 /// The longest that the backlog is taken to be, as a multiple of that: no processor time is worth less.
 const MOST_BACKLOG: f64 = 50.0;
+/// The longest that a block is reckoned to keep the link busy.
+const MOST_CARRIED_S: f64 = 1.0;
 /// The weight of the newest block in running means.
 const WEIGHT: f64 = 0.1;
 /// A round trip below this many seconds lets hope for a fast link, and is worth waiting for.
@@ -329,7 +331,7 @@ impl Controller {
         self.patience = (self.patience * change).clamp(LEAST_PATIENCE, 1.0);
         let Some(rate) = self.link.rate() else { return };
         let busy = outcome.cpu_s / self.processors();
-        let carried = wire / rate;
+        let carried = (wire / rate).min(MOST_CARRIED_S);
         let longer = busy.max(carried);
         if self.block_s == 0.0 {
             self.block_s = longer;

@@ -27,6 +27,8 @@ const MOST_BEYOND: [f64; 4] = [1.15, 1.5, 2.0, 3.0];
 const LATELY: u32 = 12;
 /// Less on the wire than this tells nothing of how fast the link is.
 const TELLING_BYTES: f64 = 16_384.0;
+/// Less than this is no block but a word of one: that it is what the receiver holds, or one repeated byte.
+const LEAST_BYTES: f64 = 512.0;
 /// By how much what the link can carry at most is taken to be more with each block that shows no bound.
 const FORGET: f64 = 1.1;
 /// What is left with each block of an estimate that is beyond that.
@@ -67,6 +69,7 @@ pub(super) struct Link {
     last_ack_s: Option<f64>,
     /// The least that blocks were under way.
     least_latency_s: f64,
+    has_answered: bool,
     most_seen: f64,
     /// The most that it can carry, since blocks have taken as long as they have; more with each block.
     bound: f64,
@@ -101,7 +104,7 @@ impl Link {
             round_trip_s: settings.round_trip_s.unwrap_or(0.0),
             first_rate,
             allowed: allowed.map_or(f64::INFINITY, |rate| rate.max(1.0)),
-            rate: allowed,
+            rate: allowed.map(|rate| rate.max(1.0)),
             growth: MOST_GROWTH,
             decay: 1.0 - 1.0 / f64::from(4 + 2 * lanes.min(64)),
             busy_wall_s: 0.0,
@@ -112,6 +115,7 @@ impl Link {
             acked_s: 0.0,
             last_ack_s: None,
             least_latency_s: f64::INFINITY,
+            has_answered: false,
             most_seen: 0.0,
             bound: f64::INFINITY,
             is_confirmed: allowed.is_some(),
@@ -206,7 +210,7 @@ impl Link {
 
     /// Whether anything was acknowledged.
     pub(super) fn has_answered(&self) -> bool {
-        self.most_seen > 0.0
+        self.has_answered
     }
 
     /// Whether it is known for sure to be as slow as it seems.
@@ -256,7 +260,7 @@ impl Link {
             self.busy_cpu_s += outcome.busy_cpu_s;
             self.blocked_s += (idle_s - outcome.write_cpu_s * (self.contention() - 1.0)).max(0.0);
         }
-        let (Some(rate), true) = (self.rate, grows) else { return };
+        let Some(rate) = self.rate.filter(|rate| grows || self.seen() > *rate) else { return };
         if self.is_limit() {
             return;
         }
@@ -274,13 +278,19 @@ impl Link {
         self.lose(wire);
         let between = self.last_ack_s.map(|last| (delivery.at_s - last).max(0.0));
         self.last_ack_s = Some(delivery.at_s);
+        self.has_answered = true;
+        if wire < LEAST_BYTES {
+            return between;
+        }
         self.acked_bytes = self.acked_bytes * self.decay + wire;
         self.acked_s = self.acked_s * self.decay + between.unwrap_or(delivery.since_s);
         if wire >= TELLING_BYTES {
             self.least_latency_s = self.least_latency_s.min(delivery.since_s);
         }
         let seen = self.seen();
-        self.most_seen = (self.most_seen * 0.999).max(seen);
+        // How fast little blocks come tells how fast they are made.
+        let is_telling = wire >= TELLING_BYTES;
+        self.most_seen = (self.most_seen * if is_telling { 0.999 } else { 1.0 }).max(seen);
         let under_way_s = delivery.latency_s - ANSWER_S.max(self.least_latency_s);
         self.bound *= FORGET;
         if under_way_s > 0.0 && delivery.ahead_bytes >= BOUNDING_BYTES {
@@ -288,20 +298,22 @@ impl Link {
             self.bound = self.bound.min(delivery.ahead_bytes / under_way_s).max(seen);
         }
         let Some(rate) = self.rate else {
-            if wire < TELLING_BYTES {
+            let carried = if is_telling { wire } else { delivery.ahead_bytes };
+            if carried < TELLING_BYTES {
+                self.busy_since_s = delivery.at_s;
                 return between;
             }
             // Some of the time is the receiver's.
             let since_s = delivery.since_s - self.round_trip_s;
             let least_s = (since_s - FIRST_ANSWER_S).max(0.5 * since_s).max(1e-6);
-            self.rate = Some((wire / least_s).min(self.first_rate).min(self.allowed));
+            self.rate = Some((carried / least_s).min(self.first_rate).min(self.allowed));
             self.is_confirmed |= since_s > CERTAIN_ANSWERS * FIRST_ANSWER_S;
             return between;
         };
         // Whatever else it carried, it carried this block while it was under way.
         let [.., open, unknown] = MOST_BEYOND;
         let most = if self.is_confirmed { open } else { unknown } * self.most_seen;
-        let faded = rate.min(most.max(FADE * rate));
+        let faded = if is_telling { rate.min(most.max(FADE * rate)) } else { rate };
         let rate = faded.max(wire / delivery.since_s.max(1e-6)).min(self.allowed);
         self.rate = Some(rate);
         let is_limit = self.is_limit();

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -60,6 +61,8 @@ pub(super) struct Selector {
     controller: Mutex<Option<Controller>>,
     /// Something was acknowledged.
     answered: Condvar,
+    /// The number of the transfer.
+    transfer: AtomicU64,
 }
 
 impl Selector {
@@ -73,11 +76,13 @@ impl Selector {
             limit_bytes_per_s,
             controller: Mutex::default(),
             answered: Condvar::new(),
+            transfer: AtomicU64::new(0),
         })
     }
 
     /// A transfer begins; tells where things stand.
     pub(super) fn begin(&self) -> Summary {
+        self.transfer.fetch_add(1, Ordering::SeqCst);
         lock(&self.controller).as_mut().map_or_else(Summary::default, |controller| {
             controller.resume();
             controller.summary()
@@ -210,6 +215,7 @@ impl Queue {
 
 /// A BLOCK or SAME frame that is under way.
 struct Sent {
+    transfer: u64,
     raw_bytes: u64,
     wire_bytes: u64,
     phase: u32,
@@ -239,6 +245,11 @@ pub(super) struct Gauge<'a> {
     encoded: Mark,
     encode_cpu_s: f64,
     decision: Option<Decision>,
+    /// Whether the controller knows what became of it, and bytes of what is being written.
+    is_settled: bool,
+    in_hand: u64,
+    /// The transfer that the block in hand is of.
+    transfer: u64,
     phase: u32,
     /// Bytes under way when it was about to be written.
     ahead_bytes: f64,
@@ -261,6 +272,9 @@ impl<'a> Gauge<'a> {
             encoded: now,
             encode_cpu_s: 0.0,
             decision: None,
+            is_settled: false,
+            in_hand: 0,
+            transfer: selector.transfer.load(Ordering::SeqCst),
             phase: 0,
             ahead_bytes: 0.0,
         }
@@ -278,8 +292,12 @@ impl<'a> Gauge<'a> {
         self.looked = Instant::now();
         if !self.sent.is_empty() || self.waiting > 0.0 {
             let age = |sent: &Sent| self.looked.saturating_duration_since(sent.written).as_secs_f64();
-            let under_way = self.sent.iter().map(|sent| (sent.wire_bytes, age(sent)));
-            let waiting = self.selector.with(|controller| controller.looked(under_way, self.waiting));
+            let now = self.selector.transfer.load(Ordering::SeqCst);
+            let of_now = self.sent.iter().filter(|sent| sent.transfer == now);
+            let under_way = of_now.map(|sent| (sent.wire_bytes, age(sent)));
+            // What was said in another transfer is forgotten.
+            let before = if self.transfer == now { self.waiting } else { 0.0 };
+            let waiting = self.selector.with(|controller| controller.looked(under_way, before));
             self.waiting = waiting.unwrap_or(0.0);
         }
     }
@@ -289,7 +307,9 @@ impl<'a> Gauge<'a> {
         let newly = count.saturating_sub(std::mem::replace(&mut self.acknowledged, count)) as usize;
         let now = Instant::now();
         let at_s = self.selector.since_epoch(now);
+        let transfer = self.selector.transfer.load(Ordering::SeqCst);
         let taken = self.sent.drain(..newly.min(self.sent.len()));
+        let taken = taken.filter(|sent| sent.transfer == transfer);
         let deliveries = taken.map(|sent| Delivery {
             raw_bytes: sent.raw_bytes,
             wire_bytes: sent.wire_bytes,
@@ -308,6 +328,11 @@ impl<'a> Gauge<'a> {
         self.read = Mark::now();
         self.encode_cpu_s = 0.0;
         self.decision = None;
+        self.is_settled = false;
+        let transfer = self.selector.transfer.load(Ordering::SeqCst);
+        if std::mem::replace(&mut self.transfer, transfer) != transfer {
+            self.waiting = 0.0;
+        }
     }
 
     /// Encodes the block in hand as it is best.
@@ -321,6 +346,7 @@ impl<'a> Gauge<'a> {
         let begin = thread_cpu();
         let decision = if page::fill_byte(src).is_some() { None } else { self.decide(src, width) };
         let action = decision.map_or(Action::None, |decision| decision.action);
+        self.decision = decision;
         let encoded = encoder.encode_action(action, src, base, width)?;
         // What was coded against a base shows nothing of the action.
         let shows = !encoded.kind.needs_base() && encoded.kind != BlockKind::Fill;
@@ -345,13 +371,16 @@ impl<'a> Gauge<'a> {
             (phase, controller.sending(wire_bytes, at_s))
         });
         (self.phase, self.ahead_bytes) = told.unwrap_or_default();
+        (self.is_settled, self.in_hand) = (true, wire_bytes);
     }
 
     /// The block in hand was written, in a frame that the peer acknowledges. Tells how long its answer is worth
     /// waiting for.
     pub(super) fn written(&mut self, raw_bytes: u64, wire_bytes: u64) -> Duration {
         let now = Mark::now();
+        self.in_hand = 0;
         self.sent.push_back(Sent {
+            transfer: self.transfer,
             raw_bytes,
             wire_bytes,
             phase: self.phase,
@@ -410,10 +439,17 @@ impl<'a> Gauge<'a> {
 
 impl Drop for Gauge<'_> {
     fn drop(&mut self) {
-        let wire_bytes = self.sent.iter().map(|sent| sent.wire_bytes).sum();
+        let now = self.selector.transfer.load(Ordering::SeqCst);
+        if self.transfer != now {
+            // The controller has forgotten all of it.
+            return;
+        }
+        let of_now = self.sent.iter().filter(|sent| sent.transfer == now);
+        let wire_bytes = self.in_hand + of_now.map(|sent| sent.wire_bytes).sum::<u64>();
+        let decision = self.decision.as_ref().filter(|_| !self.is_settled);
         self.selector.with(|controller| {
             controller.looked(std::iter::empty(), self.waiting);
-            controller.give_up(self.decision.as_ref(), wire_bytes);
+            controller.give_up(decision, wire_bytes);
         });
     }
 }

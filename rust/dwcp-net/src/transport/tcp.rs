@@ -32,7 +32,6 @@ impl TcpTransport {
         let set = || {
             stream.set_nonblocking(false)?;
             stream.set_nodelay(true)?;
-            limit_unsent(&stream)?;
             stream.set_read_timeout(Some(SOCKET_SLICE))?;
             stream.set_write_timeout(Some(SOCKET_SLICE))?;
             Ok((stream.local_addr()?, stream.peer_addr()?))
@@ -42,6 +41,9 @@ impl TcpTransport {
             addr: "a connection".to_owned(),
             source,
         })?;
+        if let Err(error) = limit_unsent(&stream) {
+            log::debug!("the system keeps as much unsent as it likes: {error}");
+        }
         Ok(TcpTransport { stream: Arc::new(stream), local, peer })
     }
 
