@@ -126,7 +126,9 @@ class V3Method:
         return outcome.committed_at - link.stats().opened_at, target
 
 
-def send_v3(link: Link, path: Path, into: Path, state: Path) -> tuple[SendOutcome, Event]:
+def send_v3(
+    link: Link, path: Path, into: Path, state: Path, codec: str = "auto"
+) -> tuple[SendOutcome, Event]:
     """Run one ``dwcp recv`` and one ``dwcp send`` to their ends.
 
     Returns:
@@ -135,7 +137,7 @@ def send_v3(link: Link, path: Path, into: Path, state: Path) -> tuple[SendOutcom
     with Receiver(into, state) as receiver:
         pairing, address = reroute(receiver.pairing, link.port)
         link.retarget(*address)
-        with Sender(path, pairing, state) as sender:
+        with Sender(path, pairing, state, codec) as sender:
             outcome = sender.finish(TRANSFER_TIMEOUT_S)
         return outcome, receiver.finish() if outcome.exit_code == 0 else {}
 

@@ -119,7 +119,7 @@ class Receiver:
 class Sender:
     """A running ``dwcp send``."""
 
-    def __init__(self, path: Path, pairing: str, state: Path) -> None:
+    def __init__(self, path: Path, pairing: str, state: Path, codec: str = "auto") -> None:
         """Start it.
 
         Args:
@@ -127,8 +127,9 @@ class Sender:
             pairing: pairing string of the receiver, already rerouted through the link.
             state: directory for what its user would keep in the home directory, such as the index of what
                 was sent.
+            codec: what to compress with.
         """
-        self._command = _Command(["send", str(path), f"--to={pairing}"], state)
+        self._command = _Command(["send", str(path), f"--to={pairing}", f"--codec={codec}"], state)
 
     def running(self) -> bool:
         """Whether it has not ended yet."""

@@ -27,7 +27,7 @@ const EVEN_BLOCKS: f64 = 1.5;
 const IMPATIENCE: f64 = 0.97;
 const PATIENCE: f64 = 1.1;
 /// The share of the time that lanes are kept waiting from which on it is left.
-const IMPATIENT: f64 = 0.6;
+const IMPATIENT: f64 = 0.4;
 const LEAST_PATIENCE: f64 = 1.0 / 16.0;
 /// The share of the time that a block is encoded for in which the link works off what waits: other lanes add to it.
 const MEANWHILE: f64 = 0.4;
@@ -52,6 +52,8 @@ const SURELY_SLOW: f64 = 2e7;
 /// A link that may be so many times as fast as it is taken to be is worth finding out about, if that would change what is
 /// chosen.
 const FASTER: f64 = 4.0;
+/// But one before which more waits than this share of the even backlog is busy, and not faster than it seems.
+const IDLE: f64 = 0.5;
 /// After so many blocks in a row that were not worth compressing, not every one is looked at.
 const PLAIN_RUN: u32 = 16;
 /// But only while processors are what everything waits for, or nothing would be less by more than this.
@@ -403,7 +405,11 @@ impl Controller {
         let possible = Action::ALL.into_iter().filter(|action| {
             action.is_possible(terms.width) && (is_sure || !matches!(action, Action::Zstd6 | Action::Zstd9))
         });
-        let cost = |action: &Action| self.cost(*action, terms);
+        let cost = |action: &Action| match self.link.rate() {
+            Some(_) => self.cost(*action, terms),
+            // No backlog tells anything yet: what would be best if all blocks were like this one.
+            None => self.time_with(terms.estimates[action.index()], terms.rate),
+        };
         possible.min_by(|left, right| cost(left).total_cmp(&cost(right))).unwrap_or(Action::None)
     }
 
@@ -490,10 +496,9 @@ impl Controller {
         // All lanes encode at the same time, and meanwhile the link goes on.
         let meanwhile_s =
             MEANWHILE * raw_bytes * self.encode_s * f64::from(self.settings.lanes) / self.processors();
-        let backlog_s = (self.link.backlog_s(at_s, rate) - meanwhile_s).max(0.0);
-        let backlog_s = backlog_s.min(MOST_BACKLOG * self.even_s());
-        let terms = Terms { estimates, width, raw_bytes, rate, backlog_s };
         let even_s = self.even_s();
+        let backlog_s = (self.link.backlog_s(at_s, rate) - meanwhile_s).clamp(0.0, MOST_BACKLOG * even_s);
+        let terms = Terms { estimates, width, raw_bytes, rate, backlog_s };
         self.price += WEIGHT * (even_s / (even_s + backlog_s) - self.price);
         let best = match look {
             Look::Predicted(_) | Look::Compressible => self.cheapest(&terms),
@@ -533,7 +538,10 @@ impl Controller {
             Look::Predicted(_) => Reason::Model,
         };
         let faster = Terms { rate: rate * FASTER, backlog_s: backlog_s / FASTER, ..terms };
-        Decision { tells: self.cheapest(&faster) != best, ..decide(best, reason) }
+        Decision {
+            tells: backlog_s <= IDLE * even_s && self.cheapest(&faster) != best,
+            ..decide(best, reason)
+        }
     }
 }
 

@@ -98,7 +98,7 @@ impl World {
             slowness: vec![(0.0, 1.0)],
             queue_bytes: lanes as f64 * 2.5e6,
             round_trip_s: 0.0005,
-            answer_s: 0.001,
+            answer_s: 0.0,
             is_local: false,
             is_near: false,
             has_model: true,

@@ -36,10 +36,10 @@ fn check_all(change: impl Fn(World) -> World, most_over_guard: f64) -> f64 {
 }
 
 #[test]
-fn no_link_machine_or_content_makes_it_much_slower_than_none_or_zstd_1_or_on_average_than_the_best_fixed() {
+fn no_link_machine_or_content_makes_it_much_slower_than_none_or_zstd_1_and_it_beats_the_best_fixed() {
     // What it takes to find out is in these times: the shortest of the streams last a fifth of a second.
-    let mean = check_all(|world| world, 1.11);
-    assert!(mean < 1.01, "{mean:.3} of the time of the best fixed action on average");
+    let mean = check_all(|world| world, 1.09);
+    assert!(mean < 1.0, "{mean:.3} of the time of the best fixed action on average");
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn link_that_changes_is_followed_up_and_down() {
             let world = World { rates: steps(rates), ..World::new(4, 2, 0.0) };
             let (fixed, which) = best_fixed(&world, &contents);
             let seconds = auto(&world, &contents).seconds;
-            assert!(seconds < 1.06 * fixed, "{rates:?}: {seconds:.3} s, {which:?} {fixed:.3} s");
+            assert!(seconds < 1.05 * fixed, "{rates:?}: {seconds:.3} s, {which:?} {fixed:.3} s");
         }
     }
 }
@@ -184,7 +184,11 @@ fn short_transfers_lose_little_at_first_and_less_once_the_link_is_known() {
     for (lanes, cores) in [(4, 2), (4, 4)] {
         for (mbps, first, again) in links {
             for (name, content) in contents {
-                let world = World { queue_bytes: lanes as f64 * 0.4e6, ..World::new(lanes, cores, mbps) };
+                let world = World {
+                    queue_bytes: lanes as f64 * 0.4e6,
+                    answer_s: 0.001,
+                    ..World::new(lanes, cores, mbps)
+                };
                 let (first, again) = (vec![content; first], vec![content; again]);
                 let transfers: [&[Content]; 2] = [&first, &again];
                 let best = best_fixed_each(&world, &transfers);
