@@ -286,8 +286,12 @@ impl<'a> PayloadReader<'a> {
     where
         'a: 's,
     {
-        if self.rest.first() != Some(&ZSTD_BEHIND) {
-            return self.stream(what, length, decompressor, scratch);
+        match self.rest.first() {
+            Some(&ZSTD_BEHIND) => {}
+            Some(&coder) if coder > ZSTD_BEHIND => {
+                return Err(CodecError::UnknownCoder { what, coder, max: ZSTD_BEHIND });
+            }
+            _ => return self.stream(what, length, decompressor, scratch),
         }
         self.byte(what)?;
         let compressed = self.number(what, 1, length)?;

@@ -16,9 +16,9 @@ from dwcp_fast.errors import (
 )
 from dwcp_fast.policy.versions import Form, Step
 from dwcp_fast.versions.layout import Group, Layout
-from dwcp_fast.versions.manifest import TENSOR_BLOCK_BYTES, Manifest, Patches, Place, content_digest
+from dwcp_fast.versions.manifest import Manifest, Patches, Place, content_digest
 from dwcp_fast.versions.spares import Spares
-from dwcp_fast.versions.state import State, digests_of, run_over, verify
+from dwcp_fast.versions.state import State, digests_of, is_tensor, run_over, verify
 from dwcp_fast.versions.store import Source, manifest_key, pack_key
 
 __all__ = ["WIDTH_NAMES", "Refusal", "Stopped", "follow", "follow_in_place", "read_manifest", "read_object"]
@@ -225,12 +225,10 @@ def follow_in_place(
             changes = [(groups[one.number], one.patch) for one in here]
             try:
                 delta.apply_together(changes, threads=threads)
-            except BaseException:
-                # An interruption may come when all is done.
+            finally:
+                # Also where an interruption comes when all is done.
                 if all(groups[one.number].digest == one.info.target_digest for one in here):
                     hold(state)
-                raise
-            hold(state)
     except (FormatError, DeltaError, LimitExceededError) as exc:
         raise Refusal(step, exc) from exc
     return state
@@ -238,8 +236,8 @@ def follow_in_place(
 
 def is_told_by_tensor(one: "Told", base: Snapshot, group: Group) -> bool:
     """Tell whether a patch keeps the length of a group, and names its target as manifests name tensors."""
-    blocks = {one.info.block_bytes, base.block_bytes}
-    return group.count == 1 and one.info.base_bytes == group.nbytes and blocks == {TENSOR_BLOCK_BYTES}
+    kept = (one.info.base_bytes, one.info.block_bytes) == (group.nbytes, base.block_bytes)
+    return kept and is_tensor(group, base)
 
 
 class Memory:

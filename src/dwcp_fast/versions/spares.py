@@ -43,7 +43,11 @@ class Spares:
         with self._lock:
             self._snapshots += snapshots
 
-    def drop(self) -> None:
-        """Let go of all of them."""
+    def replace(self, snapshots: Iterable[Snapshot]) -> None:
+        """Take snapshots back as :meth:`give` does, and let go of all others.
+
+        Args:
+            snapshots: The snapshots.
+        """
         with self._lock:
-            self._snapshots = []
+            self._snapshots = list(snapshots)

@@ -12,7 +12,7 @@ from dwcp_fast.versions.layout import Group, Layout
 from dwcp_fast.versions.manifest import TENSOR_BLOCK_BYTES, Manifest, tensor_digest
 from dwcp_fast.versions.tensors import Tensor
 
-__all__ = ["State", "Tensors", "digests_of", "group_digests", "run_over", "verify"]
+__all__ = ["State", "Tensors", "digests_of", "group_digests", "is_tensor", "run_over", "verify"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -123,17 +123,16 @@ def is_tensor(place: Group, group: Snapshot) -> bool:
 
 
 def digests_of(held: State | None) -> dict[int, list[str]]:
-    """Give the digests of the tensors of each group of a version, by the identity of the group.
+    """Give the digests of the tensors of groups that do not know them, by the identity of the group.
 
-    Those that the group itself knows are its own, and not what the version says of it.
+    A group that is one tensor knows its own, and not only what the version says of it.
     """
     if held is None:
         return {}
     return {
-        id(group): [group.digest]
-        if is_tensor(place, group)
-        else [held.digests[index] for index in place.indices]
+        id(group): [held.digests[index] for index in place.indices]
         for group, place in zip(held.groups, held.layout.groups, strict=True)
+        if not is_tensor(place, group)
     }
 
 

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -365,7 +365,7 @@ class DeltaSubscriber(Closing):
         at_once: bool,
     ) -> State:
         if held is not None and not steps:
-            return State(newest.version, held.digest, held.layout, held.digests, held.groups)
+            return replace(held, version=newest.version)
         if not at_once or held is None or steps[0].form == "anchor":
             return follow(
                 self._source,
@@ -393,7 +393,7 @@ class DeltaSubscriber(Closing):
     @contextmanager
     def _alone(self, held: State) -> Iterator[None]:
         """Keep others from looking at what is held, and from committing, if it is still `held`."""
-        with self._looking:
+        with self._lock, self._looking:
             if self._held is not held:
                 raise Stopped
             yield
@@ -403,12 +403,10 @@ class DeltaSubscriber(Closing):
         held, self._held = self._held, state
         if held is not None:
             staying = set(map(id, state.groups))
-            self._spares.drop()
-            self._spares.give(group for group in held.groups if id(group) not in staying)
+            self._spares.replace(group for group in held.groups if id(group) not in staying)
 
     def _commit(self, state: State) -> bool:
-        # With a folder nothing is changed where it is, and looking need not wait for the disk.
-        with self._lock, self._looking if self._folder is None else nullcontext():
+        with self._lock:
             held = self._held
             if held is state:
                 return False
@@ -426,7 +424,9 @@ class DeltaSubscriber(Closing):
                 self._seen = None
                 self._source.tell(self.version, str(exc))
                 raise
-            self._hold(state)
+            # Looking need not wait for the disk.
+            with self._looking:
+                self._hold(state)
             self._source.tell(state.version, None)
             return True
 

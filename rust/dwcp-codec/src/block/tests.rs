@@ -473,3 +473,14 @@ fn chosen_action_is_what_is_done_unless_it_gains_nothing_or_the_base_gains_more(
         assert_eq!(refused, CodecError::NoPlanes { width: 1 });
     }
 }
+
+#[test]
+fn unknown_coder_is_refused_by_the_highest_that_may_stand_there() {
+    let cases: [(BlockKind, &[u8], u8); 2] =
+        [(BlockKind::Planes, &[0, 3, 7], 2), (BlockKind::Runs, &[1, 0, 0, 0, 0, 9, 0, 4, 9], 3)];
+    for (kind, payload, highest) in cases {
+        let refused = BlockDecoder::new().decode(kind, CodecId::None, payload, Some(&[0; 16]), &mut [0; 16]);
+        let told = matches!(refused, Err(CodecError::UnknownCoder { max, .. }) if max == highest);
+        assert!(told, "{kind:?} {refused:?}");
+    }
+}

@@ -23,6 +23,8 @@ use std::sync::LazyLock;
 /// Bytes that are compared at a time: a cache line.
 pub(crate) const LINE_BYTES: usize = 64;
 
+type Line = [u8; LINE_BYTES];
+
 /// The instructions that may be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Level {

@@ -3,13 +3,12 @@
 
 use std::arch::aarch64::*;
 
-use super::LINE_BYTES;
 use super::changes::find_with;
 use super::element::with_element;
 use super::lines::{byte_masks_with, dirty_lines_with, set_bytes_with};
 use super::planes::{Transform, join_from, join_portable, split_from, split_portable};
+use super::{LINE_BYTES, Line};
 
-type Line = [u8; LINE_BYTES];
 type Part = [u8; PART_BYTES];
 
 /// What a register holds.

@@ -4,7 +4,7 @@
 //! both versions are equal one state is the state of both.
 
 use super::lines::{dirty_lines, words_for};
-use super::{LINE_BYTES, Level};
+use super::{LINE_BYTES, Level, Line};
 use crate::digest::{BlockHasher, Digest};
 
 /// What one pass tells of two versions of a block.
@@ -58,7 +58,6 @@ fn by_pieces(level: Level, old: &[u8], new: &[u8], lines: &mut [u64]) -> Pair {
     Pair { old: old_digest, new: new_digest, dirty }
 }
 
-pub(super) type Line = [u8; LINE_BYTES];
 /// The state of the hash.
 pub(super) type Lanes = [u64; 8];
 
@@ -85,7 +84,7 @@ const START: Lanes = [PRIME32_3, PRIME64_1, PRIME64_2, PRIME64_3, PRIME64_4, PRI
 /// The default secret, and where in it the keys are: of line *i* of a round 8 bytes further for each, of stirring, of the
 /// last line, and of both halves of the digest.
 #[rustfmt::skip]
-const SECRET: [u8; 192] = [
+static SECRET: [u8; 192] = [
     0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
     0xde, 0xd4, 0x6d, 0xe9, 0x83, 0x90, 0x97, 0xdb, 0x72, 0x40, 0xa4, 0xa4, 0xb7, 0xb3, 0x67, 0x1f,
     0xcb, 0x79, 0xe6, 0x4e, 0xcc, 0xc0, 0xe5, 0x78, 0x82, 0x5a, 0xd0, 0x7d, 0xcc, 0xff, 0x72, 0x21,
@@ -176,8 +175,7 @@ fn compare_round(
 /// The key at a place of the secret that is not past the last key.
 #[inline(always)]
 fn key(at: usize) -> &'static Line {
-    static KEYS: [u8; 192] = SECRET;
-    KEYS[at..].first_chunk().unwrap_or(&[0; LINE_BYTES])
+    SECRET[at..].first_chunk().unwrap_or(&[0; LINE_BYTES])
 }
 
 #[inline(always)]

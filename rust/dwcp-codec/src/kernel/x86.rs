@@ -2,14 +2,12 @@
 
 use std::arch::x86_64::*;
 
-use super::LINE_BYTES;
 use super::changes::{apply_with, find_with, gaps_with, take_with};
 use super::element::{Element, with_element};
 use super::lines::{byte_masks_with, dirty_lines_with, line, set_bits, set_bytes_with};
 use super::pair::{Lanes, Pair, hash_and_compare_with};
 use super::planes::{Transform, join_from, join_portable, split_from, split_portable};
-
-type Line = [u8; LINE_BYTES];
+use super::{LINE_BYTES, Line};
 
 pub(super) fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2")

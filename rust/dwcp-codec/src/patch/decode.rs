@@ -126,18 +126,6 @@ impl EntryDecoder {
         self.with_payload(patch, entry, |blocks, kind, payload| blocks.undo_onto(kind, payload, block))
     }
 
-    /// [`EntryDecoder::undo_onto`] for a payload that is in no patch yet.
-    pub(super) fn undo_payload(
-        &mut self,
-        index: u32,
-        kind: BlockKind,
-        payload: &[u8],
-        block: &mut [u8],
-    ) -> Result<(), PatchError> {
-        let undone = self.blocks.undo_onto(kind, payload, block);
-        undone.map_err(|source| PatchError::Codec { index, source })
-    }
-
     /// Decodes the payload of a block that is made of nothing but that and its base block.
     fn with_payload(
         &mut self,

@@ -121,7 +121,7 @@ pub fn encode(old: &[u8], new: &[u8], options: &PatchOptions<'_>) -> Result<Vec<
 /// [`encode()`] for objects that need not be in memory, to a patch that need not be either: `emit` is given its parts
 /// in order. Takes memory for 32 MiB of both objects and for what is looked up, whatever their size.
 ///
-/// `leaves`, if they are known, are the digests of the blocks of `old`, which is not hashed then.
+/// `leaves`, if they are known, are the digests of the blocks of `old`, and are taken for them.
 ///
 /// # Errors
 ///
@@ -262,7 +262,7 @@ where
             });
         }
         if let Some(byte) = fill {
-            slot.coded = Coded::Payload(EntryKind::Block(BlockKind::Fill), CodecId::None, vec![byte]);
+            slot.coded = Coded::fill(byte);
             return Ok(());
         }
         let searched = self.options.search && !old.is_empty() && !is_near;
@@ -306,16 +306,8 @@ where
         if !is_first && made.wire.len() >= slot.payload_length(new.len()) {
             return Ok(None);
         }
-        slot.coded = match (made.kind, made.codec) {
-            (BlockKind::Plain, CodecId::None) => Coded::Raw,
-            (kind, codec) => {
-                // Memory that was not there before costs more than to write it.
-                let mut payload = spare.pop().unwrap_or_default();
-                payload.clear();
-                payload.extend_from_slice(made.wire);
-                Coded::Payload(EntryKind::Block(kind), codec, payload)
-            }
-        };
+        // Memory that was not there before costs more than to write it.
+        slot.coded = Coded::of(made, || spare.pop().unwrap_or_default());
         Ok(Some(made.kind))
     }
 

@@ -46,40 +46,15 @@ impl Patch<'_> {
         threads: usize,
         check: impl Fn() -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        self.overwrite(buf, None, threads, check)
-    }
-
-    /// [`Patch::apply_in_place_while`] for a base whose blocks are known to have the digests `leaves`: it is not
-    /// hashed again, and what is as in the base is not read.
-    ///
-    /// # Errors
-    ///
-    /// As [`Patch::apply_in_place_while`].
-    pub fn apply_in_place_onto<E: From<PatchError> + Send>(
-        &self,
-        leaves: &[Digest],
-        buf: &mut [u8],
-        threads: usize,
-        check: impl Fn() -> Result<(), E> + Sync,
-    ) -> Result<(), E> {
-        self.overwrite(buf, Some(leaves), threads, check)
-    }
-
-    /// Changes `buf`, which is proven on the way if its digests, `known`, are not known.
-    fn overwrite<E: From<PatchError> + Send>(
-        &self,
-        buf: &mut [u8],
-        known: Option<&[Digest]>,
-        threads: usize,
-        check: impl Fn() -> Result<(), E> + Sync,
-    ) -> Result<(), E> {
         let mut workers = parallel::states(threads);
-        let mut begun = self.begin(&mut workers, buf, known, check)?;
+        let mut begun = self.begin(&mut workers, buf, None, check)?;
         Ok(self.finish(&mut workers, &mut begun, buf)?)
     }
 
-    /// The first part of [`Patch::overwrite`]: everything is decoded and proven. What this gives is to be
+    /// The first part of [`Patch::apply_in_place_while`]: everything is decoded and proven. What this gives is to be
     /// [finished](Patch::finish) or [undone](Patch::undo). On an error `buf` is as it was.
+    ///
+    /// A base whose blocks have the digests `known` is not hashed again, and what is as in the base is not read.
     pub(super) fn begin<E: From<PatchError> + Send>(
         &self,
         workers: &mut [Worker],

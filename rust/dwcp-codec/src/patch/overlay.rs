@@ -272,8 +272,7 @@ where
 {
     type Error = E;
 
-    fn block<'a>(&'a self, at: usize, held: &[u8], _: &'a mut Vec<u8>) -> Result<Option<&'a [u8]>, E> {
-        (self.check)()?;
-        Ok(Some(slice(self.bytes, at as u64, held.len())?))
+    fn block<'a>(&'a self, at: usize, held: &[u8], buffer: &'a mut Vec<u8>) -> Result<Option<&'a [u8]>, E> {
+        self.read(at as u64, held.len(), buffer).map(Some)
     }
 }

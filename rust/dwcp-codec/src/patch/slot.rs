@@ -1,6 +1,7 @@
 //! Blocks on their way into a patch.
 
 use super::format::EntryKind;
+use crate::block::{BlockKind, EncodedBlock};
 use crate::codec::CodecId;
 use crate::digest::Digest;
 use crate::matcher::Found;
@@ -28,6 +29,26 @@ pub(super) enum Coded {
     Raw,
     /// This payload.
     Payload(EntryKind, CodecId, Vec<u8>),
+}
+
+impl Coded {
+    /// What a block was made, its payload in memory that `payload` gives, of any content.
+    pub(super) fn of(made: EncodedBlock<'_>, payload: impl FnOnce() -> Vec<u8>) -> Coded {
+        match (made.kind, made.codec) {
+            (BlockKind::Plain, CodecId::None) => Coded::Raw,
+            (kind, codec) => {
+                let mut payload = payload();
+                payload.clear();
+                payload.extend_from_slice(made.wire);
+                Coded::Payload(EntryKind::Block(kind), codec, payload)
+            }
+        }
+    }
+
+    /// A block, all of which is `byte`.
+    pub(super) fn fill(byte: u8) -> Coded {
+        Coded::Payload(EntryKind::Block(BlockKind::Fill), CodecId::None, vec![byte])
+    }
 }
 
 impl Slot {

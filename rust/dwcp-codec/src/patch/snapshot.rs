@@ -100,9 +100,9 @@ impl Snapshot {
 
     /// Makes the patch to `new`, and holds `new` from then on.
     ///
-    /// One pass compares, codes and hashes `new`; the held version is not hashed again, and is changed in the same
-    /// pass where nothing is looked for elsewhere. A longer version may be held elsewhere in memory. `check` is called
-    /// before every block is read, and may refuse to go on.
+    /// One pass compares, codes and hashes `new`; where nothing is looked for elsewhere and the length stays, the held
+    /// version is not hashed again, and is changed in the same pass. A longer version may be held elsewhere in memory.
+    /// `check` is called before every block is read, and may refuse to go on.
     ///
     /// # Errors
     ///
@@ -120,8 +120,7 @@ impl Snapshot {
                 return Ok(patch);
             }
             let (patch, made) = self.encode(&next, threads)?;
-            let changed = made.changed.clone();
-            self.write(&changed, made.leaves, threads, copy);
+            self.write(&made.changed, made.leaves, threads, copy);
             return Ok(patch);
         }
         let (patch, made) = self.encode(&next, threads)?;
@@ -187,8 +186,7 @@ impl Snapshot {
         }
         let new = Overlaid { held: &self.bytes, overlay, check: next.check };
         let (patch, made) = self.encode(&new, threads)?;
-        let changed = made.changed.clone();
-        self.write(&changed, made.leaves, threads, put);
+        self.write(&made.changed, made.leaves, threads, put);
         Ok(patch)
     }
 
@@ -224,7 +222,7 @@ impl Snapshot {
         let mut begun = Vec::with_capacity(parts.len());
         for number in 0..parts.len() {
             let (snapshot, patch) = &mut parts[number];
-            match snapshot.begin(patch, &mut workers, threads, &check) {
+            match snapshot.begin(patch, &mut workers, &check) {
                 Ok(change) => begun.push(change),
                 Err(error) => {
                     for ((snapshot, patch), change) in parts.iter_mut().zip(&mut begun) {
@@ -317,7 +315,6 @@ impl Snapshot {
         &mut self,
         patch: &'p Patch<'_>,
         workers: &mut [Worker],
-        threads: usize,
         check: &(impl Fn() -> Result<(), E> + Sync),
     ) -> Result<Change<'p>, E> {
         let block_bytes = patch.block_bytes();
@@ -332,11 +329,11 @@ impl Snapshot {
         }
         patch.expect_base_size(size)?;
         if patch.target_size() != patch.base_size() {
-            let Snapshot { bytes, leaves, .. } = self.fork(patch, |_| Vec::new(), threads, check)?;
+            let Snapshot { bytes, leaves, .. } = self.fork(patch, |_| Vec::new(), workers.len(), check)?;
             return Ok(Change::Elsewhere(bytes, leaves));
         }
         let begun = patch.begin(workers, &mut self.bytes, Some(&self.leaves), check);
-        let begun = begun.map_err(|error| self.blame(patch, error, threads))?;
+        let begun = begun.map_err(|error| self.blame(patch, error, workers.len()))?;
         Ok(Change::Here(begun, patch.target_leaves(&self.leaves, None).collect()))
     }
 

@@ -1,15 +1,15 @@
 //! Making the patch of a held version that becomes the new one on the way, block by block.
 
 use super::compare::FillDigests;
-use super::decode::EntryDecoder;
 use super::encode::{Encoded, Part, append};
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead};
 use super::in_place::is_undone_in_place;
 use super::parallel;
+use super::slot::Coded;
 use super::snapshot::SnapshotOptions;
 use super::write::Writer;
-use crate::block::{BlockEncoder, BlockKind};
+use crate::block::{BlockDecoder, BlockEncoder, BlockKind};
 use crate::codec::CodecId;
 use crate::digest::{BlockHasher, Digest};
 use crate::page;
@@ -43,16 +43,9 @@ struct Block {
     leaf: Digest,
     /// The digest of the new one.
     digest: Digest,
-    told: Told,
+    told: Coded,
     /// It is the new one already, and its payload makes it the old one again.
     is_new: bool,
-}
-
-/// How a block is told.
-enum Told {
-    Same,
-    Raw,
-    Payload(BlockKind, CodecId, Vec<u8>),
 }
 
 /// What one thread keeps.
@@ -94,14 +87,14 @@ pub(super) fn step<N: Next>(
             return Err(error);
         }
     };
-    let left = blocks.iter().filter(|block| !block.is_new && !matches!(block.told, Told::Same));
+    let left = blocks.iter().filter(|block| !block.is_new && !matches!(block.told, Coded::Same));
     let left = left.map(|block| block.index).collect();
     Ok(Step { patch, made, left })
 }
 
 impl Block {
     fn of(index: u32, leaf: Digest) -> Block {
-        Block { index, leaf, digest: leaf, told: Told::Same, is_new: false }
+        Block { index, leaf, digest: leaf, told: Coded::Same, is_new: false }
     }
 
     /// Codes the new block, `new`, and makes it of `held` if that can be undone.
@@ -115,16 +108,13 @@ impl Block {
     ) -> Result<(), PatchError> {
         if let Some(byte) = page::fill_byte(new) {
             self.digest = fills.digest(byte, new);
-            self.told = Told::Payload(BlockKind::Fill, CodecId::None, vec![byte]);
+            self.told = Coded::fill(byte);
             return Ok(());
         }
         let made = encoder.encode_elements(options.codec, new, Some(held), options.width);
         let made = made.map_err(|source| PatchError::Codec { index: self.index, source })?;
-        self.told = match (made.kind, made.codec) {
-            (BlockKind::Plain, CodecId::None) => Told::Raw,
-            (kind, codec) => Told::Payload(kind, codec, made.wire.to_vec()),
-        };
         self.is_new = is_undone_in_place(made.kind, held.len());
+        self.told = Coded::of(made, Vec::new);
         self.digest = if self.is_new {
             // What is held has this digest, even if somebody wrote to the new version meanwhile.
             let mut hasher = BlockHasher::new();
@@ -151,11 +141,11 @@ fn write<N: Next>(
     for (block, held) in blocks.iter().zip(held.chunks(length)) {
         writer.push_base(block.leaf);
         match &block.told {
-            Told::Same => writer.push_same(block.digest),
-            Told::Payload(kind, codec, payload) => {
-                writer.push_block(EntryKind::Block(*kind), *codec, block.digest, Part::Made(payload))?;
+            Coded::Same => writer.push_same(block.digest),
+            Coded::Payload(kind, codec, payload) => {
+                writer.push_block(*kind, *codec, block.digest, Part::Made(payload))?;
             }
-            Told::Raw => {
+            Coded::Raw => {
                 let at = block.index as usize * length;
                 // It is not as held, since it was coded.
                 let new = next.block(at, held, buffer)?.unwrap_or(held);
@@ -170,10 +160,11 @@ fn write<N: Next>(
 
 /// Makes the blocks that are new those that they were.
 fn undo(blocks: &[Block], held: &mut [u8], length: usize) -> Result<(), PatchError> {
-    let mut decoder = EntryDecoder::new();
+    let mut decoder = BlockDecoder::new();
     for (block, held) in blocks.iter().zip(held.chunks_mut(length)).filter(|(block, _)| block.is_new) {
-        if let Told::Payload(kind, _, payload) = &block.told {
-            decoder.undo_payload(block.index, *kind, payload, held)?;
+        if let Coded::Payload(EntryKind::Block(kind), _, payload) = &block.told {
+            let undone = decoder.undo_onto(*kind, payload, held);
+            undone.map_err(|source| PatchError::Codec { index: block.index, source })?;
         }
     }
     Ok(())

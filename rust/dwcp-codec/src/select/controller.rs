@@ -242,14 +242,14 @@ impl Controller {
     /// A controller that has seen nothing yet.
     #[must_use]
     pub fn new(settings: Settings) -> Controller {
-        let lanes = settings.lanes.max(1);
+        let settings = Settings { lanes: settings.lanes.max(1), cores: settings.cores.max(1), ..settings };
         // One acknowledgement over a long way tells of the queues on it, too, which may take all at once.
         let first_rate = if is_near(&settings) { f64::INFINITY } else { unknown_rate(&settings) };
         Controller {
-            settings: Settings { lanes, cores: settings.cores.max(1), ..settings },
-            link: Link::new(&Settings { lanes, ..settings }, first_rate),
+            settings,
+            link: Link::new(&settings, first_rate),
             corrections: Corrections::default(),
-            guard: Guard::new(lanes),
+            guard: Guard::new(settings.lanes),
             price: 0.5,
             patience: 1.0,
             other_s: 0.15e-9,

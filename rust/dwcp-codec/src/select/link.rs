@@ -67,6 +67,8 @@ pub(super) struct Link {
     acked_bytes: f64,
     acked_s: f64,
     last_ack_s: Option<f64>,
+    /// For how long words were acknowledged since the last block was.
+    words_s: f64,
     /// The least that blocks were under way.
     least_latency_s: f64,
     has_answered: bool,
@@ -98,13 +100,13 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(settings: &Settings, first_rate: f64) -> Link {
-        let (lanes, allowed) = (settings.lanes, settings.limit_bytes_per_s);
+        let (lanes, allowed) = (settings.lanes, settings.limit_bytes_per_s.map(|rate| rate.max(1.0)));
         Link {
             is_local: settings.is_local,
             round_trip_s: settings.round_trip_s.unwrap_or(0.0),
             first_rate,
-            allowed: allowed.map_or(f64::INFINITY, |rate| rate.max(1.0)),
-            rate: allowed.map(|rate| rate.max(1.0)),
+            allowed: allowed.unwrap_or(f64::INFINITY),
+            rate: allowed,
             growth: MOST_GROWTH,
             decay: 1.0 - 1.0 / f64::from(4 + 2 * lanes.min(64)),
             busy_wall_s: 0.0,
@@ -114,6 +116,7 @@ impl Link {
             acked_bytes: 0.0,
             acked_s: 0.0,
             last_ack_s: None,
+            words_s: 0.0,
             least_latency_s: f64::INFINITY,
             has_answered: false,
             most_seen: 0.0,
@@ -136,6 +139,7 @@ impl Link {
     /// A transfer begins, of which nothing is under way.
     pub(super) fn resume(&mut self) {
         self.last_ack_s = None;
+        self.words_s = 0.0;
         self.was_limit = false;
         (self.pending, self.in_flight, self.late, self.queued) = (0.0, 0.0, 0.0, 0.0);
     }
@@ -280,17 +284,22 @@ impl Link {
         self.last_ack_s = Some(delivery.at_s);
         self.has_answered = true;
         if wire < LEAST_BYTES {
+            self.words_s += between.unwrap_or(f64::INFINITY);
             return between;
         }
+        // While words came, the link had this block at most for as long as that was under way.
+        let words_s = std::mem::take(&mut self.words_s);
+        let taken_s = between.map_or(delivery.since_s, |it| (it + words_s).min(it.max(delivery.since_s)));
         self.acked_bytes = self.acked_bytes * self.decay + wire;
-        self.acked_s = self.acked_s * self.decay + between.unwrap_or(delivery.since_s);
-        if wire >= TELLING_BYTES {
-            self.least_latency_s = self.least_latency_s.min(delivery.since_s);
-        }
-        let seen = self.seen();
+        self.acked_s = self.acked_s * self.decay + taken_s;
         // How fast little blocks come tells how fast they are made.
         let is_telling = wire >= TELLING_BYTES;
-        self.most_seen = (self.most_seen * if is_telling { 0.999 } else { 1.0 }).max(seen);
+        if is_telling {
+            self.least_latency_s = self.least_latency_s.min(delivery.since_s);
+            self.most_seen *= 0.999;
+        }
+        let seen = self.seen();
+        self.most_seen = self.most_seen.max(seen);
         let under_way_s = delivery.latency_s - ANSWER_S.max(self.least_latency_s);
         self.bound *= FORGET;
         if under_way_s > 0.0 && delivery.ahead_bytes >= BOUNDING_BYTES {
@@ -306,7 +315,7 @@ impl Link {
             // Some of the time is the receiver's.
             let since_s = delivery.since_s - self.round_trip_s;
             let least_s = (since_s - FIRST_ANSWER_S).max(0.5 * since_s).max(1e-6);
-            self.rate = Some((carried / least_s).min(self.first_rate).min(self.allowed));
+            self.rate = Some((carried / least_s).min(self.first_rate));
             self.is_confirmed |= since_s > CERTAIN_ANSWERS * FIRST_ANSWER_S;
             return between;
         };
@@ -322,10 +331,10 @@ impl Link {
             self.growth = GROWTH;
             self.since_limit = 0;
             self.is_confirmed = true;
-            if let (true, Some(between)) = (was_limit, between) {
+            if was_limit && between.is_some() {
                 // It has not idled since the last one.
                 self.busy_bytes = self.busy_bytes * self.decay + wire;
-                self.busy_s = self.busy_s * self.decay + between;
+                self.busy_s = self.busy_s * self.decay + taken_s;
                 let carried = seen.max(self.busy_bytes / self.busy_s.max(wire / rate * 0.1));
                 self.most_seen = seen.max(0.9 * self.most_seen);
                 self.rate = Some((rate + FOLLOW * (carried - rate)).min(self.allowed));
@@ -352,5 +361,38 @@ impl Link {
     /// What the link took lately, in bytes a second.
     fn seen(&self) -> f64 {
         self.acked_bytes / self.acked_s.max(1e-6)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_between_blocks_do_not_make_the_link_seem_fast() {
+        let (round_trip_s, limit_bytes_per_s) = (Some(0.0005), None);
+        let settings = Settings { lanes: 4, cores: 4, round_trip_s, is_local: false, limit_bytes_per_s };
+        let mut link = Link::new(&settings, f64::INFINITY);
+        let deliver = |link: &mut Link, wire_bytes: u64, since_s: f64, at_s: f64| {
+            link.delivered(&Delivery {
+                raw_bytes: 1 << 20,
+                wire_bytes,
+                ahead_bytes: wire_bytes as f64,
+                phase: 0,
+                since_s,
+                latency_s: 0.0,
+                at_s,
+            });
+        };
+        for block in 0..10 {
+            let from_s = f64::from(block) * 0.1;
+            link.send(1_048_576.0, from_s);
+            for word in 1..100 {
+                deliver(&mut link, 0, 0.001, from_s + f64::from(word) * 0.001);
+            }
+            deliver(&mut link, 1 << 20, 0.1, from_s + 0.1);
+        }
+        let seen = link.seen();
+        assert!((0.5..1.5).contains(&(seen / 10_485_760.0)), "{seen}");
     }
 }

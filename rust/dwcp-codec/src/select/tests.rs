@@ -206,3 +206,62 @@ fn short_transfers_lose_little_at_first_and_less_once_the_link_is_known() {
     let means = times.map(|times| mean(&times));
     assert!(means[0] < 1.08 && means[1] < 1.03, "{means:.3?} of the best fixed on average");
 }
+
+fn near(lanes: u32) -> Controller {
+    Controller::new(Settings {
+        lanes,
+        cores: 1,
+        round_trip_s: Some(0.0005),
+        is_local: false,
+        limit_bytes_per_s: None,
+    })
+}
+
+fn acknowledge(controller: &mut Controller, wire_bytes: u64, ahead_bytes: f64, (from_s, at_s): (f64, f64)) {
+    controller.delivered(&Delivery {
+        raw_bytes: 1 << 20,
+        wire_bytes,
+        ahead_bytes,
+        phase: 0,
+        since_s: at_s - from_s,
+        latency_s: 0.0,
+        at_s,
+    });
+}
+
+#[test]
+fn words_that_the_receiver_holds_a_block_tell_nothing_of_the_link() {
+    let mut controller = near(1);
+    for block in 0..8 {
+        let from_s = f64::from(block) * 0.1;
+        let ahead = controller.sending(1 << 20, from_s);
+        acknowledge(&mut controller, 1 << 20, ahead, (from_s, from_s + 0.1));
+    }
+    let mut told = controller.clone();
+    for word in 0..10_000 {
+        let from_s = 0.8 + f64::from(word) * 1e-4;
+        let ahead = told.sending(0, from_s);
+        acknowledge(&mut told, 0, ahead, (from_s, from_s + 0.001));
+    }
+    assert!(controller.summary().link_bytes_per_s.is_some());
+    assert_eq!(told.summary().link_bytes_per_s, controller.summary().link_bytes_per_s);
+    let estimates = TEXT.map(|(ratio, ns_per_byte)| Estimate { ratio, ns_per_byte });
+    let decide = |it: &mut Controller| it.decide(Look::Predicted(&estimates), None, 1 << 20, 10.0);
+    assert_eq!(decide(&mut told), decide(&mut controller));
+}
+
+#[test]
+fn stream_of_little_blocks_comes_to_know_the_link() {
+    let mut controller = near(1);
+    let mut ahead = Vec::new();
+    for block in 0..200 {
+        let at_s = block as f64 * 1e-3;
+        if block >= 4 {
+            acknowledge(&mut controller, 8_192, ahead[block - 4], (at_s - 4e-3, at_s));
+        }
+        ahead.push(controller.sending(8_192, at_s));
+    }
+    let rate = controller.summary().link_bytes_per_s.unwrap();
+    assert!((0.5..2.0).contains(&(rate / 8.192e6)), "{rate}");
+    assert_ne!(controller.decide(Look::Compressible, None, 8_192, 0.2).reason, Reason::Start);
+}

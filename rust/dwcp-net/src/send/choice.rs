@@ -245,14 +245,10 @@ pub(super) struct Gauge<'a> {
     encoded: Mark,
     encode_cpu_s: f64,
     decision: Option<Decision>,
-    /// Whether the controller knows what became of it, and bytes of what is being written.
-    is_settled: bool,
-    in_hand: u64,
+    /// What is being written; the controller knows by then what became of the decision.
+    in_hand: Option<Sent>,
     /// The transfer that the block in hand is of.
     transfer: u64,
-    phase: u32,
-    /// Bytes under way when it was about to be written.
-    ahead_bytes: f64,
 }
 
 impl<'a> Gauge<'a> {
@@ -272,11 +268,8 @@ impl<'a> Gauge<'a> {
             encoded: now,
             encode_cpu_s: 0.0,
             decision: None,
-            is_settled: false,
-            in_hand: 0,
+            in_hand: None,
             transfer: selector.transfer.load(Ordering::SeqCst),
-            phase: 0,
-            ahead_bytes: 0.0,
         }
     }
 
@@ -328,7 +321,7 @@ impl<'a> Gauge<'a> {
         self.read = Mark::now();
         self.encode_cpu_s = 0.0;
         self.decision = None;
-        self.is_settled = false;
+        self.in_hand = None;
         let transfer = self.selector.transfer.load(Ordering::SeqCst);
         if std::mem::replace(&mut self.transfer, transfer) != transfer {
             self.waiting = 0.0;
@@ -350,7 +343,7 @@ impl<'a> Gauge<'a> {
         let encoded = encoder.encode_action(action, src, base, width)?;
         // What was coded against a base shows nothing of the action.
         let shows = !encoded.kind.needs_base() && encoded.kind != BlockKind::Fill;
-        if !shows {
+        if !shows && decision.is_some() {
             self.selector.with(|controller| controller.give_up(decision.as_ref(), 0));
         }
         self.decision = decision.filter(|_| shows);
@@ -361,7 +354,8 @@ impl<'a> Gauge<'a> {
     /// The block in hand is about to be written.
     pub(super) fn prepared(&mut self, raw_bytes: u64, wire_bytes: u64) {
         self.encoded = Mark::now();
-        let at_s = self.selector.since_epoch(self.encoded.wall);
+        let from = self.encoded.wall;
+        let at_s = self.selector.since_epoch(from);
         let (decision, cpu_s) = (self.decision.as_ref(), self.encode_cpu_s);
         let told = self.selector.with(|controller| {
             if let Some(decision) = decision {
@@ -370,24 +364,19 @@ impl<'a> Gauge<'a> {
             let phase = decision.map_or_else(|| controller.phase(), |decision| decision.phase);
             (phase, controller.sending(wire_bytes, at_s))
         });
-        (self.phase, self.ahead_bytes) = told.unwrap_or_default();
-        (self.is_settled, self.in_hand) = (true, wire_bytes);
+        let (phase, ahead_bytes) = told.unwrap_or_default();
+        let transfer = self.transfer;
+        self.in_hand =
+            Some(Sent { transfer, raw_bytes, wire_bytes, phase, ahead_bytes, from, written: from });
     }
 
     /// The block in hand was written, in a frame that the peer acknowledges. Tells how long its answer is worth
     /// waiting for.
-    pub(super) fn written(&mut self, raw_bytes: u64, wire_bytes: u64) -> Duration {
+    pub(super) fn written(&mut self) -> Duration {
         let now = Mark::now();
-        self.in_hand = 0;
-        self.sent.push_back(Sent {
-            transfer: self.transfer,
-            raw_bytes,
-            wire_bytes,
-            phase: self.phase,
-            ahead_bytes: self.ahead_bytes,
-            from: self.encoded.wall,
-            written: now.wall,
-        });
+        let Some(sent) = self.in_hand.take() else { return Duration::ZERO };
+        let (raw_bytes, wire_bytes) = (sent.raw_bytes, sent.wire_bytes);
+        self.sent.push_back(Sent { written: now.wall, ..sent });
         let (write_wall_s, write_cpu_s) = now.since(&self.encoded);
         let (busy_wall_s, busy_cpu_s) = self.encoded.since(&self.read);
         let (cycle_s, cpu_s) = now.since(&self.cycle);
@@ -406,11 +395,13 @@ impl<'a> Gauge<'a> {
             cycle_s,
         };
         let decision = self.decision.take();
-        self.selector.with(|controller| controller.observe(decision.as_ref(), &outcome));
         self.cycle = now;
         let at_s = self.selector.since_epoch(now.wall);
-        let worth_s = self.selector.with(|controller| controller.wait(at_s)).unwrap_or(0.0);
-        Duration::from_secs_f64(worth_s)
+        let worth_s = self.selector.with(|controller| {
+            controller.observe(decision.as_ref(), &outcome);
+            controller.wait(at_s)
+        });
+        Duration::from_secs_f64(worth_s.unwrap_or(0.0))
     }
 
     fn decide(&self, src: &[u8], width: Option<u8>) -> Option<Decision> {
@@ -444,9 +435,9 @@ impl Drop for Gauge<'_> {
             // The controller has forgotten all of it.
             return;
         }
-        let of_now = self.sent.iter().filter(|sent| sent.transfer == now);
-        let wire_bytes = self.in_hand + of_now.map(|sent| sent.wire_bytes).sum::<u64>();
-        let decision = self.decision.as_ref().filter(|_| !self.is_settled);
+        let of_now = self.sent.iter().chain(&self.in_hand).filter(|sent| sent.transfer == now);
+        let wire_bytes = of_now.map(|sent| sent.wire_bytes).sum();
+        let decision = self.decision.as_ref().filter(|_| self.in_hand.is_none());
         self.selector.with(|controller| {
             controller.looked(std::iter::empty(), self.waiting);
             controller.give_up(decision, wire_bytes);
@@ -474,7 +465,50 @@ mod tests {
             sums.fold([0; 3], |sum, share| std::array::from_fn(|at| sum[at] + share[at]))
         };
         assert_eq!(counted(&selector), [1, 65_536, wire]);
-        gauge.written(65_536, wire);
+        gauge.written();
         assert_eq!(counted(&selector), [1, 65_536, wire]);
+    }
+
+    /// A lane that has begun to write a block, and how long that is on the wire.
+    fn writing(selector: &Selector) -> (Gauge<'_>, u64) {
+        let mut gauge = Gauge::new(selector);
+        let block: Vec<u8> = (0..65_536_u32).map(|at| (at / 300) as u8).collect();
+        gauge.read();
+        let wire = gauge.encode(&mut BlockEncoder::new(), &block, None, None).unwrap().wire.len() as u64;
+        gauge.prepared(65_536, wire);
+        (gauge, wire)
+    }
+
+    fn under_way(selector: &Selector) -> Option<f64> {
+        selector.with(|controller| controller.sending(0, 0.0))
+    }
+
+    fn selector() -> Selector {
+        let selector = Selector::new(&CodecChoice::Auto { model: None }, 2, None).unwrap();
+        selector.settle(true, None);
+        selector.begin();
+        selector
+    }
+
+    #[test]
+    fn lane_that_dies_while_it_writes_leaves_nothing_under_way() {
+        let selector = selector();
+        let (gauge, wire) = writing(&selector);
+        assert_eq!(under_way(&selector), Some(wire as f64));
+        drop(gauge);
+        assert_eq!(under_way(&selector), Some(0.0));
+    }
+
+    #[test]
+    fn lane_of_an_abandoned_transfer_takes_nothing_from_the_next() {
+        let selector = selector();
+        let (mut old, _) = writing(&selector);
+        old.written();
+        selector.begin();
+        let (_new, wire) = writing(&selector);
+        old.acknowledged(1);
+        assert_eq!(under_way(&selector), Some(wire as f64));
+        drop(old);
+        assert_eq!(under_way(&selector), Some(wire as f64));
     }
 }

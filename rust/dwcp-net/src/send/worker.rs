@@ -358,9 +358,8 @@ impl Worker<'_> {
             }
         };
         let Some(frame) = frame else { return Ok(()) };
-        let (raw_bytes, wire_bytes) = (u64::from(task.raw_len), body.len() as u64);
         if let Some(gauge) = &mut self.gauge {
-            gauge.prepared(raw_bytes, wire_bytes);
+            gauge.prepared(u64::from(task.raw_len), body.len() as u64);
         }
         if matches!(frame, Frame::Block(_)) {
             lane.send_block(&frame, body, self.shared.limiter.as_deref(), &self.shared.halt)?;
@@ -368,7 +367,7 @@ impl Worker<'_> {
             lane.send(&frame)?;
         }
         if let Some(gauge) = &mut self.gauge {
-            let worth_waiting = gauge.written(raw_bytes, wire_bytes);
+            let worth_waiting = gauge.written();
             if !worth_waiting.is_zero() {
                 lane.listen(&self.wake, worth_waiting)?;
                 gauge.waited();

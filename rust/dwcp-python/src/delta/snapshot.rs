@@ -186,14 +186,14 @@ impl Snapshot {
     fn give_up(&self, length: usize) -> Option<Vec<u8>> {
         // Whoever works with it may want the one that this is for.
         let mut held = self.held.try_lock().ok()?;
-        let is_ours = held.bytes().len() == length && self.views.load(Ordering::SeqCst) == 0;
+        let is_ours = held.bytes().len() == length && !self.is_viewed();
         is_ours.then(|| held.take_bytes())
     }
 
     /// Refuses to hold a version elsewhere while somebody looks at this one.
     fn refuse_other_length(&self, held: &patch::Snapshot, length: u64) -> Result<(), Failure> {
         let now = held.bytes().len() as u64;
-        if now == length || self.views.load(Ordering::SeqCst) == 0 {
+        if now == length || !self.is_viewed() {
             return Ok(());
         }
         Err(Failure::Viewed { held: now, wanted: length })
@@ -219,7 +219,7 @@ pub fn snapshots_apply(py: Python<'_>, parts: Vec<(Py<Snapshot>, Input)>, thread
         let told: Vec<&[u8]> = order.iter().map(|(_, patch)| *patch).collect();
         guards.iter().try_for_each(|held| refuse_own(held, &told))?;
         for ((snapshot, _), (held, patch)) in order.iter().zip(guards.iter().zip(&patches)) {
-            if snapshot.views.load(Ordering::SeqCst) > 0 {
+            if snapshot.is_viewed() {
                 let held = held.bytes().len() as u64;
                 return Err(Failure::Viewed { held, wanted: patch.target_size() });
             }

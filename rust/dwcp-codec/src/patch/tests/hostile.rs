@@ -241,7 +241,10 @@ fn what_was_changed_in_place_before_a_damaged_block_is_changed_back() {
                 false => Ok(()),
             };
             let stopped = match known {
-                true => patch.apply_in_place_onto(&leaves, &mut buf, 2, check),
+                true => {
+                    let mut workers = crate::patch::parallel::states(2);
+                    patch.begin(&mut workers, &mut buf, Some(&leaves), check).map(drop)
+                }
                 false => patch.apply_in_place_while(&mut buf, 2, check),
             };
             assert!(stopped == Err(stop) && buf == old, "{calls}, {known}");
