@@ -11,6 +11,7 @@ use dwcp_proto::{error::SessionError, preface};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
+use crate::breaker::Breaker;
 use crate::cancel::Cancel;
 use crate::error::{NetError, plain};
 use crate::lane::Lane;
@@ -49,6 +50,7 @@ pub(crate) struct Plan {
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     token: Secret,
     options: DialOptions,
+    breaker: Breaker,
 }
 
 impl Plan {
@@ -61,7 +63,13 @@ impl Plan {
             DialSecurity::Paired { token, .. } => Secret(token.to_bytes()),
             DialSecurity::Mutual { .. } | DialSecurity::Insecure => Secret::NONE,
         };
-        Ok(Plan { address: address.to_owned(), tls: client_config(security)?, token, options })
+        Ok(Plan {
+            address: address.to_owned(),
+            tls: client_config(security)?,
+            token,
+            options,
+            breaker: Breaker::default(),
+        })
     }
 }
 
@@ -86,8 +94,25 @@ pub(crate) fn first_failure(error: NetError, cancel: &Cancel) -> NetError {
     }
 }
 
-/// Makes lane `number`, which joins a session or opens one. `cancel` stops that, `halt` shuts the lane later.
+/// Makes lane `number`, which joins a session or opens one. `cancel` stops that, `halt` shuts the lane later. While the
+/// peer is known to be away, one lane at a time tries, and the others wait here for what comes of it.
 pub(crate) fn open_lane(
+    plan: &Plan,
+    number: u16,
+    join: Option<(SessionId, Secret)>,
+    halts: (&Cancel, &Cancel),
+) -> Result<Dialled, NetError> {
+    let leave = plan.breaker.enter(halts.0)?;
+    let made = make_lane(plan, number, join, halts);
+    match &made {
+        Err(NetError::Cancelled) => {}
+        Err(error) if error.tells_of_absence() => leave.missed(),
+        _ => leave.found(),
+    }
+    made
+}
+
+fn make_lane(
     plan: &Plan,
     number: u16,
     join: Option<(SessionId, Secret)>,

@@ -200,6 +200,17 @@ impl NetError {
         }
     }
 
+    /// Whether a peer that was dialled gave no sign of being able to take a lane.
+    pub(crate) fn tells_of_absence(&self) -> bool {
+        matches!(
+            self,
+            NetError::Io { .. }
+                | NetError::Unreachable { .. }
+                | NetError::PeerClosed { .. }
+                | NetError::Deadline { .. }
+        )
+    }
+
     /// What the peer is told of this failure: where things lie on this machine is not its business.
     pub(crate) fn for_peer(&self) -> String {
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -1,9 +1,13 @@
 //! What TCP is told and what it tells.
 
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use dwcp_net::{Cancel, Congestion, FetchSession, NetError, ReceiveOptions, SendOptions, SendReport};
+use dwcp_net::{
+    Cancel, Congestion, Event, FetchSession, NetError, ReceiveOptions, SendOptions, SendReport, SendSession,
+};
 
 use super::fetching::{accepted, fetch, quick_fetch};
 use super::support::*;
@@ -72,4 +76,49 @@ fn a_congestion_control_that_is_not_to_be_had_is_refused_before_anybody_is_diall
     let (listen, _) = pairing();
     let bound = dwcp_net::Listener::bind("127.0.0.1:0", listen, options, &Cancel::new(), log, None);
     assert!(refused(bound.err().unwrap()));
+}
+
+#[test]
+fn a_receiver_that_refuses_is_tried_by_one_lane_for_all() {
+    const LANES: u16 = 8;
+    let receiver = plain_receiver();
+    let (address, local) = (receiver.address(), receiver.listener.local_addr());
+    let log = Arc::new(Log::default());
+    let options = SendOptions {
+        lanes: LANES,
+        reconnect_for: Duration::from_millis(1_500),
+        bandwidth_limit: Some(2_000_000),
+        ..quick_send()
+    };
+    let received = receiver.receive_one(memory_sink());
+    let sending = {
+        let (log, dial) = (log.clone(), receiver.dial.clone());
+        std::thread::spawn(move || {
+            let (manifest, source) = buffers(&[("a", noise(6, 8_000_000))], 65_536);
+            let session = SendSession::connect(&address, dial, options, &Cancel::new(), log)?;
+            session.send(manifest, source)
+        })
+    };
+    log.wait_for_some(usize::from(LANES), |event| matches!(event, Event::LaneUp { .. }));
+    receiver.cancel.cancel();
+    assert!(join(received).is_err());
+    drop(receiver);
+    // In the place of the receiver, somebody who takes connections and ends them after a while.
+    let refuser = TcpListener::bind(local).unwrap();
+    refuser.set_nonblocking(true).unwrap();
+    let mut connections = 0;
+    let end = Instant::now() + PATIENCE;
+    let mut held = Vec::new();
+    while !sending.is_finished() {
+        assert!(Instant::now() < end, "the sender does not give up");
+        if let Ok((stream, _)) = refuser.accept() {
+            connections += 1;
+            held.push((Instant::now(), stream));
+        }
+        held.retain(|(since, _)| since.elapsed() < Duration::from_millis(50));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(join(sending).unwrap_err().resumable());
+    // Each lane for itself would try about five times in that time.
+    assert!((2..=2 * usize::from(LANES) + 4).contains(&connections), "{connections} connections");
 }
