@@ -1,6 +1,7 @@
 //! The errors of the network layer.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,6 +30,14 @@ pub enum NetError {
         /// Where the receiver should be.
         addr: String,
         /// Why the last attempt failed.
+        source: io::Error,
+    },
+    /// There is no connecting from an address.
+    #[error("cannot connect from {address}: {source}")]
+    LocalAddress {
+        /// What should be an address of this machine.
+        address: IpAddr,
+        /// Why it is of no use.
         source: io::Error,
     },
     /// The TLS layer refused something.
@@ -182,6 +191,7 @@ impl NetError {
         match self {
             NetError::Io { .. }
             | NetError::Unreachable { .. }
+            | NetError::LocalAddress { .. }
             | NetError::Tls { .. }
             | NetError::Integrity { .. }
             | NetError::PeerClosed { .. }
@@ -206,6 +216,7 @@ impl NetError {
             self,
             NetError::Io { .. }
                 | NetError::Unreachable { .. }
+                | NetError::LocalAddress { .. }
                 | NetError::PeerClosed { .. }
                 | NetError::Deadline { .. }
         )

@@ -14,6 +14,7 @@ mod fetch;
 mod lane;
 mod limiter;
 mod listen;
+mod local;
 mod receive;
 mod report;
 pub mod security;
