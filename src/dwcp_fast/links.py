@@ -282,6 +282,7 @@ def send_settings(options: SendOptions) -> SendSettings:
         "bandwidth_bytes_per_s": None if bandwidth is None else bandwidth // 8,
         "socket_buffer_bytes": None,
         "congestion": options.congestion,
+        "local_addresses": list(options.local_addresses),
     }
 
 

@@ -38,6 +38,7 @@ MAX_SESSIONS: Final = 65_536
 MAX_THREADS: Final = 256
 MAX_ENTRIES: Final = 1 << 20
 MAX_OBJECT_BYTES: Final = 1 << 62
+MAX_LOCAL_ADDRESSES: Final = 16
 MAX_SECONDS: Final = 30 * 86_400.0
 MAX_DICTIONARY_BYTES: Final = (1 << 20) - 24
 CONGESTION: Final = re.compile(r"[a-z0-9_-]{1,15}")
@@ -78,6 +79,8 @@ class SendOptions:
         congestion: Congestion control of what is sent: ``"auto"`` (BBR where the kernel lets this process
             have it and the peer is 10 ms away or more, otherwise the system's), ``"system"``, or a name that
             the kernel knows, such as ``"cubic"``. The report tells what was at work.
+        local_addresses: IP addresses of this machine that lanes come from, in turn, at most 16; an empty tuple
+            leaves it to the system. If one does not work, its lanes come from the others.
         timeout_s: Seconds that one transfer may take; None for no limit.
         connect_timeout_s: Seconds for connecting and the handshake of a lane.
         idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
@@ -100,6 +103,7 @@ class SendOptions:
     block_bytes: int = MIB
     bandwidth_bits_per_s: int | None = None
     congestion: str = "auto"
+    local_addresses: tuple[str, ...] = ()
     timeout_s: float | None = None
     connect_timeout_s: float = 10.0
     idle_timeout_s: float = 30.0
@@ -121,6 +125,7 @@ class SendOptions:
         if self.bandwidth_bits_per_s is not None:
             check_int("bandwidth_bits_per_s", self.bandwidth_bits_per_s, 8_000, 1 << 50)
         check_congestion(self.congestion)
+        check_addresses(self.local_addresses)
         if self.timeout_s is not None:
             check_seconds("timeout_s", self.timeout_s)
         check_seconds("connect_timeout_s", self.connect_timeout_s)
@@ -329,3 +334,16 @@ def check_congestion(value: str) -> None:
     if not CONGESTION.fullmatch(value):
         known = "auto, system, or a name of up to 15 small letters, digits, _ and -"
         raise ConfigError(f"congestion is {value!r}: it must be {known}")
+
+
+def check_addresses(values: tuple[str, ...]) -> None:
+    """Refuse what cannot be addresses of this machine; whether they are, connecting shows."""
+    if len(values) > MAX_LOCAL_ADDRESSES:
+        raise ConfigError(f"local_addresses has {len(values)} addresses: the most is {MAX_LOCAL_ADDRESSES}")
+    for value in values:
+        try:
+            address = ipaddress.ip_address(value)
+        except ValueError as exc:
+            raise ConfigError(f"local_addresses has {value!r}, which is no IP address") from exc
+        if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+            raise ConfigError(f"local_addresses has {value!r}: addresses with a scope cannot be used")

@@ -59,7 +59,8 @@ def connect(
         target: ``HOST:PORT``, or the pairing string that the receiver prints.
         trust: How to know the receiver: a pairing string, :class:`~dwcp_fast.MutualTls`, or
             :data:`~dwcp_fast.INSECURE`; None if `target` is a pairing string.
-        options: How to send. A session that fetches takes the number of lanes and the times from it.
+        options: How to send. A session that fetches takes the number of lanes, the times and the
+            local addresses from it.
         receive: How to receive what is fetched from a listener that serves; None for a session that sends.
         events: Called with a dictionary for each event, from threads of the library; should return soon.
 

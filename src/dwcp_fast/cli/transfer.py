@@ -39,10 +39,11 @@ class Encoding(TypedDict):
 
 
 class Redialling(TypedDict):
-    """How long a peer is looked for, in the words of the library's options."""
+    """How a peer is looked for, in the words of the library's options."""
 
     connect_timeout_s: float
     reconnect_s: float
+    local_addresses: tuple[str, ...]
 
 
 class Writing(TypedDict):
@@ -152,14 +153,21 @@ def make_encoding(
 
 
 def redialling_options(peer: str) -> Decorator:
-    """Add the options for how long `peer` is looked for, as the argument `redialling`."""
+    """Add the options for how `peer` is looked for, as the argument `redialling`."""
     return gather(
         "redialling",
-        lambda connect_timeout, reconnect: Redialling(
-            connect_timeout_s=connect_timeout, reconnect_s=reconnect
+        lambda connect_timeout, reconnect, local: Redialling(
+            connect_timeout_s=connect_timeout, reconnect_s=reconnect, local_addresses=local
         ),
         duration_option("--connect-timeout", "Most for connecting.", "10s"),
         duration_option("--reconnect", f"How long to look for a lost {peer}.", "30s"),
+        click.option(
+            "--from",
+            "local",
+            multiple=True,
+            metavar="ADDRESS",
+            help="Address of this machine that lanes come from; more than one: in turn.",
+        ),
     )
 
 
