@@ -7,9 +7,9 @@ import click
 
 from dwcp_fast.cli.files import DICTIONARY, FILE, read_dictionary, read_known
 from dwcp_fast.cli.grouping import Decorator, gather
-from dwcp_fast.cli.units import parse_streams, reading
+from dwcp_fast.cli.units import parse_bandwidth, parse_streams, reading
 from dwcp_fast.dictionary import Dictionary
-from dwcp_fast.options import Symlinks, parse_bytes, parse_duration, parse_rate
+from dwcp_fast.options import Symlinks, parse_bytes, parse_duration
 
 __all__ = [
     "LISTEN",
@@ -35,6 +35,7 @@ class Encoding(TypedDict):
     codec_model: Path | None
     block_bytes: int
     bandwidth_bits_per_s: int | None
+    bandwidth_schedule: str | None
     congestion: str
 
 
@@ -119,9 +120,9 @@ def encoding_options(bounded: str) -> Decorator:
         length_option("--block-size", "Length of a block.", "1MiB"),
         click.option(
             "--bwlimit",
-            metavar="RATE",
-            callback=reading(parse_rate),
-            help=f"Most that {bounded}, such as 500Mbps.",
+            metavar="RATE|SCHEDULE",
+            callback=reading(parse_bandwidth),
+            help=f"Most that {bounded}: 500Mbps, or 08:00-18:00=100Mbps,otherwise=off.",
         ),
         click.option(
             "--congestion",
@@ -138,7 +139,7 @@ def make_encoding(
     codec_model: Path | None,
     dict: Path | None,  # noqa: A002 - it has the name of its option
     block_size: int,
-    bwlimit: int | None,
+    bwlimit: int | str | None,
     congestion: str,
 ) -> Encoding:
     """Make of the options what the library takes."""
@@ -147,7 +148,8 @@ def make_encoding(
         codec_model=codec_model,
         dictionary=read_dictionary(dict),
         block_bytes=block_size,
-        bandwidth_bits_per_s=bwlimit,
+        bandwidth_bits_per_s=bwlimit if isinstance(bwlimit, int) else None,
+        bandwidth_schedule=bwlimit if isinstance(bwlimit, str) else None,
         congestion=congestion,
     )
 
@@ -156,14 +158,13 @@ def redialling_options(peer: str) -> Decorator:
     """Add the options for how `peer` is looked for, as the argument `redialling`."""
     return gather(
         "redialling",
-        lambda connect_timeout, reconnect, local: Redialling(
-            connect_timeout_s=connect_timeout, reconnect_s=reconnect, local_addresses=local
+        lambda connect_timeout, reconnect, from_: Redialling(
+            connect_timeout_s=connect_timeout, reconnect_s=reconnect, local_addresses=from_
         ),
         duration_option("--connect-timeout", "Most for connecting.", "10s"),
         duration_option("--reconnect", f"How long to look for a lost {peer}.", "30s"),
         click.option(
             "--from",
-            "local",
             multiple=True,
             metavar="ADDRESS",
             help="Address of this machine that lanes come from; more than one: in turn.",
