@@ -7,8 +7,8 @@
         lab.run(LEFT, ["iperf3", "-c", lab.address(RIGHT)])
         lab.change("both", loss=0.01)
 
-Needs root, ``/dev/net/tun``, ``ip`` and the program ``dwcp-linklab`` (``make lab``); `why_missing` says what is not
-there. Several labs may run at once. Everything is taken down at the end, also after a failure.
+Needs root, ``/dev/net/tun``, ``ip`` and the program ``dwcp-linklab`` (``make lab``); `why_missing` says what
+is not there. Several labs may run at once. Everything is taken down at the end, also after a failure.
 """
 
 import fcntl
@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import struct
 import subprocess
 import time
@@ -33,9 +32,10 @@ Sense = Literal["ab", "ba", "both"]
 LEFT: Side = "left"
 RIGHT: Side = "right"
 SIDES: tuple[Side, Side] = (LEFT, RIGHT)
-# TEST-NET-2 of RFC 5737: never an address of the machine itself, and no loopback address, so peers count as remote.
+# TEST-NET-2 of RFC 5737: never an address of the machine itself, and none of loopback: peers count as remote.
 FIRST_ADDRESS = ipaddress.IPv4Address("198.51.100.0")
 MAX_PATHS = 60
+FIRST_TABLE = 100
 REPOSITORY = Path(__file__).resolve().parents[2]
 WAIT_S = 10.0
 
@@ -132,7 +132,7 @@ def why_missing() -> str | None:
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
     if made.returncode:
         return f"the link lab needs network namespaces: {made.stderr.strip()}"
-    ip("netns", "del", name)
+    ip(f"netns del {name}")
     return None
 
 
@@ -154,15 +154,15 @@ def open_tun(name: str, *, offload: bool) -> int:
     return number
 
 
-def ip(*arguments: str) -> None:
+def ip(arguments: str) -> None:
     """Run ``ip``.
 
     Raises:
         LabError: It failed.
     """
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(["ip", *arguments.split()], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LabError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+        raise LabError(f"ip {arguments}: {done.stderr.strip()}")
 
 
 class Lab:
@@ -241,6 +241,16 @@ class Lab:
         self._children.append(child)
         return child
 
+    def kill(self, child: subprocess.Popen[Any]) -> None:
+        """End a command that was started, if it still runs, and forget it."""
+        self._children.remove(child)
+        child.kill()
+        child.wait(WAIT_S)
+        for stream in (child.stdin, child.stdout, child.stderr):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
+
     def change(self, sense: Sense = "both", *, path: int = 0, **settings: object) -> None:
         """Change a path while it runs: from left to right (``ab``), back, or both.
 
@@ -257,34 +267,45 @@ class Lab:
         """Let packets pass again."""
         self.change(path=path, cut=False)
 
+    def lock_congestion(self, name: str | None, side: Side = LEFT) -> None:
+        """Leave new connections from a side no congestion control but this one; None leaves them all.
+
+        A program that asks for another gets the same refusal (EPERM) as one that may not use it. Which there
+        are and which are allowed are matters of the whole machine, so it is the route that says it.
+
+        Raises:
+            LabError: The kernel does not know it.
+        """
+        for path in range(len(self._paths)):
+            for route in self._routes(side, path):
+                ip(
+                    f"-n {self.namespace(side)} route replace {route} {f'congctl lock {name}' if name else ''}"
+                )
+
     def stats(self, *, path: int = 0) -> dict[str, dict[str, float]]:
         """What happened since the start, for each direction; packets are those of the line.
 
         Raises:
             LabError: The link has ended.
         """
-        told = self._tell("stats")
-        return told[str(path)] | {
-            "device_drops": {
-                side: float(
-                    self._read(side, f"/sys/class/net/{self._device(side, path)}/statistics/tx_dropped")
-                )
-                for side in SIDES
-            }
-        }
+        told: dict[str, dict[str, float]] = self._tell("stats")[str(path)]
+        return told
+
+    def device_drops(self, *, path: int = 0) -> int:
+        """Packets that a device dropped before the link saw them: more than 0 spoils a measurement."""
+        names = [(side, f"/sys/class/net/{self._device(side, path)}/statistics/tx_dropped") for side in SIDES]
+        # `ip netns exec` mounts the /sys of the namespace.
+        return sum(int(self.run(side, ["cat", name]).stdout) for side, name in names)
 
     def _device(self, side: Side, path: int) -> str:
         return f"{side}{path}"
 
-    def _read(self, side: Side, name: str) -> str:
-        # `ip netns exec` mounts a /sys of the namespace.
-        return self.run(side, ["cat", name]).stdout.strip()
-
     def _set_up(self) -> None:
         for side in SIDES:
-            ip("netns", "add", self.namespace(side))
-            self._stack.callback(ip, "netns", "del", self.namespace(side))
-            ip("-n", self.namespace(side), "link", "set", "lo", "up")
+            space = self.namespace(side)
+            ip(f"netns add {space}")
+            self._stack.callback(ip, f"netns del {space}")
+            ip(f"-n {space} link set lo up")
             for name, value in self._sysctls.items():
                 self.run(side, ["sysctl", "-q", "-w", f"{name}={value}"])
         program = link_program()
@@ -317,27 +338,25 @@ class Lab:
         number = open_tun(made, offload=self._offload)
         try:
             device, space = self._device(side, path), self.namespace(side)
-            ip("link", "set", made, "netns", space, "name", device)
-            other = SIDES[1 - SIDES.index(side)]
-            ip(
-                "-n",
-                space,
-                "address",
-                "add",
-                self.address(side, path),
-                "peer",
-                self.address(other, path),
-                "dev",
-                device,
-            )
-            size = ("mtu", str(self._mtu), "txqueuelen", str(DEVICE_QUEUE_PACKETS))
+            here = self.address(side, path)
+            ip(f"link set {made} netns {space} name {device}")
+            ip(f"-n {space} address add {here}/32 dev {device}")
             # No words of IPv6 among the packets that are counted.
-            ip("-n", space, "link", "set", device, "addrgenmode", "none")
-            ip("-n", space, "link", "set", device, *size, "up")
+            ip(f"-n {space} link set {device} addrgenmode none")
+            ip(f"-n {space} link set {device} mtu {self._mtu} txqueuelen {DEVICE_QUEUE_PACKETS} up")
+            for route in self._routes(side, path):
+                ip(f"-n {space} route replace {route}")
+            # The source address chooses the path, whatever the destination.
+            ip(f"-n {space} rule add from {here} lookup {FIRST_TABLE + path}")
         except LabError:
             os.close(number)
             raise
         return number
+
+    def _routes(self, side: Side, path: int) -> list[str]:
+        device, here = self._device(side, path), self.address(side, path)
+        there = self.address(SIDES[1 - SIDES.index(side)], path)
+        return [f"{there} dev {device} src {here}", f"default dev {device} table {FIRST_TABLE + path}"]
 
     def _tell(self, line: str) -> dict[str, Any]:
         link = self._link
@@ -363,15 +382,8 @@ class Lab:
             link.communicate()
 
     def _end_children(self) -> None:
-        for child in self._children:
-            if child.poll() is None:
-                child.send_signal(signal.SIGKILL)
-        for child in self._children:
-            child.wait(WAIT_S)
-            for stream in (child.stdin, child.stdout, child.stderr):
-                if stream is not None:
-                    with suppress(BrokenPipeError):
-                        stream.close()
+        for child in list(self._children):
+            self.kill(child)
 
 
 def wait_for_port(lab: Lab, side: Side, port: int) -> None:
