@@ -278,9 +278,8 @@ class Lab:
         """
         for path in range(len(self._paths)):
             for route in self._routes(side, path):
-                ip(
-                    f"-n {self.namespace(side)} route replace {route} {f'congctl lock {name}' if name else ''}"
-                )
+                lock = f"congctl lock {name}" if name else ""
+                ip(f"-n {self.namespace(side)} route replace {route} {lock}")
 
     def stats(self, *, path: int = 0) -> dict[str, dict[str, float]]:
         """What happened since the start, for each direction; packets are those of the line.
