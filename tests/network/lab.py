@@ -306,7 +306,9 @@ class Lab:
             self._stack.callback(ip, f"netns del {space}")
             ip(f"-n {space} link set lo up")
             for name, value in self._sysctls.items():
-                self.run(side, ["sysctl", "-q", "-w", f"{name}={value}"])
+                done = self.run(side, ["sysctl", "-q", "-w", f"{name}={value}"], check=False)
+                if done.returncode:
+                    raise LabError(f"{name}={value}: {done.stderr.strip()}")
         program = link_program()
         assert program is not None
         with ExitStack() as ours:
@@ -360,6 +362,8 @@ class Lab:
     def _tell(self, line: str) -> dict[str, Any]:
         link = self._link
         assert link is not None and link.stdin is not None and link.stdout is not None
+        if link.stdin.closed:
+            raise LabError("the link has ended")
         try:
             link.stdin.write(line + "\n")
             link.stdin.flush()
