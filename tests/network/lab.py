@@ -306,7 +306,8 @@ class Lab:
             self._stack.callback(ip, f"netns del {space}")
             ip(f"-n {space} link set lo up")
             for name, value in self._sysctls.items():
-                done = self.run(side, ["sysctl", "-q", "-w", f"{name}={value}"], check=False)
+                file = "/proc/sys/" + name.replace(".", "/")
+                done = self.run(side, ["tee", file], input=value, check=False)
                 if done.returncode:
                     raise LabError(f"{name}={value}: {done.stderr.strip()}")
         program = link_program()

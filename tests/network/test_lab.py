@@ -203,7 +203,8 @@ def test_a_lab_that_fails_leaves_nothing_behind() -> None:
     assert spaces(mark) == []
     with pytest.raises(LabError, match="ended"):
         lab.stats()
-    with pytest.raises(LabError, match="no_such_setting"), Lab([Shape()], sysctls={"net.ipv4.no_such_setting": "1"}):
+    wrong = {"net.ipv4.no_such_setting": "1"}
+    with pytest.raises(LabError, match="no_such_setting"), Lab([Shape()], sysctls=wrong):
         pass
 
 
