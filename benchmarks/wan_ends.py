@@ -50,18 +50,7 @@ def iperf3(lab: Lab, congestion: str, streams: int, size: int, patience_s: float
     began = time.monotonic()
     server = lab.start(RIGHT, ["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_port(lab, RIGHT, IPERF_PORT)
-    command = [
-        "iperf3",
-        "-c",
-        lab.address(RIGHT),
-        "-C",
-        congestion,
-        "-P",
-        str(streams),
-        "-n",
-        str(size),
-        "-J",
-    ]
+    command = ["iperf3", "-c", lab.address(RIGHT), "-C", congestion, "-P", str(streams), "-n", str(size)]
     client = lab.start(LEFT, [*command, "-J"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         out, _ = client.communicate(timeout=patience_s)
