@@ -134,6 +134,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--case", action="append", metavar="PATTERN", help="only these cases, such as '100 ms*'"
     )
+    parser.add_argument("--mib", type=int, help="size of a transfer (default 512, or 128 with --quick)")
     parser.add_argument("--list", action="store_true", help="name the cases and end")
     parser.add_argument("--resume", action="store_true", help="keep what an interrupted run has measured")
 
@@ -157,7 +158,8 @@ def main() -> None:
         return
     if reason := why_missing():
         raise SystemExit(reason)
-    how = {"quick": options.quick, "commit": harness.machine()["commit"]}
+    size_mib = options.mib or (128 if options.quick else 512)
+    how = {"quick": options.quick, "mib": size_mib, "commit": harness.machine()["commit"]}
     kept = options.out / "wan.unfinished.json"
     options.out.mkdir(parents=True, exist_ok=True)
     measured = load(kept, options.resume, how)
@@ -169,12 +171,12 @@ def main() -> None:
             if case.why_not or done > turn:
                 continue
             begin = time.monotonic()
-            case.measure(samples, turn, options.quick)
+            case.measure(samples, wan_cases.Round(turn, size_mib << 20, 5.0 if options.quick else 8.0))
             print(f"round {turn + 1}, {case.name}: {time.monotonic() - begin:.0f} s", flush=True)
             kept.write_text(json.dumps({"how": how, "measured": measured}))
     measured = {name: samples for name, samples in measured.items() if samples}
     claims = [one for name, samples in measured.items() for one in claims_of(name, samples)]
-    raw: dict[str, Any] = {"measured": measured, "not measured": missing}
+    raw: dict[str, Any] = {"MiB of a transfer": size_mib, "measured": measured, "not measured": missing}
     if "sessions" in measured:
         raw["MiB for each further session"] = memory_per_session(measured["sessions"])
     whole = len(wanted) == len(CASES) and not missing

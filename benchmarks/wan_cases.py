@@ -44,18 +44,32 @@ def path(rtt_ms: float, rate_bps: float, loss: float = 0.0, seed: int = 1) -> Sh
 
 
 @dataclass(frozen=True)
+class Round:
+    """One time through the contenders.
+
+    Attributes:
+        turn: Its number, from 0; another contender is first each time, and other packets are lost.
+        size: Bytes of a transfer.
+        phase_s: How long a rate lasts.
+    """
+
+    turn: int
+    size: int
+    phase_s: float
+
+
+@dataclass(frozen=True)
 class Case:
     """A link and what runs over it.
 
     Attributes:
         name: Of the case.
-        measure: Run every contender once; takes the samples so far, the number of the round, and whether all
-            is to be quick. Appends to the samples.
+        measure: Run every contender once, and append to the samples so far.
         why_not: Why it cannot be measured here.
     """
 
     name: str
-    measure: Callable[[Samples, int, bool], None]
+    measure: Callable[[Samples, Round], None]
     why_not: str | None = None
 
 
@@ -84,22 +98,20 @@ def is_hopeless(samples: Samples, name: str, family: str) -> bool:
     return bool(runs) and (runs[0]["goodput_mbps"] is None or runs[0]["goodput_mbps"] < best / 2)
 
 
-def measure_cell(rtt_ms: int, loss: float, samples: Samples, turn: int, quick: bool) -> None:
+def measure_cell(rtt_ms: int, loss: float, samples: Samples, this: Round) -> None:
     """The cell of the table: iperf3 in its ways, and dwcp with and without a choice of congestion control."""
-    size = (128 if quick else 512) << 20
     names = [f"bbr x{streams}" for streams in (8, 16, 1, 64)]
     names += [f"cubic x{streams}" for streams in (64, 16, 8, 1)] + ["dwcp", "dwcp, only cubic"]
-    with Lab([path(rtt_ms, RATE_BPS, loss, seed=1 + 2 * turn)], sysctls=SYSCTLS) as lab:
-        for name in harness.in_turn(names, turn):
+    with Lab([path(rtt_ms, RATE_BPS, loss, seed=1 + 2 * this.turn)], sysctls=SYSCTLS) as lab:
+        for name in harness.in_turn(names, this.turn):
             if name.startswith("dwcp"):
-                family = "cubic" if "cubic" in name else "bbr"
-                sample = with_congestion(lab, name, size, patience_s(samples, family, size))
+                sample = with_congestion(lab, name, this.size, FIRST_PATIENCE_S)
             else:
                 congestion, _, streams = name.partition(" x")
                 if is_hopeless(samples, name, congestion):
                     continue
-                patience = patience_s(samples, congestion, size)
-                sample = iperf3(lab, congestion, int(streams), size, patience)
+                patience = patience_s(samples, congestion, this.size)
+                sample = iperf3(lab, congestion, int(streams), this.size, patience)
             samples.setdefault(name, []).append(asdict(sample))
         note_link(samples, lab)
 
@@ -121,25 +133,24 @@ def note_link(samples: Samples, lab: Lab) -> None:
 # --- a link that changes
 
 
-def measure_steps(samples: Samples, turn: int, quick: bool) -> None:
+def measure_steps(samples: Samples, this: Round) -> None:
     """How soon is a new rate used, and does anything collapse when the link gets slower?"""
-    phase_s = 5.0 if quick else 8.0
-    size = int(sum(STEP_MBPS) * MBPS / 8 * phase_s * 1.1)
+    size = int(sum(STEP_MBPS) * MBPS / 8 * this.phase_s * 1.1)
     contenders = ["bbr x8", "cubic x16", "dwcp", "dwcp, only cubic"]
-    for name in harness.in_turn(contenders, turn):
+    for name in harness.in_turn(contenders, this.turn):
         with Lab([path(300, STEP_MBPS[0] * MBPS)], sysctls=SYSCTLS) as lab:
             if name.startswith("dwcp"):
                 lab.lock_congestion("cubic" if name.endswith("only cubic") else None)
                 with Transfer(lab, size):
-                    curve = follow(lab, phase_s)
+                    curve = follow(lab, this.phase_s)
             else:
                 congestion, _, streams = name.partition(" x")
                 lab.start(RIGHT, ["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
                 wait_for_port(lab, RIGHT, IPERF_PORT)
                 command = ["iperf3", "-c", lab.address(RIGHT), "-C", congestion, "-P", streams, "-t", "600"]
                 lab.start(LEFT, command, stdout=subprocess.DEVNULL)
-                curve = follow(lab, phase_s)
-        samples.setdefault(name, []).append({"goodput_mbps": None, "curve": curve, "phase_s": phase_s})
+                curve = follow(lab, this.phase_s)
+        samples.setdefault(name, []).append({"goodput_mbps": None, "curve": curve, "phase_s": this.phase_s})
 
 
 def follow(lab: Lab, phase_s: float) -> list[tuple[float, float]]:
@@ -183,19 +194,18 @@ def least_after_fall(run: Mapping[str, Any]) -> float:
 # --- two paths
 
 
-def measure_paths(dying: int, samples: Samples, turn: int, quick: bool) -> None:
+def measure_paths(dying: int, samples: Samples, this: Round) -> None:
     """400 and 100 Mbps side by side; one dies when half has arrived."""
-    size = (128 if quick else 512) << 20
     rates = (400 * MBPS, 100 * MBPS)
-    shapes = [path(50, rate, seed=1 + 2 * turn + 10 * number) for number, rate in enumerate(rates)]
+    shapes = [path(50, rate, seed=1 + 2 * this.turn + 10 * number) for number, rate in enumerate(rates)]
     with Lab(shapes, sysctls=SYSCTLS) as lab:
         addresses = [f"--local-address={lab.address(LEFT, number)}" for number in range(2)]
         start = time.monotonic()
-        with Transfer(lab, size, arguments=addresses) as transfer:
+        with Transfer(lab, this.size, arguments=addresses) as transfer:
             arrived = [0.0, 0.0]
             while transfer.sender.poll() is None and time.monotonic() < start + FIRST_PATIENCE_S:
                 arrived = [lab.stats(path=number)["ab"]["delivered_bytes"] for number in range(2)]
-                if sum(arrived) * PAYLOAD_SHARE >= size / 2:
+                if sum(arrived) * PAYLOAD_SHARE >= this.size / 2:
                     lab.cut(path=dying)
                     break
                 time.sleep(0.02)
@@ -204,8 +214,8 @@ def measure_paths(dying: int, samples: Samples, turn: int, quick: bool) -> None:
                 facts = json.loads(out.splitlines()[-1])
             except (subprocess.TimeoutExpired, IndexError, ValueError):
                 facts = {}
-    bound_s = size / 2 * 8 / PAYLOAD_SHARE * (1 / sum(rates) + 1 / rates[1 - dying])
-    goodput = 8e-6 * size / facts["send_s"] if "send_s" in facts else None
+    bound_s = this.size / 2 * 8 / PAYLOAD_SHARE * (1 / sum(rates) + 1 / rates[1 - dying])
+    goodput = 8e-6 * this.size / facts["send_s"] if "send_s" in facts else None
     run = {"goodput_mbps": goodput, "bound_s": bound_s, "cut_at_bytes": arrived, "facts": facts}
     samples.setdefault("dwcp", []).append(run)
 
@@ -213,18 +223,17 @@ def measure_paths(dying: int, samples: Samples, turn: int, quick: bool) -> None:
 # --- beside others
 
 
-def measure_fairness(samples: Samples, turn: int, quick: bool) -> None:
+def measure_fairness(samples: Samples, this: Round) -> None:
     """What does one cubic flow keep while a transfer runs beside it?"""
-    size = (128 if quick else 512) << 20
     for name in ("dwcp", "dwcp, only cubic"):
-        with Lab([path(50, RATE_BPS, seed=1 + 2 * turn)], sysctls=SYSCTLS) as lab:
+        with Lab([path(50, RATE_BPS, seed=1 + 2 * this.turn)], sysctls=SYSCTLS) as lab:
             lab.start(RIGHT, ["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
             wait_for_port(lab, RIGHT, IPERF_PORT)
             command = ["iperf3", "-c", lab.address(RIGHT), "-C", "cubic", "-t", "600", "-i", "0.5", "-J"]
             began = time.monotonic()
             flow = lab.start(LEFT, command, stdout=subprocess.PIPE, text=True)
             time.sleep(LEAD_S)
-            sample = with_congestion(lab, name, size, FIRST_PATIENCE_S)
+            sample = with_congestion(lab, name, this.size, FIRST_PATIENCE_S)
             end_s = time.monotonic() - began
             # `ip netns exec` has become iperf3, which tells what it has when interrupted.
             os.kill(flow.pid, signal.SIGINT)
@@ -243,13 +252,12 @@ def flow_mbps(told: Mapping[str, Any], start_s: float, end_s: float) -> float:
     return statistics.mean(float(one["bits_per_second"]) for one in inside) / MBPS
 
 
-def measure_sessions(samples: Samples, turn: int, quick: bool) -> None:
+def measure_sessions(samples: Samples, this: Round) -> None:
     """The same bytes in one session, in 16 and in 256 at once."""
-    size = (128 if quick else 512) << 20
-    with Lab([path(50, RATE_BPS, seed=1 + 2 * turn)], sysctls=SYSCTLS) as lab:
+    with Lab([path(50, RATE_BPS, seed=1 + 2 * this.turn)], sysctls=SYSCTLS) as lab:
         for sessions in SESSIONS:
-            sample = dwcp(lab, size, sessions=sessions, patience_s=FIRST_PATIENCE_S)
-            samples.setdefault(f"{sessions} sessions", []).append(asdict(sample) | {"size": size})
+            sample = dwcp(lab, this.size, sessions=sessions, patience_s=FIRST_PATIENCE_S)
+            samples.setdefault(f"{sessions} sessions", []).append(asdict(sample) | {"size": this.size})
         note_link(samples, lab)
 
 
@@ -264,14 +272,14 @@ def cell_name(rtt_ms: int, loss: float) -> str:
 def cell(rtt_ms: int, loss: float) -> Case:
     return Case(
         cell_name(rtt_ms, loss),
-        lambda samples, turn, quick: measure_cell(rtt_ms, loss, samples, turn, quick),
+        lambda samples, this: measure_cell(rtt_ms, loss, samples, this),
     )
 
 
 def paths_case(dying: int) -> Case:
     return Case(
         f"two paths, {(400, 100)[dying]} Mbps dies",
-        lambda samples, turn, quick: measure_paths(dying, samples, turn, quick),
+        lambda samples, this: measure_paths(dying, samples, this),
         None if MULTI_PATH else "this version cannot use several local addresses",
     )
 
