@@ -26,6 +26,7 @@ OF_BEST_CUBIC = 0.95
 FLAT = 0.9
 OF_FLUID = 0.9
 KEPT = 0.25
+KEPT_POLITE = 0.45
 UNCOLLAPSED = 0.5
 RISE_S = 5 * 0.3 + 2
 
@@ -73,7 +74,7 @@ def claims_of(case: str, samples: Samples) -> Claims:
         shares = [run["bound_s"] / run["facts"]["send_s"] if run["facts"] else 0.0 for run in samples["dwcp"]]
         found.append(harness.claim(case, statistics.median(shares), OF_FLUID, "the fluid bound"))
     elif case == "fairness":
-        for name in ("dwcp", "dwcp, only cubic"):
+        for name in ("dwcp", "dwcp, only cubic", *wan_cases.POLITE):
             kept = median(samples, name, "kept")
             found.append(
                 harness.claim(f"fairness: one cubic flow beside {name}", kept, KEPT, "the whole link")

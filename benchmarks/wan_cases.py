@@ -33,7 +33,8 @@ WINDOW_S = 0.5
 LEAD_S = 4.0
 # Of the bytes on the line, the part that is neither IP nor TCP header.
 PAYLOAD_SHARE = 1448 / 1500
-MULTI_PATH = any(field.name == "local_addresses" for field in fields(dwcp_fast.SendOptions))
+OPTIONS = {field.name for field in fields(dwcp_fast.SendOptions)}
+POLITE = ["dwcp, polite"] if "polite" in OPTIONS else []
 
 Samples = dict[str, list[dict[str, Any]]]
 
@@ -119,7 +120,8 @@ def measure_cell(rtt_ms: int, loss: float, samples: Samples, this: Round) -> Non
 def with_congestion(lab: Lab, name: str, size: int, patience: float) -> Sample:
     lab.lock_congestion("cubic" if name.endswith("only cubic") else None)
     try:
-        return dwcp(lab, size, patience_s=patience)
+        arguments = ["--polite"] if name.endswith("polite") else []
+        return dwcp(lab, size, patience_s=patience, arguments=arguments)
     finally:
         lab.lock_congestion(None)
 
@@ -225,7 +227,7 @@ def measure_paths(dying: int, samples: Samples, this: Round) -> None:
 
 def measure_fairness(samples: Samples, this: Round) -> None:
     """What does one cubic flow keep while a transfer runs beside it?"""
-    for name in ("dwcp", "dwcp, only cubic"):
+    for name in harness.in_turn(["dwcp", "dwcp, only cubic", *POLITE], this.turn):
         with Lab([path(50, RATE_BPS, seed=1 + 2 * this.turn)], sysctls=SYSCTLS) as lab:
             lab.start(RIGHT, ["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
             wait_for_port(lab, RIGHT, IPERF_PORT)
@@ -280,7 +282,7 @@ def paths_case(dying: int) -> Case:
     return Case(
         f"two paths, {(400, 100)[dying]} Mbps dies",
         lambda samples, this: measure_paths(dying, samples, this),
-        None if MULTI_PATH else "this version cannot use several local addresses",
+        None if "local_addresses" in OPTIONS else "this version cannot use several local addresses",
     )
 
 

@@ -214,13 +214,15 @@ def main() -> None:
         role.add_argument("share", type=int)
         role.add_argument("sessions", type=int)
     sending.add_argument("--local-address", action="append", default=[])
-    sending.add_argument("--streams", type=int)
+    sending.add_argument("--polite", action="store_true")
     given = parser.parse_args()
     if given.role == "receive":
         receive(given.address, given.share, given.sessions)
         return
+    # Options that this version may not have are given only when asked for.
     extra: dict[str, Any] = {"local_addresses": tuple(given.local_address)} if given.local_address else {}
-    options = dwcp_fast.SendOptions(base="none", streams=given.streams, connect_timeout_s=START_S, **extra)
+    extra |= {"polite": True} if given.polite else {}
+    options = dwcp_fast.SendOptions(base="none", connect_timeout_s=START_S, **extra)
     send(given.pairing, given.share, given.sessions, options)
 
 
