@@ -140,6 +140,14 @@ pub enum NetError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The system does not let this process have a congestion control.
+    #[error("congestion control {name:?} is not to be had, the system offers {}", if offered.is_empty() { "none" } else { offered })]
+    Congestion {
+        /// What was asked for.
+        name: String,
+        /// What there is, with commas between.
+        offered: String,
+    },
     /// The machine gave no random bytes.
     #[error("no random bytes: {reason}")]
     Random {

@@ -6,6 +6,7 @@
 //! come from and go to `dwcp-store`; this crate moves them, keeps deadlines, replaces lanes that break, and reports.
 
 mod cancel;
+mod congestion;
 mod dial;
 mod error;
 mod fetch;
@@ -20,10 +21,14 @@ mod serve;
 pub mod transport;
 
 pub use cancel::Cancel;
+pub use congestion::Congestion;
 pub use error::NetError;
 pub use fetch::{FetchOptions, FetchSession};
 pub use listen::{Arrival, Cidr, Listener, ServeV1, V1Gate};
 pub use receive::{ReceiveOptions, ReceiveSession};
-pub use report::{CodecShare, Event, Observer, Progress, ReceiveReport, SendReport, Unobserved, thread_cpu};
+pub use report::{
+    CodecShare, Event, Limits, LivePath, Observer, PathReport, Progress, ReceiveReport, SendReport,
+    Unobserved, thread_cpu,
+};
 pub use send::{CodecChoice, Selection, SendOptions, SendSession};
 pub use serve::ServeSession;

@@ -40,6 +40,8 @@ pub struct SendSettings {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// Socket buffers in bytes.
     pub socket_buffer_bytes: Option<u32>,
+    /// Congestion control by name, `auto` or `system`.
+    pub congestion: String,
 }
 
 impl SendSettings {
@@ -62,6 +64,7 @@ impl SendSettings {
             base_allowed: self.base_allowed,
             bandwidth_limit: self.bandwidth_bytes_per_s,
             socket_buffer_bytes: self.socket_buffer_bytes,
+            congestion: self.congestion.parse().map_err(|error| Failure::Connect(error).raise(py))?,
         })
     }
 }

@@ -2,9 +2,10 @@
 
 mod choice;
 mod shared;
+mod telemetry;
 mod worker;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
+use crate::congestion::Congestion;
 use crate::dial::{DialOptions, Plan, first_failure, open_lane};
 use crate::error::NetError;
 use crate::limiter::Limiter;
@@ -24,7 +26,9 @@ use crate::security::DialSecurity;
 use choice::Selector;
 pub use choice::{CodecChoice, Selection};
 use shared::Job;
+use shared::State;
 pub(crate) use shared::{Link, Shared, max_dictionary};
+use telemetry::look;
 pub(crate) use worker::work;
 
 /// How long [`SendSession::close`] lets lanes part in peace.
@@ -56,6 +60,8 @@ pub struct SendOptions {
     pub bandwidth_limit: Option<u64>,
     /// The size of the sockets' buffers; the system tunes them itself otherwise.
     pub socket_buffer_bytes: Option<u32>,
+    /// Which congestion control the lanes use.
+    pub congestion: Congestion,
 }
 
 impl Default for SendOptions {
@@ -72,6 +78,7 @@ impl Default for SendOptions {
             base_allowed: true,
             bandwidth_limit: None,
             socket_buffer_bytes: None,
+            congestion: Congestion::Auto,
         }
     }
 }
@@ -85,6 +92,7 @@ impl SendOptions {
             let range = "the powers of two from 65536 to 4194304";
             return Err(NetError::Option { name: "block_bytes", value: self.block_bytes.into(), range });
         }
+        self.congestion.check()?;
         let length = self.dictionary.as_ref().map_or(1, |dictionary| dictionary.bytes().len());
         if length > MAX_DICTIONARY {
             let (name, range) = ("dictionary", "1 to 1048552 bytes");
@@ -219,13 +227,17 @@ impl Shared {
             // The transfer is good; only a later one has one base less to choose from.
             log::warn!("cannot remember what was sent: {error}");
         }
-        let round_trip = lock(&self.state).round_trip;
-        Ok(job.report(&committed, round_trip, self.selector.as_ref()))
+        let (round_trip, path) = {
+            let mut state = lock(&self.state);
+            (state.round_trip, state.telemetry.conclude())
+        };
+        Ok(SendReport { path, ..job.report(&committed, round_trip, self.selector.as_ref()) })
     }
 
     fn await_end(&self, started: Instant) -> Result<(Committed, Job), NetError> {
         let mut state = lock(&self.state);
         loop {
+            state = self.look_at_lanes(state);
             let lonely = state.is_lonely(self.options.reconnect_for);
             let late = self.options.total_timeout.filter(|limit| started.elapsed() >= *limit);
             let failure = if let Some((ended, job)) = state.take_ended() {
@@ -250,6 +262,19 @@ impl Shared {
             self.changed.notify_all();
             return Err(failure);
         }
+    }
+
+    /// Takes note of what TCP tells of the lanes, if it is time to.
+    fn look_at_lanes<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let due = state.telemetry.due(Instant::now());
+        if due.is_empty() {
+            return state;
+        }
+        drop(state);
+        let sights = look(&due);
+        let mut state = lock(&self.state);
+        state.telemetry.take(sights);
+        state
     }
 
     /// Has every lane say goodbye, and tells how long to wait for that.

@@ -17,6 +17,7 @@ use dwcp_store::Source;
 
 use super::SendOptions;
 use super::choice::Selector;
+use super::telemetry::Telemetry;
 use crate::cancel::Cancel;
 use crate::error::NetError;
 use crate::limiter::Limiter;
@@ -86,6 +87,7 @@ impl Shared {
                 parting: None,
                 last_failure: None,
                 round_trip: None,
+                telemetry: Telemetry::default(),
             }),
             options,
             registry,
@@ -202,6 +204,7 @@ impl Job {
             seconds: self.started.elapsed().as_secs_f64(),
             codec_mix: self.tally.codec_mix(),
             rtt_ms: round_trip.map(|time| time.as_secs_f64() * 1e3),
+            path: None,
             cpu_seconds: self.tally.cpu.as_secs_f64(),
             selection: selector.zip(self.selected_before.as_ref()).map(|(it, before)| it.summary(before)),
         }
@@ -247,6 +250,7 @@ pub(crate) struct State {
     parting: Option<ErrorFrame>,
     pub(super) last_failure: Option<NetError>,
     pub(super) round_trip: Option<Duration>,
+    pub(super) telemetry: Telemetry,
 }
 
 impl State {
@@ -267,6 +271,7 @@ impl State {
         if let Some(job) = &mut self.job {
             job.tally = Tally::on_lanes(self.lanes.len());
         }
+        self.telemetry.begin();
         self.wake_all();
     }
 
@@ -294,6 +299,7 @@ impl State {
         self.link = None;
         self.parting = parting;
         self.wake_all();
+        self.telemetry.leave_all();
         self.lanes.clear();
     }
 
@@ -410,6 +416,7 @@ impl State {
     pub(super) fn attach(&mut self, number: u16, waker: Waker, closer: Closer) -> LaneId {
         let lane = self.next_lane;
         self.next_lane += 1;
+        self.telemetry.watch(lane, closer.clone());
         self.lanes.insert(lane, LaneHandle { number, waker, closer, replaced: false });
         if let Some(session) = &mut self.session {
             session.attach(lane);
@@ -425,6 +432,7 @@ impl State {
         if self.epoch != epoch || self.lanes.remove(&lane).is_none() {
             return;
         }
+        self.telemetry.leave(lane);
         if let Some(session) = &mut self.session {
             session.detach(lane);
         }
@@ -520,6 +528,7 @@ impl State {
             wire_bytes: job.wire_before + count(|progress| progress.sent_wire_bytes),
             lanes: self.lanes.len() as u32,
             blocks_resent: job.resent_before + count(|progress| progress.resent_blocks),
+            path: self.telemetry.now(),
         }
     }
 }

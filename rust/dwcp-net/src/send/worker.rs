@@ -175,7 +175,10 @@ pub(crate) fn work(
         base: Vec::new(),
         worthwhile: false,
     };
-    let end = guard(|| worker.serve(&mut lane));
+    let end = guard(|| {
+        lane.control(&shared.options.congestion)?;
+        worker.serve(&mut lane)
+    });
     let reason = end.as_ref().err().map(ToString::to_string);
     worker.worthwhile |= start.elapsed() >= WORTHWHILE;
     worker.part(&mut lane, end);
