@@ -6,7 +6,7 @@ use super::compare::FillDigests;
 use super::contents::used_blocks;
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead, expect_width};
-use super::parallel;
+use super::parallel::{self, Kept};
 use super::scout::{self, ALL_SHARES, Scout, share_elsewhere};
 use super::slot::{Coded, Slot};
 use super::source::{Between, Source, Usable, read_range};
@@ -159,7 +159,7 @@ where
         target_indexed: false,
         nested: BTreeSet::new(),
     };
-    let mut workers = parallel::states(options.threads);
+    let mut workers = WORKERS.take(options.threads);
     let mut writer = Writer::new(head, emit)?;
     let count = head.base_size().div_ceil(head.block_bytes().into()).max(head.block_count().into());
     let step = u64::from(WINDOW_BYTES / head.block_bytes());
@@ -187,8 +187,15 @@ where
             maker.write(slot, &mut workers, &mut writer)?;
         }
     }
+    if head.block_bytes() <= KEPT_BLOCK_BYTES {
+        WORKERS.put_back(workers);
+    }
     writer.finish()
 }
+
+static WORKERS: Kept<Worker> = Kept::new();
+/// What worked on longer blocks has too much memory to be kept.
+const KEPT_BLOCK_BYTES: u32 = 1 << 20;
 
 /// What one thread keeps.
 #[derive(Default)]
