@@ -14,25 +14,18 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 import dwcp_fast
-
-# The lab is not installed.
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-
+import harness
 from network.lab import LEFT, RIGHT, Lab, wait_for_port
 
 IPERF_PORT = 5201
 START_S = 60.0
 PEER_S = 900.0
 DATA = "bytes"
-
-Data = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -57,18 +50,7 @@ def iperf3(lab: Lab, congestion: str, streams: int, size: int, patience_s: float
     began = time.monotonic()
     server = lab.start(RIGHT, ["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_port(lab, RIGHT, IPERF_PORT)
-    command = [
-        "iperf3",
-        "-c",
-        lab.address(RIGHT),
-        "-C",
-        congestion,
-        "-P",
-        str(streams),
-        "-n",
-        str(size),
-        "-J",
-    ]
+    command = ["iperf3", "-c", lab.address(RIGHT), "-C", congestion, "-P", str(streams), "-n", str(size)]
     client = lab.start(LEFT, [*command, "-J"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         out, _ = client.communicate(timeout=patience_s)
@@ -145,11 +127,6 @@ class Transfer:
         self._lab.kill(self.receiver)
 
 
-def noise(size: int) -> Data:
-    """Bytes that no codec makes smaller."""
-    return np.random.default_rng(1).integers(0, 1 << 64, size // 8, np.uint64)
-
-
 def tell(**facts: Any) -> None:
     print(json.dumps(facts), flush=True)
 
@@ -191,7 +168,7 @@ def receive(address: str, share: int, sessions: int) -> None:
 
 def send(pairing: str, share: int, sessions: int, options: dwcp_fast.SendOptions) -> None:
     """Worker: so many sessions at once, all of the same bytes."""
-    data = noise(share)
+    data = harness.incompressible(share)
     tell(ready=True)
     sys.stdin.readline()
     times: list[tuple[float, float]] = []

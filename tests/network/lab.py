@@ -278,9 +278,8 @@ class Lab:
         """
         for path in range(len(self._paths)):
             for route in self._routes(side, path):
-                ip(
-                    f"-n {self.namespace(side)} route replace {route} {f'congctl lock {name}' if name else ''}"
-                )
+                lock = f"congctl lock {name}" if name else ""
+                ip(f"-n {self.namespace(side)} route replace {route} {lock}")
 
     def stats(self, *, path: int = 0) -> dict[str, dict[str, float]]:
         """What happened since the start, for each direction; packets are those of the line.
@@ -307,7 +306,10 @@ class Lab:
             self._stack.callback(ip, f"netns del {space}")
             ip(f"-n {space} link set lo up")
             for name, value in self._sysctls.items():
-                self.run(side, ["sysctl", "-q", "-w", f"{name}={value}"])
+                file = "/proc/sys/" + name.replace(".", "/")
+                done = self.run(side, ["tee", file], input=value, check=False)
+                if done.returncode:
+                    raise LabError(f"{name}={value}: {done.stderr.strip()}")
         program = link_program()
         assert program is not None
         with ExitStack() as ours:
@@ -361,6 +363,8 @@ class Lab:
     def _tell(self, line: str) -> dict[str, Any]:
         link = self._link
         assert link is not None and link.stdin is not None and link.stdout is not None
+        if link.stdin.closed:
+            raise LabError("the link has ended")
         try:
             link.stdin.write(line + "\n")
             link.stdin.flush()
