@@ -5,6 +5,7 @@
 //! sent and in which order the state machines of `dwcp-proto` decide, how blocks look `dwcp-codec`, and where they
 //! come from and go to `dwcp-store`; this crate moves them, keeps deadlines, replaces lanes that break, and reports.
 
+mod breaker;
 mod cancel;
 mod congestion;
 mod dial;
@@ -13,6 +14,7 @@ mod fetch;
 mod lane;
 mod limiter;
 mod listen;
+mod local;
 mod receive;
 mod report;
 pub mod security;

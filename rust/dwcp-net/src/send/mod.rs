@@ -5,6 +5,7 @@ mod shared;
 mod telemetry;
 mod worker;
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -62,6 +63,9 @@ pub struct SendOptions {
     pub socket_buffer_bytes: Option<u32>,
     /// Which congestion control the lanes use.
     pub congestion: Congestion,
+    /// Addresses of this machine that lanes come from, in turn, at most 16; the system chooses if there is none. From an
+    /// address that does not work, others take its lanes over.
+    pub local_addresses: Vec<IpAddr>,
 }
 
 impl Default for SendOptions {
@@ -79,6 +83,7 @@ impl Default for SendOptions {
             bandwidth_limit: None,
             socket_buffer_bytes: None,
             congestion: Congestion::Auto,
+            local_addresses: Vec::new(),
         }
     }
 }
@@ -131,6 +136,7 @@ impl SendSession {
             max_block: options.block_bytes,
             fetches: None,
             dictionaries: options.dictionary.is_some(),
+            local_addresses: options.local_addresses.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let (cancel, halt) = (cancel.child(), Cancel::new());
