@@ -2,12 +2,13 @@
 
 use std::io::{IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Closer, Failure, Patience, SOCKET_SLICE, Transport, WakeReceiver, sort};
+use super::{Closer, Failure, PathInfo, Patience, SOCKET_SLICE, Transport, WakeReceiver, sort};
 use crate::error::NetError;
 use crate::security::Fingerprint;
 
@@ -195,5 +196,9 @@ impl Transport for TcpTransport {
 
     fn peer_addr(&self) -> SocketAddr {
         self.peer
+    }
+
+    fn path(&self) -> Option<PathInfo> {
+        PathInfo::of(self.stream.as_fd())
     }
 }

@@ -10,7 +10,7 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
 use rustls::{AlertDescription, CertificateError, ClientConfig, CommonState, Error, ServerConfig};
 
-use super::{Closer, IO_BYTES, Patience, TcpTransport, Transport, WakeReceiver};
+use super::{Closer, IO_BYTES, PathInfo, Patience, TcpTransport, Transport, WakeReceiver};
 use crate::error::NetError;
 use crate::security::Fingerprint;
 
@@ -417,6 +417,10 @@ impl<R: Role> Transport for TlsTransport<R> {
 
     fn peer_addr(&self) -> SocketAddr {
         self.tcp.peer_addr()
+    }
+
+    fn path(&self) -> Option<PathInfo> {
+        self.tcp.path()
     }
 }
 
