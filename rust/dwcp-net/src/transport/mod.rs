@@ -111,6 +111,11 @@ impl Closer {
     pub fn path(&self) -> Option<PathInfo> {
         PathInfo::of(self.0.as_fd())
     }
+
+    /// How many bytes have come that nobody has read.
+    pub(crate) fn unread(&self) -> u64 {
+        rustix::io::ioctl_fionread(&*self.0).unwrap_or(0)
+    }
 }
 
 /// What a failed socket call means.
