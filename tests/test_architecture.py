@@ -38,7 +38,7 @@ UNSAFE_FILES = {
     "dwcp-codec": {"kernel/neon.rs", "kernel/x86.rs", "raw.rs", "sampling.rs"},
     "dwcp-proto": set[str](),
     "dwcp-store": {"memory/region.rs"},
-    "dwcp-net": set[str](),
+    "dwcp-net": {"transport/sockopt.rs"},
     "dwcp-python": {
         "buffer.rs",
         "compress.rs",
