@@ -92,6 +92,15 @@ pub(crate) struct Dialled {
     pub(crate) answer_time: Duration,
 }
 
+impl Dialled {
+    /// Whether the way to the peer is so long that the number of lanes may matter.
+    pub(crate) fn is_far(&self) -> bool {
+        /// A peer that is behind something on this machine is as far as it takes to answer, and it may be busy.
+        const FAR: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(25)];
+        self.round_trip >= FAR[0] || self.answer_time >= FAR[1]
+    }
+}
+
 /// What a failure of the first lane of all means.
 pub(crate) fn first_failure(error: NetError, cancel: &Cancel) -> NetError {
     match error {

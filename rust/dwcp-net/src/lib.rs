@@ -12,6 +12,7 @@ mod dial;
 mod error;
 mod fetch;
 mod lane;
+mod lanes;
 mod limiter;
 mod listen;
 mod local;
@@ -26,6 +27,7 @@ pub use cancel::Cancel;
 pub use congestion::Congestion;
 pub use error::NetError;
 pub use fetch::{FetchOptions, FetchSession};
+pub use lanes::{LaneChange, LaneRange, LaneReason};
 pub use listen::{Arrival, Cidr, Listener, ServeV1, V1Gate};
 pub use receive::{ReceiveOptions, ReceiveSession};
 pub use report::{

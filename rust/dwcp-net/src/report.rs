@@ -8,6 +8,7 @@ use dwcp_codec::{CodecId, Digest};
 use dwcp_proto::frame::TransferId;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::lanes::LaneChange;
 use crate::send::Selection;
 
 /// Something worth telling that happened on a session or a listener.
@@ -232,6 +233,8 @@ pub struct SendReport {
     pub lanes_used: u32,
     /// Lanes that were lost.
     pub lanes_lost: u32,
+    /// How the number of lanes was changed, and why; empty where it was fixed.
+    pub lane_changes: Vec<LaneChange>,
     /// Sessions: 1, and one more for each time the receiver had to be met anew.
     pub sessions: u32,
     /// Times that altered bytes were found.
@@ -279,6 +282,8 @@ pub struct ReceiveReport {
     pub lanes_used: u32,
     /// Lanes that were lost.
     pub lanes_lost: u32,
+    /// How the number of lanes was changed, and why; empty where it was fixed.
+    pub lane_changes: Vec<LaneChange>,
     /// Times that altered bytes were found.
     pub integrity_failures: u32,
     /// From the offer to COMMITTED.

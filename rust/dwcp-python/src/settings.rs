@@ -67,6 +67,7 @@ impl SendSettings {
             base_allowed: self.base_allowed,
             bandwidth_limit: self.bandwidth_bytes_per_s,
             socket_buffer_bytes: self.socket_buffer_bytes,
+            adaptive: None,
             local_addresses: addresses(&self.local_addresses)?,
             congestion: self.congestion.parse().map_err(|error| Failure::Connect(error).raise(py))?,
         })
@@ -119,6 +120,7 @@ impl FetchSettings {
             connect_timeout: seconds(self.connect_timeout_s)?,
             reconnect_for: seconds(self.reconnect_s)?,
             total_timeout: self.timeout_s.map(seconds).transpose()?,
+            adaptive: None,
             local_addresses: addresses(&self.local_addresses)?,
         })
     }

@@ -1,13 +1,13 @@
 //! The sending side: dials lanes, feeds them blocks, and replaces what breaks.
 
 mod choice;
+mod lanes;
 mod shared;
 mod telemetry;
 mod worker;
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::{Codec, Dictionary};
@@ -21,11 +21,13 @@ use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::congestion::Congestion;
 use crate::dial::{DialOptions, Plan, first_failure, open_lane};
 use crate::error::NetError;
+use crate::lanes::{Crew, LaneRange};
 use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
 use crate::security::DialSecurity;
 use choice::Selector;
 pub use choice::{CodecChoice, Selection};
+use lanes::Sending;
 use shared::Job;
 use shared::State;
 pub(crate) use shared::{Link, Shared, max_dictionary};
@@ -40,6 +42,8 @@ const PARTING: Duration = Duration::from_millis(1_500);
 pub struct SendOptions {
     /// Connections to use, as far as the receiver allows.
     pub lanes: u16,
+    /// With this, and a receiver that is far, the number is found while data flows, between these.
+    pub adaptive: Option<LaneRange>,
     /// The largest block that will be offered; a power of two from 64 KiB to 4 MiB.
     pub block_bytes: u32,
     /// How blocks are compressed where it helps.
@@ -72,6 +76,7 @@ impl Default for SendOptions {
     fn default() -> SendOptions {
         SendOptions {
             lanes: 4,
+            adaptive: None,
             block_bytes: 1 << 20,
             codec: CodecChoice::Fixed(Codec::None),
             dictionary: None,
@@ -90,9 +95,7 @@ impl Default for SendOptions {
 
 impl SendOptions {
     pub(crate) fn check(&self) -> Result<(), NetError> {
-        if self.lanes == 0 || self.lanes > MAX_LANES {
-            return Err(NetError::Option { name: "lanes", value: self.lanes.into(), range: "1 to 256" });
-        }
+        check_lanes(self.lanes, self.adaptive)?;
         if !self.block_bytes.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&self.block_bytes) {
             let range = "the powers of two from 65536 to 4194304";
             return Err(NetError::Option { name: "block_bytes", value: self.block_bytes.into(), range });
@@ -107,13 +110,24 @@ impl SendOptions {
     }
 }
 
+/// Whether there can be so many lanes.
+pub(crate) fn check_lanes(lanes: u16, adaptive: Option<LaneRange>) -> Result<(), NetError> {
+    let range = adaptive.unwrap_or(LaneRange { least: lanes, start: lanes, most: lanes });
+    for (name, value) in [("lanes", lanes), ("fewest lanes", range.least), ("most lanes", range.most)] {
+        if value == 0 || value > MAX_LANES {
+            return Err(NetError::Option { name, value: value.into(), range: "1 to 256" });
+        }
+    }
+    Ok(())
+}
+
 /// A connection to a receiver that carries transfers, one after the other.
 ///
 /// It survives the loss of lanes, and of the receiver's process if it comes back within the time that
 /// [`SendOptions::reconnect_for`] gives.
 pub struct SendSession {
     shared: Arc<Shared>,
-    workers: Mutex<Vec<JoinHandle<()>>>,
+    crew: Arc<Crew<Sending>>,
 }
 
 impl SendSession {
@@ -144,25 +158,14 @@ impl SendSession {
         let first =
             open_lane(&plan, 0, None, (&cancel, &halt)).map_err(|error| first_failure(error, &cancel))?;
         observer.event(Event::SessionOpened { peer: first.lane.transport().peer_addr() });
-        let lanes = options.lanes;
+        let most = first.welcome.max_lanes;
+        let range = options.adaptive.filter(|_| first.is_far());
+        let range = range.map(|range| LaneRange { most: range.most.min(most), ..range });
         let limiter = Arc::new(Limiter::new(options.bandwidth_limit));
         let link = Link::new(&first.welcome);
         let shared = Arc::new(Shared::new(options, limiter, (cancel, halt), observer, link, None));
-        let session = SendSession { shared: Arc::clone(&shared), workers: Mutex::default() };
-        let mut first = Some(first);
-        for number in 0..lanes {
-            let (shared, plan, first) = (Arc::clone(&shared), Arc::clone(&plan), first.take());
-            let worker = std::thread::Builder::new()
-                .name(format!("dwcp-send-{number}"))
-                .spawn(move || worker::run(&shared, &plan, number, first))
-                .map_err(|source| NetError::Io {
-                    action: "start a thread for",
-                    addr: address.to_owned(),
-                    source,
-                })?;
-            lock(&session.workers).push(worker);
-        }
-        Ok(session)
+        let crew = Crew::start(Sending::new(Arc::clone(&shared), plan, first), range)?;
+        Ok(SendSession { shared, crew })
     }
 
     /// Sends the state that `manifest` describes and `source` holds; comes back when the receiver has it in place.
@@ -185,18 +188,19 @@ impl SendSession {
         self.shared.allow(bytes_per_s);
     }
 
+    #[cfg(test)]
+    pub(crate) fn want(&self, lanes: u16) {
+        self.crew.want(lanes);
+    }
+
     /// Says goodbye and ends every lane. Dropping the session does the same.
     pub fn close(&self) {
         let end = Instant::now() + self.shared.say_goodbye();
-        let workers = std::mem::take(&mut *lock(&self.workers));
-        while Instant::now() < end && !workers.iter().all(JoinHandle::is_finished) {
+        while Instant::now() < end && !self.crew.is_finished() {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.shared.halt.cancel();
-        for worker in workers {
-            // A worker that panicked has nothing more to say.
-            let _ = worker.join();
-        }
+        self.crew.join();
     }
 }
 

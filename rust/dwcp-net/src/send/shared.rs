@@ -10,7 +10,7 @@ use dwcp_proto::fetch::Asked;
 use dwcp_proto::frame::{
     Committed, ErrorCode, ErrorFrame, FEATURE_DICTIONARY, Frame, Secret, SessionId, Welcome,
 };
-use dwcp_proto::limits::MAX_DICTIONARY;
+use dwcp_proto::limits::{MAX_DICTIONARY, MAX_LANES};
 use dwcp_proto::sender::{LaneId, SenderOptions, SenderProgress, SenderSession, Step};
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
@@ -20,6 +20,7 @@ use super::choice::Selector;
 use super::telemetry::Telemetry;
 use crate::cancel::Cancel;
 use crate::error::NetError;
+use crate::lanes::LaneChange;
 use crate::limiter::Limiter;
 use crate::listen::Registry;
 use crate::report::{Observer, Progress, SendReport, Tally};
@@ -81,6 +82,7 @@ impl Shared {
                 job: None,
                 lanes: HashMap::new(),
                 next_lane: 0,
+                wanted: if registry.is_some() { MAX_LANES } else { options.lanes },
                 lonely_since: Instant::now(),
                 progressed: false,
                 closing: false,
@@ -144,6 +146,8 @@ pub(super) struct Job {
     pub(super) ended: Option<Result<Committed, NetError>>,
     /// The counts of the session that ended it, and the tree digests.
     result: Option<(SenderProgress, Vec<Digest>)>,
+    /// How the number of lanes has changed, if it may.
+    pub(super) lane_changes: Vec<LaneChange>,
 }
 
 impl Job {
@@ -166,6 +170,7 @@ impl Job {
             tally: Tally::default(),
             ended: None,
             result: None,
+            lane_changes: Vec::new(),
         }
     }
 
@@ -199,6 +204,7 @@ impl Job {
             nacks: self.nacks_before + count(|progress| progress.nacks),
             lanes_used: self.tally.lanes_used,
             lanes_lost: self.tally.lanes_lost,
+            lane_changes: self.lane_changes.clone(),
             sessions: self.sessions,
             integrity_failures: self.tally.integrity_failures,
             seconds: self.started.elapsed().as_secs_f64(),
@@ -219,6 +225,8 @@ pub(super) struct LaneHandle {
     closer: Closer,
     /// Its peer has made another in its place.
     replaced: bool,
+    /// Its peer has said goodbye on it, and waits for the answer.
+    leaving: bool,
 }
 
 /// What changes.
@@ -229,7 +237,7 @@ pub(crate) struct State {
     pub(super) asked: Option<Asked>,
     /// What ended the session of a peer that dials while nothing was sent.
     pub(crate) broken: Option<NetError>,
-    /// The peer that dials has ended a lane in peace, as it does only when it leaves.
+    /// The last thing that the peer that dials has said was goodbye, on some lane: it has left, if none is there.
     pub(super) goodbye: bool,
     /// Counts sessions; a lane of an earlier one ends itself.
     pub(super) epoch: u64,
@@ -241,6 +249,8 @@ pub(crate) struct State {
     pub(super) job: Option<Job>,
     pub(super) lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
+    /// Lanes of which the number is not below this are given up in peace, and not made again.
+    pub(super) wanted: u16,
     /// Since when there is no lane, where there is none; lanes that brought nothing do not count.
     pub(super) lonely_since: Instant,
     /// A lane has lasted or the receiver has taken blocks since `lonely_since`.
@@ -417,7 +427,7 @@ impl State {
         let lane = self.next_lane;
         self.next_lane += 1;
         self.telemetry.watch(lane, closer.clone());
-        self.lanes.insert(lane, LaneHandle { number, waker, closer, replaced: false });
+        self.lanes.insert(lane, LaneHandle { number, waker, closer, replaced: false, leaving: false });
         if let Some(session) = &mut self.session {
             session.attach(lane);
         }
@@ -454,12 +464,52 @@ impl State {
         if self.closing {
             return Turn::Stale(None);
         }
-        match &mut self.session {
-            Some(session) if self.job.as_ref().is_some_and(|job| job.ended.is_none()) => {
-                Turn::Step(session.next(lane))
+        let busy = self.busy();
+        let leaving = self.lanes.get(&lane).is_some_and(|handle| handle.leaving);
+        let Some(session) = self.session.as_mut().filter(|_| busy) else {
+            if leaving {
+                self.detach(lane, epoch);
+                return Turn::Leave;
             }
-            _ => Turn::Step(Step::Done),
+            return Turn::Step(Step::Done);
+        };
+        let rests = leaving || self.lanes.get(&lane).is_some_and(|handle| handle.number >= self.wanted);
+        session.rest(lane, rests);
+        match session.next(lane) {
+            Step::Wait if rests && session.may_leave(lane) && self.lanes.len() > 1 => {
+                self.detach(lane, epoch);
+                Turn::Leave
+            }
+            step => Turn::Step(step),
         }
+    }
+
+    /// The peer has said goodbye on a lane. Tells whether the answer has to wait until nothing is under way on it.
+    pub(super) fn part_with(&mut self, lane: LaneId, epoch: u64) -> bool {
+        // Only a peer that has dialled ends lanes in peace for good; the other makes them as it needs them.
+        if self.asked.is_none() || self.epoch != epoch {
+            return false;
+        }
+        self.goodbye = true;
+        if let Some(handle) = self.lanes.get_mut(&lane) {
+            handle.leaving = true;
+        }
+        self.busy()
+    }
+
+    /// Changes how many lanes there are to be.
+    pub(super) fn want(&mut self, lanes: u16) {
+        self.wanted = lanes;
+        self.wake_all();
+    }
+
+    /// The transfer whose blocks flow, by the moment of its beginning, and the lanes; none when so few blocks are
+    /// left that more lanes would not help.
+    pub(super) fn flow(&self) -> Option<(Instant, Vec<(LaneId, Closer)>)> {
+        let job = self.job.as_ref().filter(|job| job.ended.is_none())?;
+        let left = self.session.as_ref().map_or(0, SenderSession::blocks_left);
+        let lanes = || self.lanes.iter().map(|(id, lane)| (*id, lane.closer.clone())).collect();
+        (left > 2 * u64::from(self.wanted)).then(|| (job.started, lanes()))
     }
 
     /// Takes a frame of the receiver.
@@ -467,6 +517,8 @@ impl State {
         if self.epoch != epoch {
             return Ok(());
         }
+        // Whoever leaves says goodbye on each lane, and nothing after it.
+        self.goodbye &= frame == Frame::KeepAlive;
         let frame = match (frame, &mut self.asked) {
             (Frame::Fetch(fetch), Some(asked)) => {
                 asked.receive(fetch)?;
@@ -539,4 +591,6 @@ pub(super) enum Turn {
     Step(Step),
     /// Say this, or goodbye, and end: the session is over.
     Stale(Option<ErrorFrame>),
+    /// Say goodbye and end: the session goes on without this lane, which it does not know any more.
+    Leave,
 }

@@ -132,6 +132,11 @@ impl Closer {
     pub fn congestion(&self) -> Option<String> {
         congestion::congestion_of(&self.0)
     }
+
+    /// How many bytes have come that nobody has read.
+    pub(crate) fn unread(&self) -> u64 {
+        rustix::io::ioctl_fionread(&*self.0).unwrap_or(0)
+    }
 }
 
 /// What a failed socket call means.

@@ -28,6 +28,8 @@ pub struct PathInfo {
     pub retransmitted_bytes: Option<u64>,
     /// Payload bytes that the peer has acknowledged.
     pub acked_bytes: Option<u64>,
+    /// Payload bytes that have come from the peer.
+    pub received_bytes: Option<u64>,
     /// Bytes a second that have last reached the peer.
     pub delivery_rate: Option<u64>,
     /// The delivery rate is what there was to send, and the path may well carry more.
@@ -77,6 +79,7 @@ impl PathInfo {
             sent_bytes: long(200),
             retransmitted_bytes: long(208),
             acked_bytes: long(120),
+            received_bytes: long(128),
             delivery_rate: long(160),
             app_limited: byte(7)? & 1 != 0,
             unsent_bytes: word(144),
