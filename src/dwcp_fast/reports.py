@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from dwcp_fast.policy.lanes import LaneChange
 from dwcp_fast.policy.selection import Selection
 
 __all__ = ["RECORD_FIELDS", "CodecShare", "Progress", "ReceiveReport", "SendReport"]
@@ -106,6 +107,7 @@ class SendReport:
         nacks: Blocks that the receiver's base did not fit.
         lanes_used: Lanes that carried blocks.
         lanes_lost: Lanes that were lost.
+        lane_changes: How the number of lanes was found, empty if it was fixed.
         sessions: 1, and one more for each time the receiver had to be found again.
         integrity_failures: Times that altered bytes were found and refused.
         seconds: From the call to the receiver's word that all is in place.
@@ -137,6 +139,7 @@ class SendReport:
     nacks: int = 0
     lanes_used: int = 0
     lanes_lost: int = 0
+    lane_changes: tuple[LaneChange, ...] = ()
     sessions: int = 1
     integrity_failures: int = 0
     cpu_seconds: float | None = None
@@ -151,6 +154,7 @@ class SendReport:
             **asdict(self),
             "why": dict(self.why),
             "codec_mix": [asdict(share) for share in self.codec_mix],
+            "lane_changes": [asdict(change) for change in self.lane_changes],
         }
 
     def record(self) -> dict[str, Any]:
@@ -191,6 +195,7 @@ class ReceiveReport:
         nacks: Blocks that a base did not fit.
         lanes_used: Lanes that carried blocks.
         lanes_lost: Lanes that were lost.
+        lane_changes: How the number of lanes was found, empty if it was fixed.
         integrity_failures: Times that altered bytes were found and refused.
         seconds: From the offer to the moment all was in place.
         cpu_seconds: Processor time of the lanes.
@@ -217,11 +222,16 @@ class ReceiveReport:
     seconds: float
     cpu_seconds: float
     codec_mix: tuple[CodecShare, ...]
+    lane_changes: tuple[LaneChange, ...] = ()
     verified: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as a dictionary of plain values."""
-        return {**asdict(self), "codec_mix": [asdict(share) for share in self.codec_mix]}
+        return {
+            **asdict(self),
+            "codec_mix": [asdict(share) for share in self.codec_mix],
+            "lane_changes": [asdict(change) for change in self.lane_changes],
+        }
 
     def record(self) -> dict[str, Any]:
         """Give the record of this transfer in the shared schema; None for what was not measured."""

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActionTold",
     "FetchSettings",
+    "LaneChangeTold",
     "PatchTold",
     "ProgressTold",
     "ReceiveSettings",
@@ -76,6 +77,15 @@ class SelectionTold(TypedDict):
     guard_trips: int
 
 
+class LaneChangeTold(TypedDict):
+    """A change of the number of lanes."""
+
+    seconds: float
+    lanes: int
+    bytes_per_s: float
+    why: str
+
+
 class SendTold(TypedDict):
     """What a sender did for one transfer."""
 
@@ -94,6 +104,7 @@ class SendTold(TypedDict):
     nacks: int
     lanes_used: int
     lanes_lost: int
+    lane_changes: list[LaneChangeTold]
     sessions: int
     integrity_failures: int
     seconds: float
@@ -119,6 +130,7 @@ class ReceiveTold(TypedDict):
     nacks: int
     lanes_used: int
     lanes_lost: int
+    lane_changes: list[LaneChangeTold]
     integrity_failures: int
     seconds: float
     cpu_seconds: float
@@ -140,6 +152,7 @@ class SendSettings(TypedDict):
     """How to send."""
 
     lanes: int
+    adaptive: tuple[int, int, int] | None
     block_bytes: int
     codec: str
     dictionary: "_core.Dictionary | None"
@@ -157,6 +170,7 @@ class FetchSettings(TypedDict):
     """How to fetch."""
 
     lanes: int
+    adaptive: tuple[int, int, int] | None
     max_block_bytes: int
     max_entries: int
     max_object_bytes: int

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dwcp_net::{CodecChoice, FetchOptions, SendOptions};
+use dwcp_net::{CodecChoice, FetchOptions, LaneRange, SendOptions};
 use dwcp_proto::Limits;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -18,6 +18,8 @@ use crate::select::SelectorModel;
 pub struct SendSettings {
     /// Connections to use.
     pub lanes: u16,
+    /// Fewest, first and most connections to a receiver that is far, if their number is to be found.
+    pub adaptive: Option<(u16, u16, u16)>,
     /// Block length in bytes.
     pub block_bytes: u32,
     /// Codec by name, or `auto`.
@@ -52,6 +54,7 @@ impl SendSettings {
         };
         Ok(SendOptions {
             lanes: self.lanes,
+            adaptive: self.adaptive.map(range),
             block_bytes: self.block_bytes,
             codec,
             dictionary: self.dictionary.map(|dictionary| Arc::clone(dictionary.get().shared())),
@@ -72,6 +75,8 @@ impl SendSettings {
 pub struct FetchSettings {
     /// Connections to use.
     pub lanes: u16,
+    /// Fewest, first and most connections to a listener that is far, if their number is to be found.
+    pub adaptive: Option<(u16, u16, u16)>,
     /// Longest block in bytes.
     pub max_block_bytes: u32,
     /// Most entries of a transfer.
@@ -104,6 +109,7 @@ impl FetchSettings {
         };
         Ok(FetchOptions {
             lanes: self.lanes,
+            adaptive: self.adaptive.map(range),
             limits,
             dictionaries: shared(&self.dictionaries),
             idle_timeout: seconds(self.idle_timeout_s)?,
@@ -145,6 +151,10 @@ pub struct ReceiveSettings {
 /// Dictionaries as the native side keeps them.
 pub fn shared(dictionaries: &[Py<Dictionary>]) -> Arc<[Arc<dwcp_codec::Dictionary>]> {
     dictionaries.iter().map(|dictionary| Arc::clone(dictionary.get().shared())).collect()
+}
+
+fn range((least, start, most): (u16, u16, u16)) -> LaneRange {
+    LaneRange { least, start, most }
 }
 
 /// A time span from seconds; what Python checked does not fail.
