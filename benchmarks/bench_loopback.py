@@ -1,7 +1,8 @@
 """How much of what one host can move through its loopback interface does a verified transfer reach?
 
 iperf3 moves bytes that nobody reads, writes or checks; here every byte is hashed on both sides.
-Memory to memory is the like case; file to file on tmpfs adds what a file costs. iperf3 has to be installed.
+Memory to memory is the like case; file to file on tmpfs adds what a file costs, which `cp` shows.
+iperf3 has to be installed.
 """
 
 import json
@@ -99,6 +100,15 @@ def transfer(kind: str, transport: str, size: int, rounds: int) -> dict[str, Any
     return {"seconds": seconds, "peak_mib": peaks}
 
 
+def copy(size: int) -> float:
+    """Seconds that `cp` takes for a new file of `size` bytes on tmpfs: what files alone cost."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        source = Path(folder, "source")
+        source.write_bytes(harness.incompressible(size))
+        command = ["cp", "--reflink=never", str(source), str(Path(folder, "copy"))]
+        return harness.seconds(lambda: subprocess.run(command, check=True))
+
+
 def iperf3(size: int) -> float:
     """Seconds that `iperf3 -P LANES` takes for `size` bytes."""
     with subprocess.Popen(["iperf3", "-s", "-1", "-p", "5399"], stdout=subprocess.DEVNULL) as server:
@@ -133,11 +143,12 @@ def main() -> None:
         "file to file on tmpfs, plaintext": ("file", "plaintext", file_size, 0.9),
         "file to file on tmpfs, TLS": ("file", "tls", file_size, 0.6),
     }
-    raw: dict[str, Any] = {"iperf3": {"seconds_per_gib": []}} | {
+    raw: dict[str, Any] = {name: {"seconds_per_gib": []} for name in ("iperf3", "cp")} | {
         case: {"seconds_per_gib": [], "peak_mib": []} for case in cases
     }
     for _ in range(options.repeats):
         raw["iperf3"]["seconds_per_gib"].append(iperf3(size) * (1 << 30) / size)
+        raw["cp"]["seconds_per_gib"].append(copy(file_size) * (1 << 30) / file_size)
         for case, (kind, transport, length, _) in cases.items():
             result = transfer(kind, transport, length, rounds=2)
             raw[case]["seconds_per_gib"] += [value * (1 << 30) / length for value in result["seconds"]]
@@ -154,7 +165,9 @@ def main() -> None:
                 claims.append(harness.claim(what, peak, PEAK_MIB, "the stated bound", lower_is_better=True))
     path = harness.publish("loopback", options.out, claims=claims, raw=raw)
     harness.show(claims)
-    print(f"iperf3: {8 * 1.073741824 / reference:.1f} Gbps; raw samples: {path}")
+    copied = statistics.median(raw["cp"]["seconds_per_gib"])
+    print(f"iperf3: {8 * 1.073741824 / reference:.1f} Gbps; cp: {reference / copied:.2f} of it")
+    print(f"raw samples: {path}")
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def test_reports_are_plain_values_and_records_follow_the_schema() -> None:
     for one in (report, other):
         record = json.loads(json.dumps(one.record()))
         assert tuple(record) == RECORD_FIELDS
-        assert record["packet_loss"] is None and record["throughput_mbps"] > 0
+        assert record["queue_depth"] is None and record["throughput_mbps"] > 0
         assert json.loads(json.dumps(one.to_dict()))["verified"] is True
     assert report.record()["bytes_tx"] == other.record()["bytes_rx"] == report.bytes_wire > 0
     assert sum(share.blocks for share in report.codec_mix) == report.blocks_sent

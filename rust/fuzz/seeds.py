@@ -25,7 +25,8 @@ Inputs = Iterator[tuple[str, bytes]]
 
 def entries(patch: bytes) -> list[tuple[int, int, bytes]]:
     """Give kind, codec and payload of every entry that has a payload."""
-    found, at = [], HEAD
+    # Bit 0 of the flags: the digest of a dictionary follows the head.
+    found, at = [], HEAD + 16 * (patch[5] & 1)
     while patch[at] != 255:
         kind, coder, length = patch[at], patch[at + 1], int.from_bytes(patch[at + 4 : at + 8], "little")
         if kind == 16:
@@ -102,6 +103,27 @@ def of_frames(streams: list[bytes]) -> Inputs:
             at += 24 + head + body
 
 
+def of_handshakes(streams: list[bytes]) -> Inputs:
+    """Give recorded sessions as either side would tell them, and strings that name a listener."""
+    for stream, role in product(streams, range(4)):
+        told = [b"\0\1\x08\0\0" + stream[:8]]
+        at = 8
+        while at + 24 <= len(stream):
+            head, body = (int.from_bytes(stream[at + i : at + i + 4], "little") for i in (4, 8))
+            content = stream[at + 24 : at + 24 + head]
+            if head < 1 << 16 and body == 0:
+                told.append(bytes([stream[at], 0, *head.to_bytes(2, "little"), 0]) + content)
+            at += 24 + head + body
+        for count in range(1, min(len(told), 6) + 1):
+            yield "handshake", bytes([role]) + b"".join(told[:count])
+    secrets = f"{'A' * 43}.{'A' * 43}"
+    for address in ("127.0.0.1:7443", "host.example:1", "[::1]:65535", "[fe80::1%eth0]:1"):
+        yield "pairing", f"dwcp://{address}#{secrets}".encode()
+        yield "pairing", address.encode()
+    for network in (b"10.0.0.0/8", b"2001:db8::/32", b"::1"):
+        yield "pairing", network
+
+
 def of_programs() -> Inputs:
     """Give bytes for targets that take them as what to do."""
     for _ in range(40):
@@ -132,6 +154,7 @@ def main(corpus: Path, files: list[Path]) -> None:
         of_patches(real, golden),
         of_blocks(real, golden),
         of_frames(streams),
+        of_handshakes(streams),
         of_programs(),
         of_dictionaries(),
     ):

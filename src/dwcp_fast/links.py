@@ -12,14 +12,15 @@ from dwcp_fast.buffers import BufferLike
 from dwcp_fast.dictionary import native
 from dwcp_fast.errors import ConfigError, NegotiationError
 from dwcp_fast.options import SendOptions
+from dwcp_fast.paths import PathReport
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.lanes import LaneChange, choose_lanes, explain_lanes, lane_range
 from dwcp_fast.policy.selection import ActionShare, Selection
-from dwcp_fast.reports import CodecShare, Progress, SendReport
+from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
 from dwcp_fast.selector import load_selector
 from dwcp_fast.state import sent_index
-from dwcp_fast.told import SelectionTold, SendSettings, SendTold
+from dwcp_fast.told import PathTold, SelectionTold, SendSettings, SendTold
 from dwcp_fast.trust import Insecure, Trust, address_of, dial_security
 
 __all__ = [
@@ -135,7 +136,7 @@ class NativeLink:
 
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
-        return Progress(**self._native.progress())
+        return make_progress(self._native.progress())
 
     def choices(self) -> list[Choice[Any]]:
         """Tell what was chosen and why."""
@@ -281,6 +282,7 @@ def send_settings(options: SendOptions) -> SendSettings:
         "base_allowed": options.base != "none",
         "bandwidth_bytes_per_s": None if bandwidth is None else bandwidth // 8,
         "socket_buffer_bytes": None,
+        "congestion": options.congestion,
     }
 
 
@@ -289,10 +291,14 @@ def send_report(told: SendTold, peer: str, transport: str, choices: Sequence[Cho
     shares = tuple(CodecShare(**share) for share in told["codec_mix"])
     selection = make_selection(told["selection"])
     changes = tuple(LaneChange(**change) for change in told["lane_changes"])
+    path = make_path(told["path"])
+    retransmits = path.retransmitted_segments if path else None
     plain: dict[str, Any] = {
         **told,
         "codec_mix": shares,
         "selection": selection,
+        "path": path,
+        "retransmits": retransmits,
         "lane_changes": changes,
     }
     made = with_findings(choices, selection, changes)
@@ -323,6 +329,14 @@ def make_selection(told: SelectionTold | None) -> Selection | None:
         return None
     plain: dict[str, Any] = {**told, "actions": tuple(ActionShare(**share) for share in told["actions"])}
     return Selection(**plain)
+
+
+def make_path(told: PathTold | None) -> PathReport | None:
+    """Make of what the native side tells what a report holds."""
+    if told is None:
+        return None
+    plain: dict[str, Any] = {**told, "congestion": tuple(told["congestion"])}
+    return PathReport(**plain)
 
 
 def base_choice(options: SendOptions) -> Choice[str]:

@@ -40,6 +40,7 @@ MAX_ENTRIES: Final = 1 << 20
 MAX_OBJECT_BYTES: Final = 1 << 62
 MAX_SECONDS: Final = 30 * 86_400.0
 MAX_DICTIONARY_BYTES: Final = (1 << 20) - 24
+CONGESTION: Final = re.compile(r"[a-z0-9_-]{1,15}")
 CODEC: Final = re.compile(r"auto|none|lz4(:\d{1,5})?|zstd(:-?\d{1,6})?")
 
 QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z/]*)\s*", re.ASCII)
@@ -76,6 +77,9 @@ class SendOptions:
             one that comes with the package.
         block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
         bandwidth_bits_per_s: Most bits per second on the wire, all lanes together; None for no limit.
+        congestion: Congestion control of what is sent: ``"auto"`` (BBR where the kernel lets this process
+            have it and the peer is 10 ms away or more, otherwise the system's), ``"system"``, or a name that
+            the kernel knows, such as ``"cubic"``. The report tells what was at work.
         timeout_s: Seconds that one transfer may take; None for no limit.
         connect_timeout_s: Seconds for connecting and the handshake of a lane.
         idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
@@ -98,6 +102,7 @@ class SendOptions:
     codec_model: Path | None = None
     block_bytes: int = MIB
     bandwidth_bits_per_s: int | None = None
+    congestion: str = "auto"
     timeout_s: float | None = None
     connect_timeout_s: float = 10.0
     idle_timeout_s: float = 30.0
@@ -118,6 +123,7 @@ class SendOptions:
         check_block_bytes(self.block_bytes)
         if self.bandwidth_bits_per_s is not None:
             check_int("bandwidth_bits_per_s", self.bandwidth_bits_per_s, 8_000, 1 << 50)
+        check_congestion(self.congestion)
         if self.timeout_s is not None:
             check_seconds("timeout_s", self.timeout_s)
         check_seconds("connect_timeout_s", self.connect_timeout_s)
@@ -319,3 +325,10 @@ def check_codec(value: str) -> None:
     if not CODEC.fullmatch(value):
         known = "auto, none, lz4, lz4:ACCELERATION, zstd or zstd:LEVEL"
         raise ConfigError(f"codec is {value!r}: it must be {known}")
+
+
+def check_congestion(value: str) -> None:
+    """Refuse what cannot be the name of a congestion control; which there are is the kernel's to say."""
+    if not CONGESTION.fullmatch(value):
+        known = "auto, system, or a name of up to 15 small letters, digits, _ and -"
+        raise ConfigError(f"congestion is {value!r}: it must be {known}")

@@ -9,7 +9,9 @@ __all__ = [
     "ActionTold",
     "FetchSettings",
     "LaneChangeTold",
+    "LivePathTold",
     "PatchTold",
+    "PathTold",
     "ProgressTold",
     "ReceiveSettings",
     "ReceiveTold",
@@ -86,6 +88,32 @@ class LaneChangeTold(TypedDict):
     why: str
 
 
+class PathTold(TypedDict):
+    """What TCP showed of the path of a transfer."""
+
+    rtt_ms: float
+    min_rtt_ms: float | None
+    jitter_ms: float
+    retransmitted_segments: int
+    sent_bytes: int | None
+    retransmitted_bytes: int | None
+    retransmitted_share: float | None
+    cwnd_bytes: int
+    delivery_bytes_per_s: int | None
+    congestion: list[str]
+    limited_by: str | None
+    limits: dict[str, float] | None
+
+
+class LivePathTold(TypedDict):
+    """What TCP shows of the path at present."""
+
+    rtt_ms: float
+    cwnd_bytes: int
+    delivery_bytes_per_s: int
+    retransmitted_segments: int
+
+
 class SendTold(TypedDict):
     """What a sender did for one transfer."""
 
@@ -110,6 +138,7 @@ class SendTold(TypedDict):
     seconds: float
     cpu_seconds: float
     rtt_ms: float | None
+    path: PathTold | None
     codec_mix: list[ShareTold]
     selection: SelectionTold | None
 
@@ -146,6 +175,7 @@ class ProgressTold(TypedDict):
     wire_bytes: int
     lanes: int
     blocks_resent: int
+    path: LivePathTold | None
 
 
 class SendSettings(TypedDict):
@@ -164,6 +194,7 @@ class SendSettings(TypedDict):
     base_allowed: bool
     bandwidth_bytes_per_s: int | None
     socket_buffer_bytes: int | None
+    congestion: str
 
 
 class FetchSettings(TypedDict):

@@ -8,6 +8,7 @@ use dwcp_proto::limits::HEADER_BYTES;
 use dwcp_proto::{FrameDecoder, FrameEncoder};
 
 use crate::cancel::{Cancel, Registration};
+use crate::congestion::Congestion;
 use crate::error::NetError;
 use crate::limiter::Limiter;
 use crate::transport::{Closer, IO_BYTES, Patience, Transport, WakeReceiver};
@@ -81,6 +82,11 @@ impl Lane {
 
     pub(crate) fn transport(&self) -> &dyn Transport {
         &*self.transport
+    }
+
+    /// Has the system use `congestion` for what the lane sends.
+    pub(crate) fn control(&mut self, congestion: &Congestion) -> Result<(), NetError> {
+        congestion.apply(&mut *self.transport)
     }
 
     pub(crate) fn closer(&self) -> Closer {

@@ -277,6 +277,7 @@ fn net_shape(error: &NetError) -> Shape {
         | NetError::Network { .. }
         | NetError::Identity { .. }
         | NetError::Pem { .. }
+        | NetError::Congestion { .. }
         | NetError::Option { .. } => class("ConfigError"),
         _ => class("DwcpError"),
     };

@@ -6,7 +6,8 @@ use dwcp_codec::CodecId;
 use dwcp_codec::block::BlockKind;
 use dwcp_codec::select::{Action, Reason};
 use dwcp_net::{
-    CodecShare, LaneChange as NetLaneChange, Progress as NetProgress, ReceiveReport as NetReceiveReport, Selection as NetSelection,
+    CodecShare, LaneChange as NetLaneChange, Limits as NetLimits, LivePath, PathReport,
+    Progress as NetProgress, ReceiveReport as NetReceiveReport, Selection as NetSelection,
     SendReport as NetSendReport,
 };
 use pyo3::prelude::*;
@@ -108,6 +109,72 @@ impl From<&NetLaneChange> for LaneChange {
     }
 }
 
+/// What held the lanes up, as shares of their time.
+#[derive(IntoPyObject)]
+struct Limits {
+    cwnd: f64,
+    rwnd: f64,
+    sndbuf: f64,
+    application: f64,
+}
+
+/// What TCP showed of the path of a transfer.
+#[derive(IntoPyObject)]
+struct Path {
+    rtt_ms: f64,
+    min_rtt_ms: Option<f64>,
+    jitter_ms: f64,
+    retransmitted_segments: u64,
+    sent_bytes: Option<u64>,
+    retransmitted_bytes: Option<u64>,
+    retransmitted_share: Option<f64>,
+    cwnd_bytes: u64,
+    delivery_bytes_per_s: Option<u64>,
+    congestion: Vec<String>,
+    limited_by: Option<&'static str>,
+    limits: Option<Limits>,
+}
+
+impl From<PathReport> for Path {
+    fn from(path: PathReport) -> Path {
+        let share = path.sent_bytes.zip(path.retransmitted_bytes).filter(|(sent, _)| *sent > 0);
+        Path {
+            rtt_ms: path.rtt_ms,
+            min_rtt_ms: path.min_rtt_ms,
+            jitter_ms: path.jitter_ms,
+            retransmitted_segments: path.retransmitted_segments,
+            sent_bytes: path.sent_bytes,
+            retransmitted_bytes: path.retransmitted_bytes,
+            retransmitted_share: share.map(|(sent, again)| again as f64 / sent as f64),
+            cwnd_bytes: path.cwnd_bytes,
+            delivery_bytes_per_s: path.delivery_bytes_per_s,
+            congestion: path.congestion,
+            limited_by: path.limits.map(|limits| limits.most()),
+            limits: path.limits.map(|limits| {
+                let NetLimits { cwnd, rwnd, sndbuf, application } = limits;
+                Limits { cwnd, rwnd, sndbuf, application }
+            }),
+        }
+    }
+}
+
+/// What TCP shows of the path at present.
+#[derive(IntoPyObject)]
+struct Live {
+    rtt_ms: f64,
+    cwnd_bytes: u64,
+    delivery_bytes_per_s: u64,
+    retransmitted_segments: u64,
+}
+
+impl From<LivePath> for Live {
+    fn from(path: LivePath) -> Live {
+        let LivePath { rtt, cwnd_bytes, delivery_bytes_per_s, retransmitted_segments } = path;
+        let rtt_ms = rtt.as_secs_f64() * 1e3;
+        Live { rtt_ms, cwnd_bytes, delivery_bytes_per_s, retransmitted_segments }
+    }
+}
+
 /// What a sender did for one transfer.
 #[derive(IntoPyObject)]
 pub struct SendReport {
@@ -132,6 +199,7 @@ pub struct SendReport {
     seconds: f64,
     cpu_seconds: f64,
     rtt_ms: Option<f64>,
+    path: Option<Path>,
     codec_mix: Vec<Share>,
     selection: Option<Selection>,
 }
@@ -159,7 +227,8 @@ impl From<NetSendReport> for SendReport {
             integrity_failures: report.integrity_failures,
             seconds: report.seconds,
             cpu_seconds: report.cpu_seconds,
-            rtt_ms: report.rtt_ms,
+            rtt_ms: report.path.as_ref().map(|path| path.rtt_ms).or(report.rtt_ms),
+            path: report.path.map(Path::from),
             codec_mix: report.codec_mix.iter().map(Share::from).collect(),
             selection: report.selection.map(Selection::from),
         }
@@ -224,11 +293,14 @@ pub struct Progress {
     wire_bytes: u64,
     lanes: u32,
     blocks_resent: u64,
+    path: Option<Live>,
 }
 
 impl From<NetProgress> for Progress {
     fn from(progress: NetProgress) -> Progress {
-        let NetProgress { state_bytes_done, state_bytes_total, wire_bytes, lanes, blocks_resent } = progress;
-        Progress { state_bytes_done, state_bytes_total, wire_bytes, lanes, blocks_resent }
+        let NetProgress { state_bytes_done, state_bytes_total, wire_bytes, lanes, blocks_resent, path } =
+            progress;
+        let path = path.map(Live::from);
+        Progress { state_bytes_done, state_bytes_total, wire_bytes, lanes, blocks_resent, path }
     }
 }

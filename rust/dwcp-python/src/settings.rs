@@ -42,6 +42,8 @@ pub struct SendSettings {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// Socket buffers in bytes.
     pub socket_buffer_bytes: Option<u32>,
+    /// Congestion control by name, `auto` or `system`.
+    pub congestion: String,
 }
 
 impl SendSettings {
@@ -65,6 +67,8 @@ impl SendSettings {
             base_allowed: self.base_allowed,
             bandwidth_limit: self.bandwidth_bytes_per_s,
             socket_buffer_bytes: self.socket_buffer_bytes,
+            local_addresses: Vec::new(),
+            congestion: self.congestion.parse().map_err(|error| Failure::Connect(error).raise(py))?,
         })
     }
 }
@@ -116,6 +120,7 @@ impl FetchSettings {
             connect_timeout: seconds(self.connect_timeout_s)?,
             reconnect_for: seconds(self.reconnect_s)?,
             total_timeout: self.timeout_s.map(seconds).transpose()?,
+            local_addresses: Vec::new(),
         })
     }
 }

@@ -36,6 +36,7 @@ class Encoding(TypedDict):
     codec_model: Path | None
     block_bytes: int
     bandwidth_bits_per_s: int | None
+    congestion: str
 
 
 class Redialling(TypedDict):
@@ -123,6 +124,13 @@ def encoding_options(bounded: str) -> Decorator:
             callback=reading(parse_rate),
             help=f"Most that {bounded}, such as 500Mbps.",
         ),
+        click.option(
+            "--congestion",
+            default="auto",
+            show_default=True,
+            metavar="NAME",
+            help="auto, system, or a congestion control of the kernel, such as bbr.",
+        ),
     )
 
 
@@ -132,6 +140,7 @@ def make_encoding(
     dict: Path | None,  # noqa: A002 - it has the name of its option
     block_size: int,
     bwlimit: int | None,
+    congestion: str,
 ) -> Encoding:
     """Make of the options what the library takes."""
     return Encoding(
@@ -140,6 +149,7 @@ def make_encoding(
         dictionary=read_dictionary(dict),
         block_bytes=block_size,
         bandwidth_bits_per_s=bwlimit,
+        congestion=congestion,
     )
 
 

@@ -2,6 +2,7 @@
 
 mod crew;
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub struct FetchOptions {
     pub reconnect_for: Duration,
     /// How long a fetch may take altogether.
     pub total_timeout: Option<Duration>,
+    /// Addresses of this machine that lanes come from, as [`crate::SendOptions::local_addresses`].
+    pub local_addresses: Vec<IpAddr>,
 }
 
 impl Default for FetchOptions {
@@ -53,6 +56,7 @@ impl Default for FetchOptions {
             connect_timeout: Duration::from_secs(10),
             reconnect_for: Duration::from_secs(30),
             total_timeout: None,
+            local_addresses: Vec::new(),
         }
     }
 }
@@ -93,6 +97,7 @@ impl FetchSession {
             max_block,
             fetches: Some(Takes { max_entries, max_object }),
             dictionaries: max_dictionary > 0,
+            local_addresses: options.local_addresses.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let cancel = cancel.child();

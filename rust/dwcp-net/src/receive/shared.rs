@@ -395,6 +395,7 @@ impl State {
             wire_bytes: progress.body_bytes,
             lanes: self.lanes.len() as u32,
             blocks_resent: 0,
+            path: None,
         }
     }
 }

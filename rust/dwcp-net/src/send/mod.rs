@@ -3,9 +3,11 @@
 mod choice;
 mod lanes;
 mod shared;
+mod telemetry;
 mod worker;
 
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::{Codec, Dictionary};
@@ -16,6 +18,7 @@ use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
+use crate::congestion::Congestion;
 use crate::dial::{DialOptions, Plan, first_failure, open_lane};
 use crate::error::NetError;
 use crate::lanes::{Crew, LaneRange};
@@ -26,7 +29,9 @@ use choice::Selector;
 pub use choice::{CodecChoice, Selection};
 use lanes::Sending;
 use shared::Job;
+use shared::State;
 pub(crate) use shared::{Link, Shared, max_dictionary};
+use telemetry::look;
 pub(crate) use worker::work;
 
 /// How long [`SendSession::close`] lets lanes part in peace.
@@ -60,6 +65,11 @@ pub struct SendOptions {
     pub bandwidth_limit: Option<u64>,
     /// The size of the sockets' buffers; the system tunes them itself otherwise.
     pub socket_buffer_bytes: Option<u32>,
+    /// Which congestion control the lanes use.
+    pub congestion: Congestion,
+    /// Addresses of this machine that lanes come from, in turn, at most 16; the system chooses if there is none. From an
+    /// address that does not work, others take its lanes over.
+    pub local_addresses: Vec<IpAddr>,
 }
 
 impl Default for SendOptions {
@@ -77,6 +87,8 @@ impl Default for SendOptions {
             base_allowed: true,
             bandwidth_limit: None,
             socket_buffer_bytes: None,
+            congestion: Congestion::Auto,
+            local_addresses: Vec::new(),
         }
     }
 }
@@ -88,6 +100,7 @@ impl SendOptions {
             let range = "the powers of two from 65536 to 4194304";
             return Err(NetError::Option { name: "block_bytes", value: self.block_bytes.into(), range });
         }
+        self.congestion.check()?;
         let length = self.dictionary.as_ref().map_or(1, |dictionary| dictionary.bytes().len());
         if length > MAX_DICTIONARY {
             let (name, range) = ("dictionary", "1 to 1048552 bytes");
@@ -137,6 +150,7 @@ impl SendSession {
             max_block: options.block_bytes,
             fetches: None,
             dictionaries: options.dictionary.is_some(),
+            local_addresses: options.local_addresses.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let (cancel, halt) = (cancel.child(), Cancel::new());
@@ -223,13 +237,17 @@ impl Shared {
             // The transfer is good; only a later one has one base less to choose from.
             log::warn!("cannot remember what was sent: {error}");
         }
-        let round_trip = lock(&self.state).round_trip;
-        Ok(job.report(&committed, round_trip, self.selector.as_ref()))
+        let (round_trip, path) = {
+            let mut state = lock(&self.state);
+            (state.round_trip, state.telemetry.conclude())
+        };
+        Ok(SendReport { path, ..job.report(&committed, round_trip, self.selector.as_ref()) })
     }
 
     fn await_end(&self, started: Instant) -> Result<(Committed, Job), NetError> {
         let mut state = lock(&self.state);
         loop {
+            state = self.look_at_lanes(state);
             let lonely = state.is_lonely(self.options.reconnect_for);
             let late = self.options.total_timeout.filter(|limit| started.elapsed() >= *limit);
             let failure = if let Some((ended, job)) = state.take_ended() {
@@ -254,6 +272,19 @@ impl Shared {
             self.changed.notify_all();
             return Err(failure);
         }
+    }
+
+    /// Takes note of what TCP tells of the lanes, if it is time to.
+    fn look_at_lanes<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let due = state.telemetry.due(Instant::now());
+        if due.is_empty() {
+            return state;
+        }
+        drop(state);
+        let sights = look(&due);
+        let mut state = lock(&self.state);
+        state.telemetry.take(sights);
+        state
     }
 
     /// Has every lane say goodbye, and tells how long to wait for that.

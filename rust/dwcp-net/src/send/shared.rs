@@ -17,6 +17,7 @@ use dwcp_store::Source;
 
 use super::SendOptions;
 use super::choice::Selector;
+use super::telemetry::Telemetry;
 use crate::cancel::Cancel;
 use crate::error::NetError;
 use crate::lanes::LaneChange;
@@ -88,6 +89,7 @@ impl Shared {
                 parting: None,
                 last_failure: None,
                 round_trip: None,
+                telemetry: Telemetry::default(),
             }),
             options,
             registry,
@@ -208,6 +210,7 @@ impl Job {
             seconds: self.started.elapsed().as_secs_f64(),
             codec_mix: self.tally.codec_mix(),
             rtt_ms: round_trip.map(|time| time.as_secs_f64() * 1e3),
+            path: None,
             cpu_seconds: self.tally.cpu.as_secs_f64(),
             selection: selector.zip(self.selected_before.as_ref()).map(|(it, before)| it.summary(before)),
         }
@@ -257,6 +260,7 @@ pub(crate) struct State {
     parting: Option<ErrorFrame>,
     pub(super) last_failure: Option<NetError>,
     pub(super) round_trip: Option<Duration>,
+    pub(super) telemetry: Telemetry,
 }
 
 impl State {
@@ -277,6 +281,7 @@ impl State {
         if let Some(job) = &mut self.job {
             job.tally = Tally::on_lanes(self.lanes.len());
         }
+        self.telemetry.begin();
         self.wake_all();
     }
 
@@ -304,6 +309,7 @@ impl State {
         self.link = None;
         self.parting = parting;
         self.wake_all();
+        self.telemetry.leave_all();
         self.lanes.clear();
     }
 
@@ -420,6 +426,7 @@ impl State {
     pub(super) fn attach(&mut self, number: u16, waker: Waker, closer: Closer) -> LaneId {
         let lane = self.next_lane;
         self.next_lane += 1;
+        self.telemetry.watch(lane, closer.clone());
         self.lanes.insert(lane, LaneHandle { number, waker, closer, replaced: false, leaving: false });
         if let Some(session) = &mut self.session {
             session.attach(lane);
@@ -435,6 +442,7 @@ impl State {
         if self.epoch != epoch || self.lanes.remove(&lane).is_none() {
             return;
         }
+        self.telemetry.leave(lane);
         if let Some(session) = &mut self.session {
             session.detach(lane);
         }
@@ -572,6 +580,7 @@ impl State {
             wire_bytes: job.wire_before + count(|progress| progress.sent_wire_bytes),
             lanes: self.lanes.len() as u32,
             blocks_resent: job.resent_before + count(|progress| progress.resent_blocks),
+            path: self.telemetry.now(),
         }
     }
 }

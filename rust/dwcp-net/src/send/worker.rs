@@ -176,7 +176,10 @@ pub(crate) fn work(
         worthwhile: false,
         leaving: false,
     };
-    let end = guard(|| worker.serve(&mut lane));
+    let end = guard(|| {
+        lane.control(&shared.options.congestion)?;
+        worker.serve(&mut lane)
+    });
     let end = match end {
         // The peer has not waited for the answer to its goodbye.
         Err(NetError::PeerClosed { .. } | NetError::Io { .. }) if worker.leaving => Ok(()),

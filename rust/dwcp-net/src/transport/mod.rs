@@ -1,5 +1,6 @@
 //! A byte stream to a peer with deadlines: plain TCP or TLS over it, alike to everything above.
 
+mod congestion;
 mod connect;
 mod path;
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -14,6 +15,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(crate) use congestion::{congestion_on_offer, try_congestion};
 pub(crate) use connect::{dial, set_buffers};
 pub use path::PathInfo;
 pub use tcp::TcpTransport;
@@ -93,6 +95,15 @@ pub trait Transport: Send {
 
     /// What the system's TCP has measured on the way to the peer; none where it tells nothing. Takes microseconds.
     fn path(&self) -> Option<PathInfo>;
+
+    /// The congestion control that the system uses for what this side sends; none where it does not tell.
+    fn congestion(&self) -> Option<String>;
+
+    /// Asks the system for a congestion control by name; [`Transport::congestion`] tells what came of it.
+    ///
+    /// # Errors
+    /// What the system says; [`io::ErrorKind::NotFound`] when it has none of that name.
+    fn set_congestion(&mut self, name: &str) -> io::Result<()>;
 }
 
 /// Shuts a socket down, or looks at it, from any thread.
@@ -115,6 +126,12 @@ impl Closer {
     /// How many bytes have come that nobody has read.
     pub(crate) fn unread(&self) -> u64 {
         rustix::io::ioctl_fionread(&*self.0).unwrap_or(0)
+    }
+
+    /// The congestion control of the connection, as [`Transport::congestion`] tells it.
+    #[must_use]
+    pub fn congestion(&self) -> Option<String> {
+        congestion::congestion_of(&self.0)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Plain TCP.
 
-use std::io::{IoSlice, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::congestion::{congestion_of, set_congestion};
 use super::{Closer, Failure, PathInfo, Patience, SOCKET_SLICE, Transport, WakeReceiver, sort};
 use crate::error::NetError;
 use crate::security::Fingerprint;
@@ -200,5 +201,13 @@ impl Transport for TcpTransport {
 
     fn path(&self) -> Option<PathInfo> {
         PathInfo::of(self.stream.as_fd())
+    }
+
+    fn congestion(&self) -> Option<String> {
+        congestion_of(&self.stream)
+    }
+
+    fn set_congestion(&mut self, name: &str) -> io::Result<()> {
+        set_congestion(&self.stream, name)
     }
 }

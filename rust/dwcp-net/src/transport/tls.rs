@@ -1,5 +1,6 @@
 //! TLS 1.3 over TCP, through rustls' unbuffered interface: one buffer of records each way, as few copies as it allows.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -421,6 +422,14 @@ impl<R: Role> Transport for TlsTransport<R> {
 
     fn path(&self) -> Option<PathInfo> {
         self.tcp.path()
+    }
+
+    fn congestion(&self) -> Option<String> {
+        self.tcp.congestion()
+    }
+
+    fn set_congestion(&mut self, name: &str) -> io::Result<()> {
+        self.tcp.set_congestion(name)
     }
 }
 

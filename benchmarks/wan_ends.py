@@ -1,0 +1,228 @@
+"""The two ends of a measured link: iperf3, and `dwcp` as a sending and a receiving process.
+
+A sender tells in lines of JSON what it did. Goodput counts incompressible bytes from the call until the
+receiver has proven that it holds them (COMMITTED); that of iperf3 what its receiver had when the sender had
+handed all to its kernel, so iperf3 is spared the tail.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any, Self
+
+import numpy as np
+
+import dwcp_fast
+import harness
+from network.lab import LEFT, RIGHT, Lab, wait_for_port
+
+IPERF_PORT = 5201
+START_S = 60.0
+PEER_S = 900.0
+DATA = "bytes"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run of a contender.
+
+    Attributes:
+        goodput_mbps: Of the transfer; None if it was stopped because it could not be the best.
+        with_connect_mbps: The same from before connecting; None where that is not told.
+        seconds: Of the transfer, or until it was stopped.
+        facts: What else it told.
+    """
+
+    goodput_mbps: float | None
+    with_connect_mbps: float | None
+    seconds: float
+    facts: dict[str, Any]
+
+
+def iperf3(lab: Lab, congestion: str, streams: int, size: int, patience_s: float) -> Sample:
+    """Send `size` bytes, all streams together; stopped after `patience_s` seconds."""
+    began = time.monotonic()
+    server = lab.start(RIGHT, ["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_port(lab, RIGHT, IPERF_PORT)
+    command = ["iperf3", "-c", lab.address(RIGHT), "-C", congestion, "-P", str(streams), "-n", str(size)]
+    client = lab.start(LEFT, [*command, "-J"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        out, _ = client.communicate(timeout=patience_s)
+    except subprocess.TimeoutExpired:
+        return Sample(None, None, time.monotonic() - began, {})
+    finally:
+        lab.kill(client)
+        lab.kill(server)
+    told = json.loads(out)
+    if "error" in told:
+        return Sample(None, None, time.monotonic() - began, {"error": told["error"]})
+    received, sent = told["end"]["sum_received"], told["end"]["sum_sent"]
+    facts = {"retransmits": sent.get("retransmits"), "bytes": received["bytes"]}
+    return Sample(received["bits_per_second"] / 1e6, None, received["seconds"], facts)
+
+
+def dwcp(
+    lab: Lab, size: int, *, patience_s: float, sessions: int = 1, arguments: Sequence[str] = ()
+) -> Sample:
+    """Send `size` bytes in so many sessions at once, with TLS; stopped after `patience_s` seconds."""
+    began = time.monotonic()
+    with Transfer(lab, size, sessions=sessions, arguments=arguments) as transfer:
+        try:
+            out, _ = transfer.sender.communicate(timeout=patience_s)
+        except subprocess.TimeoutExpired:
+            return Sample(None, None, time.monotonic() - began, {})
+        if transfer.sender.returncode:
+            return Sample(None, None, time.monotonic() - began, {"error": "the sender failed"})
+        facts = json.loads(out.splitlines()[-1])
+        facts["receiver_mib"] = line(transfer.receiver.stdout)["mib"]
+    for name in ("selection", "codec_mix", "transfer_id", "transfer_digest"):
+        facts["report"].pop(name, None)
+    rate, sent_s = 8e-6 * size, facts["send_s"]
+    return Sample(rate / sent_s, rate / (facts["connect_s"] + sent_s), sent_s, facts)
+
+
+def line(stream: IO[str] | None) -> dict[str, Any]:
+    assert stream is not None
+    told: dict[str, Any] = json.loads(stream.readline())
+    return told
+
+
+class Transfer:
+    """A receiver and a sender, the sender about to connect.
+
+    Args:
+        lab: Where they run.
+        size: Bytes, all sessions together.
+        sessions: How many at once.
+        arguments: For the sender.
+    """
+
+    def __init__(self, lab: Lab, size: int, *, sessions: int = 1, arguments: Sequence[str] = ()) -> None:
+        self._lab = lab
+        share = str(size // sessions)
+        worker = [sys.executable, __file__]
+        pipe: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        receive = [*worker, "receive", lab.address(RIGHT), share, str(sessions)]
+        self.receiver = lab.start(RIGHT, receive, **pipe)
+        pairing = line(self.receiver.stdout)["pairing"]
+        send = [*worker, "send", pairing, share, str(sessions), *arguments]
+        self.sender = lab.start(LEFT, send, **pipe)
+
+    def __enter__(self) -> Self:
+        # Ready: data made, nothing sent.
+        line(self.sender.stdout)
+        assert self.sender.stdin is not None
+        self.sender.stdin.write("\n")
+        self.sender.stdin.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lab.kill(self.sender)
+        self._lab.kill(self.receiver)
+
+
+def tell(**facts: Any) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def receive(address: str, share: int, sessions: int) -> None:
+    """Worker: so many sessions, each into memory of its own."""
+    # Written now, so that no page is made while the clock runs.
+    memory = [bytearray(share) for _ in range(sessions)]
+    for into in memory:
+        np.frombuffer(into, np.uint8)[:] = 1
+    faults: list[BaseException] = []
+
+    def take(session: Any, into: bytearray) -> None:
+        try:
+            with session:
+                session.receive_into({DATA: into}, timeout_s=PEER_S)
+                session.receive_into({DATA: into}, timeout_s=PEER_S)
+        except dwcp_fast.DwcpError as fault:
+            faults.append(fault)
+
+    with dwcp_fast.listen(f"{address}:0", options=dwcp_fast.ReceiveOptions(sync=False)) as listener:
+        tell(pairing=listener.pairing)
+        threads = []
+        for into in memory:
+            session = listener.accept(timeout_s=PEER_S)
+            threads.append(threading.Thread(target=take, args=(session, into)))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+    if faults:
+        raise SystemExit(f"receiver: {faults[0]}")
+    tell(mib=peak_mib())
+
+
+def send(pairing: str, share: int, sessions: int, options: dwcp_fast.SendOptions) -> None:
+    """Worker: so many sessions at once, all of the same bytes."""
+    data = harness.incompressible(share)
+    tell(ready=True)
+    sys.stdin.readline()
+    times: list[tuple[float, float]] = []
+    reports: list[dict[str, Any]] = []
+    faults: list[BaseException] = []
+    start = time.perf_counter()
+
+    def push() -> None:
+        try:
+            with dwcp_fast.connect(pairing, options=options) as session:
+                connected = time.perf_counter()
+                report = session.send({DATA: data})
+                times.append((connected, time.perf_counter()))
+                assert report.verified
+                reports.append(report.to_dict())
+        except dwcp_fast.DwcpError as fault:
+            faults.append(fault)
+
+    threads = [threading.Thread(target=push) for _ in range(sessions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if faults:
+        raise SystemExit(f"sender: {len(faults)} of {sessions} sessions failed: {faults[0]}")
+    connected = min(when for when, _ in times)
+    tell(
+        connect_s=connected - start,
+        send_s=max(when for _, when in times) - connected,
+        mib=peak_mib(),
+        report=reports[0],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    roles = parser.add_subparsers(dest="role", required=True)
+    receiving = roles.add_parser("receive")
+    receiving.add_argument("address")
+    sending = roles.add_parser("send")
+    sending.add_argument("pairing")
+    for role in (receiving, sending):
+        role.add_argument("share", type=int)
+        role.add_argument("sessions", type=int)
+    sending.add_argument("--local-address", action="append", default=[])
+    sending.add_argument("--streams", type=int)
+    given = parser.parse_args()
+    if given.role == "receive":
+        receive(given.address, given.share, given.sessions)
+        return
+    extra: dict[str, Any] = {"local_addresses": tuple(given.local_address)} if given.local_address else {}
+    options = dwcp_fast.SendOptions(base="none", streams=given.streams, connect_timeout_s=START_S, **extra)
+    send(given.pairing, given.share, given.sessions, options)
+
+
+if __name__ == "__main__":
+    main()
