@@ -1,5 +1,6 @@
 //! Options as Python hands them over: plain dictionaries, checked there.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub struct SendSettings {
     pub socket_buffer_bytes: Option<u32>,
     /// Congestion control by name, `auto` or `system`.
     pub congestion: String,
+    /// Addresses of this machine to connect from.
+    pub local_addresses: Vec<String>,
 }
 
 impl SendSettings {
@@ -65,7 +68,7 @@ impl SendSettings {
             bandwidth_limit: self.bandwidth_bytes_per_s,
             socket_buffer_bytes: self.socket_buffer_bytes,
             adaptive: None,
-            local_addresses: Vec::new(),
+            local_addresses: addresses(&self.local_addresses)?,
             congestion: self.congestion.parse().map_err(|error| Failure::Connect(error).raise(py))?,
         })
     }
@@ -95,6 +98,8 @@ pub struct FetchSettings {
     pub reconnect_s: f64,
     /// Time for a fetch, in seconds.
     pub timeout_s: Option<f64>,
+    /// Addresses of this machine to connect from.
+    pub local_addresses: Vec<String>,
 }
 
 impl FetchSettings {
@@ -116,7 +121,7 @@ impl FetchSettings {
             reconnect_for: seconds(self.reconnect_s)?,
             total_timeout: self.timeout_s.map(seconds).transpose()?,
             adaptive: None,
-            local_addresses: Vec::new(),
+            local_addresses: addresses(&self.local_addresses)?,
         })
     }
 }
@@ -152,6 +157,14 @@ pub struct ReceiveSettings {
 /// Dictionaries as the native side keeps them.
 pub fn shared(dictionaries: &[Py<Dictionary>]) -> Arc<[Arc<dwcp_codec::Dictionary>]> {
     dictionaries.iter().map(|dictionary| Arc::clone(dictionary.get().shared())).collect()
+}
+
+/// Addresses from text; what Python checked does not fail.
+fn addresses(texts: &[String]) -> PyResult<Vec<IpAddr>> {
+    let read = |text: &String| {
+        text.parse().map_err(|error| PyValueError::new_err(format!("the address {text:?}: {error}")))
+    };
+    texts.iter().map(read).collect()
 }
 
 /// A time span from seconds; what Python checked does not fail.
