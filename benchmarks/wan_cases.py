@@ -13,7 +13,7 @@ from typing import Any
 import dwcp_fast
 import harness
 from network.lab import LEFT, RIGHT, Lab, Shape, wait_for_port
-from wan_ends import IPERF_PORT, Sample, Transfer, dwcp, iperf3
+from wan_ends import IPERF_PORT, PAYLOAD_SHARE, Sample, Transfer, dwcp, iperf3
 
 MBPS = 1e6
 RATE_BPS = 500 * MBPS
@@ -24,16 +24,15 @@ STREAMS = (1, 8, 16, 64)
 SESSIONS = (1, 16, 256)
 # A run must not profit from what the kernel remembers of the one before.
 SYSCTLS = {"net.ipv4.tcp_no_metrics_save": "1"}
-FIRST_PATIENCE_S = 180.0
+FIRST_PATIENCE_S = 60.0
 PATIENCE = 3.0
 STEP_MBPS = (100, 900, 100)
 STEP_SHARE = 0.8
 SAMPLE_S = 0.1
 WINDOW_S = 0.5
 LEAD_S = 4.0
-# Of the bytes on the line, the part that is neither IP nor TCP header.
-PAYLOAD_SHARE = 1448 / 1500
-MULTI_PATH = any(field.name == "local_addresses" for field in fields(dwcp_fast.SendOptions))
+OPTIONS = {field.name for field in fields(dwcp_fast.SendOptions)}
+POLITE = ["dwcp, polite"] if "polite" in OPTIONS else []
 
 Samples = dict[str, list[dict[str, Any]]]
 
@@ -77,7 +76,7 @@ class Case:
 
 
 def goodputs(samples: Samples, prefix: str) -> dict[str, float]:
-    """The median of every contender with this prefix that was never stopped."""
+    """The median of every contender with this prefix that never failed."""
     found = {}
     for name, runs in samples.items():
         rates = [run["goodput_mbps"] for run in runs]
@@ -88,14 +87,14 @@ def goodputs(samples: Samples, prefix: str) -> dict[str, float]:
 
 def patience_s(samples: Samples, family: str, size: int) -> float:
     best = max(goodputs(samples, family).values(), default=0.0)
-    return FIRST_PATIENCE_S if not best else PATIENCE * 8e-6 * size / best + 5
+    return min(FIRST_PATIENCE_S, PATIENCE * 8e-6 * size / best + 5) if best else FIRST_PATIENCE_S
 
 
 def is_hopeless(samples: Samples, name: str, family: str) -> bool:
     """Whether its first run says that it cannot be the best of its family."""
     runs = samples.get(name, [])
     best = max(goodputs(samples, family).values(), default=0.0)
-    return bool(runs) and (runs[0]["goodput_mbps"] is None or runs[0]["goodput_mbps"] < best / 2)
+    return bool(runs) and (runs[0]["goodput_mbps"] or 0.0) < best / 2
 
 
 def measure_cell(rtt_ms: int, loss: float, samples: Samples, this: Round) -> None:
@@ -119,7 +118,8 @@ def measure_cell(rtt_ms: int, loss: float, samples: Samples, this: Round) -> Non
 def with_congestion(lab: Lab, name: str, size: int, patience: float) -> Sample:
     lab.lock_congestion("cubic" if name.endswith("only cubic") else None)
     try:
-        return dwcp(lab, size, patience_s=patience)
+        arguments = ["--polite"] if name.endswith("polite") else []
+        return dwcp(lab, size, patience_s=patience, arguments=arguments)
     finally:
         lab.lock_congestion(None)
 
@@ -225,7 +225,7 @@ def measure_paths(dying: int, samples: Samples, this: Round) -> None:
 
 def measure_fairness(samples: Samples, this: Round) -> None:
     """What does one cubic flow keep while a transfer runs beside it?"""
-    for name in ("dwcp", "dwcp, only cubic"):
+    for name in harness.in_turn(["dwcp", "dwcp, only cubic", *POLITE], this.turn):
         with Lab([path(50, RATE_BPS, seed=1 + 2 * this.turn)], sysctls=SYSCTLS) as lab:
             lab.start(RIGHT, ["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
             wait_for_port(lab, RIGHT, IPERF_PORT)
@@ -280,7 +280,7 @@ def paths_case(dying: int) -> Case:
     return Case(
         f"two paths, {(400, 100)[dying]} Mbps dies",
         lambda samples, this: measure_paths(dying, samples, this),
-        None if MULTI_PATH else "this version cannot use several local addresses",
+        None if "local_addresses" in OPTIONS else "this version cannot use several local addresses",
     )
 
 

@@ -26,6 +26,8 @@ IPERF_PORT = 5201
 START_S = 60.0
 PEER_S = 900.0
 DATA = "bytes"
+# Of the bytes on the line, the part that is neither IP nor TCP header.
+PAYLOAD_SHARE = 1448 / 1500
 
 
 @dataclass(frozen=True)
@@ -33,58 +35,82 @@ class Sample:
     """One run of a contender.
 
     Attributes:
-        goodput_mbps: Of the transfer; None if it was stopped because it could not be the best.
+        goodput_mbps: Of the transfer; what the link carried if it was stopped, None if it failed.
         with_connect_mbps: The same from before connecting; None where that is not told.
         seconds: Of the transfer, or until it was stopped.
+        is_stopped: Whether it was stopped, because it took too long.
         facts: What else it told.
     """
 
     goodput_mbps: float | None
     with_connect_mbps: float | None
     seconds: float
+    is_stopped: bool
     facts: dict[str, Any]
+
+
+class Carried:
+    """What the link carries from now on, for a contender that is stopped."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._before = self._bytes()
+        self._began = time.monotonic()
+
+    def _bytes(self) -> float:
+        return self._lab.stats()["ab"]["delivered_bytes"]
+
+    def stopped(self) -> Sample:
+        """The sample of a contender that is stopped now; what was sent twice counts in its favour."""
+        seconds = time.monotonic() - self._began
+        rate = 8e-6 * (self._bytes() - self._before) * PAYLOAD_SHARE / seconds
+        return Sample(rate, rate, seconds, True, {})
+
+    def failed(self, why: str) -> Sample:
+        """The sample of a contender that failed."""
+        return Sample(None, None, time.monotonic() - self._began, False, {"error": why})
 
 
 def iperf3(lab: Lab, congestion: str, streams: int, size: int, patience_s: float) -> Sample:
     """Send `size` bytes, all streams together; stopped after `patience_s` seconds."""
-    began = time.monotonic()
     server = lab.start(RIGHT, ["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_port(lab, RIGHT, IPERF_PORT)
     command = ["iperf3", "-c", lab.address(RIGHT), "-C", congestion, "-P", str(streams), "-n", str(size)]
+    carried = Carried(lab)
     client = lab.start(LEFT, [*command, "-J"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         out, _ = client.communicate(timeout=patience_s)
     except subprocess.TimeoutExpired:
-        return Sample(None, None, time.monotonic() - began, {})
+        return carried.stopped()
     finally:
         lab.kill(client)
         lab.kill(server)
     told = json.loads(out)
     if "error" in told:
-        return Sample(None, None, time.monotonic() - began, {"error": told["error"]})
+        return carried.failed(told["error"])
     received, sent = told["end"]["sum_received"], told["end"]["sum_sent"]
     facts = {"retransmits": sent.get("retransmits"), "bytes": received["bytes"]}
-    return Sample(received["bits_per_second"] / 1e6, None, received["seconds"], facts)
+    return Sample(received["bits_per_second"] / 1e6, None, received["seconds"], False, facts)
 
 
 def dwcp(
     lab: Lab, size: int, *, patience_s: float, sessions: int = 1, arguments: Sequence[str] = ()
 ) -> Sample:
     """Send `size` bytes in so many sessions at once, with TLS; stopped after `patience_s` seconds."""
-    began = time.monotonic()
     with Transfer(lab, size, sessions=sessions, arguments=arguments) as transfer:
+        carried = Carried(lab)
         try:
             out, _ = transfer.sender.communicate(timeout=patience_s)
         except subprocess.TimeoutExpired:
-            return Sample(None, None, time.monotonic() - began, {})
+            return carried.stopped()
         if transfer.sender.returncode:
-            return Sample(None, None, time.monotonic() - began, {"error": "the sender failed"})
+            return carried.failed("the sender failed")
         facts = json.loads(out.splitlines()[-1])
         facts["receiver_mib"] = line(transfer.receiver.stdout)["mib"]
     for name in ("selection", "codec_mix", "transfer_id", "transfer_digest"):
         facts["report"].pop(name, None)
     rate, sent_s = 8e-6 * size, facts["send_s"]
-    return Sample(rate / sent_s, rate / (facts["connect_s"] + sent_s), sent_s, facts)
+    return Sample(rate / sent_s, rate / (facts["connect_s"] + sent_s), sent_s, False, facts)
 
 
 def line(stream: IO[str] | None) -> dict[str, Any]:
@@ -214,13 +240,15 @@ def main() -> None:
         role.add_argument("share", type=int)
         role.add_argument("sessions", type=int)
     sending.add_argument("--local-address", action="append", default=[])
-    sending.add_argument("--streams", type=int)
+    sending.add_argument("--polite", action="store_true")
     given = parser.parse_args()
     if given.role == "receive":
         receive(given.address, given.share, given.sessions)
         return
+    # Options that this version may not have are given only when asked for.
     extra: dict[str, Any] = {"local_addresses": tuple(given.local_address)} if given.local_address else {}
-    options = dwcp_fast.SendOptions(base="none", streams=given.streams, connect_timeout_s=START_S, **extra)
+    extra |= {"polite": True} if given.polite else {}
+    options = dwcp_fast.SendOptions(base="none", connect_timeout_s=START_S, **extra)
     send(given.pairing, given.share, given.sessions, options)
 
 

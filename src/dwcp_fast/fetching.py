@@ -51,6 +51,7 @@ class FetchLink(NativeLink):
             "connect_timeout_s": options.connect_timeout_s,
             "reconnect_s": options.reconnect_s,
             "timeout_s": options.timeout_s,
+            "local_addresses": list(options.local_addresses),
         }
         security = dial_security(target, trust)
         self._native = _core.Fetcher(address_of(target), security, settings, cancel, events)

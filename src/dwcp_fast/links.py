@@ -20,6 +20,7 @@ from dwcp_fast.policy.selection import ActionShare, Selection
 from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
 from dwcp_fast.selector import load_selector
 from dwcp_fast.state import sent_index
+from dwcp_fast.throttle import bandwidth_now, follow_schedule
 from dwcp_fast.told import PathTold, SelectionTold, SendSettings, SendTold
 from dwcp_fast.trust import Insecure, Trust, address_of, dial_security
 
@@ -76,6 +77,9 @@ class Link(Protocol):
 
     def choices(self) -> list[Choice[Any]]:
         """Tell what was chosen and why."""
+
+    def set_bandwidth_limit(self, bytes_per_s: int | None) -> None:
+        """Set the rate of all lanes together."""
 
     def cancel(self) -> None:
         """Stop what is under way."""
@@ -174,6 +178,7 @@ class V3Link(NativeLink):
         self._peer = address_of(target)
         settings = send_settings(options)
         self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
+        self._throttle = follow_schedule(self, options)
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers."""
@@ -182,6 +187,22 @@ class V3Link(NativeLink):
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send files."""
         return self._sent(self._native.send_scan(scan.native))
+
+    def set_bandwidth_limit(self, bytes_per_s: int | None) -> None:
+        """Set the rate, and follow no schedule any more."""
+        if self._throttle is not None:
+            self._throttle.stop()
+        self.set_rate(bytes_per_s)
+
+    def set_rate(self, bytes_per_s: int | None) -> None:
+        """Set the rate."""
+        self._native.set_bandwidth_limit(bytes_per_s)
+
+    def close(self) -> None:
+        """Part in peace."""
+        if self._throttle is not None:
+            self._throttle.stop()
+        super().close()
 
     def _sent(self, told: SendTold) -> SendReport:
         report = send_report(told, self._peer, self._transport, self._choices)
@@ -225,6 +246,10 @@ class V1Link:
         """Tell what was chosen and why."""
         return self._choices
 
+    def set_bandwidth_limit(self, bytes_per_s: int | None) -> None:  # noqa: ARG002 - what all links have
+        """Refuse: v1 sends as fast as it can."""
+        raise NegotiationError("v1 keeps no rate", hint="use v3 to limit the bandwidth")
+
     def cancel(self) -> None:
         """Do nothing: a v1 transfer ends by itself or at its deadline."""
 
@@ -267,7 +292,6 @@ class V1Link:
 
 def send_settings(options: SendOptions) -> SendSettings:
     """Make of options what the native side takes."""
-    bandwidth = options.bandwidth_bits_per_s
     return {
         "lanes": choose_lanes(options.streams, polite=options.polite).value,
         "adaptive": lane_range(options.streams, polite=options.polite),
@@ -280,9 +304,10 @@ def send_settings(options: SendOptions) -> SendSettings:
         "reconnect_s": options.reconnect_s,
         "timeout_s": options.timeout_s,
         "base_allowed": options.base != "none",
-        "bandwidth_bytes_per_s": None if bandwidth is None else bandwidth // 8,
+        "bandwidth_bytes_per_s": bandwidth_now(options),
         "socket_buffer_bytes": None,
         "congestion": options.congestion,
+        "local_addresses": list(options.local_addresses),
     }
 
 

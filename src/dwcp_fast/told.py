@@ -195,6 +195,7 @@ class SendSettings(TypedDict):
     bandwidth_bytes_per_s: int | None
     socket_buffer_bytes: int | None
     congestion: str
+    local_addresses: list[str]
 
 
 class FetchSettings(TypedDict):
@@ -211,6 +212,7 @@ class FetchSettings(TypedDict):
     connect_timeout_s: float
     reconnect_s: float
     timeout_s: float | None
+    local_addresses: list[str]
 
 
 class ReceiveSettings(TypedDict):

@@ -278,6 +278,7 @@ fn net_shape(error: &NetError) -> Shape {
         | NetError::Identity { .. }
         | NetError::Pem { .. }
         | NetError::Congestion { .. }
+        | NetError::LocalAddress { .. }
         | NetError::Option { .. } => class("ConfigError"),
         _ => class("DwcpError"),
     };

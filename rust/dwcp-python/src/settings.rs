@@ -1,5 +1,6 @@
 //! Options as Python hands them over: plain dictionaries, checked there.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub struct SendSettings {
     pub socket_buffer_bytes: Option<u32>,
     /// Congestion control by name, `auto` or `system`.
     pub congestion: String,
+    /// Addresses of this machine to connect from.
+    pub local_addresses: Vec<String>,
 }
 
 impl SendSettings {
@@ -67,7 +70,7 @@ impl SendSettings {
             base_allowed: self.base_allowed,
             bandwidth_limit: self.bandwidth_bytes_per_s,
             socket_buffer_bytes: self.socket_buffer_bytes,
-            local_addresses: Vec::new(),
+            local_addresses: addresses(&self.local_addresses)?,
             congestion: self.congestion.parse().map_err(|error| Failure::Connect(error).raise(py))?,
         })
     }
@@ -99,6 +102,8 @@ pub struct FetchSettings {
     pub reconnect_s: f64,
     /// Time for a fetch, in seconds.
     pub timeout_s: Option<f64>,
+    /// Addresses of this machine to connect from.
+    pub local_addresses: Vec<String>,
 }
 
 impl FetchSettings {
@@ -120,7 +125,7 @@ impl FetchSettings {
             connect_timeout: seconds(self.connect_timeout_s)?,
             reconnect_for: seconds(self.reconnect_s)?,
             total_timeout: self.timeout_s.map(seconds).transpose()?,
-            local_addresses: Vec::new(),
+            local_addresses: addresses(&self.local_addresses)?,
         })
     }
 }
@@ -160,6 +165,14 @@ pub fn shared(dictionaries: &[Py<Dictionary>]) -> Arc<[Arc<dwcp_codec::Dictionar
 
 fn range((least, start, most): (u16, u16, u16)) -> LaneRange {
     LaneRange { least, start, most }
+}
+
+/// Addresses from text; what Python checked does not fail.
+fn addresses(texts: &[String]) -> PyResult<Vec<IpAddr>> {
+    let read = |text: &String| {
+        text.parse().map_err(|error| PyValueError::new_err(format!("the address {text:?}: {error}")))
+    };
+    texts.iter().map(read).collect()
 }
 
 /// A time span from seconds; what Python checked does not fail.

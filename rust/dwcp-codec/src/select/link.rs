@@ -99,6 +99,18 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// What is allowed on it is another from now on. How fast it is beyond what was allowed nobody has seen.
+    pub(super) fn allow(&mut self, bytes_per_s: Option<f64>) {
+        let bytes_per_s = bytes_per_s.map(|rate| rate.max(1.0));
+        let allowed = bytes_per_s.unwrap_or(f64::INFINITY);
+        if allowed > self.allowed {
+            (self.rate, self.is_confirmed) = (bytes_per_s, bytes_per_s.is_some());
+            self.bound = f64::INFINITY;
+        }
+        self.rate = self.rate.map(|rate| rate.min(allowed));
+        self.allowed = allowed;
+    }
+
     pub(super) fn new(settings: &Settings, first_rate: f64) -> Link {
         let (lanes, allowed) = (settings.lanes, settings.limit_bytes_per_s.map(|rate| rate.max(1.0)));
         Link {

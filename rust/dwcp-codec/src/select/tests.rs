@@ -136,6 +136,20 @@ fn planes_are_only_chosen_where_the_width_is_known() {
 }
 
 #[test]
+fn rate_that_was_allowed_is_not_taken_for_the_link_once_more_is_allowed() {
+    let settings =
+        Settings { lanes: 1, cores: 1, round_trip_s: None, is_local: false, limit_bytes_per_s: Some(1e6) };
+    let mut controller = Controller::new(settings);
+    assert_eq!(controller.summary().link_bytes_per_s, Some(1e6));
+    controller.allow(Some(5e5));
+    assert_eq!(controller.summary().link_bytes_per_s, Some(5e5));
+    controller.allow(Some(8e5));
+    assert_eq!(controller.summary().link_bytes_per_s, Some(8e5));
+    controller.allow(None);
+    assert_eq!(controller.summary().link_bytes_per_s, None);
+}
+
+#[test]
 fn guard_stays_with_what_a_trial_shows_to_be_faster_and_lets_go_when_it_is_not() {
     let mut guard = Guard::new(1);
     let expected = [(Action::None, 1.0), (Action::Zstd1, 2.0)];

@@ -61,7 +61,7 @@ pub struct SendOptions {
     pub total_timeout: Option<Duration>,
     /// Whether the receiver may use what it has as a base.
     pub base_allowed: bool,
-    /// The most that all lanes together send, in bytes a second.
+    /// The most that all lanes together send, in bytes a second, to begin with.
     pub bandwidth_limit: Option<u64>,
     /// The size of the sockets' buffers; the system tunes them itself otherwise.
     pub socket_buffer_bytes: Option<u32>,
@@ -161,7 +161,7 @@ impl SendSession {
         let most = first.welcome.max_lanes;
         let range = options.adaptive.filter(|_| first.is_far());
         let range = range.map(|range| LaneRange { most: range.most.min(most), ..range });
-        let limiter = options.bandwidth_limit.map(|rate| Arc::new(Limiter::new(rate)));
+        let limiter = Arc::new(Limiter::new(options.bandwidth_limit));
         let link = Link::new(&first.welcome);
         let shared = Arc::new(Shared::new(options, limiter, (cancel, halt), observer, link, None));
         let crew = Crew::start(Sending::new(Arc::clone(&shared), plan, first), range)?;
@@ -185,6 +185,12 @@ impl SendSession {
     #[cfg(test)]
     pub(crate) fn want(&self, lanes: u16) {
         self.crew.want(lanes);
+    }
+
+    /// Has all lanes together send so many bytes a second at most from now on; 0 is taken for 1.
+    pub fn set_bandwidth_limit(&self, bytes_per_s: Option<u64>) {
+        self.shared.limiter.set_rate(bytes_per_s);
+        self.shared.allow(bytes_per_s);
     }
 
     /// Says goodbye and ends every lane. Dropping the session does the same.
@@ -271,6 +277,13 @@ impl Shared {
             state.part(&failure);
             self.changed.notify_all();
             return Err(failure);
+        }
+    }
+
+    /// What may be sent is another from now on, as whoever chooses how to compress has to know.
+    pub(crate) fn allow(&self, bytes_per_s: Option<u64>) {
+        if let Some(selector) = &self.selector {
+            selector.allow(bytes_per_s);
         }
     }
 

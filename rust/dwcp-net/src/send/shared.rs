@@ -40,7 +40,7 @@ pub(crate) struct Shared {
     /// Shuts the lanes, which may still have a last word to say when a transfer is stopped.
     pub(crate) halt: Cancel,
     pub(super) observer: Arc<dyn Observer>,
-    pub(super) limiter: Option<Arc<Limiter>>,
+    pub(super) limiter: Arc<Limiter>,
     /// Chooses how each block is compressed, if that is not fixed.
     pub(super) selector: Option<Selector>,
     /// Where those who accept wait, if the peer has dialled.
@@ -56,13 +56,13 @@ impl Shared {
     /// With a `registry` the peer has dialled, and asks for what it is sent.
     pub(crate) fn new(
         options: SendOptions,
-        limiter: Option<Arc<Limiter>>,
+        limiter: Arc<Limiter>,
         (cancel, halt): (Cancel, Cancel),
         observer: Arc<dyn Observer>,
         link: Link,
         registry: Option<Arc<Registry>>,
     ) -> Shared {
-        let selector = Selector::new(&options.codec, options.lanes, options.bandwidth_limit);
+        let selector = Selector::new(&options.codec, options.lanes, limiter.rate());
         Shared {
             limiter,
             selector,

@@ -159,6 +159,7 @@ pub(crate) fn work(
     answer_time: Option<Duration>,
 ) -> bool {
     let start = Instant::now();
+    let _seat = shared.limiter.seat();
     let (peer, local) = (lane.transport().peer_addr(), lane.transport().local_addr());
     shared.observer.event(Event::LaneUp { lane: id, peer });
     if let Some(selector) = &shared.selector {
@@ -382,7 +383,7 @@ impl Worker<'_> {
             gauge.prepared(u64::from(task.raw_len), body.len() as u64);
         }
         if matches!(frame, Frame::Block(_)) {
-            lane.send_block(&frame, body, self.shared.limiter.as_deref(), &self.shared.halt)?;
+            lane.send_block(&frame, body, &self.shared.limiter, &self.shared.halt)?;
         } else {
             lane.send(&frame)?;
         }

@@ -104,6 +104,10 @@ pub trait Transport: Send {
     /// # Errors
     /// What the system says; [`io::ErrorKind::NotFound`] when it has none of that name.
     fn set_congestion(&mut self, name: &str) -> io::Result<()>;
+
+    /// Asks the system to send evenly, at no more than so many bytes a second, or as it likes. Where it cannot, bursts
+    /// are as they are.
+    fn set_pace(&mut self, bytes_per_s: Option<u64>);
 }
 
 /// Shuts a socket down, or looks at it, from any thread.
@@ -123,15 +127,15 @@ impl Closer {
         PathInfo::of(self.0.as_fd())
     }
 
-    /// How many bytes have come that nobody has read.
-    pub(crate) fn unread(&self) -> u64 {
-        rustix::io::ioctl_fionread(&*self.0).unwrap_or(0)
-    }
-
     /// The congestion control of the connection, as [`Transport::congestion`] tells it.
     #[must_use]
     pub fn congestion(&self) -> Option<String> {
         congestion::congestion_of(&self.0)
+    }
+
+    /// How many bytes have come that nobody has read.
+    pub(crate) fn unread(&self) -> u64 {
+        rustix::io::ioctl_fionread(&*self.0).unwrap_or(0)
     }
 }
 

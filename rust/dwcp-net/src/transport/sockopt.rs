@@ -22,3 +22,20 @@ pub(super) fn read_tcp_info(socket: BorrowedFd<'_>, info: &mut [u8; TCP_INFO_BYT
     };
     if code == 0 { Ok((length as usize).min(TCP_INFO_BYTES)) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Has the system send at most this many bytes a second, evenly; `u64::MAX` takes that back.
+pub(super) fn set_max_pacing_rate(socket: BorrowedFd<'_>, bytes_per_s: u64) -> io::Result<()> {
+    // Kernels take as many bytes as a machine word has, and older ones four of them.
+    let rate = libc::c_ulong::try_from(bytes_per_s).unwrap_or(libc::c_ulong::MAX);
+    // SAFETY: the descriptor is open for as long as it is borrowed, and the kernel reads the length of `rate` from it.
+    let code = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MAX_PACING_RATE,
+            (&raw const rate).cast(),
+            size_of_val(&rate) as libc::socklen_t,
+        )
+    };
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -122,6 +122,16 @@ fn limit_unsent(_stream: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn pace(stream: &TcpStream, bytes_per_s: u64) -> io::Result<()> {
+    super::sockopt::set_max_pacing_rate(stream.as_fd(), bytes_per_s)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn pace(_stream: &TcpStream, _bytes_per_s: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 impl Transport for TcpTransport {
     fn send(&mut self, parts: &[&[u8]], patience: Patience) -> Result<(), NetError> {
         match parts {
@@ -209,5 +219,11 @@ impl Transport for TcpTransport {
 
     fn set_congestion(&mut self, name: &str) -> io::Result<()> {
         set_congestion(&self.stream, name)
+    }
+
+    fn set_pace(&mut self, bytes_per_s: Option<u64>) {
+        if let Err(error) = pace(&self.stream, bytes_per_s.unwrap_or(u64::MAX)) {
+            log::debug!("the system does not pace what is sent: {error}");
+        }
     }
 }

@@ -431,6 +431,10 @@ impl<R: Role> Transport for TlsTransport<R> {
     fn set_congestion(&mut self, name: &str) -> io::Result<()> {
         self.tcp.set_congestion(name)
     }
+
+    fn set_pace(&mut self, bytes_per_s: Option<u64>) {
+        self.tcp.set_pace(bytes_per_s);
+    }
 }
 
 /// Sorts a TLS failure: who is not trusted is an authentication failure, everything else is told as it is.

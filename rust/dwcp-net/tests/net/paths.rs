@@ -217,3 +217,30 @@ fn local_addresses_of_which_none_is_of_this_machine_are_refused() {
     let error = send_once(&receiver.address(), &receiver.dial, options, &state).unwrap_err();
     assert!(matches!(error, NetError::LocalAddress { .. }), "{error:?}");
 }
+
+#[test]
+fn a_rate_that_is_lifted_lets_a_transfer_that_waits_go_on() {
+    let receiver = plain_receiver();
+    let received = receiver.receive_one(memory_sink());
+    let log = Arc::new(Log::default());
+    // At this rate it would take hours.
+    let options = SendOptions { bandwidth_limit: Some(1_000), ..quick_send() };
+    let session =
+        SendSession::connect(&receiver.address(), receiver.dial.clone(), options, &Cancel::new(), log)
+            .unwrap();
+    let session = Arc::new(session);
+    let sending = {
+        let session = Arc::clone(&session);
+        let (manifest, source) = buffers(&[("a", noise(7, 8_000_000))], 65_536);
+        std::thread::spawn(move || session.send(manifest, source))
+    };
+    let end = Instant::now() + PATIENCE;
+    while session.progress().lanes < 4 {
+        assert!(Instant::now() < end, "no lanes");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(session.progress().state_bytes_done < 8_000_000);
+    session.set_bandwidth_limit(None);
+    join(sending).unwrap();
+    join(received).unwrap();
+}
