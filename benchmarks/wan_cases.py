@@ -154,7 +154,16 @@ def measure_steps(samples: Samples, this: Round) -> None:
 
 
 def follow(lab: Lab, phase_s: float) -> list[tuple[float, float]]:
-    """Change the rate step by step; the bytes that had arrived at each time since the start."""
+    """Change the rate step by step once the link is in use; the bytes that had arrived at each time."""
+    deadline = time.monotonic() + FIRST_PATIENCE_S
+    wanted = STEP_MBPS[0] * MBPS / 8 * WINDOW_S / 2
+    before = lab.stats()["ab"]["delivered_bytes"]
+    while time.monotonic() < deadline:
+        time.sleep(WINDOW_S)
+        now_there = lab.stats()["ab"]["delivered_bytes"]
+        if now_there - before >= wanted:
+            break
+        before = now_there
     start = time.monotonic()
     curve = []
     for number, rate in enumerate(STEP_MBPS):
@@ -224,8 +233,8 @@ def measure_paths(dying: int, samples: Samples, this: Round) -> None:
 
 
 def measure_fairness(samples: Samples, this: Round) -> None:
-    """What does one cubic flow keep while a transfer runs beside it?"""
-    for name in harness.in_turn(["dwcp", "dwcp, only cubic", *POLITE], this.turn):
+    """What does one cubic flow keep beside a transfer, and what beside one flow of iperf3 with BBR?"""
+    for name in harness.in_turn(["dwcp", "dwcp, only cubic", *POLITE, "bbr x1"], this.turn):
         with Lab([path(50, RATE_BPS, seed=1 + 2 * this.turn)], sysctls=SYSCTLS) as lab:
             lab.start(RIGHT, ["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
             wait_for_port(lab, RIGHT, IPERF_PORT)
@@ -233,7 +242,10 @@ def measure_fairness(samples: Samples, this: Round) -> None:
             began = time.monotonic()
             flow = lab.start(LEFT, command, stdout=subprocess.PIPE, text=True)
             time.sleep(LEAD_S)
-            sample = with_congestion(lab, name, this.size, FIRST_PATIENCE_S)
+            if name == "bbr x1":
+                sample = iperf3(lab, "bbr", 1, this.size, FIRST_PATIENCE_S, port=IPERF_PORT + 1)
+            else:
+                sample = with_congestion(lab, name, this.size, FIRST_PATIENCE_S)
             end_s = time.monotonic() - began
             # `ip netns exec` has become iperf3, which tells what it has when interrupted.
             os.kill(flow.pid, signal.SIGINT)

@@ -15,7 +15,7 @@ from dwcp_fast.options import SendOptions
 from dwcp_fast.paths import PathReport
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
-from dwcp_fast.policy.lanes import choose_lanes
+from dwcp_fast.policy.lanes import LaneChange, choose_lanes, explain_lanes, lane_range
 from dwcp_fast.policy.selection import ActionShare, Selection
 from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
 from dwcp_fast.selector import load_selector
@@ -171,7 +171,7 @@ class V3Link(NativeLink):
     ) -> None:
         """Connect."""
         codec = choose_codec(options.codec)
-        lanes = choose_lanes(options.streams)
+        lanes = choose_lanes(options.streams, polite=options.polite)
         choices = [engine, codec, lanes, base_choice(options), *dictionary_choice(options)]
         super().__init__(trust, cancel, choices)
         self._options = options
@@ -206,7 +206,7 @@ class V3Link(NativeLink):
 
     def _sent(self, told: SendTold) -> SendReport:
         report = send_report(told, self._peer, self._transport, self._choices)
-        self._choices = with_selection(self._choices, report.selection)
+        self._choices = with_findings(self._choices, report.selection, report.lane_changes)
         return report
 
 
@@ -217,7 +217,7 @@ class V1Link:
         """Note where to send; nothing is connected yet."""
         self._peer = address_of(target)
         self._options = options
-        self._lanes = choose_lanes(options.streams)
+        self._lanes = choose_lanes(options.streams, polite=options.polite)
         payload = Choice("payload", options.v1_payload, f"asked for, generation {options.v1_generation}")
         self._choices: list[Choice[Any]] = [engine, self._lanes, payload]
         LOG.warning("v1 to %s: neither authenticated nor encrypted nor verified (%s)", self._peer, engine.why)
@@ -293,7 +293,8 @@ class V1Link:
 def send_settings(options: SendOptions) -> SendSettings:
     """Make of options what the native side takes."""
     return {
-        "lanes": choose_lanes(options.streams).value,
+        "lanes": choose_lanes(options.streams, polite=options.polite).value,
+        "adaptive": lane_range(options.streams, polite=options.polite),
         "block_bytes": options.block_bytes,
         "codec": options.codec,
         "dictionary": native(options.dictionary),
@@ -314,6 +315,7 @@ def send_report(told: SendTold, peer: str, transport: str, choices: Sequence[Cho
     """Make a report of what the native side tells."""
     shares = tuple(CodecShare(**share) for share in told["codec_mix"])
     selection = make_selection(told["selection"])
+    changes = tuple(LaneChange(**change) for change in told["lane_changes"])
     path = make_path(told["path"])
     retransmits = path.retransmitted_segments if path else None
     plain: dict[str, Any] = {
@@ -322,18 +324,20 @@ def send_report(told: SendTold, peer: str, transport: str, choices: Sequence[Cho
         "selection": selection,
         "path": path,
         "retransmits": retransmits,
+        "lane_changes": changes,
     }
-    made = with_selection(choices, selection)
+    made = with_findings(choices, selection, changes)
     why = {choice.name: f"{choice.value}: {choice.why}" for choice in made}
     return SendReport(protocol="v3", verified=True, peer=peer, transport=transport, why=why, **plain)
 
 
-def with_selection(choices: Sequence[Choice[Any]], selection: Selection | None) -> list[Choice[Any]]:
-    """Give the choices with what ``codec="auto"`` came to, if that was measured."""
-    if selection is None:
-        return list(choices)
-    now = choose_codec("auto", selection=selection)
-    return [now if choice.name == now.name else choice for choice in choices]
+def with_findings(
+    choices: Sequence[Choice[Any]], selection: Selection | None, changes: Sequence[LaneChange]
+) -> list[Choice[Any]]:
+    """Give the choices with what was found while data flowed, if anything was."""
+    codec = None if selection is None else choose_codec("auto", selection=selection)
+    found = {choice.name: choice for choice in (codec, explain_lanes(changes)) if choice is not None}
+    return [found.get(choice.name, choice) for choice in choices]
 
 
 def dictionary_choice(options: SendOptions) -> list[Choice[str]]:

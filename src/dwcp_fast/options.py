@@ -73,7 +73,9 @@ class SendOptions:
     Attributes:
         protocol: ``"v3"``, ``"v1"`` (one object, neither authenticated nor verified), or ``"auto"``: v3
             unless the rollout says otherwise for this node.
-        streams: Number of lanes, 1 to 256; None leaves it to the policy.
+        streams: Number of lanes, 1 to 256; None leaves it to the policy, and to what is found while data flows
+            if the peer is far.
+        polite: Whether others on the link go first where ``streams`` is None: there are fewer lanes then.
         codec: ``"auto"``, ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         dictionary: What small files or buffers have in common, at most 1 048 552 bytes. It is offered to the
             receiver, and what is shorter than 128 KiB is made with it if the receiver takes it.
@@ -104,6 +106,7 @@ class SendOptions:
 
     protocol: Protocol = "auto"
     streams: int | None = None
+    polite: bool = False
     codec: str = "auto"
     dictionary: CommonContent | None = None
     codec_model: Path | None = None

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from dwcp_fast.paths import LivePath, PathReport
+from dwcp_fast.policy.lanes import LaneChange
 from dwcp_fast.policy.selection import Selection
 from dwcp_fast.told import ProgressTold
 
@@ -110,6 +111,7 @@ class SendReport:
         nacks: Blocks that the receiver's base did not fit.
         lanes_used: Lanes that carried blocks.
         lanes_lost: Lanes that were lost.
+        lane_changes: How the number of lanes was found, empty if it was fixed.
         sessions: 1, and one more for each time the receiver had to be found again.
         integrity_failures: Times that altered bytes were found and refused.
         seconds: From the call to the receiver's word that all is in place.
@@ -142,6 +144,7 @@ class SendReport:
     nacks: int = 0
     lanes_used: int = 0
     lanes_lost: int = 0
+    lane_changes: tuple[LaneChange, ...] = ()
     sessions: int = 1
     integrity_failures: int = 0
     cpu_seconds: float | None = None
@@ -157,6 +160,7 @@ class SendReport:
             **asdict(self),
             "why": dict(self.why),
             "codec_mix": [asdict(share) for share in self.codec_mix],
+            "lane_changes": [asdict(change) for change in self.lane_changes],
         }
 
     def record(self) -> dict[str, Any]:
@@ -198,6 +202,7 @@ class ReceiveReport:
         nacks: Blocks that a base did not fit.
         lanes_used: Lanes that carried blocks.
         lanes_lost: Lanes that were lost.
+        lane_changes: How the number of lanes was found, empty if it was fixed.
         integrity_failures: Times that altered bytes were found and refused.
         seconds: From the offer to the moment all was in place.
         cpu_seconds: Processor time of the lanes.
@@ -224,11 +229,16 @@ class ReceiveReport:
     seconds: float
     cpu_seconds: float
     codec_mix: tuple[CodecShare, ...]
+    lane_changes: tuple[LaneChange, ...] = ()
     verified: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as a dictionary of plain values."""
-        return {**asdict(self), "codec_mix": [asdict(share) for share in self.codec_mix]}
+        return {
+            **asdict(self),
+            "codec_mix": [asdict(share) for share in self.codec_mix],
+            "lane_changes": [asdict(change) for change in self.lane_changes],
+        }
 
     def record(self) -> dict[str, Any]:
         """Give the record of this transfer in the shared schema; None for what was not measured."""

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActionTold",
     "FetchSettings",
+    "LaneChangeTold",
     "LivePathTold",
     "PatchTold",
     "PathTold",
@@ -78,6 +79,15 @@ class SelectionTold(TypedDict):
     guard_trips: int
 
 
+class LaneChangeTold(TypedDict):
+    """A change of the number of lanes."""
+
+    seconds: float
+    lanes: int
+    bytes_per_s: float
+    why: str
+
+
 class PathTold(TypedDict):
     """What TCP showed of the path of a transfer."""
 
@@ -122,6 +132,7 @@ class SendTold(TypedDict):
     nacks: int
     lanes_used: int
     lanes_lost: int
+    lane_changes: list[LaneChangeTold]
     sessions: int
     integrity_failures: int
     seconds: float
@@ -148,6 +159,7 @@ class ReceiveTold(TypedDict):
     nacks: int
     lanes_used: int
     lanes_lost: int
+    lane_changes: list[LaneChangeTold]
     integrity_failures: int
     seconds: float
     cpu_seconds: float
@@ -170,6 +182,7 @@ class SendSettings(TypedDict):
     """How to send."""
 
     lanes: int
+    adaptive: tuple[int, int, int] | None
     block_bytes: int
     codec: str
     dictionary: "_core.Dictionary | None"
@@ -189,6 +202,7 @@ class FetchSettings(TypedDict):
     """How to fetch."""
 
     lanes: int
+    adaptive: tuple[int, int, int] | None
     max_block_bytes: int
     max_entries: int
     max_object_bytes: int

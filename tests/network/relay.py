@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from typing import Final
 
 PIECE: Final = 16 << 10
@@ -28,6 +29,8 @@ class Relay:
         self.hold_after: int | None = None
         """Stop passing anything on after this many bytes, until `hold` is set again."""
         self.held = threading.Event()
+        self.on_piece: Callable[[bytes], object] | None = None
+        """Shown every piece that passes."""
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
 
@@ -92,6 +95,8 @@ class Relay:
     def _pass(self, data: bytearray) -> bytearray:
         with self._lock:
             self.forwarded += len(data)
+            if self.on_piece is not None:
+                self.on_piece(bytes(data))
             if self.flip_after is not None and self.forwarded > self.flip_after:
                 self.flip_after = None
                 data[len(data) // 2] ^= 1

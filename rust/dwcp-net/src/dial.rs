@@ -16,6 +16,7 @@ use crate::breaker::Breaker;
 use crate::cancel::Cancel;
 use crate::error::{NetError, plain};
 use crate::lane::Lane;
+use crate::lanes::Slots;
 use crate::local::{LocalAddresses, MAX_LOCAL};
 use crate::security::{DialSecurity, client_config, random_bytes};
 use crate::transport::{Patience, TcpTransport, TlsTransport, Transport, dial};
@@ -55,6 +56,7 @@ pub(crate) struct Plan {
     token: Secret,
     options: DialOptions,
     breaker: Breaker,
+    slots: Slots,
     local: LocalAddresses,
 }
 
@@ -78,7 +80,7 @@ impl Plan {
         }
         let local = LocalAddresses::new(&options.local_addresses);
         let (tls, breaker) = (client_config(security)?, Breaker::default());
-        Ok(Plan { address: address.to_owned(), tls, token, options, breaker, local })
+        Ok(Plan { address: address.to_owned(), tls, token, options, breaker, slots: Slots::default(), local })
     }
 }
 
@@ -120,6 +122,7 @@ pub(crate) fn open_lane(
     join: Option<(SessionId, Secret)>,
     halts: (&Cancel, &Cancel),
 ) -> Result<Dialled, NetError> {
+    let _slot = plan.slots.take(halts.0)?;
     let leave = plan.breaker.enter(halts.0)?;
     let made = make_from_some(plan, number, join, halts);
     match &made {

@@ -6,8 +6,9 @@ use dwcp_codec::CodecId;
 use dwcp_codec::block::BlockKind;
 use dwcp_codec::select::{Action, Reason};
 use dwcp_net::{
-    CodecShare, Limits as NetLimits, LivePath, PathReport, Progress as NetProgress,
-    ReceiveReport as NetReceiveReport, Selection as NetSelection, SendReport as NetSendReport,
+    CodecShare, LaneChange as NetLaneChange, Limits as NetLimits, LivePath, PathReport,
+    Progress as NetProgress, ReceiveReport as NetReceiveReport, Selection as NetSelection,
+    SendReport as NetSendReport,
 };
 use pyo3::prelude::*;
 
@@ -89,6 +90,22 @@ impl From<NetSelection> for Selection {
             trials: summary.trials,
             guard_trips: summary.guard_trips,
         }
+    }
+}
+
+/// A change of the number of lanes.
+#[derive(IntoPyObject)]
+struct LaneChange {
+    seconds: f64,
+    lanes: u16,
+    bytes_per_s: f64,
+    why: &'static str,
+}
+
+impl From<&NetLaneChange> for LaneChange {
+    fn from(change: &NetLaneChange) -> LaneChange {
+        let NetLaneChange { at_s, lanes, bytes_per_s, reason } = *change;
+        LaneChange { seconds: at_s, lanes, bytes_per_s, why: reason.text() }
     }
 }
 
@@ -176,6 +193,7 @@ pub struct SendReport {
     nacks: u64,
     lanes_used: u32,
     lanes_lost: u32,
+    lane_changes: Vec<LaneChange>,
     sessions: u32,
     integrity_failures: u32,
     seconds: f64,
@@ -204,6 +222,7 @@ impl From<NetSendReport> for SendReport {
             nacks: report.nacks,
             lanes_used: report.lanes_used,
             lanes_lost: report.lanes_lost,
+            lane_changes: report.lane_changes.iter().map(LaneChange::from).collect(),
             sessions: report.sessions,
             integrity_failures: report.integrity_failures,
             seconds: report.seconds,
@@ -232,6 +251,7 @@ pub struct ReceiveReport {
     nacks: u64,
     lanes_used: u32,
     lanes_lost: u32,
+    lane_changes: Vec<LaneChange>,
     integrity_failures: u32,
     seconds: f64,
     cpu_seconds: f64,
@@ -255,6 +275,7 @@ impl From<NetReceiveReport> for ReceiveReport {
             nacks: report.nacks,
             lanes_used: report.lanes_used,
             lanes_lost: report.lanes_lost,
+            lane_changes: report.lane_changes.iter().map(LaneChange::from).collect(),
             integrity_failures: report.integrity_failures,
             seconds: report.seconds,
             cpu_seconds: report.cpu_seconds,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dwcp_net::{CodecChoice, FetchOptions, SendOptions};
+use dwcp_net::{CodecChoice, FetchOptions, LaneRange, SendOptions};
 use dwcp_proto::Limits;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -19,6 +19,8 @@ use crate::select::SelectorModel;
 pub struct SendSettings {
     /// Connections to use.
     pub lanes: u16,
+    /// Fewest, first and most connections to a receiver that is far, if their number is to be found.
+    pub adaptive: Option<(u16, u16, u16)>,
     /// Block length in bytes.
     pub block_bytes: u32,
     /// Codec by name, or `auto`.
@@ -57,6 +59,7 @@ impl SendSettings {
         };
         Ok(SendOptions {
             lanes: self.lanes,
+            adaptive: self.adaptive.map(range),
             block_bytes: self.block_bytes,
             codec,
             dictionary: self.dictionary.map(|dictionary| Arc::clone(dictionary.get().shared())),
@@ -67,7 +70,6 @@ impl SendSettings {
             base_allowed: self.base_allowed,
             bandwidth_limit: self.bandwidth_bytes_per_s,
             socket_buffer_bytes: self.socket_buffer_bytes,
-            adaptive: None,
             local_addresses: addresses(&self.local_addresses)?,
             congestion: self.congestion.parse().map_err(|error| Failure::Connect(error).raise(py))?,
         })
@@ -80,6 +82,8 @@ impl SendSettings {
 pub struct FetchSettings {
     /// Connections to use.
     pub lanes: u16,
+    /// Fewest, first and most connections to a listener that is far, if their number is to be found.
+    pub adaptive: Option<(u16, u16, u16)>,
     /// Longest block in bytes.
     pub max_block_bytes: u32,
     /// Most entries of a transfer.
@@ -114,13 +118,13 @@ impl FetchSettings {
         };
         Ok(FetchOptions {
             lanes: self.lanes,
+            adaptive: self.adaptive.map(range),
             limits,
             dictionaries: shared(&self.dictionaries),
             idle_timeout: seconds(self.idle_timeout_s)?,
             connect_timeout: seconds(self.connect_timeout_s)?,
             reconnect_for: seconds(self.reconnect_s)?,
             total_timeout: self.timeout_s.map(seconds).transpose()?,
-            adaptive: None,
             local_addresses: addresses(&self.local_addresses)?,
         })
     }
@@ -157,6 +161,10 @@ pub struct ReceiveSettings {
 /// Dictionaries as the native side keeps them.
 pub fn shared(dictionaries: &[Py<Dictionary>]) -> Arc<[Arc<dwcp_codec::Dictionary>]> {
     dictionaries.iter().map(|dictionary| Arc::clone(dictionary.get().shared())).collect()
+}
+
+fn range((least, start, most): (u16, u16, u16)) -> LaneRange {
+    LaneRange { least, start, most }
 }
 
 /// Addresses from text; what Python checked does not fail.

@@ -14,6 +14,7 @@ from dwcp_fast.options import Symlinks, parse_bytes, parse_duration
 __all__ = [
     "LISTEN",
     "ONCE",
+    "POLITE",
     "STREAMS",
     "SYMLINKS",
     "TIMEOUT",
@@ -85,8 +86,9 @@ STREAMS: Final = click.option(
     callback=reading(parse_streams),
     default="auto",
     show_default=True,
-    help="Number of lanes.",
+    help="Number of lanes; auto finds it while data flows.",
 )
+POLITE: Final = click.option("--polite", is_flag=True, help="With few lanes: others on the link go first.")
 SYMLINKS: Final = click.option(
     "--symlinks",
     type=click.Choice(get_args(Symlinks)),

@@ -15,7 +15,7 @@ use crate::block::{Base, BlockEncoder, BlockKind, DirtyLines};
 use crate::codec::{Codec, CodecId};
 use crate::dictionary::Dictionary;
 use crate::digest::Digest;
-use crate::kernel::{LINE_BYTES, Level, pair};
+use crate::kernel::{LINE_BYTES, Level, lines, pair};
 use crate::matcher::{Found, Index, Origin};
 use crate::segments::{SegmentCoder, SegmentKind};
 use crate::{page, probe};
@@ -193,15 +193,11 @@ where
             maker.write(slot, &mut workers, &mut writer)?;
         }
     }
-    if head.block_bytes() <= KEPT_BLOCK_BYTES {
-        WORKERS.put_back(workers);
-    }
+    WORKERS.put_back(workers, head.block_bytes());
     writer.finish()
 }
 
 static WORKERS: Kept<Worker> = Kept::new();
-/// What worked on longer blocks has too much memory to be kept.
-const KEPT_BLOCK_BYTES: u32 = 1 << 20;
 
 /// What one thread keeps.
 #[derive(Default)]
@@ -261,6 +257,12 @@ where
         if old.is_empty() {
             fill = page::fill_byte(new);
             slot.digest = Some(fill.map_or_else(|| Digest::of(new), |byte| worker.fills.digest(byte, new)));
+            if fill.is_none() && self.options.width.is_none_or(|width| width == 1) {
+                worker.dirty.clear();
+                worker.dirty.resize(lines::words_for(new.len()), 0);
+                let count = lines::used_lines(Level::detected(), new, &mut worker.dirty);
+                base = Some(Base::nothing(DirtyLines { words: &worker.dirty, count }));
+            }
         } else {
             let pair = pair::hash_and_compare(Level::detected(), old, new, &mut worker.dirty);
             (slot.base_leaf, slot.digest) = (Some(known.unwrap_or(pair.old)), Some(pair.new));

@@ -86,6 +86,8 @@ pub(super) struct Kept<S>(Mutex<Vec<S>>);
 
 /// How many states are kept at most.
 const MOST_KEPT: usize = 2;
+/// What worked on longer blocks than these has too much memory to be kept.
+const KEPT_BLOCK_BYTES: u32 = 1 << 20;
 
 impl<S: Default> Kept<S> {
     pub(super) const fn new() -> Kept<S> {
@@ -103,8 +105,11 @@ impl<S: Default> Kept<S> {
         taken
     }
 
-    /// Keeps states for the next call, as far as there are not enough.
-    pub(super) fn put_back(&self, states: Vec<S>) {
+    /// Keeps states, which have worked on blocks of this length, for the next call, as far as there are not enough.
+    pub(super) fn put_back(&self, states: Vec<S>, block_bytes: u32) {
+        if block_bytes > KEPT_BLOCK_BYTES {
+            return;
+        }
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let room = MOST_KEPT.saturating_sub(kept.len());
         let more = states.len().saturating_sub(room);

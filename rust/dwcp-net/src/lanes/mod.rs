@@ -9,6 +9,7 @@
 //! The [`LaneController`] knows no clock and no sockets: it is given [`Sample`]s.
 
 mod crew;
+mod slots;
 mod survey;
 
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod simulation;
 mod tests;
 
 pub(crate) use crew::{Crew, Dialling, Flow, TICK};
+pub(crate) use slots::Slots;
 use survey::Survey;
 
 /// A window of measurement lasts so many round trips, and at least so many seconds.

@@ -182,15 +182,15 @@ impl SendSession {
         lock(&self.shared.state).progress()
     }
 
+    #[cfg(test)]
+    pub(crate) fn want(&self, lanes: u16) {
+        self.crew.want(lanes);
+    }
+
     /// Has all lanes together send so many bytes a second at most from now on; 0 is taken for 1.
     pub fn set_bandwidth_limit(&self, bytes_per_s: Option<u64>) {
         self.shared.limiter.set_rate(bytes_per_s);
         self.shared.allow(bytes_per_s);
-    }
-
-    #[cfg(test)]
-    pub(crate) fn want(&self, lanes: u16) {
-        self.crew.want(lanes);
     }
 
     /// Says goodbye and ends every lane. Dropping the session does the same.
