@@ -27,12 +27,13 @@ SOURCES := $(shell find rust src -type d \( -name target -o -name __pycache__ -o
 
 say = @printf '\n== %s\n' "$(1)"
 
-.PHONY: help demo test check bench build lint-rust lint-python stubs licences clean
+.PHONY: help demo lab test check bench build lint-rust lint-python stubs licences clean
 
 help:
 	@echo 'make demo    build, install into .venv and run the demonstration; its report goes to $(DEMO_OUT)/'
 	@echo 'make test    build, install into .venv, then every test: cargo, then pytest on the installed wheel'
 	@echo 'make check   formatters, linters, types, stubs against the built modules, licences'
+	@echo 'make lab     the program of the link lab, for tests and benchmarks that run as root (docs/link-lab.md)'
 	@echo 'make bench   the benchmarks; results go to benchmarks/results/ (those of deltas and of the selector need more: docs/performance.md)'
 	@echo 'make clean   remove .venv, build and target'
 
@@ -40,7 +41,11 @@ demo: $(VENV)/.demo
 	$(call say,dwcp demo)
 	$(BIN)/dwcp demo --out $(DEMO_OUT)
 
-test: $(VENV)/.dev
+lab:
+	$(call say,link lab)
+	cargo build --locked --release -p dwcp-linklab
+
+test: $(VENV)/.dev lab
 	$(call say,cargo test)
 	cargo test --locked $(CARGO_TEST_ARGS)
 	$(call say,pytest on the installed wheel)

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).with_name("results")
+# For the link lab, which the tests have too.
+sys.path.append(str(RESULTS.parents[1] / "tests"))
 Samples = dict[str, list[float]]
 
 

@@ -22,6 +22,7 @@ CRATES_BELOW = {
     "dwcp-store": {"dwcp-codec", "dwcp-proto"},
     "dwcp-net": {"dwcp-codec", "dwcp-proto", "dwcp-store"},
     "dwcp-python": {"dwcp-codec", "dwcp-proto", "dwcp-store", "dwcp-net"},
+    "dwcp-linklab": set[str](),
 }
 MACHINE_CRATES = {"libc", "mio", "nix", "rcgen", "rustix", "rustls", "socket2", "tokio", "getrandom"}
 FOREIGN_CRATES = {
@@ -30,13 +31,14 @@ FOREIGN_CRATES = {
     "dwcp-store": {"mio", "pyo3", "rcgen", "rustls", "socket2", "tokio"},
     "dwcp-net": {"pyo3"},
     "dwcp-python": {"mio", "rustls", "socket2", "tokio"},
+    "dwcp-linklab": {"mio", "pyo3", "rcgen", "rustls", "socket2", "tokio"},
 }
 SANS_IO_CRATES = ("dwcp-codec", "dwcp-proto")
 UNSAFE_FILES = {
     "dwcp-codec": {"kernel/neon.rs", "kernel/x86.rs", "raw.rs", "sampling.rs"},
     "dwcp-proto": set[str](),
     "dwcp-store": {"memory/region.rs"},
-    "dwcp-net": set[str](),
+    "dwcp-net": {"transport/sockopt.rs"},
     "dwcp-python": {
         "buffer.rs",
         "compress.rs",
@@ -46,6 +48,7 @@ UNSAFE_FILES = {
         "delta/snapshot.rs",
         "target.rs",
     },
+    "dwcp-linklab": {"main.rs"},
 }
 """The files of a crate, where there are any, whose purpose needs unsafe code."""
 IO_IN_RUST = re.compile(

@@ -5,7 +5,7 @@ import pytest
 from dwcp_fast.errors import NegotiationError
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.engine import choose_engine
-from dwcp_fast.policy.lanes import choose_lanes
+from dwcp_fast.policy.lanes import LaneChange, choose_lanes, explain_lanes, lane_range
 from dwcp_fast.policy.rollout import RolloutFlags
 from dwcp_fast.policy.selection import ActionShare, Selection
 
@@ -23,6 +23,25 @@ def test_what_was_asked_for_is_chosen() -> None:
 
 def test_the_number_of_lanes_is_chosen_by_rule() -> None:
     assert choose_lanes(None).value == 4
+    assert lane_range(7) is None and choose_lanes(7, polite=True).value == 7
+    fewest, first, most = lane_range(None) or (0, 0, 0)
+    assert 1 <= fewest <= first <= most <= 64
+    assert (lane_range(None, polite=True) or (9, 9, 9)) < (fewest, first, most)
+
+
+def test_what_was_found_of_the_lanes_is_told_with_its_reasons() -> None:
+    assert explain_lanes(()) is None
+    changes = (
+        LaneChange(0.0, 8, 0.0, "to begin with"),
+        LaneChange(1.25, 16, 2.5e6, "the link had room"),
+        LaneChange(2.5, 8, 2.5e6, "more lanes did not carry more"),
+    )
+    told = explain_lanes(changes)
+    assert told is not None and (told.name, told.value) == ("streams", 8)
+    assert told.why == (
+        "8 to begin with, 16 after 1.2 s since the link had room at 20 Mbps, "
+        "8 after 2.5 s since more lanes did not carry more at 20 Mbps"
+    )
 
 
 def test_auto_tells_what_it_chose_and_which_measurements_led_to_it() -> None:

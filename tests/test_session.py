@@ -180,10 +180,33 @@ def test_reports_are_plain_values_and_records_follow_the_schema() -> None:
     for one in (report, other):
         record = json.loads(json.dumps(one.record()))
         assert tuple(record) == RECORD_FIELDS
-        assert record["packet_loss"] is None and record["throughput_mbps"] > 0
+        assert record["queue_depth"] is None and record["throughput_mbps"] > 0
         assert json.loads(json.dumps(one.to_dict()))["verified"] is True
+    if sys.platform == "linux":
+        assert report.path is not None and report.record()["rtt_ms"] == report.path.rtt_ms > 0
+        assert report.record()["packet_loss"] == report.path.retransmitted_share
+        assert report.path.limits is None or report.path.limited_by in report.path.limits
     assert report.record()["bytes_tx"] == other.record()["bytes_rx"] == report.bytes_wire > 0
     assert sum(share.blocks for share in report.codec_mix) == report.blocks_sent
+
+
+def test_lanes_come_from_the_addresses_that_are_named() -> None:
+    events: list[dict[str, Any]] = []
+    with (
+        dwcp.listen(LOCAL, events=events.append) as listener,
+        meanwhile(lambda: receive(listener)) as arriving,
+    ):
+        options = dwcp.SendOptions(local_addresses=("127.0.0.1", "192.0.2.1"), congestion="system")
+        with dwcp.connect(pairing_of(listener), options=options) as sending:
+            sending.send({"state": b"state"})
+        arriving.result(WAIT_S)
+        with pytest.raises(dwcp.ConfigError, match=r"192\.0\.2\.1"):
+            dwcp.connect(pairing_of(listener), options=dwcp.SendOptions(local_addresses=("192.0.2.1",)))
+        with pytest.raises(dwcp.ConfigError, match="no_such"):
+            dwcp.connect(pairing_of(listener), options=dwcp.SendOptions(congestion="no_such"))
+    assert {event["peer"].partition(":")[0] for event in events if event["type"] == "lane-up"} == {
+        "127.0.0.1"
+    }
 
 
 def test_every_choice_is_explained() -> None:

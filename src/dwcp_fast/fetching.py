@@ -10,7 +10,7 @@ from dwcp_fast.dictionary import natives
 from dwcp_fast.links import Events, NativeLink
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
-from dwcp_fast.policy.lanes import choose_lanes
+from dwcp_fast.policy.lanes import choose_lanes, explain_lanes, lane_range
 from dwcp_fast.received import Received, receive_report, received_buffers
 from dwcp_fast.reports import ReceiveReport
 from dwcp_fast.told import FetchSettings
@@ -35,11 +35,13 @@ class FetchLink(NativeLink):
         engine: Choice[Any],
     ) -> None:
         """Connect."""
-        lanes = choose_lanes(options.streams)
+        lanes = choose_lanes(options.streams, polite=options.polite)
+        adaptive = lane_range(options.streams, polite=options.polite)
         super().__init__(trust, cancel, [engine, lanes])
         self._receive = receive
         settings: FetchSettings = {
             "lanes": min(lanes.value, receive.max_lanes),
+            "adaptive": None if adaptive is None else bounded(adaptive, receive.max_lanes),
             "max_block_bytes": receive.max_block_bytes,
             "max_entries": receive.max_entries,
             "max_object_bytes": receive.max_object_bytes,
@@ -49,6 +51,7 @@ class FetchLink(NativeLink):
             "connect_timeout_s": options.connect_timeout_s,
             "reconnect_s": options.reconnect_s,
             "timeout_s": options.timeout_s,
+            "local_addresses": list(options.local_addresses),
         }
         security = dial_security(target, trust)
         self._native = _core.Fetcher(address_of(target), security, settings, cancel, events)
@@ -56,17 +59,32 @@ class FetchLink(NativeLink):
     def fetch(self, request: bytes, timeout_s: float | None) -> Received:
         """Take the answer into new memory."""
         outcome = self._native.fetch_buffers(request, self._receive.max_total_bytes, timeout_s)
-        return received_buffers(*outcome, self._transport)
+        received = received_buffers(*outcome, self._transport)
+        self._found(received.report)
+        return received
 
     def fetch_to(
         self, buffers: Mapping[str, BufferLike], request: bytes, timeout_s: float | None
     ) -> ReceiveReport:
         """Take the answer into the caller's memory."""
-        return receive_report(self._native.fetch_into(request, dict(buffers), timeout_s), self._transport)
+        told = self._native.fetch_into(request, dict(buffers), timeout_s)
+        return self._found(receive_report(told, self._transport))
 
     def fetch_into(self, directory: Path, request: bytes, timeout_s: float | None) -> ReceiveReport:
         """Take the answer into a directory."""
         receive = self._receive
         keep = receive.symlinks == "keep"
         told = self._native.fetch_tree(request, directory, receive.overwrite, keep, receive.sync, timeout_s)
-        return receive_report(told, self._transport)
+        return self._found(receive_report(told, self._transport))
+
+    def _found(self, report: ReceiveReport) -> ReceiveReport:
+        lanes = explain_lanes(report.lane_changes)
+        if lanes is not None:
+            self._choices = [lanes if choice.name == lanes.name else choice for choice in self._choices]
+        return report
+
+
+def bounded(adaptive: tuple[int, int, int], most: int) -> tuple[int, int, int]:
+    """Keep the numbers of lanes to what this side takes."""
+    least, start, end = adaptive
+    return min(least, most), min(start, most), min(end, most)

@@ -14,7 +14,7 @@ from dwcp_fast.links import ScannedPaths, base_choice, scan_paths, send_report
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.received import Received, receive_report, received_buffers
-from dwcp_fast.reports import Progress, ReceiveReport, SendReport
+from dwcp_fast.reports import Progress, ReceiveReport, SendReport, make_progress
 from dwcp_fast.told import SendTold
 from dwcp_fast.waiting import Worker
 
@@ -190,7 +190,7 @@ class IncomingSession(Closing):
 
     def progress(self) -> Progress:
         """Tell, from any thread, where the transfer stands."""
-        return Progress(**self._native.progress())
+        return make_progress(self._native.progress())
 
     def close(self) -> None:
         """End the session, also from another thread; a second time does nothing. What is staged stays."""

@@ -12,14 +12,16 @@ from dwcp_fast.buffers import BufferLike
 from dwcp_fast.dictionary import native
 from dwcp_fast.errors import ConfigError, NegotiationError
 from dwcp_fast.options import SendOptions
+from dwcp_fast.paths import PathReport
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
-from dwcp_fast.policy.lanes import choose_lanes
+from dwcp_fast.policy.lanes import LaneChange, choose_lanes, explain_lanes, lane_range
 from dwcp_fast.policy.selection import ActionShare, Selection
-from dwcp_fast.reports import CodecShare, Progress, SendReport
+from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
 from dwcp_fast.selector import load_selector
 from dwcp_fast.state import sent_index
-from dwcp_fast.told import SelectionTold, SendSettings, SendTold
+from dwcp_fast.throttle import bandwidth_now, follow_schedule
+from dwcp_fast.told import PathTold, SelectionTold, SendSettings, SendTold
 from dwcp_fast.trust import Insecure, Trust, address_of, dial_security
 
 __all__ = [
@@ -75,6 +77,9 @@ class Link(Protocol):
 
     def choices(self) -> list[Choice[Any]]:
         """Tell what was chosen and why."""
+
+    def set_bandwidth_limit(self, bytes_per_s: int | None) -> None:
+        """Set the rate of all lanes together."""
 
     def cancel(self) -> None:
         """Stop what is under way."""
@@ -135,7 +140,7 @@ class NativeLink:
 
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
-        return Progress(**self._native.progress())
+        return make_progress(self._native.progress())
 
     def choices(self) -> list[Choice[Any]]:
         """Tell what was chosen and why."""
@@ -166,13 +171,14 @@ class V3Link(NativeLink):
     ) -> None:
         """Connect."""
         codec = choose_codec(options.codec)
-        lanes = choose_lanes(options.streams)
+        lanes = choose_lanes(options.streams, polite=options.polite)
         choices = [engine, codec, lanes, base_choice(options), *dictionary_choice(options)]
         super().__init__(trust, cancel, choices)
         self._options = options
         self._peer = address_of(target)
         settings = send_settings(options)
         self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
+        self._throttle = follow_schedule(self, options)
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers."""
@@ -182,9 +188,25 @@ class V3Link(NativeLink):
         """Send files."""
         return self._sent(self._native.send_scan(scan.native))
 
+    def set_bandwidth_limit(self, bytes_per_s: int | None) -> None:
+        """Set the rate, and follow no schedule any more."""
+        if self._throttle is not None:
+            self._throttle.stop()
+        self.set_rate(bytes_per_s)
+
+    def set_rate(self, bytes_per_s: int | None) -> None:
+        """Set the rate."""
+        self._native.set_bandwidth_limit(bytes_per_s)
+
+    def close(self) -> None:
+        """Part in peace."""
+        if self._throttle is not None:
+            self._throttle.stop()
+        super().close()
+
     def _sent(self, told: SendTold) -> SendReport:
         report = send_report(told, self._peer, self._transport, self._choices)
-        self._choices = with_selection(self._choices, report.selection)
+        self._choices = with_findings(self._choices, report.selection, report.lane_changes)
         return report
 
 
@@ -195,7 +217,7 @@ class V1Link:
         """Note where to send; nothing is connected yet."""
         self._peer = address_of(target)
         self._options = options
-        self._lanes = choose_lanes(options.streams)
+        self._lanes = choose_lanes(options.streams, polite=options.polite)
         payload = Choice("payload", options.v1_payload, f"asked for, generation {options.v1_generation}")
         self._choices: list[Choice[Any]] = [engine, self._lanes, payload]
         LOG.warning("v1 to %s: neither authenticated nor encrypted nor verified (%s)", self._peer, engine.why)
@@ -223,6 +245,10 @@ class V1Link:
     def choices(self) -> list[Choice[Any]]:
         """Tell what was chosen and why."""
         return self._choices
+
+    def set_bandwidth_limit(self, bytes_per_s: int | None) -> None:  # noqa: ARG002 - what all links have
+        """Refuse: v1 sends as fast as it can."""
+        raise NegotiationError("v1 keeps no rate", hint="use v3 to limit the bandwidth")
 
     def cancel(self) -> None:
         """Do nothing: a v1 transfer ends by itself or at its deadline."""
@@ -266,9 +292,9 @@ class V1Link:
 
 def send_settings(options: SendOptions) -> SendSettings:
     """Make of options what the native side takes."""
-    bandwidth = options.bandwidth_bits_per_s
     return {
-        "lanes": choose_lanes(options.streams).value,
+        "lanes": choose_lanes(options.streams, polite=options.polite).value,
+        "adaptive": lane_range(options.streams, polite=options.polite),
         "block_bytes": options.block_bytes,
         "codec": options.codec,
         "dictionary": native(options.dictionary),
@@ -278,8 +304,10 @@ def send_settings(options: SendOptions) -> SendSettings:
         "reconnect_s": options.reconnect_s,
         "timeout_s": options.timeout_s,
         "base_allowed": options.base != "none",
-        "bandwidth_bytes_per_s": None if bandwidth is None else bandwidth // 8,
+        "bandwidth_bytes_per_s": bandwidth_now(options),
         "socket_buffer_bytes": None,
+        "congestion": options.congestion,
+        "local_addresses": list(options.local_addresses),
     }
 
 
@@ -287,18 +315,29 @@ def send_report(told: SendTold, peer: str, transport: str, choices: Sequence[Cho
     """Make a report of what the native side tells."""
     shares = tuple(CodecShare(**share) for share in told["codec_mix"])
     selection = make_selection(told["selection"])
-    plain: dict[str, Any] = {**told, "codec_mix": shares, "selection": selection}
-    made = with_selection(choices, selection)
+    changes = tuple(LaneChange(**change) for change in told["lane_changes"])
+    path = make_path(told["path"])
+    retransmits = path.retransmitted_segments if path else None
+    plain: dict[str, Any] = {
+        **told,
+        "codec_mix": shares,
+        "selection": selection,
+        "path": path,
+        "retransmits": retransmits,
+        "lane_changes": changes,
+    }
+    made = with_findings(choices, selection, changes)
     why = {choice.name: f"{choice.value}: {choice.why}" for choice in made}
     return SendReport(protocol="v3", verified=True, peer=peer, transport=transport, why=why, **plain)
 
 
-def with_selection(choices: Sequence[Choice[Any]], selection: Selection | None) -> list[Choice[Any]]:
-    """Give the choices with what ``codec="auto"`` came to, if that was measured."""
-    if selection is None:
-        return list(choices)
-    now = choose_codec("auto", selection=selection)
-    return [now if choice.name == now.name else choice for choice in choices]
+def with_findings(
+    choices: Sequence[Choice[Any]], selection: Selection | None, changes: Sequence[LaneChange]
+) -> list[Choice[Any]]:
+    """Give the choices with what was found while data flowed, if anything was."""
+    codec = None if selection is None else choose_codec("auto", selection=selection)
+    found = {choice.name: choice for choice in (codec, explain_lanes(changes)) if choice is not None}
+    return [found.get(choice.name, choice) for choice in choices]
 
 
 def dictionary_choice(options: SendOptions) -> list[Choice[str]]:
@@ -315,6 +354,14 @@ def make_selection(told: SelectionTold | None) -> Selection | None:
         return None
     plain: dict[str, Any] = {**told, "actions": tuple(ActionShare(**share) for share in told["actions"])}
     return Selection(**plain)
+
+
+def make_path(told: PathTold | None) -> PathReport | None:
+    """Make of what the native side tells what a report holds."""
+    if told is None:
+        return None
+    plain: dict[str, Any] = {**told, "congestion": tuple(told["congestion"])}
+    return PathReport(**plain)
 
 
 def base_choice(options: SendOptions) -> Choice[str]:

@@ -25,6 +25,7 @@ from dwcp_fast.state import (
     read_pairing,
     write_pairing,
 )
+from dwcp_fast.throttle import check_rate, follow_schedule
 from dwcp_fast.told import ReceiveSettings
 from dwcp_fast.trust import INSECURE, Insecure, MutualTls
 from dwcp_fast.waiting import Worker
@@ -200,6 +201,7 @@ class Listener(Closing):
             return _core.Listener(at, self._security, settings, serving, self._cancel, events, take_v1)
 
         self._native = bind_as_before(bind, host, port, kept)
+        self._throttle = follow_schedule(self, serve)
         self._host = host
         if self._v1 is not None:
             LOG.warning("v1 peers are served: they are neither authenticated nor verified")
@@ -235,12 +237,34 @@ class Listener(Closing):
         self._keep()
         return IncomingSession(native, self._options, self._serve, self._transport)
 
+    def set_bandwidth_limit(self, bits_per_s: int | None) -> None:
+        """Change, from any thread, the rate of all peers together that are sent to.
+
+        A schedule of the options given as `serve` is not followed any more.
+
+        Args:
+            bits_per_s: Most bits per second on the wire, None for no limit.
+
+        Raises:
+            ConfigError: The rate is out of range.
+        """
+        rate = check_rate(bits_per_s)
+        if self._throttle is not None:
+            self._throttle.stop()
+        self.set_rate(rate)
+
+    def set_rate(self, bytes_per_s: int | None) -> None:
+        """Set the rate in bytes per second, as a schedule does; see :meth:`set_bandwidth_limit`."""
+        self._native.set_bandwidth_limit(bytes_per_s)
+
     def cancel(self) -> None:
         """Stop, from any thread, everything under way on this listener; it is of no use afterwards."""
         self._cancel.cancel()
 
     def close(self) -> None:
         """Stop listening; a second time does nothing."""
+        if self._throttle is not None:
+            self._throttle.stop()
         self._native.close()
         if self._v1 is not None:
             self._v1.close(V1_CLOSE_S)

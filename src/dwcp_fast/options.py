@@ -12,6 +12,7 @@ from dwcp_fast.errors import ConfigError
 
 __all__ = [
     "MAX_DICTIONARY_BYTES",
+    "BandwidthSchedule",
     "CommonContent",
     "Generation",
     "Payload",
@@ -22,6 +23,7 @@ __all__ = [
     "parse_bytes",
     "parse_duration",
     "parse_rate",
+    "parse_schedule",
 ]
 
 Protocol = Literal["auto", "v1", "v3"]
@@ -38,8 +40,13 @@ MAX_SESSIONS: Final = 65_536
 MAX_THREADS: Final = 256
 MAX_ENTRIES: Final = 1 << 20
 MAX_OBJECT_BYTES: Final = 1 << 62
+MAX_LOCAL_ADDRESSES: Final = 16
+MAX_WINDOWS: Final = 48
+DAY_MINUTES: Final = 24 * 60
 MAX_SECONDS: Final = 30 * 86_400.0
 MAX_DICTIONARY_BYTES: Final = (1 << 20) - 24
+WINDOW: Final = re.compile(r"(\d{1,2}):(\d\d)-(\d{1,2}):(\d\d)", re.ASCII)
+CONGESTION: Final = re.compile(r"[a-z0-9_-]{1,15}")
 CODEC: Final = re.compile(r"auto|none|lz4(:\d{1,5})?|zstd(:-?\d{1,6})?")
 
 QUANTITY: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z/]*)\s*", re.ASCII)
@@ -66,7 +73,9 @@ class SendOptions:
     Attributes:
         protocol: ``"v3"``, ``"v1"`` (one object, neither authenticated nor verified), or ``"auto"``: v3
             unless the rollout says otherwise for this node.
-        streams: Number of lanes, 1 to 256; None leaves it to the policy.
+        streams: Number of lanes, 1 to 256; None leaves it to the policy, and to what is found while data flows
+            if the peer is far.
+        polite: Whether others on the link go first where ``streams`` is None: there are fewer lanes then.
         codec: ``"auto"``, ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         dictionary: What small files or buffers have in common, at most 1 048 552 bytes. It is offered to the
             receiver, and what is shorter than 128 KiB is made with it if the receiver takes it.
@@ -74,6 +83,13 @@ class SendOptions:
             one that comes with the package.
         block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
         bandwidth_bits_per_s: Most bits per second on the wire, all lanes together; None for no limit.
+        bandwidth_schedule: The same by the time of day, as :func:`parse_schedule` reads it, such as
+            ``"08:00-18:00=100Mbps,otherwise=off"``; goes with no `bandwidth_bits_per_s`.
+        congestion: Congestion control of what is sent: ``"auto"`` (BBR where the kernel lets this process
+            have it and the peer is 10 ms away or more, otherwise the system's), ``"system"``, or a name that
+            the kernel knows, such as ``"cubic"``. The report tells what was at work.
+        local_addresses: IP addresses of this machine that lanes come from, in turn, at most 16; an empty
+            tuple leaves it to the system. If one does not work, its lanes come from the others.
         timeout_s: Seconds that one transfer may take; None for no limit.
         connect_timeout_s: Seconds for connecting and the handshake of a lane.
         idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
@@ -90,11 +106,15 @@ class SendOptions:
 
     protocol: Protocol = "auto"
     streams: int | None = None
+    polite: bool = False
     codec: str = "auto"
     dictionary: CommonContent | None = None
     codec_model: Path | None = None
     block_bytes: int = MIB
     bandwidth_bits_per_s: int | None = None
+    bandwidth_schedule: str | None = None
+    congestion: str = "auto"
+    local_addresses: tuple[str, ...] = ()
     timeout_s: float | None = None
     connect_timeout_s: float = 10.0
     idle_timeout_s: float = 30.0
@@ -114,7 +134,13 @@ class SendOptions:
             check_sent(self.dictionary)
         check_block_bytes(self.block_bytes)
         if self.bandwidth_bits_per_s is not None:
-            check_int("bandwidth_bits_per_s", self.bandwidth_bits_per_s, 8_000, 1 << 50)
+            check_bandwidth("bandwidth_bits_per_s", self.bandwidth_bits_per_s)
+        if self.bandwidth_schedule is not None:
+            parse_schedule(self.bandwidth_schedule)
+            if self.bandwidth_bits_per_s is not None:
+                raise ConfigError("bandwidth_bits_per_s and bandwidth_schedule exclude each other")
+        check_congestion(self.congestion)
+        check_addresses(self.local_addresses)
         if self.timeout_s is not None:
             check_seconds("timeout_s", self.timeout_s)
         check_seconds("connect_timeout_s", self.connect_timeout_s)
@@ -238,6 +264,78 @@ def parse_rate(text: str) -> int:
     return round(number * scale_of(unit, scales, text, "rate", "500Mbps"))
 
 
+@dataclass(frozen=True, slots=True)
+class BandwidthSchedule:
+    """Rates by the time of day.
+
+    Attributes:
+        windows: First minute of the day, the minute after the last, and the bits per second between them,
+            None for no limit. A window whose end is not behind its start goes on after midnight.
+        otherwise: Bits per second outside all windows, None for no limit.
+    """
+
+    windows: tuple[tuple[int, int, int | None], ...]
+    otherwise: int | None
+
+    def rate_at(self, minute: int) -> int | None:
+        """Give the bits per second that hold at a minute of the day, None for no limit."""
+        for start, end, rate in self.windows:
+            inside = start <= minute < end if start < end else minute >= start or minute < end
+            if inside:
+                return rate
+        return self.otherwise
+
+
+def parse_schedule(text: str) -> BandwidthSchedule:
+    """Read rates by the time of day.
+
+    Args:
+        text: Parts ``HH:MM-HH:MM=RATE`` and at most one ``otherwise=RATE``, with commas between; a rate as
+            for :func:`parse_rate`, or ``off`` for no limit, which holds also where nothing is said. Of two
+            windows that overlap the first holds. Times are local; a window may pass midnight.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ConfigError: `text` is no such schedule; the message names the part.
+
+    >>> parse_schedule("22:00-06:00=off,otherwise=100Mbps").rate_at(12 * 60)
+    100000000
+    """
+    parts = text.split(",")
+    if len(parts) > MAX_WINDOWS:
+        raise ConfigError(f"a schedule of {len(parts)} parts: the most is {MAX_WINDOWS}")
+    windows: list[tuple[int, int, int | None]] = []
+    otherwise: list[int | None] = []
+    for part in parts:
+        when, _, rate = (piece.strip() for piece in part.partition("="))
+        match = WINDOW.fullmatch(when)
+        if when == "otherwise" and not otherwise:
+            otherwise.append(scheduled_rate(rate, part))
+        elif match is not None:
+            hours = (int(match[1]), int(match[3]))
+            minutes = (int(match[2]), int(match[4]))
+            start, end = (hour * 60 + minute for hour, minute in zip(hours, minutes, strict=True))
+            if max(minutes) > 59 or start >= DAY_MINUTES or end > DAY_MINUTES or start == end:
+                raise ConfigError(f"{part.strip()!r} names no span of a day: write 08:00-18:00=100Mbps")
+            windows.append((start, end, scheduled_rate(rate, part)))
+        else:
+            raise ConfigError(
+                f"{part.strip()!r} is no part of a schedule: write 08:00-18:00=100Mbps or otherwise=RATE"
+            )
+    return BandwidthSchedule(tuple(windows), otherwise[0] if otherwise else None)
+
+
+def scheduled_rate(rate: str, part: str) -> int | None:
+    """Read the rate of a part of a schedule."""
+    if rate == "off":
+        return None
+    bits_per_s = parse_rate(rate)
+    check_bandwidth(f"the rate of {part.strip()!r}", bits_per_s)
+    return bits_per_s
+
+
 def parse_duration(text: str) -> float:
     """Read a time span as a person writes it.
 
@@ -286,6 +384,11 @@ def check_int(field: str, value: int, low: int, high: int) -> None:
         raise ConfigError(f"{field} is {value!r}: it must be an integer from {low} to {high}")
 
 
+def check_bandwidth(field: str, value: int) -> None:
+    """Refuse a rate, in bits per second, that nobody means."""
+    check_int(field, value, 8_000, 1 << 50)
+
+
 def check_seconds(field: str, value: float, *, zero: bool = False) -> None:
     """Refuse a time span that is negative, endless or absurd."""
     if not math.isfinite(value) or (value < 0 if zero else value <= 0) or value > MAX_SECONDS:
@@ -316,3 +419,23 @@ def check_codec(value: str) -> None:
     if not CODEC.fullmatch(value):
         known = "auto, none, lz4, lz4:ACCELERATION, zstd or zstd:LEVEL"
         raise ConfigError(f"codec is {value!r}: it must be {known}")
+
+
+def check_congestion(value: str) -> None:
+    """Refuse what cannot be the name of a congestion control; which there are is the kernel's to say."""
+    if not CONGESTION.fullmatch(value):
+        known = "auto, system, or a name of up to 15 small letters, digits, _ and -"
+        raise ConfigError(f"congestion is {value!r}: it must be {known}")
+
+
+def check_addresses(values: tuple[str, ...]) -> None:
+    """Refuse what cannot be addresses of this machine; whether they are, connecting shows."""
+    if len(values) > MAX_LOCAL_ADDRESSES:
+        raise ConfigError(f"local_addresses has {len(values)} addresses: the most is {MAX_LOCAL_ADDRESSES}")
+    for value in values:
+        try:
+            address = ipaddress.ip_address(value)
+        except ValueError as exc:
+            raise ConfigError(f"local_addresses has {value!r}, which is no IP address") from exc
+        if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+            raise ConfigError(f"local_addresses has {value!r}: addresses with a scope cannot be used")

@@ -5,6 +5,7 @@ from typing import Any
 
 from typing_extensions import Buffer
 
+from dwcp_fast.policy.lanes import LaneChange
 from dwcp_fast.reports import CodecShare, ReceiveReport
 from dwcp_fast.told import ReceiveTold
 
@@ -44,5 +45,6 @@ def received_buffers(buffers: list[tuple[str, Buffer]], told: ReceiveTold, trans
 def receive_report(told: ReceiveTold, transport: str) -> ReceiveReport:
     """Make a report of what the native side tells."""
     shares = tuple(CodecShare(**share) for share in told["codec_mix"])
-    plain: dict[str, Any] = {**told, "codec_mix": shares}
+    changes = tuple(LaneChange(**change) for change in told["lane_changes"])
+    plain: dict[str, Any] = {**told, "codec_mix": shares, "lane_changes": changes}
     return ReceiveReport(transport=transport, **plain)

@@ -6,9 +6,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from dwcp_fast.paths import LivePath, PathReport
+from dwcp_fast.policy.lanes import LaneChange
 from dwcp_fast.policy.selection import Selection
+from dwcp_fast.told import ProgressTold
 
-__all__ = ["RECORD_FIELDS", "CodecShare", "Progress", "ReceiveReport", "SendReport"]
+__all__ = ["RECORD_FIELDS", "CodecShare", "Progress", "ReceiveReport", "SendReport", "make_progress"]
 
 RECORD_FIELDS: Final = (
     "timestamp",
@@ -72,6 +75,7 @@ class Progress:
         wire_bytes: Bytes of coded blocks so far.
         lanes: Lanes that are up.
         blocks_resent: Blocks that were sent again.
+        path: What TCP shows at present; None on the side that receives, and where the system tells nothing.
     """
 
     state_bytes_done: int
@@ -79,6 +83,7 @@ class Progress:
     wire_bytes: int
     lanes: int
     blocks_resent: int
+    path: LivePath | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,14 +111,16 @@ class SendReport:
         nacks: Blocks that the receiver's base did not fit.
         lanes_used: Lanes that carried blocks.
         lanes_lost: Lanes that were lost.
+        lane_changes: How the number of lanes was found, empty if it was fixed.
         sessions: 1, and one more for each time the receiver had to be found again.
         integrity_failures: Times that altered bytes were found and refused.
         seconds: From the call to the receiver's word that all is in place.
         cpu_seconds: Processor time of the lanes.
-        rtt_ms: About one round trip.
+        rtt_ms: A round trip, as TCP has measured it during the transfer, or else the fastest TCP handshake.
         codec_mix: How blocks were represented.
         selection: What ``codec="auto"`` chose, None if the codec was asked for.
         retransmits: TCP segments sent again.
+        path: What TCP showed of the way to the receiver.
     """
 
     protocol: str
@@ -137,6 +144,7 @@ class SendReport:
     nacks: int = 0
     lanes_used: int = 0
     lanes_lost: int = 0
+    lane_changes: tuple[LaneChange, ...] = ()
     sessions: int = 1
     integrity_failures: int = 0
     cpu_seconds: float | None = None
@@ -144,6 +152,7 @@ class SendReport:
     retransmits: int | None = None
     codec_mix: tuple[CodecShare, ...] = ()
     selection: Selection | None = None
+    path: PathReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as a dictionary of plain values."""
@@ -151,6 +160,7 @@ class SendReport:
             **asdict(self),
             "why": dict(self.why),
             "codec_mix": [asdict(share) for share in self.codec_mix],
+            "lane_changes": [asdict(change) for change in self.lane_changes],
         }
 
     def record(self) -> dict[str, Any]:
@@ -161,6 +171,7 @@ class SendReport:
             bytes_tx=self.bytes_wire,
             bytes_rx=None,
             retransmits=self.retransmits,
+            path=self.path,
             transport=self.transport,
             seconds=self.seconds,
             bytes_raw=self.bytes_raw,
@@ -191,6 +202,7 @@ class ReceiveReport:
         nacks: Blocks that a base did not fit.
         lanes_used: Lanes that carried blocks.
         lanes_lost: Lanes that were lost.
+        lane_changes: How the number of lanes was found, empty if it was fixed.
         integrity_failures: Times that altered bytes were found and refused.
         seconds: From the offer to the moment all was in place.
         cpu_seconds: Processor time of the lanes.
@@ -217,11 +229,16 @@ class ReceiveReport:
     seconds: float
     cpu_seconds: float
     codec_mix: tuple[CodecShare, ...]
+    lane_changes: tuple[LaneChange, ...] = ()
     verified: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as a dictionary of plain values."""
-        return {**asdict(self), "codec_mix": [asdict(share) for share in self.codec_mix]}
+        return {
+            **asdict(self),
+            "codec_mix": [asdict(share) for share in self.codec_mix],
+            "lane_changes": [asdict(change) for change in self.lane_changes],
+        }
 
     def record(self) -> dict[str, Any]:
         """Give the record of this transfer in the shared schema; None for what was not measured."""
@@ -239,6 +256,13 @@ class ReceiveReport:
             lanes=self.lanes_used,
             hit_rate=delta_hit_rate(self.codec_mix, self.blocks_same),
         )
+
+
+def make_progress(told: ProgressTold) -> Progress:
+    """Make of what the native side tells what callers get."""
+    path = told["path"]
+    plain: dict[str, Any] = {**told, "path": LivePath(**path) if path else None}
+    return Progress(**plain)
 
 
 def delta_hit_rate(mix: tuple[CodecShare, ...], same: int) -> float | None:
@@ -262,6 +286,7 @@ def make_record(
     coded_wire: int,
     lanes: int,
     hit_rate: float | None,
+    path: PathReport | None = None,
 ) -> dict[str, Any]:
     """Fill in the shared schema with what is known."""
     known: dict[str, Any] = {
@@ -269,6 +294,9 @@ def make_record(
         "node_id": socket.gethostname(),
         "peer_id": peer,
         "rtt_ms": rtt_ms,
+        "jitter_ms": path.jitter_ms if path else None,
+        "packet_loss": path.retransmitted_share if path else None,
+        "congestion_window": path.cwnd_bytes if path else None,
         "throughput_mbps": coded_wire * 8 / seconds / 1e6 if seconds > 0 else None,
         "bytes_tx": bytes_tx,
         "bytes_rx": bytes_rx,

@@ -37,6 +37,7 @@ from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.received import Received
 from dwcp_fast.reports import Progress, ReceiveReport, SendReport
+from dwcp_fast.throttle import check_rate
 from dwcp_fast.trust import Trust
 from dwcp_fast.waiting import Worker
 
@@ -59,7 +60,8 @@ def connect(
         target: ``HOST:PORT``, or the pairing string that the receiver prints.
         trust: How to know the receiver: a pairing string, :class:`~dwcp_fast.MutualTls`, or
             :data:`~dwcp_fast.INSECURE`; None if `target` is a pairing string.
-        options: How to send. A session that fetches takes the number of lanes and the times from it.
+        options: How to send. A session that fetches takes the number of lanes, the times and the
+            local addresses from it.
         receive: How to receive what is fetched from a listener that serves; None for a session that sends.
         events: Called with a dictionary for each event, from threads of the library; should return soon.
 
@@ -226,6 +228,20 @@ class Session(Closing):
         """Tell, from any thread, where the transfer stands."""
         return self._link.progress()
 
+    def set_bandwidth_limit(self, bits_per_s: int | None) -> None:
+        """Change, from any thread, the rate of all lanes together, also of a transfer that is under way.
+
+        A schedule of the options is not followed any more.
+
+        Args:
+            bits_per_s: Most bits per second on the wire, None for no limit.
+
+        Raises:
+            ConfigError: The rate is out of range, or the session fetches: the side that sends keeps the rate.
+            NegotiationError: v1 is used, which keeps no rate.
+        """
+        self._sender().set_bandwidth_limit(check_rate(bits_per_s))
+
     def explain(self) -> list[Choice[Any]]:
         """Tell what was chosen for this session, and why."""
         return list(self._link.choices())
@@ -320,6 +336,10 @@ class AsyncSession:
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
         return self._entered().progress()
+
+    def set_bandwidth_limit(self, bits_per_s: int | None) -> None:
+        """Change the rate; see :meth:`Session.set_bandwidth_limit`."""
+        self._entered().set_bandwidth_limit(bits_per_s)
 
     def explain(self) -> list[Choice[Any]]:
         """Tell what was chosen for this session, and why."""

@@ -8,7 +8,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ActionTold",
     "FetchSettings",
+    "LaneChangeTold",
+    "LivePathTold",
     "PatchTold",
+    "PathTold",
     "ProgressTold",
     "ReceiveSettings",
     "ReceiveTold",
@@ -76,6 +79,41 @@ class SelectionTold(TypedDict):
     guard_trips: int
 
 
+class LaneChangeTold(TypedDict):
+    """A change of the number of lanes."""
+
+    seconds: float
+    lanes: int
+    bytes_per_s: float
+    why: str
+
+
+class PathTold(TypedDict):
+    """What TCP showed of the path of a transfer."""
+
+    rtt_ms: float
+    min_rtt_ms: float | None
+    jitter_ms: float
+    retransmitted_segments: int
+    sent_bytes: int | None
+    retransmitted_bytes: int | None
+    retransmitted_share: float | None
+    cwnd_bytes: int
+    delivery_bytes_per_s: int | None
+    congestion: list[str]
+    limited_by: str | None
+    limits: dict[str, float] | None
+
+
+class LivePathTold(TypedDict):
+    """What TCP shows of the path at present."""
+
+    rtt_ms: float
+    cwnd_bytes: int
+    delivery_bytes_per_s: int
+    retransmitted_segments: int
+
+
 class SendTold(TypedDict):
     """What a sender did for one transfer."""
 
@@ -94,11 +132,13 @@ class SendTold(TypedDict):
     nacks: int
     lanes_used: int
     lanes_lost: int
+    lane_changes: list[LaneChangeTold]
     sessions: int
     integrity_failures: int
     seconds: float
     cpu_seconds: float
     rtt_ms: float | None
+    path: PathTold | None
     codec_mix: list[ShareTold]
     selection: SelectionTold | None
 
@@ -119,6 +159,7 @@ class ReceiveTold(TypedDict):
     nacks: int
     lanes_used: int
     lanes_lost: int
+    lane_changes: list[LaneChangeTold]
     integrity_failures: int
     seconds: float
     cpu_seconds: float
@@ -134,12 +175,14 @@ class ProgressTold(TypedDict):
     wire_bytes: int
     lanes: int
     blocks_resent: int
+    path: LivePathTold | None
 
 
 class SendSettings(TypedDict):
     """How to send."""
 
     lanes: int
+    adaptive: tuple[int, int, int] | None
     block_bytes: int
     codec: str
     dictionary: "_core.Dictionary | None"
@@ -151,12 +194,15 @@ class SendSettings(TypedDict):
     base_allowed: bool
     bandwidth_bytes_per_s: int | None
     socket_buffer_bytes: int | None
+    congestion: str
+    local_addresses: list[str]
 
 
 class FetchSettings(TypedDict):
     """How to fetch."""
 
     lanes: int
+    adaptive: tuple[int, int, int] | None
     max_block_bytes: int
     max_entries: int
     max_object_bytes: int
@@ -166,6 +212,7 @@ class FetchSettings(TypedDict):
     connect_timeout_s: float
     reconnect_s: float
     timeout_s: float | None
+    local_addresses: list[str]
 
 
 class ReceiveSettings(TypedDict):

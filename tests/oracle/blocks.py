@@ -113,7 +113,7 @@ def decode(kind: int, codec: int, payload: bytes, base: bytes, size: int, dictio
     require(1 <= len(payload) < size, "a coded block that is no shorter")
     reader = Payload(payload)
     base = base[:size]
-    require(kind not in (SPARSE, RUNS) or len(base) == size, "the base is too short")
+    require(kind != SPARSE or len(base) == size, "the base is too short")
     block = {PLANES: planes, DIFFERENCE: planes, SPARSE: sparse, RUNS: runs}[kind](
         reader, base.ljust(size, b"\0"), kind == DIFFERENCE
     )

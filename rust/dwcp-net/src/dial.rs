@@ -1,5 +1,6 @@
 //! Makes one lane: TCP, TLS, prefaces, HELLO and WELCOME.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,12 @@ use dwcp_proto::{error::SessionError, preface};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
+use crate::breaker::Breaker;
 use crate::cancel::Cancel;
 use crate::error::{NetError, plain};
 use crate::lane::Lane;
+use crate::lanes::Slots;
+use crate::local::{LocalAddresses, MAX_LOCAL};
 use crate::security::{DialSecurity, client_config, random_bytes};
 use crate::transport::{Patience, TcpTransport, TlsTransport, Transport, dial};
 
@@ -41,6 +45,8 @@ pub(crate) struct DialOptions {
     pub(crate) fetches: Option<Takes>,
     /// This side has a dictionary to offer, or takes those that it is offered.
     pub(crate) dictionaries: bool,
+    /// Where lanes come from, in turn; the system chooses if there is none.
+    pub(crate) local_addresses: Vec<IpAddr>,
 }
 
 /// Where to and how.
@@ -49,6 +55,9 @@ pub(crate) struct Plan {
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     token: Secret,
     options: DialOptions,
+    breaker: Breaker,
+    slots: Slots,
+    local: LocalAddresses,
 }
 
 impl Plan {
@@ -61,7 +70,17 @@ impl Plan {
             DialSecurity::Paired { token, .. } => Secret(token.to_bytes()),
             DialSecurity::Mutual { .. } | DialSecurity::Insecure => Secret::NONE,
         };
-        Ok(Plan { address: address.to_owned(), tls: client_config(security)?, token, options })
+        let value = options.local_addresses.len();
+        if value > MAX_LOCAL {
+            return Err(NetError::Option {
+                name: "local_addresses",
+                value: value as u64,
+                range: "0 to 16 addresses",
+            });
+        }
+        let local = LocalAddresses::new(&options.local_addresses);
+        let (tls, breaker) = (client_config(security)?, Breaker::default());
+        Ok(Plan { address: address.to_owned(), tls, token, options, breaker, slots: Slots::default(), local })
     }
 }
 
@@ -75,6 +94,15 @@ pub(crate) struct Dialled {
     pub(crate) answer_time: Duration,
 }
 
+impl Dialled {
+    /// Whether the way to the peer is so long that the number of lanes may matter.
+    pub(crate) fn is_far(&self) -> bool {
+        /// A peer that is behind something on this machine is as far as it takes to answer, and it may be busy.
+        const FAR: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(25)];
+        self.round_trip >= FAR[0] || self.answer_time >= FAR[1]
+    }
+}
+
 /// What a failure of the first lane of all means.
 pub(crate) fn first_failure(error: NetError, cancel: &Cancel) -> NetError {
     match error {
@@ -86,16 +114,66 @@ pub(crate) fn first_failure(error: NetError, cancel: &Cancel) -> NetError {
     }
 }
 
-/// Makes lane `number`, which joins a session or opens one. `cancel` stops that, `halt` shuts the lane later.
+/// Makes lane `number`, which joins a session or opens one. `cancel` stops that, `halt` shuts the lane later. While the
+/// peer is known to be away, one lane at a time tries, and the others wait here for what comes of it.
 pub(crate) fn open_lane(
     plan: &Plan,
     number: u16,
     join: Option<(SessionId, Secret)>,
+    halts: (&Cancel, &Cancel),
+) -> Result<Dialled, NetError> {
+    let _slot = plan.slots.take(halts.0)?;
+    let leave = plan.breaker.enter(halts.0)?;
+    let made = make_from_some(plan, number, join, halts);
+    match &made {
+        Err(NetError::Cancelled) => {}
+        Err(error) if error.tells_of_absence() => leave.missed(),
+        _ => leave.found(),
+    }
+    made
+}
+
+/// Makes the lane from the first of the local addresses from which that works.
+fn make_from_some(
+    plan: &Plan,
+    number: u16,
+    join: Option<(SessionId, Secret)>,
+    halts: (&Cancel, &Cancel),
+) -> Result<Dialled, NetError> {
+    /// An address behind which nothing answers is not waited for as long as one that is the last hope.
+    const IMPATIENCE: Duration = Duration::from_secs(3);
+    let order = plan.local.order(number, Instant::now());
+    let mut failed = None;
+    for (index, from) in order.iter().enumerate() {
+        let whole = plan.options.connect_timeout;
+        let limit = if index + 1 < order.len() { whole.min(IMPATIENCE) } else { whole };
+        match make_lane(plan, number, join, (*from, limit), halts) {
+            Ok(dialled) => {
+                plan.local.made(*from, &order[..index], Instant::now());
+                return Ok(dialled);
+            }
+            Err(error) if error.tells_of_absence() => {
+                log::debug!("lane {number} cannot be made from {from:?}: {error}");
+                // That an address is not of this machine tells less than why another does not do.
+                if failed.is_none() || !matches!(error, NetError::LocalAddress { .. }) {
+                    failed = Some(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(failed.unwrap_or(NetError::Internal { what: "the order of local addresses" }))
+}
+
+fn make_lane(
+    plan: &Plan,
+    number: u16,
+    join: Option<(SessionId, Secret)>,
+    (from, limit): (Option<IpAddr>, Duration),
     (cancel, halt): (&Cancel, &Cancel),
 ) -> Result<Dialled, NetError> {
     let options = &plan.options;
-    let limit = options.connect_timeout;
-    let (stream, round_trip) = dial(&plan.address, options.socket_buffer_bytes, limit, cancel)?;
+    let (stream, round_trip) = dial(&plan.address, from, options.socket_buffer_bytes, limit, cancel)?;
     let patience = Patience::for_time(limit);
     let tcp = TcpTransport::new(stream)?;
     let registration = cancel.register(tcp.closer());

@@ -1,6 +1,7 @@
 //! The errors of the network layer.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,6 +30,14 @@ pub enum NetError {
         /// Where the receiver should be.
         addr: String,
         /// Why the last attempt failed.
+        source: io::Error,
+    },
+    /// There is no connecting from an address.
+    #[error("cannot connect from {address}: {source}")]
+    LocalAddress {
+        /// What should be an address of this machine.
+        address: IpAddr,
+        /// Why it is of no use.
         source: io::Error,
     },
     /// The TLS layer refused something.
@@ -140,6 +149,14 @@ pub enum NetError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The system does not let this process have a congestion control.
+    #[error("congestion control {name:?} is not to be had, the system offers {}", if offered.is_empty() { "none" } else { offered })]
+    Congestion {
+        /// What was asked for.
+        name: String,
+        /// What there is, with commas between.
+        offered: String,
+    },
     /// The machine gave no random bytes.
     #[error("no random bytes: {reason}")]
     Random {
@@ -174,6 +191,7 @@ impl NetError {
         match self {
             NetError::Io { .. }
             | NetError::Unreachable { .. }
+            | NetError::LocalAddress { .. }
             | NetError::Tls { .. }
             | NetError::Integrity { .. }
             | NetError::PeerClosed { .. }
@@ -190,6 +208,18 @@ impl NetError {
             NetError::Peer { retryable, .. } => *retryable,
             _ => false,
         }
+    }
+
+    /// Whether a peer that was dialled gave no sign of being able to take a lane.
+    pub(crate) fn tells_of_absence(&self) -> bool {
+        matches!(
+            self,
+            NetError::Io { .. }
+                | NetError::Unreachable { .. }
+                | NetError::LocalAddress { .. }
+                | NetError::PeerClosed { .. }
+                | NetError::Deadline { .. }
+        )
     }
 
     /// What the peer is told of this failure: where things lie on this machine is not its business.

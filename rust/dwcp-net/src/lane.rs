@@ -8,6 +8,7 @@ use dwcp_proto::limits::HEADER_BYTES;
 use dwcp_proto::{FrameDecoder, FrameEncoder};
 
 use crate::cancel::{Cancel, Registration};
+use crate::congestion::Congestion;
 use crate::error::NetError;
 use crate::limiter::Limiter;
 use crate::transport::{Closer, IO_BYTES, Patience, Transport, WakeReceiver};
@@ -30,6 +31,8 @@ pub(crate) struct Lane {
     last_sent: Instant,
     last_received: Instant,
     encrypted: bool,
+    /// What the system was told to pace the lane at.
+    pace: Option<u64>,
     /// Keeps the socket known to whoever may shut it.
     registration: Registration,
 }
@@ -60,6 +63,7 @@ impl Lane {
             last_sent: Instant::now(),
             last_received: Instant::now(),
             encrypted,
+            pace: None,
             registration,
         }
     }
@@ -81,6 +85,11 @@ impl Lane {
 
     pub(crate) fn transport(&self) -> &dyn Transport {
         &*self.transport
+    }
+
+    /// Has the system use `congestion` for what the lane sends.
+    pub(crate) fn control(&mut self, congestion: &Congestion) -> Result<(), NetError> {
+        congestion.apply(&mut *self.transport)
     }
 
     pub(crate) fn closer(&self) -> Closer {
@@ -114,25 +123,35 @@ impl Lane {
         Ok(())
     }
 
-    /// Sends a BLOCK and its body, at the pace of `limiter` if there is one.
+    /// Sends a BLOCK and its body, at the rate of `limiter` if it has one.
     pub(crate) fn send_block(
         &mut self,
         frame: &Frame,
         body: &[u8],
-        limiter: Option<&Limiter>,
+        limiter: &Limiter,
         cancel: &Cancel,
     ) -> Result<(), NetError> {
         self.out.clear();
         self.encoder.encode(frame, body.len() as u32, &mut self.out)?;
-        match limiter {
-            None => self.transport.send(&[&self.out, body], self.patience)?,
-            Some(limiter) => {
-                let mut first: &[u8] = &self.out;
-                for piece in body.chunks(limiter.piece().min(IO_BYTES)) {
+        let pace = limiter.pace();
+        if pace != self.pace {
+            self.pace = pace;
+            self.transport.set_pace(pace);
+        }
+        let mut first: &[u8] = &self.out;
+        let mut rest = body;
+        while !first.is_empty() || !rest.is_empty() {
+            // The rate may have become another since the last piece.
+            let piece = match limiter.piece() {
+                None => std::mem::take(&mut rest),
+                Some(most) => {
+                    let (piece, tail) = rest.split_at(rest.len().min(most.min(IO_BYTES)));
+                    rest = tail;
                     limiter.pass(first.len() + piece.len(), cancel)?;
-                    self.transport.send(&[std::mem::take(&mut first), piece], self.patience)?;
+                    piece
                 }
-            }
+            };
+            self.transport.send(&[std::mem::take(&mut first), piece], self.patience)?;
         }
         self.last_sent = Instant::now();
         // The peer has taken a body, which may have lasted; meanwhile it had no chance to say that it lives.

@@ -5,13 +5,17 @@
 //! sent and in which order the state machines of `dwcp-proto` decide, how blocks look `dwcp-codec`, and where they
 //! come from and go to `dwcp-store`; this crate moves them, keeps deadlines, replaces lanes that break, and reports.
 
+mod breaker;
 mod cancel;
+mod congestion;
 mod dial;
 mod error;
 mod fetch;
 mod lane;
+mod lanes;
 mod limiter;
 mod listen;
+mod local;
 mod receive;
 mod report;
 pub mod security;
@@ -20,10 +24,15 @@ mod serve;
 pub mod transport;
 
 pub use cancel::Cancel;
+pub use congestion::Congestion;
 pub use error::NetError;
 pub use fetch::{FetchOptions, FetchSession};
+pub use lanes::{LaneChange, LaneRange, LaneReason};
 pub use listen::{Arrival, Cidr, Listener, ServeV1, V1Gate};
 pub use receive::{ReceiveOptions, ReceiveSession};
-pub use report::{CodecShare, Event, Observer, Progress, ReceiveReport, SendReport, Unobserved, thread_cpu};
+pub use report::{
+    CodecShare, Event, Limits, LivePath, Observer, PathReport, Progress, ReceiveReport, SendReport,
+    Unobserved, thread_cpu,
+};
 pub use send::{CodecChoice, Selection, SendOptions, SendSession};
 pub use serve::ServeSession;

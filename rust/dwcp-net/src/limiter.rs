@@ -1,40 +1,216 @@
-//! Keeps all lanes of a sender together below a rate.
+//! Keeps all lanes of a sender together below a rate, which may change at any time.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::cancel::{Cancel, lock};
 use crate::error::NetError;
 
 /// How much time's worth of bytes may go out at once.
-const BURST: Duration = Duration::from_millis(50);
+const BURST_S: f64 = 0.05;
 
-/// Lets bytes pass at a rate.
+/// How often a lane that waits looks whether the rate is another by now.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// What a single lane is paced at, as a multiple of the rate: more, since TCP's own bytes and those of TLS count there.
+const ALONE: f64 = 1.25;
+
+/// What each of several lanes is paced at, as a multiple of its share: others may be on slower paths.
+const AMONG_OTHERS: f64 = 2.0;
+
+/// Lets bytes pass at a rate, or as they come.
 pub(crate) struct Limiter {
-    bytes_per_s: u64,
-    free_at: Mutex<Instant>,
+    epoch: Instant,
+    budget: Mutex<Budget>,
+    lanes: AtomicUsize,
 }
 
 impl Limiter {
-    pub(crate) fn new(bytes_per_s: u64) -> Limiter {
-        Limiter { bytes_per_s: bytes_per_s.max(1), free_at: Mutex::new(Instant::now()) }
+    pub(crate) fn new(bytes_per_s: Option<u64>) -> Limiter {
+        let budget = Mutex::new(Budget::new(bytes_per_s));
+        Limiter { epoch: Instant::now(), budget, lanes: AtomicUsize::new(0) }
     }
 
-    /// How many bytes to ask for at once: a burst's worth, so that the stream is even and a cancel is noticed.
-    pub(crate) fn piece(&self) -> usize {
-        (self.bytes_per_s / 20).clamp(1_024, 1 << 20) as usize
+    /// From now on, this is the rate; lanes that wait go on at it at once.
+    pub(crate) fn set_rate(&self, bytes_per_s: Option<u64>) {
+        lock(&self.budget).set_rate(bytes_per_s, self.epoch.elapsed());
+    }
+
+    pub(crate) fn rate(&self) -> Option<u64> {
+        lock(&self.budget).bytes_per_s
+    }
+
+    /// How many bytes to ask for at once: a burst's worth, so that the stream is even and a cancel is noticed. None
+    /// while there is no rate to keep.
+    pub(crate) fn piece(&self) -> Option<usize> {
+        self.rate().map(|rate| (rate / 20).clamp(1_024, 1 << 20) as usize)
     }
 
     /// Waits until `count` bytes may go out.
     pub(crate) fn pass(&self, count: usize, cancel: &Cancel) -> Result<(), NetError> {
-        let start = {
-            let mut free_at = lock(&self.free_at);
-            // Idle time is not saved up beyond a burst.
-            let start = Instant::now().checked_sub(BURST).map_or(*free_at, |floor| floor.max(*free_at));
-            *free_at = start + Duration::from_secs_f64(count as f64 / self.bytes_per_s as f64);
-            *free_at
+        let turn = lock(&self.budget).ask(count as u64, self.epoch.elapsed());
+        loop {
+            let early = lock(&self.budget).until(turn, self.epoch.elapsed());
+            if early.is_zero() {
+                return Ok(());
+            }
+            cancel.sleep(early.min(SLICE))?;
+        }
+    }
+
+    /// Counts a lane among those that share the rate, for as long as the seat is kept.
+    pub(crate) fn seat(self: &Arc<Limiter>) -> Seat {
+        self.lanes.fetch_add(1, Ordering::SeqCst);
+        Seat(Arc::clone(self))
+    }
+
+    /// What the system should pace each lane at, in bytes a second, so that a burst does not go out at once: never less
+    /// than the limiter lets the lane have, if others have their share.
+    pub(crate) fn pace(&self) -> Option<u64> {
+        let lanes = self.lanes.load(Ordering::SeqCst);
+        self.rate().map(|rate| pace(rate, lanes))
+    }
+}
+
+/// A lane that shares the rate.
+pub(crate) struct Seat(Arc<Limiter>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.lanes.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn pace(bytes_per_s: u64, lanes: usize) -> u64 {
+    let share = (AMONG_OTHERS / lanes.max(1) as f64).min(ALONE);
+    ((bytes_per_s as f64 * share) as u64).max(1)
+}
+
+/// The arithmetic, in a time that is told: bytes that were asked for, and those that may have gone out by then. Who asks
+/// gets a place in the row of bytes, so that a change of the rate moves all that wait.
+struct Budget {
+    bytes_per_s: Option<u64>,
+    /// Counts of all bytes since the beginning.
+    asked: f64,
+    allowed: f64,
+    at: Duration,
+}
+
+/// A place in the row: the number of the last byte that was asked for.
+#[derive(Clone, Copy)]
+struct Turn(f64);
+
+impl Budget {
+    fn new(bytes_per_s: Option<u64>) -> Budget {
+        Budget { bytes_per_s, asked: 0.0, allowed: 0.0, at: Duration::ZERO }
+    }
+
+    fn advance(&mut self, now: Duration) {
+        let passed = now.saturating_sub(self.at).as_secs_f64();
+        self.at = self.at.max(now);
+        // Idle time is not saved up beyond a burst.
+        self.allowed = match self.bytes_per_s {
+            Some(rate) => {
+                let rate = rate.max(1) as f64;
+                (self.allowed + rate * passed).min(self.asked + rate * BURST_S)
+            }
+            None => self.asked,
         };
-        let early = start.saturating_duration_since(Instant::now());
-        if early.is_zero() { Ok(()) } else { cancel.sleep(early) }
+    }
+
+    fn set_rate(&mut self, bytes_per_s: Option<u64>, now: Duration) {
+        self.advance(now);
+        self.bytes_per_s = bytes_per_s;
+        // What was saved up at a higher rate is more than a burst at a lower one.
+        self.advance(now);
+    }
+
+    fn ask(&mut self, count: u64, now: Duration) -> Turn {
+        self.advance(now);
+        self.asked += count as f64;
+        Turn(self.asked)
+    }
+
+    /// How long it is until that turn comes, as things stand.
+    fn until(&mut self, turn: Turn, now: Duration) -> Duration {
+        self.advance(now);
+        let missing = turn.0 - self.allowed;
+        match self.bytes_per_s {
+            // A millionth of a byte is what arithmetic has lost.
+            Some(rate) if missing > 1e-6 => Duration::from_secs_f64(missing / rate.max(1) as f64),
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Has lanes send pieces of 1,000 bytes one after the other from `from_ms` to `to_ms`; gives how many passed.
+    fn send(budget: &mut Budget, from_ms: u64, to_ms: u64) -> u64 {
+        let (mut now, end) = (Duration::from_millis(from_ms), Duration::from_millis(to_ms));
+        let mut passed = 0;
+        loop {
+            let turn = budget.ask(1_000, now);
+            now += budget.until(turn, now);
+            if now > end {
+                // It is given up, and the row moves up.
+                budget.asked -= 1_000.0;
+                return passed;
+            }
+            assert!(budget.until(turn, now + Duration::from_nanos(2)).is_zero());
+            passed += 1_000;
+        }
+    }
+
+    #[test]
+    fn no_more_passes_in_any_time_than_the_rate_and_a_burst() {
+        let mut budget = Budget::new(Some(1_000_000));
+        let first = send(&mut budget, 0, 500);
+        assert!((499_000..=501_000).contains(&first), "{first}");
+        // An idle hour is worth a burst of 50 ms.
+        let after = send(&mut budget, 3_600_000, 3_600_100);
+        assert!((149_000..=151_000).contains(&after), "{after}");
+    }
+
+    #[test]
+    fn a_change_of_the_rate_moves_those_that_wait() {
+        let mut budget = Budget::new(Some(1_000));
+        let start = Duration::from_secs(1);
+        let turns: Vec<Turn> = (0..4).map(|_| budget.ask(1_000, start)).collect();
+        let waits =
+            |budget: &mut Budget, now| turns.iter().map(|turn| budget.until(*turn, now)).collect::<Vec<_>>();
+        let seconds = |ms: [u64; 4]| ms.map(Duration::from_millis).to_vec();
+        assert_eq!(waits(&mut budget, start), seconds([950, 1_950, 2_950, 3_950]));
+        budget.set_rate(Some(10_000), start);
+        assert_eq!(waits(&mut budget, start), seconds([95, 195, 295, 395]));
+        let later = start + Duration::from_millis(95);
+        budget.set_rate(Some(500), later);
+        assert_eq!(waits(&mut budget, later), seconds([0, 2_000, 4_000, 6_000]));
+        budget.set_rate(None, later);
+        assert_eq!(waits(&mut budget, later), seconds([0, 0, 0, 0]));
+        // What passed without a rate is not made up for when there is one again.
+        let turn = budget.ask(1_000_000, later);
+        assert!(budget.until(turn, later).is_zero());
+        budget.set_rate(Some(1_000), later);
+        let turn = budget.ask(1_000, later);
+        assert_eq!(budget.until(turn, later), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn pacing_leaves_lanes_room_for_what_others_do_not_use() {
+        assert_eq!(pace(1_000_000, 1), 1_250_000);
+        assert_eq!(pace(1_000_000, 4), 500_000);
+        assert_eq!(pace(1, 256), 1);
+        let limiter = Arc::new(Limiter::new(Some(1_000)));
+        let seats: Vec<Seat> = (0..4).map(|_| limiter.seat()).collect();
+        assert_eq!(limiter.pace(), Some(500));
+        drop(seats);
+        limiter.set_rate(Some(2_000));
+        assert_eq!((limiter.pace(), limiter.piece()), (Some(2_500), Some(1_024)));
+        limiter.set_rate(None);
+        assert_eq!((limiter.pace(), limiter.piece()), (None, None));
     }
 }

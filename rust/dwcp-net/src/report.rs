@@ -8,6 +8,7 @@ use dwcp_codec::{CodecId, Digest};
 use dwcp_proto::frame::TransferId;
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::lanes::LaneChange;
 use crate::send::Selection;
 
 /// Something worth telling that happened on a session or a listener.
@@ -114,6 +115,74 @@ pub struct Progress {
     pub lanes: u32,
     /// Blocks sent again after their lane was lost or a base differed.
     pub blocks_resent: u64,
+    /// What TCP shows of the path at present, on the side that sends.
+    pub path: Option<LivePath>,
+}
+
+/// What TCP shows of the lanes at present.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LivePath {
+    /// The smoothed round trip, the mean of the lanes.
+    pub rtt: Duration,
+    /// Bytes that may be under way on all lanes together.
+    pub cwnd_bytes: u64,
+    /// Bytes a second that have last reached the peer, on all lanes together.
+    pub delivery_bytes_per_s: u64,
+    /// TCP segments sent again in this transfer.
+    pub retransmitted_segments: u64,
+}
+
+/// What held the lanes up while they sent, as shares of their time that add up to one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// The path, as the congestion control has it.
+    pub cwnd: f64,
+    /// The window that the receiver grants.
+    pub rwnd: f64,
+    /// The socket's buffer on this side.
+    pub sndbuf: f64,
+    /// There was nothing to send.
+    pub application: f64,
+}
+
+impl Limits {
+    /// The name of the largest share.
+    #[must_use]
+    pub fn most(&self) -> &'static str {
+        let Limits { cwnd, rwnd, sndbuf, application } = *self;
+        let mut most = ("application", application);
+        for share in [("cwnd", cwnd), ("rwnd", rwnd), ("sndbuf", sndbuf)] {
+            if share.1 > most.1 {
+                most = share;
+            }
+        }
+        most.0
+    }
+}
+
+/// What TCP has shown of the path in the course of a transfer, looked at ten times a second.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PathReport {
+    /// The smoothed round trip, on average.
+    pub rtt_ms: f64,
+    /// The shortest round trip of late.
+    pub min_rtt_ms: Option<f64>,
+    /// How far round trips were from the smoothed one, on average.
+    pub jitter_ms: f64,
+    /// Segments sent again.
+    pub retransmitted_segments: u64,
+    /// Bytes that TCP sent, those sent again and those of TLS included.
+    pub sent_bytes: Option<u64>,
+    /// Bytes that TCP sent again.
+    pub retransmitted_bytes: Option<u64>,
+    /// Bytes that could be under way on all lanes together, on average.
+    pub cwnd_bytes: u64,
+    /// Bytes a second that reached the peer on all lanes together, on average, as TCP measures bursts of it.
+    pub delivery_bytes_per_s: Option<u64>,
+    /// What held the lanes up.
+    pub limits: Option<Limits>,
+    /// The names of the congestion controls that were at work.
+    pub congestion: Vec<String>,
 }
 
 /// The blocks that were represented and compressed in one way.
@@ -164,6 +233,8 @@ pub struct SendReport {
     pub lanes_used: u32,
     /// Lanes that were lost.
     pub lanes_lost: u32,
+    /// How the number of lanes was changed, and why; empty where it was fixed.
+    pub lane_changes: Vec<LaneChange>,
     /// Sessions: 1, and one more for each time the receiver had to be met anew.
     pub sessions: u32,
     /// Times that altered bytes were found.
@@ -174,6 +245,8 @@ pub struct SendReport {
     pub codec_mix: Vec<CodecShare>,
     /// The time of the fastest TCP handshake, about a round trip.
     pub rtt_ms: Option<f64>,
+    /// What TCP has shown of the path; none where the system tells nothing.
+    pub path: Option<PathReport>,
     /// Processor time of the lanes' threads.
     pub cpu_seconds: f64,
     /// What was chosen for the blocks, if that was not fixed.
@@ -209,6 +282,8 @@ pub struct ReceiveReport {
     pub lanes_used: u32,
     /// Lanes that were lost.
     pub lanes_lost: u32,
+    /// How the number of lanes was changed, and why; empty where it was fixed.
+    pub lane_changes: Vec<LaneChange>,
     /// Times that altered bytes were found.
     pub integrity_failures: u32,
     /// From the offer to COMMITTED.

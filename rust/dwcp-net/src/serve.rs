@@ -43,7 +43,7 @@ impl Served {
         names: Names,
         limits: Limits,
         options: SendOptions,
-        limiter: Option<Arc<Limiter>>,
+        limiter: Arc<Limiter>,
         cancel: Cancel,
         observer: Arc<dyn Observer>,
         registry: Arc<Registry>,
@@ -79,6 +79,11 @@ impl Served {
             self.shared.changed.notify_all();
         }
         state.is_over()
+    }
+
+    /// What may be sent to all peers together is another from now on.
+    pub(crate) fn allow(&self, bytes_per_s: Option<u64>) {
+        self.shared.allow(bytes_per_s);
     }
 
     /// Ends the session: lanes say goodbye.

@@ -277,6 +277,8 @@ fn net_shape(error: &NetError) -> Shape {
         | NetError::Network { .. }
         | NetError::Identity { .. }
         | NetError::Pem { .. }
+        | NetError::Congestion { .. }
+        | NetError::LocalAddress { .. }
         | NetError::Option { .. } => class("ConfigError"),
         _ => class("DwcpError"),
     };

@@ -90,6 +90,14 @@ impl Listener {
         }))
     }
 
+    /// Have all peers together be sent so many bytes a second at most from now on, or as many as there can be.
+    #[pyo3(signature = (bytes_per_s))]
+    fn set_bandwidth_limit(&self, py: Python<'_>, bytes_per_s: Option<u64>) -> PyResult<()> {
+        let listener = self.listener.object(py)?;
+        py.detach(|| listener.set_bandwidth_limit(bytes_per_s));
+        Ok(())
+    }
+
     /// Stop listening; a second time does nothing.
     fn close(&self, py: Python<'_>) {
         self.listener.close(py);

@@ -6,7 +6,8 @@ use dwcp_codec::CodecId;
 use dwcp_codec::block::BlockKind;
 use dwcp_codec::select::{Action, Reason};
 use dwcp_net::{
-    CodecShare, Progress as NetProgress, ReceiveReport as NetReceiveReport, Selection as NetSelection,
+    CodecShare, LaneChange as NetLaneChange, Limits as NetLimits, LivePath, PathReport,
+    Progress as NetProgress, ReceiveReport as NetReceiveReport, Selection as NetSelection,
     SendReport as NetSendReport,
 };
 use pyo3::prelude::*;
@@ -92,6 +93,88 @@ impl From<NetSelection> for Selection {
     }
 }
 
+/// A change of the number of lanes.
+#[derive(IntoPyObject)]
+struct LaneChange {
+    seconds: f64,
+    lanes: u16,
+    bytes_per_s: f64,
+    why: &'static str,
+}
+
+impl From<&NetLaneChange> for LaneChange {
+    fn from(change: &NetLaneChange) -> LaneChange {
+        let NetLaneChange { at_s, lanes, bytes_per_s, reason } = *change;
+        LaneChange { seconds: at_s, lanes, bytes_per_s, why: reason.text() }
+    }
+}
+
+/// What held the lanes up, as shares of their time.
+#[derive(IntoPyObject)]
+struct Limits {
+    cwnd: f64,
+    rwnd: f64,
+    sndbuf: f64,
+    application: f64,
+}
+
+/// What TCP showed of the path of a transfer.
+#[derive(IntoPyObject)]
+struct Path {
+    rtt_ms: f64,
+    min_rtt_ms: Option<f64>,
+    jitter_ms: f64,
+    retransmitted_segments: u64,
+    sent_bytes: Option<u64>,
+    retransmitted_bytes: Option<u64>,
+    retransmitted_share: Option<f64>,
+    cwnd_bytes: u64,
+    delivery_bytes_per_s: Option<u64>,
+    congestion: Vec<String>,
+    limited_by: Option<&'static str>,
+    limits: Option<Limits>,
+}
+
+impl From<PathReport> for Path {
+    fn from(path: PathReport) -> Path {
+        let share = path.sent_bytes.zip(path.retransmitted_bytes).filter(|(sent, _)| *sent > 0);
+        Path {
+            rtt_ms: path.rtt_ms,
+            min_rtt_ms: path.min_rtt_ms,
+            jitter_ms: path.jitter_ms,
+            retransmitted_segments: path.retransmitted_segments,
+            sent_bytes: path.sent_bytes,
+            retransmitted_bytes: path.retransmitted_bytes,
+            retransmitted_share: share.map(|(sent, again)| again as f64 / sent as f64),
+            cwnd_bytes: path.cwnd_bytes,
+            delivery_bytes_per_s: path.delivery_bytes_per_s,
+            congestion: path.congestion,
+            limited_by: path.limits.map(|limits| limits.most()),
+            limits: path.limits.map(|limits| {
+                let NetLimits { cwnd, rwnd, sndbuf, application } = limits;
+                Limits { cwnd, rwnd, sndbuf, application }
+            }),
+        }
+    }
+}
+
+/// What TCP shows of the path at present.
+#[derive(IntoPyObject)]
+struct Live {
+    rtt_ms: f64,
+    cwnd_bytes: u64,
+    delivery_bytes_per_s: u64,
+    retransmitted_segments: u64,
+}
+
+impl From<LivePath> for Live {
+    fn from(path: LivePath) -> Live {
+        let LivePath { rtt, cwnd_bytes, delivery_bytes_per_s, retransmitted_segments } = path;
+        let rtt_ms = rtt.as_secs_f64() * 1e3;
+        Live { rtt_ms, cwnd_bytes, delivery_bytes_per_s, retransmitted_segments }
+    }
+}
+
 /// What a sender did for one transfer.
 #[derive(IntoPyObject)]
 pub struct SendReport {
@@ -110,11 +193,13 @@ pub struct SendReport {
     nacks: u64,
     lanes_used: u32,
     lanes_lost: u32,
+    lane_changes: Vec<LaneChange>,
     sessions: u32,
     integrity_failures: u32,
     seconds: f64,
     cpu_seconds: f64,
     rtt_ms: Option<f64>,
+    path: Option<Path>,
     codec_mix: Vec<Share>,
     selection: Option<Selection>,
 }
@@ -137,11 +222,13 @@ impl From<NetSendReport> for SendReport {
             nacks: report.nacks,
             lanes_used: report.lanes_used,
             lanes_lost: report.lanes_lost,
+            lane_changes: report.lane_changes.iter().map(LaneChange::from).collect(),
             sessions: report.sessions,
             integrity_failures: report.integrity_failures,
             seconds: report.seconds,
             cpu_seconds: report.cpu_seconds,
-            rtt_ms: report.rtt_ms,
+            rtt_ms: report.path.as_ref().map(|path| path.rtt_ms).or(report.rtt_ms),
+            path: report.path.map(Path::from),
             codec_mix: report.codec_mix.iter().map(Share::from).collect(),
             selection: report.selection.map(Selection::from),
         }
@@ -164,6 +251,7 @@ pub struct ReceiveReport {
     nacks: u64,
     lanes_used: u32,
     lanes_lost: u32,
+    lane_changes: Vec<LaneChange>,
     integrity_failures: u32,
     seconds: f64,
     cpu_seconds: f64,
@@ -187,6 +275,7 @@ impl From<NetReceiveReport> for ReceiveReport {
             nacks: report.nacks,
             lanes_used: report.lanes_used,
             lanes_lost: report.lanes_lost,
+            lane_changes: report.lane_changes.iter().map(LaneChange::from).collect(),
             integrity_failures: report.integrity_failures,
             seconds: report.seconds,
             cpu_seconds: report.cpu_seconds,
@@ -204,11 +293,14 @@ pub struct Progress {
     wire_bytes: u64,
     lanes: u32,
     blocks_resent: u64,
+    path: Option<Live>,
 }
 
 impl From<NetProgress> for Progress {
     fn from(progress: NetProgress) -> Progress {
-        let NetProgress { state_bytes_done, state_bytes_total, wire_bytes, lanes, blocks_resent } = progress;
-        Progress { state_bytes_done, state_bytes_total, wire_bytes, lanes, blocks_resent }
+        let NetProgress { state_bytes_done, state_bytes_total, wire_bytes, lanes, blocks_resent, path } =
+            progress;
+        let path = path.map(Live::from);
+        Progress { state_bytes_done, state_bytes_total, wire_bytes, lanes, blocks_resent, path }
     }
 }

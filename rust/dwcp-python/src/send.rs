@@ -158,6 +158,14 @@ impl Sender {
         Ok(py.detach(|| session.progress()).into())
     }
 
+    /// Have all lanes together send so many bytes a second at most from now on, or as many as there can be.
+    #[pyo3(signature = (bytes_per_s))]
+    fn set_bandwidth_limit(&self, py: Python<'_>, bytes_per_s: Option<u64>) -> PyResult<()> {
+        let session = self.session.object(py)?;
+        py.detach(|| session.set_bandwidth_limit(bytes_per_s));
+        Ok(())
+    }
+
     /// Say goodbye; a second time does nothing.
     fn close(&self, py: Python<'_>) {
         self.session.close(py);

@@ -1,9 +1,10 @@
 //! Options as Python hands them over: plain dictionaries, checked there.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dwcp_net::{CodecChoice, FetchOptions, SendOptions};
+use dwcp_net::{CodecChoice, FetchOptions, LaneRange, SendOptions};
 use dwcp_proto::Limits;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -18,6 +19,8 @@ use crate::select::SelectorModel;
 pub struct SendSettings {
     /// Connections to use.
     pub lanes: u16,
+    /// Fewest, first and most connections to a receiver that is far, if their number is to be found.
+    pub adaptive: Option<(u16, u16, u16)>,
     /// Block length in bytes.
     pub block_bytes: u32,
     /// Codec by name, or `auto`.
@@ -40,6 +43,10 @@ pub struct SendSettings {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// Socket buffers in bytes.
     pub socket_buffer_bytes: Option<u32>,
+    /// Congestion control by name, `auto` or `system`.
+    pub congestion: String,
+    /// Addresses of this machine to connect from.
+    pub local_addresses: Vec<String>,
 }
 
 impl SendSettings {
@@ -52,6 +59,7 @@ impl SendSettings {
         };
         Ok(SendOptions {
             lanes: self.lanes,
+            adaptive: self.adaptive.map(range),
             block_bytes: self.block_bytes,
             codec,
             dictionary: self.dictionary.map(|dictionary| Arc::clone(dictionary.get().shared())),
@@ -62,6 +70,8 @@ impl SendSettings {
             base_allowed: self.base_allowed,
             bandwidth_limit: self.bandwidth_bytes_per_s,
             socket_buffer_bytes: self.socket_buffer_bytes,
+            local_addresses: addresses(&self.local_addresses)?,
+            congestion: self.congestion.parse().map_err(|error| Failure::Connect(error).raise(py))?,
         })
     }
 }
@@ -72,6 +82,8 @@ impl SendSettings {
 pub struct FetchSettings {
     /// Connections to use.
     pub lanes: u16,
+    /// Fewest, first and most connections to a listener that is far, if their number is to be found.
+    pub adaptive: Option<(u16, u16, u16)>,
     /// Longest block in bytes.
     pub max_block_bytes: u32,
     /// Most entries of a transfer.
@@ -90,6 +102,8 @@ pub struct FetchSettings {
     pub reconnect_s: f64,
     /// Time for a fetch, in seconds.
     pub timeout_s: Option<f64>,
+    /// Addresses of this machine to connect from.
+    pub local_addresses: Vec<String>,
 }
 
 impl FetchSettings {
@@ -104,12 +118,14 @@ impl FetchSettings {
         };
         Ok(FetchOptions {
             lanes: self.lanes,
+            adaptive: self.adaptive.map(range),
             limits,
             dictionaries: shared(&self.dictionaries),
             idle_timeout: seconds(self.idle_timeout_s)?,
             connect_timeout: seconds(self.connect_timeout_s)?,
             reconnect_for: seconds(self.reconnect_s)?,
             total_timeout: self.timeout_s.map(seconds).transpose()?,
+            local_addresses: addresses(&self.local_addresses)?,
         })
     }
 }
@@ -145,6 +161,18 @@ pub struct ReceiveSettings {
 /// Dictionaries as the native side keeps them.
 pub fn shared(dictionaries: &[Py<Dictionary>]) -> Arc<[Arc<dwcp_codec::Dictionary>]> {
     dictionaries.iter().map(|dictionary| Arc::clone(dictionary.get().shared())).collect()
+}
+
+fn range((least, start, most): (u16, u16, u16)) -> LaneRange {
+    LaneRange { least, start, most }
+}
+
+/// Addresses from text; what Python checked does not fail.
+fn addresses(texts: &[String]) -> PyResult<Vec<IpAddr>> {
+    let read = |text: &String| {
+        text.parse().map_err(|error| PyValueError::new_err(format!("the address {text:?}: {error}")))
+    };
+    texts.iter().map(read).collect()
 }
 
 /// A time span from seconds; what Python checked does not fail.

@@ -26,16 +26,17 @@ def gather(name: str, make: Callable[..., Any], *options: Decorator) -> Decorato
 
     Args:
         name: The argument.
-        make: Makes its value of those of the options; its parameters are named like these. One that has a
-            default may belong to an option that only some of the commands have.
+        make: Makes its value of those of the options; its parameters are named like these, with an underscore
+            behind what is a word of the language. One that has a default may belong to an option that only
+            some of the commands have.
         options: The options, in the order in which the help lists them.
     """
-    taken = signature(make).parameters
+    taken = {parameter.rstrip("_"): parameter for parameter in signature(make).parameters}
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def with_one(**given: Any) -> Any:
-            values = {option: given.pop(option) for option in taken if option in given}
+            values = {taken[option]: given.pop(option) for option in taken if option in given}
             return command(**given, **{name: make(**values)})
 
         return in_order(*options)(with_one)

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -105,6 +105,7 @@ class Output:
                     "state_bytes_total": now.state_bytes_total,
                     "wire_bytes": now.wire_bytes,
                     "lanes": now.lanes,
+                    "path": asdict(now.path) if now.path else None,
                 }
             )
 

@@ -8,6 +8,7 @@ from dwcp_fast.cli.inbox import describe_received
 from dwcp_fast.cli.output import Output, output_options
 from dwcp_fast.cli.security import security_options, server_name_option
 from dwcp_fast.cli.transfer import (
+    POLITE,
     STREAMS,
     TIMEOUT,
     Redialling,
@@ -36,6 +37,7 @@ __all__ = ["pull"]
 @click.argument("source", metavar="PAIRING|HOST:PORT")
 @click.argument("into", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
 @STREAMS
+@POLITE
 @TIMEOUT
 @duration_option("--wait", "Most that the server may take before it offers anything.")
 @redialling_options("server")
@@ -47,6 +49,7 @@ def pull(
     source: str,
     into: Path,
     streams: int | None,
+    polite: bool,
     timeout: float | None,
     wait: float | None,
     redialling: Redialling,
@@ -55,7 +58,7 @@ def pull(
     printer: Output,
 ) -> None:
     """Fetch what ``dwcp serve`` has."""
-    options = SendOptions(protocol="v3", streams=streams, timeout_s=timeout, **redialling)
+    options = SendOptions(protocol="v3", streams=streams, polite=polite, timeout_s=timeout, **redialling)
     receive = ReceiveOptions(**writing)
     session = connect(source, trust=trust, options=options, receive=receive, events=printer.event)
     with session, printer.progress("fetching", session.progress):

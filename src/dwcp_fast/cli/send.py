@@ -9,6 +9,7 @@ from dwcp_fast.cli.files import FILE
 from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.security import security_options, server_name_option
 from dwcp_fast.cli.transfer import (
+    POLITE,
     STREAMS,
     SYMLINKS,
     TIMEOUT,
@@ -51,6 +52,7 @@ __all__ = ["send"]
     help="Which engine.",
 )
 @STREAMS
+@POLITE
 @encoding_options("all lanes together send")
 @TIMEOUT
 @redialling_options("receiver")
@@ -73,6 +75,7 @@ def send(
     to: str,
     protocol: Protocol,
     streams: int | None,
+    polite: bool,
     encoding: Encoding,
     timeout: float | None,
     redialling: Redialling,
@@ -87,6 +90,7 @@ def send(
     options = SendOptions(
         protocol=protocol,
         streams=streams,
+        polite=polite,
         timeout_s=timeout,
         base=make_base(base),
         symlinks=symlinks,
@@ -127,7 +131,7 @@ def tell_plan(output: Output, scan: ScannedPaths, options: SendOptions, target: 
     choices: list[Choice[Any]] = [
         engine_for(options.protocol),
         choose_codec(options.codec),
-        choose_lanes(options.streams),
+        choose_lanes(options.streams, polite=options.polite),
     ]
     why = {choice.name: f"{choice.value}: {choice.why}" for choice in choices}
     plan: dict[str, Any] = {

@@ -7,13 +7,14 @@ import click
 
 from dwcp_fast.cli.files import DICTIONARY, FILE, read_dictionary, read_known
 from dwcp_fast.cli.grouping import Decorator, gather
-from dwcp_fast.cli.units import parse_streams, reading
+from dwcp_fast.cli.units import parse_bandwidth, parse_streams, reading
 from dwcp_fast.dictionary import Dictionary
-from dwcp_fast.options import Symlinks, parse_bytes, parse_duration, parse_rate
+from dwcp_fast.options import Symlinks, parse_bytes, parse_duration
 
 __all__ = [
     "LISTEN",
     "ONCE",
+    "POLITE",
     "STREAMS",
     "SYMLINKS",
     "TIMEOUT",
@@ -35,13 +36,16 @@ class Encoding(TypedDict):
     codec_model: Path | None
     block_bytes: int
     bandwidth_bits_per_s: int | None
+    bandwidth_schedule: str | None
+    congestion: str
 
 
 class Redialling(TypedDict):
-    """How long a peer is looked for, in the words of the library's options."""
+    """How a peer is looked for, in the words of the library's options."""
 
     connect_timeout_s: float
     reconnect_s: float
+    local_addresses: tuple[str, ...]
 
 
 class Writing(TypedDict):
@@ -82,8 +86,9 @@ STREAMS: Final = click.option(
     callback=reading(parse_streams),
     default="auto",
     show_default=True,
-    help="Number of lanes.",
+    help="Number of lanes; auto finds it while data flows.",
 )
+POLITE: Final = click.option("--polite", is_flag=True, help="With few lanes: others on the link go first.")
 SYMLINKS: Final = click.option(
     "--symlinks",
     type=click.Choice(get_args(Symlinks)),
@@ -117,9 +122,16 @@ def encoding_options(bounded: str) -> Decorator:
         length_option("--block-size", "Length of a block.", "1MiB"),
         click.option(
             "--bwlimit",
-            metavar="RATE",
-            callback=reading(parse_rate),
-            help=f"Most that {bounded}, such as 500Mbps.",
+            metavar="RATE|SCHEDULE",
+            callback=reading(parse_bandwidth),
+            help=f"Most that {bounded}: 500Mbps, or 08:00-18:00=100Mbps,otherwise=off.",
+        ),
+        click.option(
+            "--congestion",
+            default="auto",
+            show_default=True,
+            metavar="NAME",
+            help="auto, system, or a congestion control of the kernel, such as bbr.",
         ),
     )
 
@@ -129,7 +141,8 @@ def make_encoding(
     codec_model: Path | None,
     dict: Path | None,  # noqa: A002 - it has the name of its option
     block_size: int,
-    bwlimit: int | None,
+    bwlimit: int | str | None,
+    congestion: str,
 ) -> Encoding:
     """Make of the options what the library takes."""
     return Encoding(
@@ -137,19 +150,27 @@ def make_encoding(
         codec_model=codec_model,
         dictionary=read_dictionary(dict),
         block_bytes=block_size,
-        bandwidth_bits_per_s=bwlimit,
+        bandwidth_bits_per_s=bwlimit if isinstance(bwlimit, int) else None,
+        bandwidth_schedule=bwlimit if isinstance(bwlimit, str) else None,
+        congestion=congestion,
     )
 
 
 def redialling_options(peer: str) -> Decorator:
-    """Add the options for how long `peer` is looked for, as the argument `redialling`."""
+    """Add the options for how `peer` is looked for, as the argument `redialling`."""
     return gather(
         "redialling",
-        lambda connect_timeout, reconnect: Redialling(
-            connect_timeout_s=connect_timeout, reconnect_s=reconnect
+        lambda connect_timeout, reconnect, from_: Redialling(
+            connect_timeout_s=connect_timeout, reconnect_s=reconnect, local_addresses=from_
         ),
         duration_option("--connect-timeout", "Most for connecting.", "10s"),
         duration_option("--reconnect", f"How long to look for a lost {peer}.", "30s"),
+        click.option(
+            "--from",
+            multiple=True,
+            metavar="ADDRESS",
+            help="Address of this machine that lanes come from; more than one: in turn.",
+        ),
     )
 
 

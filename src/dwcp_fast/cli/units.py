@@ -6,8 +6,9 @@ from typing import TypeVar
 import click
 
 from dwcp_fast.errors import ConfigError
+from dwcp_fast.options import parse_rate, parse_schedule
 
-__all__ = ["help_with_example", "parse_clients", "parse_streams", "reading"]
+__all__ = ["help_with_example", "parse_bandwidth", "parse_clients", "parse_streams", "reading"]
 
 T = TypeVar("T")
 
@@ -40,6 +41,20 @@ def parse_clients(text: str) -> int | None:
         ConfigError: It is neither.
     """
     return parse_count(text, "any", "clients", 65_536)
+
+
+def parse_bandwidth(text: str) -> int | str | None:
+    """Read a rate, which becomes bits per second, ``off``, or a schedule of rates, which stays text.
+
+    Raises:
+        ConfigError: It is none of them.
+    """
+    if text == "off":
+        return None
+    if "=" not in text:
+        return parse_rate(text)
+    parse_schedule(text)
+    return text
 
 
 def parse_count(text: str, free: str, what: str, most: int) -> int | None:

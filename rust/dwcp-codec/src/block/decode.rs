@@ -52,7 +52,7 @@ impl BlockDecoder {
         if kind.needs_base() {
             let base = base.ok_or(CodecError::MissingBase)?;
             let (needed, length) = (dst.len(), base.len());
-            if kind != BlockKind::Difference && length < needed {
+            if kind == BlockKind::Sparse && length < needed {
                 return Err(CodecError::ShortBase { length, needed });
             }
             let (copied, missing) = dst.split_at_mut(length.min(needed));

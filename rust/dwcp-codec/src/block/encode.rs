@@ -16,6 +16,10 @@ use crate::{page, probe};
 /// The level of zstd with a dictionary where another codec is asked for.
 const DICTIONARY_LEVEL: i32 = 3;
 
+/// Of a block without a base, bytes that are not 0 are told as runs if they are less than one part in this many: what
+/// compresses the rest does not look at zeros then.
+const USED_SHARE: usize = 4;
+
 /// Encodes blocks, keeping its buffers between them.
 #[derive(Default)]
 pub struct BlockEncoder {
@@ -124,7 +128,8 @@ impl BlockEncoder {
         self.packed.clear();
         self.compressor.compress_with(dictionary, level, src, &mut self.packed)?;
         // A base, or numbers grouped by their places, may do better still.
-        let is_enough = base.is_none() && is_good(self.packed.len(), src.len());
+        let is_enough =
+            base.is_none_or(|base| base.bytes.is_empty()) && is_good(self.packed.len(), src.len());
         let (plain, coded) =
             if is_enough { (None, None) } else { self.try_forms(codec, src, base, elements)? };
         let other = self.smallest(src, plain, coded);
@@ -234,11 +239,12 @@ impl BlockEncoder {
         base: Option<Base<'_>>,
         width: Option<usize>,
     ) -> Result<Option<BlockKind>, CodecError> {
-        let Some(Base { bytes: base, dirty }) =
-            base.filter(|base| !base.bytes.is_empty() && src.len() <= MAX_BLOCK_BYTES)
-        else {
+        let Some(Base { bytes: base, dirty }) = base.filter(|_| src.len() <= MAX_BLOCK_BYTES) else {
             return Ok(None);
         };
+        if base.is_empty() {
+            return self.encode_used(src, dirty, width);
+        }
         let is_short = base.len() < src.len();
         let mut padded = std::mem::take(&mut self.padded);
         let base = if is_short {
@@ -283,6 +289,21 @@ impl BlockEncoder {
         };
         self.padded = padded;
         Ok(kind.filter(|_| self.coded.len() < src.len()))
+    }
+
+    /// Fills `self.coded` with what of `src` is not zero, if that is little and known.
+    fn encode_used(
+        &mut self,
+        src: &[u8],
+        used: Option<DirtyLines<'_>>,
+        width: Option<usize>,
+    ) -> Result<Option<BlockKind>, CodecError> {
+        let is_little = |used: &DirtyLines<'_>| used.count * LINE_BYTES < src.len() / USED_SHARE;
+        let used = used.filter(|used| width.is_none_or(|width| width == 1) && is_little(used));
+        let Some(used) = used else { return Ok(None) };
+        self.coded.clear();
+        self.runs.append_new(src, used.words, &mut self.streams, &mut self.coded)?;
+        Ok((self.coded.len() < src.len()).then_some(BlockKind::Runs))
     }
 
     /// Makes of `base` the block `src`, which was encoded last and against it: only the lines that differ are written.

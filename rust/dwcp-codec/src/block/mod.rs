@@ -41,7 +41,7 @@ pub enum BlockKind {
     Difference = 3,
     /// The places and the differences of the elements that are not those of the base.
     Sparse = 4,
-    /// The places and the bytes of what is not the base's.
+    /// The places and the bytes of what is not the base's. Where the base ends early it counts as zero bytes.
     Runs = 5,
 }
 
@@ -91,6 +91,13 @@ pub(crate) struct Base<'a> {
     pub bytes: &'a [u8],
     /// If they were compared already, as far as both go.
     pub dirty: Option<DirtyLines<'a>>,
+}
+
+impl<'a> Base<'a> {
+    /// What stands for a base that there is not: zero bytes. `used` are the lines of the block that have others.
+    pub(crate) fn nothing(used: DirtyLines<'a>) -> Base<'a> {
+        Base { bytes: &[], dirty: Some(used) }
+    }
 }
 
 impl<'a> From<&'a [u8]> for Base<'a> {

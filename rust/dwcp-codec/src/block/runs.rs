@@ -19,8 +19,7 @@ pub(super) struct RunsEncoder {
     lengths: ValueWriter,
     bytes: Vec<u8>,
     old_bytes: Vec<u8>,
-    count: u64,
-    end: usize,
+    runs: Vec<Range<usize>>,
 }
 
 impl RunsEncoder {
@@ -36,11 +35,45 @@ impl RunsEncoder {
     ) -> Result<(), CodecError> {
         self.masks.clear();
         lines::byte_masks(Level::detected(), base, src, dirty, &mut self.masks);
+        self.list(src, dirty);
+        self.old_bytes.clear();
+        for run in &self.runs {
+            self.old_bytes.extend_from_slice(&base[run.clone()]);
+        }
+        append_number(self.runs.len() as u64, out);
+        self.gaps.finish(Content::Bytes, streams, out)?;
+        self.lengths.finish(Content::Bytes, streams, out)?;
+        let before = self.old_bytes.len();
+        self.old_bytes.extend_from_slice(&self.bytes);
+        streams.append_behind(&self.old_bytes, before, out)
+    }
+
+    /// Appends the payload of `src` against nothing but zero bytes; `used` has the lines in which there are others. There
+    /// is at least one.
+    pub(super) fn append_new(
+        &mut self,
+        src: &[u8],
+        used: &[u64],
+        streams: &mut StreamEncoder,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CodecError> {
+        self.masks.clear();
+        for index in lines::set_bits(used) {
+            lines::set_bytes(Level::detected(), &lines::line(src, index), &mut self.masks);
+        }
+        self.list(src, used);
+        append_number(self.runs.len() as u64, out);
+        self.gaps.finish(Content::Bytes, streams, out)?;
+        self.lengths.finish(Content::Bytes, streams, out)?;
+        streams.append(&self.bytes, Content::Bytes, out)
+    }
+
+    /// Lists the runs of `src` that are marked in `self.masks`, line by line of `dirty`.
+    fn list(&mut self, src: &[u8], dirty: &[u64]) {
         self.gaps.start(POSITION_MANTISSA, self.masks.len());
         self.lengths.start(POSITION_MANTISSA, self.masks.len());
         self.bytes.clear();
-        self.old_bytes.clear();
-        (self.count, self.end) = (0, 0);
+        self.runs.clear();
         let mut run = 0..0;
         for (index, line) in lines::set_bits(dirty).enumerate() {
             let (start, mut mask) = (line * LINE_BYTES, self.masks[index]);
@@ -53,29 +86,22 @@ impl RunsEncoder {
                 } else if found.start - run.end <= MERGED_GAP_BYTES {
                     run.end = found.end;
                 } else {
-                    self.push(src, base, run);
+                    self.push(src, run);
                     run = found;
                 }
                 // A run up to the last bit leaves nothing.
                 mask = if first + length == 64 { 0 } else { mask & (u64::MAX << (first + length)) };
             }
         }
-        self.push(src, base, run);
-        append_number(self.count, out);
-        self.gaps.finish(Content::Bytes, streams, out)?;
-        self.lengths.finish(Content::Bytes, streams, out)?;
-        let before = self.old_bytes.len();
-        self.old_bytes.extend_from_slice(&self.bytes);
-        streams.append_behind(&self.old_bytes, before, out)
+        self.push(src, run);
     }
 
-    fn push(&mut self, src: &[u8], base: &[u8], run: Range<usize>) {
-        self.gaps.push((run.start - self.end) as u64);
+    fn push(&mut self, src: &[u8], run: Range<usize>) {
+        let end = self.runs.last().map_or(0, |run| run.end);
+        self.gaps.push((run.start - end) as u64);
         self.lengths.push((run.len() - 1) as u64);
-        self.end = run.end;
-        self.old_bytes.extend_from_slice(&base[run.clone()]);
-        self.bytes.extend_from_slice(&src[run]);
-        self.count += 1;
+        self.bytes.extend_from_slice(&src[run.clone()]);
+        self.runs.push(run);
     }
 }
 

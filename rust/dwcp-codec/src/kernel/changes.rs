@@ -95,8 +95,8 @@ pub(super) fn apply_with<E: Element>(mask: &[u64], zigzags: &[u8], dst: &mut [u8
 /// From here on a gap is told in `long` by [`gaps`].
 pub(crate) const LONG_GAP: usize = 128;
 
-/// From one set bit for this many words on, words are not looked at one by one for bits.
-const DENSE_WORDS: usize = 8;
+/// Words that are listed together before their bits are looked at.
+const LISTED_WORDS: usize = 256;
 
 /// Writes for each set bit of `mask` how many others lie between it and the one before, or the start, to `gaps`, which
 /// has a line more bytes than there are set bits. Those of [`LONG_GAP`] or more go to `long`, with their numbers.
@@ -115,24 +115,29 @@ pub(super) fn gaps_with(
     long: &mut Vec<(usize, usize)>,
     gaps_in_word: impl Fn(u64, &mut [u8; 64]),
 ) {
-    // Where many words have bits, whether one has any cannot be foreseen, and a branch costs more than what it spares.
-    let is_dense = (gaps.len() - LINE_BYTES) * DENSE_WORDS > mask.len();
-    let (mut end, mut since) = (0, 0);
-    for word in mask {
-        if *word == 0 && !is_dense {
-            since += 64;
-            continue;
+    let (mut end, mut behind) = (0, 0);
+    for (start, words) in (0..).step_by(LISTED_WORDS).zip(mask.chunks(LISTED_WORDS)) {
+        // Whether a word has bits cannot be foreseen: those that have are listed without a branch.
+        let mut listed = [0_u8; LISTED_WORDS];
+        let mut count = 0;
+        for (index, word) in words.iter().enumerate() {
+            listed[count] = index as u8;
+            count += usize::from(*word != 0);
         }
-        // All of the line is written, and what does not belong there the next word overwrites.
-        let Some(place) = gaps[end..].first_chunk_mut() else { return };
-        gaps_in_word(*word, place);
-        let first = since + word.trailing_zeros() as usize;
-        place[0] = first as u8;
-        if first >= LONG_GAP && *word != 0 {
-            long.push((end, first));
+        for index in &listed[..count] {
+            let word = words[usize::from(*index)];
+            // All of the line is written, and what does not belong there the next word overwrites.
+            let Some(place) = gaps[end..].first_chunk_mut() else { return };
+            gaps_in_word(word, place);
+            let at = (start + usize::from(*index)) * 64;
+            let first = at + word.trailing_zeros() as usize - behind;
+            place[0] = first as u8;
+            if first >= LONG_GAP {
+                long.push((end, first));
+            }
+            end += word.count_ones() as usize;
+            behind = at + 64 - word.leading_zeros() as usize;
         }
-        end += word.count_ones() as usize;
-        since = if *word == 0 { since + 64 } else { word.leading_zeros() as usize };
     }
 }
 

@@ -89,9 +89,18 @@ pub(crate) fn set_bits(words: &[u64]) -> impl Iterator<Item = usize> {
     })
 }
 
+/// As [`dirty_lines`], the lines of `bytes` in which there is a byte that is not 0.
+pub(crate) fn used_lines(level: Level, bytes: &[u8], lines: &mut [u64]) -> usize {
+    const ZEROS: [u8; 64 * LINE_BYTES] = [0; 64 * LINE_BYTES];
+    let words = lines.iter_mut().zip(bytes.chunks(ZEROS.len()));
+    words
+        .map(|(word, bytes)| dirty_lines(level, &ZEROS[..bytes.len()], bytes, std::slice::from_mut(word)))
+        .sum()
+}
+
 /// Line `index` of a block; what is missing of a short last line is zero.
 #[inline(always)]
-pub(super) fn line(block: &[u8], index: usize) -> [u8; LINE_BYTES] {
+pub(crate) fn line(block: &[u8], index: usize) -> [u8; LINE_BYTES] {
     let rest = &block[index * LINE_BYTES..];
     match rest.first_chunk() {
         Some(line) => *line,

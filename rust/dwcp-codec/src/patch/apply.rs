@@ -11,7 +11,7 @@ use super::decode::{EntryDecoder, expect_length, prove};
 use super::encode::append;
 use super::error::PatchError;
 use super::format::{Entry, EntryKind};
-use super::parallel::{self, Failure};
+use super::parallel::{self, Failure, Kept};
 use super::source::{Source, read_range, slice};
 use crate::dictionary::Dictionary;
 use crate::digest::Digest;
@@ -126,7 +126,7 @@ impl<'a> Patch<'a> {
         let hashed = leaves.iter_mut().map(Some).chain(std::iter::repeat_with(|| None));
         let jobs = (0..count).zip(hashed).zip(targets.chain(std::iter::repeat_with(|| None)));
         let failure = Failure::new();
-        let mut workers = parallel::states::<(EntryDecoder, Vec<u8>)>(threads);
+        let mut workers = WORKERS.take(threads);
         parallel::for_each(&mut workers, jobs, |(decoder, buffer), ((number, leaf), target)| {
             let block = read_range(old, self.base_range(number), buffer)?;
             let Some((place, index, entry)) = target else {
@@ -142,6 +142,7 @@ impl<'a> Patch<'a> {
             failure.keep(index, filled);
             Ok::<(), B::Error>(())
         })?;
+        WORKERS.put_back(workers, self.block_bytes());
         // A base that is another is what is to blame for the rest.
         let shorter = self.shortened_digest(old)?;
         self.prove(&leaves, shorter)?;
@@ -293,6 +294,9 @@ impl<'a> Patch<'a> {
         self.bytes
     }
 }
+
+/// Decoders, and room for blocks of the base.
+static WORKERS: Kept<(EntryDecoder, Vec<u8>)> = Kept::new();
 
 /// Where a block of a target is to be written.
 enum Place<'d> {

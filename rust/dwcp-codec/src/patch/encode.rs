@@ -6,7 +6,7 @@ use super::compare::FillDigests;
 use super::contents::used_blocks;
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead, expect_width};
-use super::parallel;
+use super::parallel::{self, Kept};
 use super::scout::{self, ALL_SHARES, Scout, share_elsewhere};
 use super::slot::{Coded, Slot};
 use super::source::{Between, Source, Usable, read_range};
@@ -15,7 +15,7 @@ use crate::block::{Base, BlockEncoder, BlockKind, DirtyLines};
 use crate::codec::{Codec, CodecId};
 use crate::dictionary::Dictionary;
 use crate::digest::Digest;
-use crate::kernel::{LINE_BYTES, Level, pair};
+use crate::kernel::{LINE_BYTES, Level, lines, pair};
 use crate::matcher::{Found, Index, Origin};
 use crate::segments::{SegmentCoder, SegmentKind};
 use crate::{page, probe};
@@ -103,6 +103,12 @@ const NEAR_SHARE: usize = 8;
 const INDEXED_AT_ONCE_BYTES: u64 = 8 << 20;
 /// What is looked for near its place first if there is less than so many times as much as is worth an index.
 const NEAR_SAVES: u64 = 4;
+/// To see whether anything has moved near its place, of every so many bytes there
+const NEAR_SPAN_BYTES: usize = 64 << 10;
+/// one part in so many is looked up, and
+const NEAR_SAMPLE_SHARE: u64 = 16;
+/// one part in so many of the block must be found there.
+const MOVED_SHARE: u64 = 128;
 /// Parts of the target are used if they are one part in this many of a block: no other block may use that block then.
 const LEAST_TARGET_SHARE: usize = 8;
 
@@ -159,7 +165,7 @@ where
         target_indexed: false,
         nested: BTreeSet::new(),
     };
-    let mut workers = parallel::states(options.threads);
+    let mut workers = WORKERS.take(options.threads);
     let mut writer = Writer::new(head, emit)?;
     let count = head.base_size().div_ceil(head.block_bytes().into()).max(head.block_count().into());
     let step = u64::from(WINDOW_BYTES / head.block_bytes());
@@ -187,8 +193,11 @@ where
             maker.write(slot, &mut workers, &mut writer)?;
         }
     }
+    WORKERS.put_back(workers, head.block_bytes());
     writer.finish()
 }
+
+static WORKERS: Kept<Worker> = Kept::new();
 
 /// What one thread keeps.
 #[derive(Default)]
@@ -248,6 +257,12 @@ where
         if old.is_empty() {
             fill = page::fill_byte(new);
             slot.digest = Some(fill.map_or_else(|| Digest::of(new), |byte| worker.fills.digest(byte, new)));
+            if fill.is_none() && self.options.width.is_none_or(|width| width == 1) {
+                worker.dirty.clear();
+                worker.dirty.resize(lines::words_for(new.len()), 0);
+                let count = lines::used_lines(Level::detected(), new, &mut worker.dirty);
+                base = Some(Base::nothing(DirtyLines { words: &worker.dirty, count }));
+            }
         } else {
             let pair = pair::hash_and_compare(Level::detected(), old, new, &mut worker.dirty);
             (slot.base_leaf, slot.digest) = (Some(known.unwrap_or(pair.old)), Some(pair.new));
@@ -414,13 +429,36 @@ where
         if start >= end {
             return Ok(());
         }
-        let mut index = Index::for_part(self.head.base_size(), self.head.target_size(), end - start);
-        index.add(Origin::Base, start, read_range(self.old, start..end, &mut worker.old)?);
-        self.search_base(&index, worker, slot)?;
-        self.code_found(worker, slot)?;
+        let around = read_range(self.old, start..end, &mut worker.old)?;
         let length = self.block_length(slot);
+        let new_index = |expected| Index::for_part(self.head.base_size(), self.head.target_size(), expected);
+        // Most of what is new is not near its place either: that is found out with a little of what is there.
+        let mut few = new_index(around.len() as u64 / NEAR_SAMPLE_SHARE);
+        for (at, span) in (start..).step_by(NEAR_SPAN_BYTES).zip(around.chunks(NEAR_SPAN_BYTES)) {
+            few.add(Origin::Base, at, &span[..span.len().min(NEAR_SPAN_BYTES / NEAR_SAMPLE_SHARE as usize)]);
+        }
+        if self.has_moved(&few, worker, slot)? {
+            let mut index = new_index(end - start);
+            index.add(Origin::Base, start, read_range(self.old, start..end, &mut worker.old)?);
+            self.search_base(&index, worker, slot)?;
+            self.code_found(worker, slot)?;
+        }
         slot.pending = slot.is_over(length / MISSING_IN_BASE_SHARE, length);
         Ok(())
+    }
+
+    /// Whether an index has enough of a block that is not at its place in the base.
+    fn has_moved(&self, index: &Index, worker: &mut Worker, slot: &Slot) -> Result<bool, O::Error> {
+        let range = self.head.target_range(slot.index);
+        let new = read_range(self.new, range.clone(), &mut worker.new)?;
+        let (usable, buffer) = (Usable::Nothing, &mut worker.gathered);
+        let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
+        let number = slot.index as u32;
+        index.find(range.start, new, origins, &mut worker.found).map_err(|error| error.of_block(number))?;
+        let pieces = worker.found.pieces().iter();
+        let moved = pieces.filter(|piece| piece.segment.offset != range.start + u64::from(piece.at));
+        let moved: u64 = moved.map(|piece| u64::from(piece.segment.length)).sum();
+        Ok(moved * MOVED_SHARE > new.len() as u64)
     }
 
     /// Codes a block by what was found, if that makes it smaller than it is.

@@ -7,7 +7,7 @@ use super::contents::Contents;
 use super::decode::{EntryDecoder, prove};
 use super::error::PatchError;
 use super::format::{Entry, EntryKind};
-use super::parallel::{self, Failure};
+use super::parallel::{self, Failure, Kept};
 use super::source::{Source, slice};
 use crate::block::BlockKind;
 use crate::codec::CodecId;
@@ -46,9 +46,11 @@ impl Patch<'_> {
         threads: usize,
         check: impl Fn() -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let mut workers = parallel::states(threads);
+        let mut workers = WORKERS.take(threads);
         let mut begun = self.begin(&mut workers, buf, None, check)?;
-        Ok(self.finish(&mut workers, &mut begun, buf)?)
+        self.finish(&mut workers, &mut begun, buf)?;
+        WORKERS.put_back(workers, self.block_bytes());
+        Ok(())
     }
 
     /// The first part of [`Patch::apply_in_place_while`]: everything is decoded and proven. What this gives is to be
@@ -245,6 +247,9 @@ impl Patch<'_> {
 pub(super) fn is_undone_in_place(kind: BlockKind, length: usize) -> bool {
     kind.is_undoable() && length.is_multiple_of(WHOLE_BYTES)
 }
+
+/// What those have who change memory in place.
+pub(super) static WORKERS: Kept<Worker> = Kept::new();
 
 /// What one thread keeps.
 #[derive(Default)]

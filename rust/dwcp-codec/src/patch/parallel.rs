@@ -80,6 +80,43 @@ impl<E> Failure<E> {
     }
 }
 
+/// States that are kept from one call to the next, so that their memory is there already: the first write to new memory
+/// costs more than most of what is done in it.
+pub(super) struct Kept<S>(Mutex<Vec<S>>);
+
+/// How many states are kept at most.
+const MOST_KEPT: usize = 2;
+/// What worked on longer blocks than these has too much memory to be kept.
+const KEPT_BLOCK_BYTES: u32 = 1 << 20;
+
+impl<S: Default> Kept<S> {
+    pub(super) const fn new() -> Kept<S> {
+        Kept(Mutex::new(Vec::new()))
+    }
+
+    /// One state for each of `threads` threads, at least one, kept or new.
+    pub(super) fn take(&self, threads: usize) -> Vec<S> {
+        let threads = threads.max(1);
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let rest = kept.len().saturating_sub(threads);
+        let mut taken = kept.split_off(rest);
+        drop(kept);
+        taken.resize_with(threads, S::default);
+        taken
+    }
+
+    /// Keeps states, which have worked on blocks of this length, for the next call, as far as there are not enough.
+    pub(super) fn put_back(&self, states: Vec<S>, block_bytes: u32) {
+        if block_bytes > KEPT_BLOCK_BYTES {
+            return;
+        }
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = MOST_KEPT.saturating_sub(kept.len());
+        let more = states.len().saturating_sub(room);
+        kept.extend(states.into_iter().skip(more));
+    }
+}
+
 /// One state for each of `threads` threads, at least one.
 pub(super) fn states<S: Default>(threads: usize) -> Vec<S> {
     std::iter::repeat_with(S::default).take(threads.max(1)).collect()

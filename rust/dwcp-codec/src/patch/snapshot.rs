@@ -8,7 +8,7 @@ use super::compare::hash_and_copy;
 use super::encode::{Encoded, PatchOptions, append, encode_into};
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead, expect_width};
-use super::in_place::{Begun, Worker};
+use super::in_place::{Begun, WORKERS, Worker};
 use super::overlay::{Assigned, Checked, Mask, Masked, Onto, Overlaid, Overlay};
 use super::parallel;
 use super::scout::BLOCK_BYTES;
@@ -218,7 +218,7 @@ impl Snapshot {
         threads: usize,
         check: impl Fn() -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        let mut workers = parallel::states(threads);
+        let mut workers = WORKERS.take(threads);
         let mut begun = Vec::with_capacity(parts.len());
         for number in 0..parts.len() {
             let (snapshot, patch) = &mut parts[number];
@@ -244,6 +244,8 @@ impl Snapshot {
                 Change::Elsewhere(bytes, leaves) => (snapshot.bytes, snapshot.leaves) = (bytes, leaves),
             }
         }
+        let longest = parts.iter().map(|(snapshot, _)| snapshot.options.block_bytes).max();
+        WORKERS.put_back(workers, longest.unwrap_or(0));
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use super::encode::{Encoded, Part, append};
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead};
 use super::in_place::is_undone_in_place;
-use super::parallel;
+use super::parallel::{self, Kept};
 use super::slot::Coded;
 use super::snapshot::SnapshotOptions;
 use super::write::Writer;
@@ -53,8 +53,10 @@ struct Block {
 struct Worker {
     encoder: BlockEncoder,
     fills: FillDigests,
-    new: Vec<u8>,
+    buffer: Vec<u8>,
 }
+
+static WORKERS: Kept<Worker> = Kept::new();
 
 /// The patch from `held`, whose blocks have the digests `leaves`, to `next`. Most blocks of `held` are those of `next`
 /// afterwards; on an error all are as they were.
@@ -68,18 +70,20 @@ pub(super) fn step<N: Next>(
     threads: usize,
 ) -> Result<Step, N::Error> {
     let head = PatchHead::new(options.block_bytes, held.len() as u64, held.len() as u64)?;
-    let mut workers = parallel::states::<Worker>(threads);
+    let mut workers = WORKERS.take(threads);
     let length = options.block_bytes as usize;
     let known = (0..).zip(leaves);
     let mut blocks: Vec<Block> = known.map(|(index, leaf)| Block::of(index, *leaf)).collect();
     let jobs = blocks.iter_mut().zip(held.chunks_mut(length));
     let coded = parallel::for_each(&mut workers, jobs, |worker, (block, held)| {
-        let new = next.block(block.index as usize * length, held, &mut worker.new)?;
+        let Worker { encoder, fills, buffer } = worker;
+        let at = block.index as usize * length;
+        let new = next.block(at, held, buffer)?;
         let Some(new) = new.filter(|new| *new != held) else { return Ok(()) };
-        block.code(&mut worker.encoder, &mut worker.fills, options, held, new)?;
+        block.code(encoder, fills, options, held, new)?;
         Ok(())
     });
-    let written = coded.and_then(|()| write(head, &blocks, held, next, &mut workers[0].new));
+    let written = coded.and_then(|()| write(head, &blocks, held, next, &mut workers[0].buffer));
     let (patch, made) = match written {
         Ok(written) => written,
         Err(error) => {
@@ -89,6 +93,7 @@ pub(super) fn step<N: Next>(
     };
     let left = blocks.iter().filter(|block| !block.is_new && !matches!(block.told, Coded::Same));
     let left = left.map(|block| block.index).collect();
+    WORKERS.put_back(workers, options.block_bytes);
     Ok(Step { patch, made, left })
 }
 

@@ -272,6 +272,11 @@ impl Controller {
         controller
     }
 
+    /// From now on, the lanes together may send so many bytes a second.
+    pub fn allow(&mut self, bytes_per_s: Option<f64>) {
+        self.link.allow(bytes_per_s);
+    }
+
     /// A transfer begins: the time since the last one tells nothing of the link.
     pub fn resume(&mut self) {
         self.link.resume();
@@ -539,7 +544,7 @@ impl Controller {
         };
         let faster = Terms { rate: rate * FASTER, backlog_s: backlog_s / FASTER, ..terms };
         Decision {
-            tells: backlog_s <= IDLE * even_s && self.cheapest(&faster) != best,
+            tells: self.link.idles(rate, backlog_s, IDLE * even_s) && self.cheapest(&faster) != best,
             ..decide(best, reason)
         }
     }

@@ -15,6 +15,9 @@ const EXPLAINED: f64 = 4.0;
 /// How long a block must be under way for the link to have a queue: so many times the least, and this much.
 const QUEUED_TIMES: f64 = 2.0;
 const QUEUED_S: f64 = 0.006;
+/// What is under way without waiting for the link, while lanes are kept waiting: what the link takes in so many times
+/// the least that answers took.
+const ANSWERED_TIMES: f64 = 1.2;
 /// By which share the estimate grows by itself with a block while the link keeps nobody waiting: right after it did,
 /// how much more with each block since, and at most, as before it ever did.
 const GROWTH: f64 = 0.04;
@@ -99,6 +102,18 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// What is allowed on it is another from now on. How fast it is beyond what was allowed nobody has seen.
+    pub(super) fn allow(&mut self, bytes_per_s: Option<f64>) {
+        let bytes_per_s = bytes_per_s.map(|rate| rate.max(1.0));
+        let allowed = bytes_per_s.unwrap_or(f64::INFINITY);
+        if allowed > self.allowed {
+            (self.rate, self.is_confirmed) = (bytes_per_s, bytes_per_s.is_some());
+            self.bound = f64::INFINITY;
+        }
+        self.rate = self.rate.map(|rate| rate.min(allowed));
+        self.allowed = allowed;
+    }
+
     pub(super) fn new(settings: &Settings, first_rate: f64) -> Link {
         let (lanes, allowed) = (settings.lanes, settings.limit_bytes_per_s.map(|rate| rate.max(1.0)));
         Link {
@@ -186,6 +201,13 @@ impl Link {
         (self.queued + self.pending) / rate
     }
 
+    /// Whether the link has less than `most_s` seconds of work: of what waits for it, or where the receiver takes
+    /// processors from this side, of what is about to as well.
+    pub(super) fn idles(&self, rate: f64, backlog_s: f64, most_s: f64) -> bool {
+        let before_s = if self.is_local { backlog_s } else { self.queued / rate };
+        before_s.min(backlog_s) <= most_s
+    }
+
     /// Bytes under way or about to be, if they tell how fast the link is once they are acknowledged, and since when.
     pub(super) fn telling(&self) -> Option<(f64, f64)> {
         let bytes = self.in_flight + self.pending;
@@ -197,8 +219,17 @@ impl Link {
         let passed_s = (at_s - self.queued_at_s).max(0.0);
         self.queued_at_s = self.queued_at_s.max(at_s);
         let left = self.queued - self.rate.unwrap_or(0.0) * passed_s;
-        let late = if self.contention() > CONTENDED { 0.0 } else { self.late };
-        self.queued = left.max(late).clamp(0.0, self.in_flight);
+        let is_contended = self.contention() > CONTENDED;
+        let late = if is_contended { 0.0 } else { self.late };
+        // Lanes that are kept waiting say that the link works on all that is under way but what answers take.
+        let waits = self.blocked_share() > if is_contended { CERTAIN } else { BLOCKED };
+        let held = match self.rate {
+            Some(rate) if waits && self.least_latency_s.is_finite() => {
+                self.in_flight - ANSWERED_TIMES * self.least_latency_s * rate
+            }
+            _ => 0.0,
+        };
+        self.queued = left.max(late).max(held).clamp(0.0, self.in_flight);
     }
 
     /// How long blocks are under way at most where the link has no queue.
@@ -240,9 +271,13 @@ impl Link {
         if !waits && (is_contended || self.late == 0.0) {
             return false;
         }
-        // The receiver on this machine may be slow for want of the processors that this side uses.
-        let is_starved = self.is_local && is_contended;
-        !is_starved || self.seen() * EXPLAINED * self.receiver_s < 1.0
+        !self.is_receiver_starved()
+    }
+
+    /// Whether a receiver on this machine may be slow for want of the processors that this side uses.
+    fn is_receiver_starved(&self) -> bool {
+        let shares = self.is_local && self.contention() > CONTENDED;
+        shares && self.seen() * EXPLAINED * self.receiver_s >= 1.0
     }
 
     /// Takes note of a block that was written; `grows` if a faster link could make a difference, and a receiver on this
@@ -319,6 +354,7 @@ impl Link {
             self.is_confirmed |= since_s > CERTAIN_ANSWERS * FIRST_ANSWER_S;
             return between;
         };
+        let rate = if self.is_receiver_starved() { rate } else { rate.min(self.bound) };
         // Whatever else it carried, it carried this block while it was under way.
         let [.., open, unknown] = MOST_BEYOND;
         let most = if self.is_confirmed { open } else { unknown } * self.most_seen;

@@ -1,7 +1,6 @@
 //! The lanes of one session of a side that fetches, and the threads that make them.
 
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dwcp_proto::frame::ErrorCode;
@@ -10,16 +9,28 @@ use super::FetchOptions;
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::dial::{Dialled, Plan, WORTHWHILE, backoff, open_lane};
 use crate::error::NetError;
+use crate::lanes::{self, Dialling, Flow, LaneChange, LaneRange, TICK};
 use crate::receive::{self, Names, ReceiveOptions, ReceiveSession, Session};
 use crate::report::{Event, Observer};
 use crate::transport::wake_pair;
 
+/// How often a thread without a lane looks around if nobody calls it.
+const SLICE: Duration = CANCEL_SLICE.saturating_mul(4);
+
+/// What the threads of lanes need.
+pub(super) struct Fetching {
+    plan: Arc<Plan>,
+    session: Arc<Session>,
+    /// Stops the making of lanes.
+    stop: Cancel,
+    /// The lane that has opened the session, until its thread takes it.
+    first: Mutex<Option<Dialled>>,
+}
+
 /// A session, and a thread for each of its lanes.
 pub(super) struct Crew {
     pub(super) receiver: ReceiveSession,
-    workers: Mutex<Vec<JoinHandle<()>>>,
-    /// Stops the making of lanes.
-    stop: Cancel,
+    pub(super) threads: Arc<lanes::Crew<Fetching>>,
 }
 
 impl Crew {
@@ -35,7 +46,9 @@ impl Crew {
         let transport = first.lane.transport();
         let (peer, owner) = (transport.peer_addr(), transport.peer_fingerprint());
         let names = Names { id: first.welcome.session, key: first.welcome.join_key, owner, peer };
-        let lanes = options.lanes.min(first.welcome.max_lanes);
+        let most = first.welcome.max_lanes;
+        let range = options.adaptive.filter(|_| first.is_far());
+        let range = range.map(|range| LaneRange { most: range.most.min(most), ..range });
         let receiving = ReceiveOptions {
             limits: options.limits,
             dictionaries: Arc::clone(&options.dictionaries),
@@ -45,26 +58,11 @@ impl Crew {
         let patience = Some(options.reconnect_for);
         let session = Session::new(names, receiving, patience, halt, Arc::clone(observer), Arc::default());
         let session = Arc::new(session);
-        let crew = Crew {
-            receiver: ReceiveSession::new(Arc::clone(&session)),
-            workers: Mutex::default(),
-            stop: stop.clone(),
-        };
-        let mut first = Some(first);
-        for number in 0..lanes {
-            let (plan, session, first) = (Arc::clone(plan), Arc::clone(&session), first.take());
-            let stop = stop.clone();
-            let worker = std::thread::Builder::new()
-                .name(format!("dwcp-fetch-{number}"))
-                .spawn(move || run(&plan, &session, &stop, number, first))
-                .map_err(|source| NetError::Io {
-                    action: "start a thread for",
-                    addr: peer.to_string(),
-                    source,
-                })?;
-            lock(&crew.workers).push(worker);
-        }
-        Ok(crew)
+        lock(&session.state).want(options.lanes.min(most));
+        // Ends the session if there are no threads to be had.
+        let receiver = ReceiveSession::new(Arc::clone(&session));
+        let side = Fetching { plan: Arc::clone(plan), session, stop, first: Mutex::new(Some(first)) };
+        Ok(Crew { receiver, threads: lanes::Crew::start(side, range)? })
     }
 
     pub(super) fn session(&self) -> &Session {
@@ -106,16 +104,53 @@ impl Drop for Crew {
     fn drop(&mut self) {
         self.receiver.close();
         // Whoever makes a lane still, or waits in order to, is not needed any more.
-        self.stop.cancel();
+        self.threads.side.stop.cancel();
         self.halt();
-        for worker in std::mem::take(&mut *lock(&self.workers)) {
-            // A worker that panicked has nothing more to say.
-            let _ = worker.join();
-        }
+        self.threads.join();
     }
 }
 
-/// Runs lane `number` until the session is over.
+impl Dialling for Fetching {
+    const NAME: &'static str = "fetch";
+    const RECEIVES: bool = true;
+
+    fn run(&self, number: u16) {
+        let first = if number == 0 { lock(&self.first).take() } else { None };
+        run(&self.plan, &self.session, &self.stop, number, first);
+    }
+
+    fn wanted(&self) -> u16 {
+        lock(&self.session.state).wanted
+    }
+
+    fn want(&self, lanes: u16) {
+        lock(&self.session.state).want(lanes);
+    }
+
+    fn note(&self, changes: &[LaneChange]) {
+        lock(&self.session.state).lane_changes = changes.to_vec();
+    }
+
+    fn await_flow(&self) -> Option<Flow> {
+        let mut state = lock(&self.session.state);
+        loop {
+            if state.is_over() || self.stop.is_cancelled() {
+                return None;
+            }
+            if let Some(flow) = state.flow() {
+                return Some(flow);
+            }
+            let patience = if state.transfer.is_some() { TICK } else { SLICE };
+            state = wait(&self.session.changed, state, patience);
+        }
+    }
+
+    fn stop(&self) -> &Cancel {
+        &self.stop
+    }
+}
+
+/// Runs lane `number` until the session is over, or the lane is not wanted any more.
 fn run(plan: &Plan, session: &Session, stop: &Cancel, number: u16, first: Option<Dialled>) {
     let mut ready = first;
     let mut attempts = 0;
@@ -147,7 +182,7 @@ fn run(plan: &Plan, session: &Session, stop: &Cancel, number: u16, first: Option
     }
 }
 
-/// Makes a lane once it is needed; none when the session is over.
+/// Makes a lane once it is needed; none when the session is over, or it is not wanted any more.
 fn make_lane(
     plan: &Plan,
     session: &Session,
@@ -188,11 +223,9 @@ fn make_lane(
 }
 
 fn await_need(session: &Session, stop: &Cancel, number: u16) -> Option<()> {
-    /// How often a thread without a lane looks around if nobody calls it.
-    const SLICE: Duration = CANCEL_SLICE.saturating_mul(4);
     let mut state = lock(&session.state);
     loop {
-        if state.is_over() || stop.is_cancelled() {
+        if state.is_over() || stop.is_cancelled() || number >= state.wanted {
             return None;
         }
         if state.needs_lane(number) {

@@ -2,6 +2,7 @@
 
 mod crew;
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
@@ -9,14 +10,16 @@ use std::time::{Duration, Instant};
 use dwcp_codec::Dictionary;
 use dwcp_proto::Limits;
 use dwcp_proto::frame::Takes;
-use dwcp_proto::limits::{MAX_LANES, MAX_REQUEST};
+use dwcp_proto::limits::MAX_REQUEST;
 use dwcp_store::Sink;
 
 use crate::cancel::{Cancel, lock};
 use crate::dial::{DialOptions, Dialled, Plan, WORTHWHILE, backoff, first_failure, open_lane};
 use crate::error::NetError;
+use crate::lanes::LaneRange;
 use crate::report::{Event, Observer, Progress, ReceiveReport};
 use crate::security::DialSecurity;
+use crate::send::check_lanes;
 use crew::Crew;
 
 /// How a side that fetches works.
@@ -24,6 +27,8 @@ use crew::Crew;
 pub struct FetchOptions {
     /// Connections to use, as far as the listener allows and there are blocks for them.
     pub lanes: u16,
+    /// With this, and a listener that is far, the number is found while data flows, between these.
+    pub adaptive: Option<LaneRange>,
     /// What the listener may send.
     pub limits: Limits,
     /// Dictionaries that the listener need not send.
@@ -36,18 +41,22 @@ pub struct FetchOptions {
     pub reconnect_for: Duration,
     /// How long a fetch may take altogether.
     pub total_timeout: Option<Duration>,
+    /// Addresses of this machine that lanes come from, as [`crate::SendOptions::local_addresses`].
+    pub local_addresses: Vec<IpAddr>,
 }
 
 impl Default for FetchOptions {
     fn default() -> FetchOptions {
         FetchOptions {
             lanes: 4,
+            adaptive: None,
             limits: Limits::default(),
             dictionaries: Arc::default(),
             idle_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             reconnect_for: Duration::from_secs(30),
             total_timeout: None,
+            local_addresses: Vec::new(),
         }
     }
 }
@@ -79,9 +88,7 @@ impl FetchSession {
         cancel: &Cancel,
         observer: Arc<dyn Observer>,
     ) -> Result<FetchSession, NetError> {
-        if options.lanes == 0 || options.lanes > MAX_LANES {
-            return Err(NetError::Option { name: "lanes", value: options.lanes.into(), range: "1 to 256" });
-        }
+        check_lanes(options.lanes, options.adaptive)?;
         let Limits { max_block, max_entries, max_object, max_dictionary, .. } = options.limits;
         let dialling = DialOptions {
             idle_timeout: options.idle_timeout,
@@ -90,6 +97,7 @@ impl FetchSession {
             max_block,
             fetches: Some(Takes { max_entries, max_object }),
             dictionaries: max_dictionary > 0,
+            local_addresses: options.local_addresses.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let cancel = cancel.child();
@@ -186,6 +194,12 @@ impl FetchSession {
     pub fn progress(&self) -> Progress {
         let crew = lock(&self.crew).clone();
         crew.map_or_else(Progress::default, |crew| crew.receiver.progress())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn want(&self, lanes: u16) {
+        let crew = lock(&self.crew).clone();
+        crew.unwrap().threads.want(lanes);
     }
 
     /// Says goodbye and ends every lane; a fetch that is under way fails. Dropping the session does the same.

@@ -275,7 +275,7 @@ fn greet(
                 max_object: *max_object,
                 max_dictionary: max_dictionary(hello.features),
             };
-            let limiter = shared.limiter.clone();
+            let limiter = Arc::clone(&shared.limiter);
             let served = Served::new(names, limits, serve.clone(), limiter, cancel, observer, registry);
             Known::Serves(Arc::new(served))
         }

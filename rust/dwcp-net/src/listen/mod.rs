@@ -60,7 +60,7 @@ struct Shared {
     observer: Arc<dyn Observer>,
     registry: Arc<Registry>,
     /// The rate of all peers together that are sent to.
-    limiter: Option<Arc<Limiter>>,
+    limiter: Arc<Limiter>,
     v1: Option<V1Gate>,
     waiting: Arc<WaitingRoom>,
     stopped: AtomicBool,
@@ -106,7 +106,7 @@ impl Listener {
             cancel: cancel.clone(),
             observer,
             registry: Arc::default(),
-            limiter: rate.map(|rate| Arc::new(Limiter::new(rate))),
+            limiter: Arc::new(Limiter::new(rate)),
             v1,
             waiting: Arc::default(),
             stopped: AtomicBool::new(false),
@@ -125,6 +125,12 @@ impl Listener {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Has all peers together be sent so many bytes a second at most from now on; 0 is taken for 1.
+    pub fn set_bandwidth_limit(&self, bytes_per_s: Option<u64>) {
+        self.shared.limiter.set_rate(bytes_per_s);
+        self.shared.registry.allow(bytes_per_s);
     }
 
     /// The next sender that was let in.

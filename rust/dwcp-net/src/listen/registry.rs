@@ -116,6 +116,15 @@ impl Registry {
         true
     }
 
+    /// What may be sent to all peers together is another from now on.
+    pub(crate) fn allow(&self, bytes_per_s: Option<u64>) {
+        for session in lock(&self.sessions).known.values() {
+            if let Known::Serves(served) = session {
+                served.allow(bytes_per_s);
+            }
+        }
+    }
+
     /// Offers a session to whoever accepts; ends it if nobody does any more.
     pub(crate) fn announce(&self, session: &Known) {
         let mut sessions = lock(&self.sessions);

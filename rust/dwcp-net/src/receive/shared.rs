@@ -14,6 +14,7 @@ use dwcp_store::Sink;
 use super::{CONFIRMATION, ReceiveOptions};
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::error::NetError;
+use crate::lanes::LaneChange;
 use crate::listen::Registry;
 use crate::report::{Observer, Progress, ReceiveReport, Tally};
 use crate::security::Fingerprint;
@@ -79,8 +80,12 @@ pub(crate) struct State {
     pub(super) asking: Option<Asking>,
     /// The sender ended the session or does not know it any more; what was asked for is to be asked for in another.
     pub(crate) forgotten: bool,
-    /// The sender has ended a lane in peace, as it does only when it leaves.
+    /// The last thing that the sender has said was goodbye, on some lane: it has left, if none is there.
     pub(super) goodbye: bool,
+    /// Lanes of which the number is not below this are given up in peace, and not made again, on the side that dials.
+    pub(crate) wanted: u16,
+    /// How that was changed in this transfer, if it may be.
+    pub(crate) lane_changes: Vec<LaneChange>,
 }
 
 /// Which side has made the session, and what it is called.
@@ -113,6 +118,8 @@ impl Session {
                 asking: patience.map(|_| Asking::default()),
                 forgotten: false,
                 goodbye: false,
+                wanted: u16::MAX,
+                lane_changes: Vec::new(),
                 session: ReceiverSession::new(options.limits).knowing(Arc::clone(&options.dictionaries)),
                 lanes: HashMap::new(),
                 next_lane: 0,
@@ -235,6 +242,39 @@ impl State {
         }
     }
 
+    /// The sender has said goodbye on a lane, or answered that of this side.
+    pub(super) fn part_with(&mut self, lane: LaneId, answers: bool) {
+        // It says goodbye to a lane on which COMMITTED was sent only when it has read it.
+        let read = |(told, _): &(LaneId, Instant)| *told == lane || !self.lanes.contains_key(told);
+        if self.unconfirmed.as_ref().is_some_and(read) {
+            self.unconfirmed = None;
+        }
+        self.goodbye = !answers;
+        self.detach(lane);
+    }
+
+    /// Whether a lane is one too many, on the side that dials.
+    pub(super) fn is_surplus(&self, lane: LaneId) -> bool {
+        self.transfer.is_some()
+            && self.lanes.len() > 1
+            && self.lanes.get(&lane).is_some_and(|handle| handle.number >= self.wanted)
+    }
+
+    /// Changes how many lanes there are to be, on the side that dials.
+    pub(crate) fn want(&mut self, lanes: u16) {
+        self.wanted = lanes;
+        self.wake_all();
+    }
+
+    /// The transfer whose blocks flow, by the moment of its beginning, and the lanes; none when so few blocks are
+    /// missing that more lanes would not help.
+    pub(crate) fn flow(&self) -> Option<(Instant, Vec<(LaneId, Closer)>)> {
+        let missing = self.session.missing_blocks();
+        let flows = self.prepared && self.transfer.is_some() && missing > 2 * u64::from(self.wanted);
+        let lanes = || self.lanes.iter().map(|(id, lane)| (*id, lane.closer.clone())).collect();
+        flows.then(|| (self.started, lanes()))
+    }
+
     /// Takes a lane away that the sender was never told of.
     pub(crate) fn withdraw(&mut self, lane: LaneId) {
         self.detach(lane);
@@ -331,6 +371,7 @@ impl State {
             nacks: progress.nacks,
             lanes_used: self.tally.lanes_used,
             lanes_lost: self.tally.lanes_lost,
+            lane_changes: std::mem::take(&mut self.lane_changes),
             integrity_failures: self.tally.integrity_failures,
             seconds: self.started.elapsed().as_secs_f64(),
             codec_mix: self.tally.codec_mix(),
@@ -354,6 +395,7 @@ impl State {
             wire_bytes: progress.body_bytes,
             lanes: self.lanes.len() as u32,
             blocks_resent: 0,
+            path: None,
         }
     }
 }

@@ -84,6 +84,11 @@ impl<'a> Worker<'a> {
                 return self.await_confirmation(lane);
             }
             self.ask(lane)?;
+            if !self.parted && lock(&self.session.state).is_surplus(self.id) {
+                // What is under way still comes, until the sender answers.
+                self.parted = true;
+                lane.send(&Frame::Close)?;
+            }
             if !lane.readable()? {
                 self.acknowledge(lane)?;
                 lane.wait(&self.wake)?;
@@ -93,6 +98,8 @@ impl<'a> Worker<'a> {
             let action = {
                 let mut state = lock(&self.session.state);
                 state.heard = Instant::now();
+                // Whoever leaves says goodbye on each lane, and nothing after it.
+                state.goodbye &= frame == Frame::KeepAlive;
                 state.session.receive(self.id, frame)?
             };
             match action {
@@ -422,11 +429,7 @@ impl<'a> Worker<'a> {
 
     /// The sender has ended this lane in peace. The end of the last one ends the session.
     fn closed(&self) {
-        let mut state = lock(&self.session.state);
-        // It only says goodbye when it has read everything, or wants nothing more.
-        state.unconfirmed = None;
-        state.goodbye = true;
-        state.detach(self.id);
+        lock(&self.session.state).part_with(self.id, self.parted);
     }
 
     fn count_cpu(&mut self) {

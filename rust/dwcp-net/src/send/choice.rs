@@ -57,7 +57,7 @@ pub(super) struct Selector {
     /// Times are told from here on.
     epoch: Instant,
     lanes: u16,
-    limit_bytes_per_s: Option<u64>,
+    limit_bytes_per_s: Mutex<Option<u64>>,
     controller: Mutex<Option<Controller>>,
     /// Something was acknowledged.
     answered: Condvar,
@@ -73,11 +73,20 @@ impl Selector {
             model: model.clone(),
             epoch: Instant::now(),
             lanes,
-            limit_bytes_per_s,
+            limit_bytes_per_s: Mutex::new(limit_bytes_per_s),
             controller: Mutex::default(),
             answered: Condvar::new(),
             transfer: AtomicU64::new(0),
         })
+    }
+
+    /// From now on, all lanes together may send so many bytes a second.
+    pub(super) fn allow(&self, limit_bytes_per_s: Option<u64>) {
+        let mut controller = lock(&self.controller);
+        *lock(&self.limit_bytes_per_s) = limit_bytes_per_s;
+        if let Some(controller) = controller.as_mut() {
+            controller.allow(limit_bytes_per_s.map(|rate| rate as f64));
+        }
     }
 
     /// A transfer begins; tells where things stand.
@@ -111,7 +120,7 @@ impl Selector {
                 // A busy machine takes its time to answer itself, and a listener that serves has not asked.
                 round_trip_s: if is_local { Some(0.0) } else { answer_time.map(|time| time.as_secs_f64()) },
                 is_local,
-                limit_bytes_per_s: self.limit_bytes_per_s.map(|rate| rate as f64),
+                limit_bytes_per_s: lock(&self.limit_bytes_per_s).map(|rate| rate as f64),
             };
             match slowness {
                 Some(slowness) => Controller::calibrated(settings, slowness),

@@ -1,11 +1,13 @@
 //! The sending side: dials lanes, feeds them blocks, and replaces what breaks.
 
 mod choice;
+mod lanes;
 mod shared;
+mod telemetry;
 mod worker;
 
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::net::IpAddr;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::{Codec, Dictionary};
@@ -16,15 +18,20 @@ use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
+use crate::congestion::Congestion;
 use crate::dial::{DialOptions, Plan, first_failure, open_lane};
 use crate::error::NetError;
+use crate::lanes::{Crew, LaneRange};
 use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
 use crate::security::DialSecurity;
 use choice::Selector;
 pub use choice::{CodecChoice, Selection};
+use lanes::Sending;
 use shared::Job;
+use shared::State;
 pub(crate) use shared::{Link, Shared, max_dictionary};
+use telemetry::look;
 pub(crate) use worker::work;
 
 /// How long [`SendSession::close`] lets lanes part in peace.
@@ -35,6 +42,8 @@ const PARTING: Duration = Duration::from_millis(1_500);
 pub struct SendOptions {
     /// Connections to use, as far as the receiver allows.
     pub lanes: u16,
+    /// With this, and a receiver that is far, the number is found while data flows, between these.
+    pub adaptive: Option<LaneRange>,
     /// The largest block that will be offered; a power of two from 64 KiB to 4 MiB.
     pub block_bytes: u32,
     /// How blocks are compressed where it helps.
@@ -52,16 +61,22 @@ pub struct SendOptions {
     pub total_timeout: Option<Duration>,
     /// Whether the receiver may use what it has as a base.
     pub base_allowed: bool,
-    /// The most that all lanes together send, in bytes a second.
+    /// The most that all lanes together send, in bytes a second, to begin with.
     pub bandwidth_limit: Option<u64>,
     /// The size of the sockets' buffers; the system tunes them itself otherwise.
     pub socket_buffer_bytes: Option<u32>,
+    /// Which congestion control the lanes use.
+    pub congestion: Congestion,
+    /// Addresses of this machine that lanes come from, in turn, at most 16; the system chooses if there is none. From an
+    /// address that does not work, others take its lanes over.
+    pub local_addresses: Vec<IpAddr>,
 }
 
 impl Default for SendOptions {
     fn default() -> SendOptions {
         SendOptions {
             lanes: 4,
+            adaptive: None,
             block_bytes: 1 << 20,
             codec: CodecChoice::Fixed(Codec::None),
             dictionary: None,
@@ -72,19 +87,20 @@ impl Default for SendOptions {
             base_allowed: true,
             bandwidth_limit: None,
             socket_buffer_bytes: None,
+            congestion: Congestion::Auto,
+            local_addresses: Vec::new(),
         }
     }
 }
 
 impl SendOptions {
     pub(crate) fn check(&self) -> Result<(), NetError> {
-        if self.lanes == 0 || self.lanes > MAX_LANES {
-            return Err(NetError::Option { name: "lanes", value: self.lanes.into(), range: "1 to 256" });
-        }
+        check_lanes(self.lanes, self.adaptive)?;
         if !self.block_bytes.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&self.block_bytes) {
             let range = "the powers of two from 65536 to 4194304";
             return Err(NetError::Option { name: "block_bytes", value: self.block_bytes.into(), range });
         }
+        self.congestion.check()?;
         let length = self.dictionary.as_ref().map_or(1, |dictionary| dictionary.bytes().len());
         if length > MAX_DICTIONARY {
             let (name, range) = ("dictionary", "1 to 1048552 bytes");
@@ -94,13 +110,24 @@ impl SendOptions {
     }
 }
 
+/// Whether there can be so many lanes.
+pub(crate) fn check_lanes(lanes: u16, adaptive: Option<LaneRange>) -> Result<(), NetError> {
+    let range = adaptive.unwrap_or(LaneRange { least: lanes, start: lanes, most: lanes });
+    for (name, value) in [("lanes", lanes), ("fewest lanes", range.least), ("most lanes", range.most)] {
+        if value == 0 || value > MAX_LANES {
+            return Err(NetError::Option { name, value: value.into(), range: "1 to 256" });
+        }
+    }
+    Ok(())
+}
+
 /// A connection to a receiver that carries transfers, one after the other.
 ///
 /// It survives the loss of lanes, and of the receiver's process if it comes back within the time that
 /// [`SendOptions::reconnect_for`] gives.
 pub struct SendSession {
     shared: Arc<Shared>,
-    workers: Mutex<Vec<JoinHandle<()>>>,
+    crew: Arc<Crew<Sending>>,
 }
 
 impl SendSession {
@@ -123,6 +150,7 @@ impl SendSession {
             max_block: options.block_bytes,
             fetches: None,
             dictionaries: options.dictionary.is_some(),
+            local_addresses: options.local_addresses.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let (cancel, halt) = (cancel.child(), Cancel::new());
@@ -130,25 +158,14 @@ impl SendSession {
         let first =
             open_lane(&plan, 0, None, (&cancel, &halt)).map_err(|error| first_failure(error, &cancel))?;
         observer.event(Event::SessionOpened { peer: first.lane.transport().peer_addr() });
-        let lanes = options.lanes;
-        let limiter = options.bandwidth_limit.map(|rate| Arc::new(Limiter::new(rate)));
+        let most = first.welcome.max_lanes;
+        let range = options.adaptive.filter(|_| first.is_far());
+        let range = range.map(|range| LaneRange { most: range.most.min(most), ..range });
+        let limiter = Arc::new(Limiter::new(options.bandwidth_limit));
         let link = Link::new(&first.welcome);
         let shared = Arc::new(Shared::new(options, limiter, (cancel, halt), observer, link, None));
-        let session = SendSession { shared: Arc::clone(&shared), workers: Mutex::default() };
-        let mut first = Some(first);
-        for number in 0..lanes {
-            let (shared, plan, first) = (Arc::clone(&shared), Arc::clone(&plan), first.take());
-            let worker = std::thread::Builder::new()
-                .name(format!("dwcp-send-{number}"))
-                .spawn(move || worker::run(&shared, &plan, number, first))
-                .map_err(|source| NetError::Io {
-                    action: "start a thread for",
-                    addr: address.to_owned(),
-                    source,
-                })?;
-            lock(&session.workers).push(worker);
-        }
-        Ok(session)
+        let crew = Crew::start(Sending::new(Arc::clone(&shared), plan, first), range)?;
+        Ok(SendSession { shared, crew })
     }
 
     /// Sends the state that `manifest` describes and `source` holds; comes back when the receiver has it in place.
@@ -165,18 +182,25 @@ impl SendSession {
         lock(&self.shared.state).progress()
     }
 
+    #[cfg(test)]
+    pub(crate) fn want(&self, lanes: u16) {
+        self.crew.want(lanes);
+    }
+
+    /// Has all lanes together send so many bytes a second at most from now on; 0 is taken for 1.
+    pub fn set_bandwidth_limit(&self, bytes_per_s: Option<u64>) {
+        self.shared.limiter.set_rate(bytes_per_s);
+        self.shared.allow(bytes_per_s);
+    }
+
     /// Says goodbye and ends every lane. Dropping the session does the same.
     pub fn close(&self) {
         let end = Instant::now() + self.shared.say_goodbye();
-        let workers = std::mem::take(&mut *lock(&self.workers));
-        while Instant::now() < end && !workers.iter().all(JoinHandle::is_finished) {
+        while Instant::now() < end && !self.crew.is_finished() {
             std::thread::sleep(Duration::from_millis(5));
         }
         self.shared.halt.cancel();
-        for worker in workers {
-            // A worker that panicked has nothing more to say.
-            let _ = worker.join();
-        }
+        self.crew.join();
     }
 }
 
@@ -219,13 +243,17 @@ impl Shared {
             // The transfer is good; only a later one has one base less to choose from.
             log::warn!("cannot remember what was sent: {error}");
         }
-        let round_trip = lock(&self.state).round_trip;
-        Ok(job.report(&committed, round_trip, self.selector.as_ref()))
+        let (round_trip, path) = {
+            let mut state = lock(&self.state);
+            (state.round_trip, state.telemetry.conclude())
+        };
+        Ok(SendReport { path, ..job.report(&committed, round_trip, self.selector.as_ref()) })
     }
 
     fn await_end(&self, started: Instant) -> Result<(Committed, Job), NetError> {
         let mut state = lock(&self.state);
         loop {
+            state = self.look_at_lanes(state);
             let lonely = state.is_lonely(self.options.reconnect_for);
             let late = self.options.total_timeout.filter(|limit| started.elapsed() >= *limit);
             let failure = if let Some((ended, job)) = state.take_ended() {
@@ -250,6 +278,26 @@ impl Shared {
             self.changed.notify_all();
             return Err(failure);
         }
+    }
+
+    /// What may be sent is another from now on, as whoever chooses how to compress has to know.
+    pub(crate) fn allow(&self, bytes_per_s: Option<u64>) {
+        if let Some(selector) = &self.selector {
+            selector.allow(bytes_per_s);
+        }
+    }
+
+    /// Takes note of what TCP tells of the lanes, if it is time to.
+    fn look_at_lanes<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let due = state.telemetry.due(Instant::now());
+        if due.is_empty() {
+            return state;
+        }
+        drop(state);
+        let sights = look(&due);
+        let mut state = lock(&self.state);
+        state.telemetry.take(sights);
+        state
     }
 
     /// Has every lane say goodbye, and tells how long to wait for that.

@@ -10,15 +10,17 @@ use dwcp_proto::fetch::Asked;
 use dwcp_proto::frame::{
     Committed, ErrorCode, ErrorFrame, FEATURE_DICTIONARY, Frame, Secret, SessionId, Welcome,
 };
-use dwcp_proto::limits::MAX_DICTIONARY;
+use dwcp_proto::limits::{MAX_DICTIONARY, MAX_LANES};
 use dwcp_proto::sender::{LaneId, SenderOptions, SenderProgress, SenderSession, Step};
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use super::SendOptions;
 use super::choice::Selector;
+use super::telemetry::Telemetry;
 use crate::cancel::Cancel;
 use crate::error::NetError;
+use crate::lanes::LaneChange;
 use crate::limiter::Limiter;
 use crate::listen::Registry;
 use crate::report::{Observer, Progress, SendReport, Tally};
@@ -38,7 +40,7 @@ pub(crate) struct Shared {
     /// Shuts the lanes, which may still have a last word to say when a transfer is stopped.
     pub(crate) halt: Cancel,
     pub(super) observer: Arc<dyn Observer>,
-    pub(super) limiter: Option<Arc<Limiter>>,
+    pub(super) limiter: Arc<Limiter>,
     /// Chooses how each block is compressed, if that is not fixed.
     pub(super) selector: Option<Selector>,
     /// Where those who accept wait, if the peer has dialled.
@@ -54,13 +56,13 @@ impl Shared {
     /// With a `registry` the peer has dialled, and asks for what it is sent.
     pub(crate) fn new(
         options: SendOptions,
-        limiter: Option<Arc<Limiter>>,
+        limiter: Arc<Limiter>,
         (cancel, halt): (Cancel, Cancel),
         observer: Arc<dyn Observer>,
         link: Link,
         registry: Option<Arc<Registry>>,
     ) -> Shared {
-        let selector = Selector::new(&options.codec, options.lanes, options.bandwidth_limit);
+        let selector = Selector::new(&options.codec, options.lanes, limiter.rate());
         Shared {
             limiter,
             selector,
@@ -80,12 +82,14 @@ impl Shared {
                 job: None,
                 lanes: HashMap::new(),
                 next_lane: 0,
+                wanted: if registry.is_some() { MAX_LANES } else { options.lanes },
                 lonely_since: Instant::now(),
                 progressed: false,
                 closing: false,
                 parting: None,
                 last_failure: None,
                 round_trip: None,
+                telemetry: Telemetry::default(),
             }),
             options,
             registry,
@@ -142,6 +146,8 @@ pub(super) struct Job {
     pub(super) ended: Option<Result<Committed, NetError>>,
     /// The counts of the session that ended it, and the tree digests.
     result: Option<(SenderProgress, Vec<Digest>)>,
+    /// How the number of lanes has changed, if it may.
+    pub(super) lane_changes: Vec<LaneChange>,
 }
 
 impl Job {
@@ -164,6 +170,7 @@ impl Job {
             tally: Tally::default(),
             ended: None,
             result: None,
+            lane_changes: Vec::new(),
         }
     }
 
@@ -197,11 +204,13 @@ impl Job {
             nacks: self.nacks_before + count(|progress| progress.nacks),
             lanes_used: self.tally.lanes_used,
             lanes_lost: self.tally.lanes_lost,
+            lane_changes: self.lane_changes.clone(),
             sessions: self.sessions,
             integrity_failures: self.tally.integrity_failures,
             seconds: self.started.elapsed().as_secs_f64(),
             codec_mix: self.tally.codec_mix(),
             rtt_ms: round_trip.map(|time| time.as_secs_f64() * 1e3),
+            path: None,
             cpu_seconds: self.tally.cpu.as_secs_f64(),
             selection: selector.zip(self.selected_before.as_ref()).map(|(it, before)| it.summary(before)),
         }
@@ -216,6 +225,8 @@ pub(super) struct LaneHandle {
     closer: Closer,
     /// Its peer has made another in its place.
     replaced: bool,
+    /// Its peer has said goodbye on it, and waits for the answer.
+    leaving: bool,
 }
 
 /// What changes.
@@ -226,7 +237,7 @@ pub(crate) struct State {
     pub(super) asked: Option<Asked>,
     /// What ended the session of a peer that dials while nothing was sent.
     pub(crate) broken: Option<NetError>,
-    /// The peer that dials has ended a lane in peace, as it does only when it leaves.
+    /// The last thing that the peer that dials has said was goodbye, on some lane: it has left, if none is there.
     pub(super) goodbye: bool,
     /// Counts sessions; a lane of an earlier one ends itself.
     pub(super) epoch: u64,
@@ -238,6 +249,8 @@ pub(crate) struct State {
     pub(super) job: Option<Job>,
     pub(super) lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
+    /// Lanes of which the number is not below this are given up in peace, and not made again.
+    pub(super) wanted: u16,
     /// Since when there is no lane, where there is none; lanes that brought nothing do not count.
     pub(super) lonely_since: Instant,
     /// A lane has lasted or the receiver has taken blocks since `lonely_since`.
@@ -247,6 +260,7 @@ pub(crate) struct State {
     parting: Option<ErrorFrame>,
     pub(super) last_failure: Option<NetError>,
     pub(super) round_trip: Option<Duration>,
+    pub(super) telemetry: Telemetry,
 }
 
 impl State {
@@ -267,6 +281,7 @@ impl State {
         if let Some(job) = &mut self.job {
             job.tally = Tally::on_lanes(self.lanes.len());
         }
+        self.telemetry.begin();
         self.wake_all();
     }
 
@@ -294,6 +309,7 @@ impl State {
         self.link = None;
         self.parting = parting;
         self.wake_all();
+        self.telemetry.leave_all();
         self.lanes.clear();
     }
 
@@ -410,7 +426,8 @@ impl State {
     pub(super) fn attach(&mut self, number: u16, waker: Waker, closer: Closer) -> LaneId {
         let lane = self.next_lane;
         self.next_lane += 1;
-        self.lanes.insert(lane, LaneHandle { number, waker, closer, replaced: false });
+        self.telemetry.watch(lane, closer.clone());
+        self.lanes.insert(lane, LaneHandle { number, waker, closer, replaced: false, leaving: false });
         if let Some(session) = &mut self.session {
             session.attach(lane);
         }
@@ -425,6 +442,7 @@ impl State {
         if self.epoch != epoch || self.lanes.remove(&lane).is_none() {
             return;
         }
+        self.telemetry.leave(lane);
         if let Some(session) = &mut self.session {
             session.detach(lane);
         }
@@ -446,12 +464,52 @@ impl State {
         if self.closing {
             return Turn::Stale(None);
         }
-        match &mut self.session {
-            Some(session) if self.job.as_ref().is_some_and(|job| job.ended.is_none()) => {
-                Turn::Step(session.next(lane))
+        let busy = self.busy();
+        let leaving = self.lanes.get(&lane).is_some_and(|handle| handle.leaving);
+        let Some(session) = self.session.as_mut().filter(|_| busy) else {
+            if leaving {
+                self.detach(lane, epoch);
+                return Turn::Leave;
             }
-            _ => Turn::Step(Step::Done),
+            return Turn::Step(Step::Done);
+        };
+        let rests = leaving || self.lanes.get(&lane).is_some_and(|handle| handle.number >= self.wanted);
+        session.rest(lane, rests);
+        match session.next(lane) {
+            Step::Wait if rests && session.may_leave(lane) && self.lanes.len() > 1 => {
+                self.detach(lane, epoch);
+                Turn::Leave
+            }
+            step => Turn::Step(step),
         }
+    }
+
+    /// The peer has said goodbye on a lane. Tells whether the answer has to wait until nothing is under way on it.
+    pub(super) fn part_with(&mut self, lane: LaneId, epoch: u64) -> bool {
+        // Only a peer that has dialled ends lanes in peace for good; the other makes them as it needs them.
+        if self.asked.is_none() || self.epoch != epoch {
+            return false;
+        }
+        self.goodbye = true;
+        if let Some(handle) = self.lanes.get_mut(&lane) {
+            handle.leaving = true;
+        }
+        self.busy()
+    }
+
+    /// Changes how many lanes there are to be.
+    pub(super) fn want(&mut self, lanes: u16) {
+        self.wanted = lanes;
+        self.wake_all();
+    }
+
+    /// The transfer whose blocks flow, by the moment of its beginning, and the lanes; none when so few blocks are
+    /// left that more lanes would not help.
+    pub(super) fn flow(&self) -> Option<(Instant, Vec<(LaneId, Closer)>)> {
+        let job = self.job.as_ref().filter(|job| job.ended.is_none())?;
+        let left = self.session.as_ref().map_or(0, SenderSession::blocks_left);
+        let lanes = || self.lanes.iter().map(|(id, lane)| (*id, lane.closer.clone())).collect();
+        (left > 2 * u64::from(self.wanted)).then(|| (job.started, lanes()))
     }
 
     /// Takes a frame of the receiver.
@@ -459,6 +517,8 @@ impl State {
         if self.epoch != epoch {
             return Ok(());
         }
+        // Whoever leaves says goodbye on each lane, and nothing after it.
+        self.goodbye &= frame == Frame::KeepAlive;
         let frame = match (frame, &mut self.asked) {
             (Frame::Fetch(fetch), Some(asked)) => {
                 asked.receive(fetch)?;
@@ -520,6 +580,7 @@ impl State {
             wire_bytes: job.wire_before + count(|progress| progress.sent_wire_bytes),
             lanes: self.lanes.len() as u32,
             blocks_resent: job.resent_before + count(|progress| progress.resent_blocks),
+            path: self.telemetry.now(),
         }
     }
 }
@@ -530,4 +591,6 @@ pub(super) enum Turn {
     Step(Step),
     /// Say this, or goodbye, and end: the session is over.
     Stale(Option<ErrorFrame>),
+    /// Say goodbye and end: the session goes on without this lane, which it does not know any more.
+    Leave,
 }

@@ -41,7 +41,7 @@ pub(super) fn run(shared: &Shared, plan: &Plan, number: u16, first: Option<Diall
     }
 }
 
-/// Makes a lane once there is work; none when the session is closed or the receiver wants no more lanes.
+/// Makes a lane once there is work; none when the session is closed, or this lane is not wanted any more.
 fn make_lane(shared: &Shared, plan: &Plan, number: u16, attempts: &mut u32) -> Option<(Dialled, u64)> {
     loop {
         let (epoch, link) = await_need(shared, number)?;
@@ -114,7 +114,7 @@ fn attempt_later(
 fn await_need(shared: &Shared, number: u16) -> Option<(u64, Option<Link>)> {
     let mut state = lock(&shared.state);
     loop {
-        if state.closing || shared.cancel.is_cancelled() {
+        if state.closing || shared.cancel.is_cancelled() || number >= state.wanted {
             return None;
         }
         if state.busy() {
@@ -159,6 +159,7 @@ pub(crate) fn work(
     answer_time: Option<Duration>,
 ) -> bool {
     let start = Instant::now();
+    let _seat = shared.limiter.seat();
     let (peer, local) = (lane.transport().peer_addr(), lane.transport().local_addr());
     shared.observer.event(Event::LaneUp { lane: id, peer });
     if let Some(selector) = &shared.selector {
@@ -174,8 +175,17 @@ pub(crate) fn work(
         block: Vec::new(),
         base: Vec::new(),
         worthwhile: false,
+        leaving: false,
     };
-    let end = guard(|| worker.serve(&mut lane));
+    let end = guard(|| {
+        lane.control(&shared.options.congestion)?;
+        worker.serve(&mut lane)
+    });
+    let end = match end {
+        // The peer has not waited for the answer to its goodbye.
+        Err(NetError::PeerClosed { .. } | NetError::Io { .. }) if worker.leaving => Ok(()),
+        end => end,
+    };
     let reason = end.as_ref().err().map(ToString::to_string);
     worker.worthwhile |= start.elapsed() >= WORTHWHILE;
     worker.part(&mut lane, end);
@@ -196,6 +206,8 @@ struct Worker<'a> {
     base: Vec<u8>,
     /// The receiver has taken blocks, or this side ended the lane.
     worthwhile: bool,
+    /// The peer has said goodbye on this lane.
+    leaving: bool,
 }
 
 impl Worker<'_> {
@@ -207,6 +219,10 @@ impl Worker<'_> {
             while lane.readable()? {
                 let (frame, _) = lane.recv()?;
                 if frame == Frame::Close {
+                    if lock(&self.shared.state).part_with(self.id, self.epoch) {
+                        self.leaving = true;
+                        continue;
+                    }
                     // The receiver learns that everything it had sent before was read.
                     lane.close();
                     return Ok(());
@@ -222,6 +238,11 @@ impl Worker<'_> {
             let turn = lock(&self.shared.state).turn(self.id, self.epoch, spent);
             match turn {
                 Turn::Stale(None) => {
+                    self.worthwhile = true;
+                    lane.close();
+                    return Ok(());
+                }
+                Turn::Leave => {
                     self.worthwhile = true;
                     lane.close();
                     return Ok(());
@@ -362,7 +383,7 @@ impl Worker<'_> {
             gauge.prepared(u64::from(task.raw_len), body.len() as u64);
         }
         if matches!(frame, Frame::Block(_)) {
-            lane.send_block(&frame, body, self.shared.limiter.as_deref(), &self.shared.halt)?;
+            lane.send_block(&frame, body, &self.shared.limiter, &self.shared.halt)?;
         } else {
             lane.send(&frame)?;
         }
@@ -388,8 +409,6 @@ impl Worker<'_> {
         }
         let Err(error) = end else {
             state.detach(self.id, self.epoch);
-            // Only a peer that has dialled ends lanes in peace for good; the other makes them as it needs them.
-            state.goodbye |= state.asked.is_some();
             return;
         };
         let altered = match &error {

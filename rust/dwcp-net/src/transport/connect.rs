@@ -13,22 +13,32 @@ use crate::error::NetError;
 use crate::security::split_address;
 
 /// Connects to `address` (`HOST:PORT`), trying every address that the name has, within `limit` altogether.
-/// Also tells how long the successful attempt took, which is about one round trip.
+/// The connection comes from the local address `from`, if one is given. Also tells how long the successful attempt took, which is about one round trip.
 pub(crate) fn dial(
     address: &str,
+    from: Option<IpAddr>,
     buffer_bytes: Option<u32>,
     limit: Duration,
     cancel: &Cancel,
 ) -> Result<(TcpStream, Duration), NetError> {
     let end = Instant::now() + limit;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    let addresses = resolve(address, end, limit, cancel)?;
+    let mut addresses = resolve(address, end, limit, cancel)?;
+    if let Some(from) = from {
+        addresses.retain(|target| target.is_ipv4() == from.is_ipv4());
+        if addresses.is_empty() {
+            let reason = "the peer has no address of its kind";
+            let source = io::Error::new(io::ErrorKind::AddrNotAvailable, reason);
+            return Err(NetError::LocalAddress { address: from, source });
+        }
+    }
     for (index, target) in addresses.iter().enumerate() {
         cancel.check()?;
         // What is left is shared by the addresses that are left, so that one dead address does not use it all.
         let left = end.saturating_duration_since(Instant::now()) / (addresses.len() - index) as u32;
         let start = Instant::now();
-        match attempt(*target, buffer_bytes, start + left, cancel) {
+        let socket = prepare(*target, from, buffer_bytes)?;
+        match attempt(socket, *target, start + left, cancel) {
             Ok(stream) => return Ok((stream, start.elapsed())),
             Err(error) => last = error,
         }
@@ -65,15 +75,27 @@ fn resolve(
     }
 }
 
-fn attempt(
-    target: SocketAddr,
-    buffer_bytes: Option<u32>,
-    end: Instant,
-    cancel: &Cancel,
-) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
-    set_buffers(&socket, buffer_bytes)?;
-    socket.set_nonblocking(true)?;
+/// A socket for a connection to `target` from `from`.
+fn prepare(target: SocketAddr, from: Option<IpAddr>, buffer_bytes: Option<u32>) -> Result<Socket, NetError> {
+    let make = || {
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+        set_buffers(&socket, buffer_bytes)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    let socket = make().map_err(|source| NetError::Io {
+        action: "make a socket for",
+        addr: target.to_string(),
+        source,
+    })?;
+    if let Some(address) = from {
+        let bound = socket.bind(&SocketAddr::new(address, 0).into());
+        bound.map_err(|source| NetError::LocalAddress { address, source })?;
+    }
+    Ok(socket)
+}
+
+fn attempt(socket: Socket, target: SocketAddr, end: Instant, cancel: &Cancel) -> io::Result<TcpStream> {
     match socket.connect(&target.into()) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => loop {

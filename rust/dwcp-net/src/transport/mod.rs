@@ -1,16 +1,23 @@
 //! A byte stream to a peer with deadlines: plain TCP or TLS over it, alike to everything above.
 
+mod congestion;
 mod connect;
+mod path;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod sockopt;
 mod tcp;
 mod tls;
 mod wake;
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub(crate) use congestion::{congestion_on_offer, try_congestion};
 pub(crate) use connect::{dial, set_buffers};
+pub use path::PathInfo;
 pub use tcp::TcpTransport;
 pub use tls::TlsTransport;
 pub(crate) use wake::{WakeReceiver, Waker, wake_pair};
@@ -85,9 +92,25 @@ pub trait Transport: Send {
 
     /// The address of the peer.
     fn peer_addr(&self) -> SocketAddr;
+
+    /// What the system's TCP has measured on the way to the peer; none where it tells nothing. Takes microseconds.
+    fn path(&self) -> Option<PathInfo>;
+
+    /// The congestion control that the system uses for what this side sends; none where it does not tell.
+    fn congestion(&self) -> Option<String>;
+
+    /// Asks the system for a congestion control by name; [`Transport::congestion`] tells what came of it.
+    ///
+    /// # Errors
+    /// What the system says; [`io::ErrorKind::NotFound`] when it has none of that name.
+    fn set_congestion(&mut self, name: &str) -> io::Result<()>;
+
+    /// Asks the system to send evenly, at no more than so many bytes a second, or as it likes. Where it cannot, bursts
+    /// are as they are.
+    fn set_pace(&mut self, bytes_per_s: Option<u64>);
 }
 
-/// Shuts a socket down from any thread.
+/// Shuts a socket down, or looks at it, from any thread.
 #[derive(Clone, Debug)]
 pub struct Closer(Arc<TcpStream>);
 
@@ -96,6 +119,23 @@ impl Closer {
     pub fn close(&self) {
         // It fails only on a socket that is closed already.
         let _ = self.0.shutdown(Shutdown::Both);
+    }
+
+    /// What the system's TCP has measured on the connection, as [`Transport::path`] tells it.
+    #[must_use]
+    pub fn path(&self) -> Option<PathInfo> {
+        PathInfo::of(self.0.as_fd())
+    }
+
+    /// The congestion control of the connection, as [`Transport::congestion`] tells it.
+    #[must_use]
+    pub fn congestion(&self) -> Option<String> {
+        congestion::congestion_of(&self.0)
+    }
+
+    /// How many bytes have come that nobody has read.
+    pub(crate) fn unread(&self) -> u64 {
+        rustix::io::ioctl_fionread(&*self.0).unwrap_or(0)
     }
 }
 

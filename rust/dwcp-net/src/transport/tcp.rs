@@ -1,13 +1,15 @@
 //! Plain TCP.
 
-use std::io::{IoSlice, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Closer, Failure, Patience, SOCKET_SLICE, Transport, WakeReceiver, sort};
+use super::congestion::{congestion_of, set_congestion};
+use super::{Closer, Failure, PathInfo, Patience, SOCKET_SLICE, Transport, WakeReceiver, sort};
 use crate::error::NetError;
 use crate::security::Fingerprint;
 
@@ -120,6 +122,16 @@ fn limit_unsent(_stream: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn pace(stream: &TcpStream, bytes_per_s: u64) -> io::Result<()> {
+    super::sockopt::set_max_pacing_rate(stream.as_fd(), bytes_per_s)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn pace(_stream: &TcpStream, _bytes_per_s: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
 impl Transport for TcpTransport {
     fn send(&mut self, parts: &[&[u8]], patience: Patience) -> Result<(), NetError> {
         match parts {
@@ -195,5 +207,23 @@ impl Transport for TcpTransport {
 
     fn peer_addr(&self) -> SocketAddr {
         self.peer
+    }
+
+    fn path(&self) -> Option<PathInfo> {
+        PathInfo::of(self.stream.as_fd())
+    }
+
+    fn congestion(&self) -> Option<String> {
+        congestion_of(&self.stream)
+    }
+
+    fn set_congestion(&mut self, name: &str) -> io::Result<()> {
+        set_congestion(&self.stream, name)
+    }
+
+    fn set_pace(&mut self, bytes_per_s: Option<u64>) {
+        if let Err(error) = pace(&self.stream, bytes_per_s.unwrap_or(u64::MAX)) {
+            log::debug!("the system does not pace what is sent: {error}");
+        }
     }
 }

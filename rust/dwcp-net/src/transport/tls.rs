@@ -1,5 +1,6 @@
 //! TLS 1.3 over TCP, through rustls' unbuffered interface: one buffer of records each way, as few copies as it allows.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
 use rustls::{AlertDescription, CertificateError, ClientConfig, CommonState, Error, ServerConfig};
 
-use super::{Closer, IO_BYTES, Patience, TcpTransport, Transport, WakeReceiver};
+use super::{Closer, IO_BYTES, PathInfo, Patience, TcpTransport, Transport, WakeReceiver};
 use crate::error::NetError;
 use crate::security::Fingerprint;
 
@@ -417,6 +418,22 @@ impl<R: Role> Transport for TlsTransport<R> {
 
     fn peer_addr(&self) -> SocketAddr {
         self.tcp.peer_addr()
+    }
+
+    fn path(&self) -> Option<PathInfo> {
+        self.tcp.path()
+    }
+
+    fn congestion(&self) -> Option<String> {
+        self.tcp.congestion()
+    }
+
+    fn set_congestion(&mut self, name: &str) -> io::Result<()> {
+        self.tcp.set_congestion(name)
+    }
+
+    fn set_pace(&mut self, bytes_per_s: Option<u64>) {
+        self.tcp.set_pace(bytes_per_s);
     }
 }
 

@@ -8,5 +8,6 @@ mod fetching;
 mod fetching_hostile;
 mod hostile;
 mod link;
+mod paths;
 mod support;
 mod transfer;

@@ -41,6 +41,8 @@ pub(super) struct Lane {
     /// BLOCK and SAME frames, since the lane was attached.
     pub(super) sent: u32,
     pub(super) acked: u32,
+    /// It is given no more blocks, while others are.
+    pub(super) rests: bool,
 }
 
 /// Counts what the receiver has taken.

@@ -4,6 +4,7 @@
 //! [`SenderSession::receive`]. Blocks are pulled: whichever lane asks gets the next one. Every SAME tells one block.
 
 mod lane;
+mod schedule;
 mod step;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,7 +18,7 @@ use lane::{Carried, InFlight, Lane, count_done};
 pub use step::{BlockTask, Resolution, SenderOptions, SenderPhase, SenderProgress, Step};
 
 use crate::blocks::{
-    Announced, Base, BlockIndex, BlockTable, DONE, HELD, KNOWN, PLAIN, REPLACES, STAGED, out_of_range,
+    Announced, BlockIndex, BlockTable, DONE, HELD, KNOWN, PLAIN, REPLACES, STAGED, out_of_range,
 };
 use crate::dictionary::Offered;
 use crate::error::SessionError;
@@ -360,66 +361,6 @@ impl SenderSession {
             Phase::Offering { lane: Some(lane), next_entry: Some(next) }
         };
         Step::Send(Frame::Manifest(part))
-    }
-
-    /// Every block was given out and looked at, so that all digests are known; some may still be under way, but none
-    /// that replaces a staged one, since the receiver would not wait for that.
-    fn all_resolved(&mut self) -> bool {
-        self.drop_done();
-        // A settled frame may be one of the last transfer.
-        let replaces = |frame: &InFlight| {
-            !frame.settled && self.table.has(frame.block, REPLACES) && !self.table.has(frame.block, DONE)
-        };
-        self.cursor >= self.table.manifest().total_blocks()
-            && self.again.is_empty()
-            && self.lanes.values().all(|state| state.tasks.is_empty())
-            && !self.lanes.values().any(|state| state.in_flight.iter().any(replaces))
-    }
-
-    fn drop_done(&mut self) {
-        while self.again.front().is_some_and(|block| self.table.has(*block, DONE)) {
-            self.again.pop_front();
-        }
-    }
-
-    /// The next block for a lane, if there is one and the lane has room.
-    fn next_block(&mut self, lane: LaneId) -> Option<Step> {
-        self.drop_done();
-        let state = self.lanes.get_mut(&lane)?;
-        let under_way = state.tasks.len() + state.in_flight.len();
-        if under_way >= self.options.max_unacked_frames as usize {
-            return None;
-        }
-        let queued = self.again.front().copied();
-        let block = queued.unwrap_or(self.cursor);
-        if block >= self.table.manifest().total_blocks() {
-            return None;
-        }
-        let (entry, offset, raw_len) = self.table.place(block);
-        if under_way > 0 && state.raw_bytes + u64::from(raw_len) > self.options.max_unacked_bytes {
-            return None;
-        }
-        match queued {
-            Some(_) => drop(self.again.pop_front()),
-            None => self.cursor += 1,
-        }
-        state.tasks.push(block);
-        state.raw_bytes += u64::from(raw_len);
-        let plain = self.table.has(block, PLAIN);
-        let candidate = match self.announced.bases[entry as usize] {
-            Base::Candidate(number) if !plain => Some(number),
-            _ => None,
-        };
-        Some(Step::Block(BlockTask {
-            entry,
-            offset,
-            raw_len,
-            held: self.table.has(block, HELD).then(|| self.table.digest(block)),
-            held_is_staged: self.table.has(block, STAGED),
-            candidate,
-            plain,
-            dictionary: self.dictionary.is_agreed(),
-        }))
     }
 
     fn next_telling(&mut self, lane: LaneId, first: u32) -> Step {

@@ -257,9 +257,9 @@ fn what_was_changed_in_place_before_a_damaged_block_is_changed_back() {
 
 #[test]
 fn block_against_a_base_that_ends_before_it_is_refused() {
-    // A runs block (5) of three bytes where the base has none.
+    // A sparse block (4) of three bytes where the base has none.
     let mut patch = encode(b"", b"end", &small()).unwrap();
-    patch[HEAD] = 5;
+    patch[HEAD] = 4;
     patch[HEAD + 4] = 2;
     patch.remove(HEAD + 24);
     seal(&mut patch, &[HEAD]);

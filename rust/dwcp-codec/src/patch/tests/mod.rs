@@ -205,3 +205,21 @@ fn options_outside_the_format_are_refused() {
     let refused = encode(b"old", b"new", &PatchOptions { width: Some(3), ..small() });
     assert_eq!(refused, Err(PatchError::Width { width: 3 }));
 }
+
+#[test]
+fn block_of_mostly_zeros_without_a_base_is_told_by_what_is_not() {
+    let mut new = vec![0; 3 * BLOCK - 5];
+    new[BLOCK + 100..BLOCK + 4_000].copy_from_slice(&noise(3, 3_900));
+    *new.last_mut().unwrap() = 1;
+    for old in [&[][..], &noise(4, BLOCK)] {
+        let patch = encode(old, &new, &small()).unwrap();
+        assert!(patch.len() < 4_300, "{}", patch.len());
+        let parsed = Patch::parse(&patch).unwrap();
+        let kinds: Vec<_> = parsed.entries().iter().map(|entry| entry.kind).collect();
+        let [fill, runs] = [BlockKind::Fill, BlockKind::Runs].map(EntryKind::Block);
+        assert_eq!(kinds, [fill, runs, runs]);
+        assert!(apply(&patch, old).unwrap() == new);
+        let mut place = Box::new_uninit_slice(new.len());
+        parsed.apply_to_new(old, &mut place, 1).unwrap();
+    }
+}

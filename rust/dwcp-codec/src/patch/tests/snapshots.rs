@@ -87,6 +87,9 @@ fn snapshot_changed_on_the_way_is_changed_back_if_its_patch_cannot_be_made() {
         assert_eq!(masked, Err(stop().unwrap_err()));
         assert_holds(&snapshot, &old);
     }
+    let made = snapshot.advance_masked(&new, Mask::Bytes(&mask), 1, go_on).unwrap();
+    assert!(made == held_with(&old, 2, false).advance(&new, 1, go_on).unwrap());
+    assert_holds(&snapshot, &new);
 }
 
 #[test]

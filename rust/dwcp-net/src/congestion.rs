@@ -1,0 +1,106 @@
+//! Which congestion control the system is asked to use for what a lane sends.
+
+use std::io;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::error::NetError;
+use crate::transport::{Transport, congestion_on_offer, try_congestion};
+
+/// The longest name that Linux has room for.
+const MAX_NAME: usize = 15;
+
+/// Whoever answers faster is near: there, what is lost is back before it is missed, and the system's own choice serves.
+const FAR: Duration = Duration::from_millis(10);
+
+/// What is asked for on paths that are far.
+const FAR_CHOICE: &str = "bbr";
+
+/// Which congestion control lanes use that send.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Congestion {
+    /// BBR where the kernel lets this process have it and the peer is not near; otherwise what the system uses.
+    #[default]
+    Auto,
+    /// What the system uses.
+    System,
+    /// This one.
+    Named(String),
+}
+
+impl FromStr for Congestion {
+    type Err = NetError;
+
+    fn from_str(text: &str) -> Result<Congestion, NetError> {
+        match text {
+            "auto" => Ok(Congestion::Auto),
+            "system" => Ok(Congestion::System),
+            name => {
+                let fits =
+                    |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
+                if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(fits) {
+                    return Err(refused(name));
+                }
+                Ok(Congestion::Named(name.to_owned()))
+            }
+        }
+    }
+}
+
+impl Congestion {
+    /// An error when the kernel does not let this process have what is asked for by name.
+    pub(crate) fn check(&self) -> Result<(), NetError> {
+        match self {
+            Congestion::Named(name) if !try_congestion(name) => Err(refused(name)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has a connection use it, before data flow.
+    pub(crate) fn apply(&self, transport: &mut dyn Transport) -> Result<(), NetError> {
+        match self {
+            Congestion::System => Ok(()),
+            Congestion::Auto => {
+                let path = transport.path();
+                let near = path.and_then(|path| path.min_rtt).is_some_and(|time| time < FAR);
+                if !near && let Err(error) = transport.set_congestion(FAR_CHOICE) {
+                    log::debug!(
+                        "the system's congestion control it is, {FAR_CHOICE} is not to be had: {error}"
+                    );
+                }
+                Ok(())
+            }
+            Congestion::Named(name) => match transport.set_congestion(name) {
+                // It is not believed but looked at.
+                Ok(()) if transport.congestion().as_ref() == Some(name) => Ok(()),
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    let addr = transport.peer_addr().to_string();
+                    Err(NetError::Io { action: "set the congestion control of", addr, source })
+                }
+                _ => Err(refused(name)),
+            },
+        }
+    }
+}
+
+fn refused(name: &str) -> NetError {
+    NetError::Congestion { name: name.to_owned(), offered: congestion_on_offer().join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_congestion_control_that_the_kernel_does_not_have_is_refused_with_what_it_has() {
+        let offered = congestion_on_offer();
+        for name in ["no_such", "", "UPPER", "far-too-long-a-name"] {
+            let refused = name.parse::<Congestion>().and_then(|named| named.check());
+            let told = refused.unwrap_err().to_string();
+            assert!(offered.iter().all(|one| told.contains(one.as_str())), "{told}");
+        }
+        for name in &offered {
+            assert!(name.parse::<Congestion>().and_then(|named| named.check()).is_ok(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The threads of the lanes of a side that dials, and the one that finds how many there are to be.
+
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::{LaneChange, LaneController, LaneRange, Survey};
+use crate::cancel::{Cancel, lock};
+use crate::error::NetError;
+use crate::transport::Closer;
+
+/// How often to look at the lanes.
+pub(crate) const TICK: Duration = Duration::from_millis(50);
+
+/// A transfer, by the moment of its beginning, and the lanes that its blocks flow on.
+pub(crate) type Flow = (Instant, Vec<(u32, Closer)>);
+
+/// What is the same of a side that dials, whichever way the state goes.
+pub(crate) trait Dialling: Send + Sync + 'static {
+    /// What the threads of lanes are called.
+    const NAME: &'static str;
+    /// Whether this side receives what lanes carry.
+    const RECEIVES: bool;
+
+    /// Runs a lane until the session is over, or the lane is not wanted any more.
+    fn run(&self, number: u16);
+
+    /// How many lanes there are to be.
+    fn wanted(&self) -> u16;
+
+    /// Changes that.
+    fn want(&self, lanes: u16);
+
+    /// Notes how it was changed in the transfer that is under way.
+    fn note(&self, changes: &[LaneChange]);
+
+    /// Waits until blocks flow; none once the session is over.
+    fn await_flow(&self) -> Option<Flow>;
+
+    /// Ends every wait.
+    fn stop(&self) -> &Cancel;
+}
+
+/// The threads of a session.
+pub(crate) struct Crew<D> {
+    pub(crate) side: Arc<D>,
+    /// By the number of the lane.
+    workers: Mutex<Vec<JoinHandle<()>>>,
+    pacer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl<D: Dialling> Crew<D> {
+    /// Puts lanes to work: as many as are wanted, or as are found to be best in `range`.
+    pub(crate) fn start(side: D, range: Option<LaneRange>) -> Result<Arc<Crew<D>>, NetError> {
+        let side = Arc::new(side);
+        let crew = Arc::new(Crew { side, workers: Mutex::default(), pacer: Mutex::default() });
+        let controller = range.map(LaneController::new);
+        if let Some(controller) = &controller {
+            crew.side.want(controller.wanted());
+        }
+        let started = crew.man().and_then(|()| {
+            let Some(controller) = controller else { return Ok(()) };
+            let pacing = Arc::clone(&crew);
+            let pacer = spawn("dwcp-lanes".to_owned(), move || pacing.pace(controller))?;
+            *lock(&crew.pacer) = Some(pacer);
+            Ok(())
+        });
+        if let Err(error) = started {
+            crew.side.stop().cancel();
+            crew.join();
+            return Err(error);
+        }
+        Ok(crew)
+    }
+
+    /// Starts a thread for each lane that is wanted and has none.
+    fn man(&self) -> Result<(), NetError> {
+        let mut workers = lock(&self.workers);
+        for number in 0..self.side.wanted() {
+            let known = workers.get(usize::from(number));
+            if known.is_some_and(|worker| !worker.is_finished()) {
+                continue;
+            }
+            let side = Arc::clone(&self.side);
+            let worker = spawn(format!("dwcp-{}-{number}", D::NAME), move || side.run(number))?;
+            match workers.get_mut(usize::from(number)) {
+                Some(ended) => *ended = worker,
+                None => workers.push(worker),
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes the number of lanes while blocks flow, until the session is over.
+    fn pace(&self, mut controller: LaneController) {
+        let epoch = Instant::now();
+        let mut survey = Survey::new(D::RECEIVES);
+        let mut transfer = None;
+        while let Some((started, lanes)) = self.side.await_flow() {
+            let at_s = epoch.elapsed().as_secs_f64();
+            if transfer.replace(started) != Some(started) {
+                controller.begin(at_s);
+                self.side.note(controller.history());
+            }
+            if let Some(sample) = survey.look(at_s, &lanes) {
+                controller.observe(&sample);
+            }
+            if self.side.wanted() != controller.wanted() {
+                self.side.want(controller.wanted());
+                self.side.note(controller.history());
+            }
+            if let Err(error) = self.man() {
+                log::debug!("a lane could not start: {error}");
+            }
+            if self.side.stop().sleep(TICK).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Changes how many lanes there are, and has those made that are missing.
+    #[cfg(test)]
+    pub(crate) fn want(&self, lanes: u16) {
+        self.side.want(lanes);
+        self.man().unwrap();
+    }
+
+    /// Whether no lane has a thread left.
+    pub(crate) fn is_finished(&self) -> bool {
+        lock(&self.workers).iter().all(JoinHandle::is_finished)
+    }
+
+    /// Waits for all threads, once the session is over.
+    pub(crate) fn join(&self) {
+        // A thread that panicked has nothing more to say. The pacer, which starts others, is waited for first.
+        let _ = lock(&self.pacer).take().map(JoinHandle::join);
+        for worker in std::mem::take(&mut *lock(&self.workers)) {
+            let _ = worker.join();
+        }
+    }
+}
+
+fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, NetError> {
+    let started = std::thread::Builder::new().name(name.clone()).spawn(work);
+    started.map_err(|source| NetError::Io { action: "start the thread", addr: name, source })
+}

@@ -1,0 +1,443 @@
+//! How many lanes a session uses, found while data flows.
+//!
+//! A lane that loses segments at random carries no more than its congestion control lets it, however much the link
+//! could: more lanes carry more, until the link is full. A link that is full shows it by the queue in front of it,
+//! which makes round trips longer; more lanes then only take from others. So the number is doubled while that brings
+//! more and the link is not full, taken back if it did not, and lowered while the link stays full with fewer. What was
+//! found is kept for longer each time that it is confirmed, and forgotten when the link shows to be another.
+//!
+//! The [`LaneController`] knows no clock and no sockets: it is given [`Sample`]s.
+
+mod crew;
+mod slots;
+mod survey;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use crew::{Crew, Dialling, Flow, TICK};
+pub(crate) use slots::Slots;
+use survey::Survey;
+
+/// A window of measurement lasts so many round trips, and at least so many seconds.
+const WINDOW_TRIPS: f64 = 4.0;
+const WINDOW_S: f64 = 0.3;
+/// What lanes that are new have to find their pace, or those that were given up to be gone from the queue.
+const SETTLE_TRIPS: f64 = 3.0;
+const SETTLE_S: f64 = 0.1;
+/// How long lanes that are wanted may take to be there.
+const PATIENCE_TRIPS: f64 = 10.0;
+const PATIENCE_S: f64 = 3.0;
+/// A round trip that is not known.
+const UNKNOWN_TRIP_S: f64 = 0.05;
+/// A round trip that is longer than the shortest by this share of it, and by this many seconds, has queued.
+const QUEUED: f64 = 0.12;
+const QUEUED_S: f64 = 0.003;
+/// The share of a window in which round trips have queued from which on the link is full, and below which it has room.
+const FULL: f64 = 0.9;
+const ROOM: f64 = 0.75;
+/// The share of the lanes that must have bytes waiting for the link; else it is something else that limits.
+const LINK_BOUND: f64 = 0.5;
+/// What more lanes have to bring to be kept.
+const GAIN: f64 = 0.05;
+/// What a doubling has to bring for the next step to be larger.
+const PROPORTIONAL: f64 = 0.6;
+/// What fewer lanes may cost.
+const COST: f64 = 0.04;
+/// The growth within a window that shows that lanes are still on their way up, and how often that is waited for.
+const GROWTH: f64 = 1.2;
+const EXTENSIONS: u32 = 2;
+/// How long what was found is kept, in seconds, at first and at most.
+const DWELL_S: f64 = 4.0;
+const MOST_DWELL_S: f64 = 64.0;
+/// A window that differs so much from what was measured before, and the next one too, shows another link.
+const SHIFT: f64 = 1.35;
+/// The weight of the newest window in the running mean.
+const WEIGHT: f64 = 0.25;
+/// Changes that are told of.
+const MOST_HISTORY: usize = 64;
+
+/// Between which numbers of lanes to choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaneRange {
+    /// As few as a link that stays full is left with.
+    pub least: u16,
+    /// To begin with.
+    pub start: u16,
+    /// As many as may be.
+    pub most: u16,
+}
+
+/// What was seen at a moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// The moment, in seconds since one of the driver's choice.
+    pub(crate) at_s: f64,
+    /// Bytes that all lanes together have delivered.
+    pub(crate) delivered: u64,
+    /// Lanes that are there, those that are being given up included.
+    pub(crate) lanes: u16,
+    /// The round trip now, and the shortest that was seen.
+    pub(crate) trip_s: Option<f64>,
+    pub(crate) shortest_trip_s: Option<f64>,
+    /// The share of the lanes that have something waiting for the link.
+    pub(crate) waiting: f64,
+}
+
+/// Why the number of lanes is what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaneReason {
+    /// To begin with.
+    Start,
+    /// The link has room: whether more lanes carry more is being tried.
+    Room,
+    /// More lanes did not carry more.
+    NoGain,
+    /// The link is full: whether fewer lanes fill it is being tried.
+    Full,
+    /// Fewer lanes carried less.
+    Loss,
+    /// The link has become free.
+    Freed,
+    /// No more lanes could be made.
+    Refused,
+}
+
+impl LaneReason {
+    /// How it reads.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            LaneReason::Start => "to begin with",
+            LaneReason::Room => "the link had room",
+            LaneReason::NoGain => "more lanes did not carry more",
+            LaneReason::Full => "the link was full",
+            LaneReason::Loss => "fewer lanes carried less",
+            LaneReason::Freed => "the link became free",
+            LaneReason::Refused => "no more lanes could be made",
+        }
+    }
+}
+
+/// A change of the number of lanes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LaneChange {
+    /// When, in seconds since the transfer began.
+    pub at_s: f64,
+    /// How many lanes are wanted from then on.
+    pub lanes: u16,
+    /// What all lanes together had delivered before, in bytes a second; 0 where nothing was measured yet.
+    pub bytes_per_s: f64,
+    /// Why.
+    pub reason: LaneReason,
+}
+
+/// What is being tried, and what there was before.
+#[derive(Clone, Copy, Debug)]
+struct Trial {
+    before: u16,
+    rate: f64,
+}
+
+/// Measurements since a moment.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    from_s: f64,
+    delivered: u64,
+    half: Option<(f64, u64)>,
+    samples: f64,
+    queued: f64,
+    waiting: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// Lanes come or go since a moment, and are all there since another.
+    Settling {
+        since_s: f64,
+        ready_s: Option<f64>,
+    },
+    Measuring(Window),
+}
+
+/// Finds the number of lanes for one session.
+#[derive(Debug)]
+pub(crate) struct LaneController {
+    range: LaneRange,
+    wanted: u16,
+    phase: Phase,
+    trial: Option<Trial>,
+    extensions: u32,
+    /// The running mean of the rate at the present number, and how many windows in a row were far from it.
+    rate: Option<f64>,
+    odd: u32,
+    /// Whether the link was full in the last window, and since when round trips have not queued.
+    full: bool,
+    clear_since_s: Option<f64>,
+    /// When more lanes may be tried again, and when fewer; and how long the next failure keeps from that.
+    rise_at_s: f64,
+    fall_at_s: f64,
+    rise_dwell_s: f64,
+    fall_dwell_s: f64,
+    factor: u16,
+    trip_s: f64,
+    began_s: Option<f64>,
+    history: Vec<LaneChange>,
+}
+
+impl LaneController {
+    pub(crate) fn new(range: LaneRange) -> LaneController {
+        let most = range.most.max(1);
+        let start = range.start.clamp(1, most);
+        let range = LaneRange { least: range.least.clamp(1, start), start, most };
+        LaneController {
+            range,
+            wanted: start,
+            phase: Phase::Settling { since_s: 0.0, ready_s: None },
+            trial: None,
+            extensions: 0,
+            rate: None,
+            odd: 0,
+            full: false,
+            clear_since_s: None,
+            rise_at_s: 0.0,
+            fall_at_s: 0.0,
+            rise_dwell_s: DWELL_S,
+            fall_dwell_s: DWELL_S,
+            factor: 2,
+            trip_s: UNKNOWN_TRIP_S,
+            began_s: None,
+            history: Vec::new(),
+        }
+    }
+
+    /// How many lanes there are to be.
+    pub(crate) fn wanted(&self) -> u16 {
+        self.wanted
+    }
+
+    /// A transfer begins at a moment, on the lanes that the last one has left.
+    pub(crate) fn begin(&mut self, at_s: f64) {
+        if let Some(trial) = self.trial.take() {
+            self.wanted = trial.before;
+        }
+        self.phase = Phase::Settling { since_s: at_s, ready_s: None };
+        (self.extensions, self.odd, self.clear_since_s) = (0, 0, None);
+        self.began_s = Some(at_s);
+        self.history =
+            vec![LaneChange { at_s: 0.0, lanes: self.wanted, bytes_per_s: 0.0, reason: LaneReason::Start }];
+    }
+
+    /// How the number of lanes has changed since the transfer began.
+    pub(crate) fn history(&self) -> &[LaneChange] {
+        &self.history
+    }
+
+    /// Takes what was seen. To be called every few hundredths of a second while data flows.
+    pub(crate) fn observe(&mut self, sample: &Sample) {
+        if self.began_s.is_none() {
+            self.begin(sample.at_s);
+        }
+        self.trip_s = sample.shortest_trip_s.or(sample.trip_s).unwrap_or(self.trip_s);
+        let queued = match (sample.trip_s, sample.shortest_trip_s) {
+            (Some(trip), Some(shortest)) => trip > shortest + (QUEUED * shortest).max(QUEUED_S),
+            _ => false,
+        };
+        if queued {
+            self.clear_since_s = None;
+        } else {
+            self.clear_since_s.get_or_insert(sample.at_s);
+        }
+        if self.is_freed(sample) {
+            self.rise(sample.at_s, self.rate.unwrap_or(0.0), LaneReason::Freed);
+            return;
+        }
+        match self.phase {
+            Phase::Settling { since_s, ready_s } => self.settle(sample, since_s, ready_s),
+            Phase::Measuring(window) => self.measure(sample, window, queued),
+        }
+    }
+
+    /// Whether a link that was full is not any more, which cannot wait for the end of a window.
+    fn is_freed(&self, sample: &Sample) -> bool {
+        let clear_s = self.clear_since_s.map_or(0.0, |since_s| sample.at_s - since_s);
+        self.full
+            && self.trial.is_none()
+            && sample.at_s >= self.rise_at_s
+            && clear_s >= (1.5 * self.trip_s).max(SETTLE_S)
+            && sample.waiting >= LINK_BOUND
+            && self.wanted < self.range.most
+    }
+
+    fn settle(&mut self, sample: &Sample, since_s: f64, ready_s: Option<f64>) {
+        let waited_s = sample.at_s - since_s;
+        let there = match self.trial {
+            Some(trial) if trial.before > self.wanted => sample.lanes <= self.wanted,
+            _ => sample.lanes >= self.wanted,
+        };
+        let late = waited_s >= (PATIENCE_TRIPS * self.trip_s).max(PATIENCE_S);
+        let ready_s = ready_s.or_else(|| (there || late).then_some(sample.at_s));
+        self.phase = Phase::Settling { since_s, ready_s };
+        let Some(ready_s) = ready_s else { return };
+        if sample.at_s - ready_s < (SETTLE_TRIPS * self.trip_s).max(SETTLE_S) {
+            return;
+        }
+        if let Some(trial) = self.trial.filter(|trial| trial.before < self.wanted)
+            && sample.lanes < self.wanted
+        {
+            // Whoever refuses lanes is not asked for more in this session.
+            self.range.most = sample.lanes.max(trial.before);
+            self.wanted = self.range.most;
+            self.trial = (self.wanted > trial.before).then_some(trial);
+            self.tell(sample.at_s, trial.rate, LaneReason::Refused);
+        }
+        self.open(sample);
+    }
+
+    fn open(&mut self, sample: &Sample) {
+        self.phase = Phase::Measuring(Window {
+            from_s: sample.at_s,
+            delivered: sample.delivered,
+            half: None,
+            samples: 0.0,
+            queued: 0.0,
+            waiting: 0.0,
+        });
+    }
+
+    fn measure(&mut self, sample: &Sample, mut window: Window, queued: bool) {
+        window.samples += 1.0;
+        window.queued += f64::from(u8::from(queued));
+        window.waiting += sample.waiting;
+        let length_s = (WINDOW_TRIPS * self.trip_s).max(WINDOW_S);
+        let elapsed_s = sample.at_s - window.from_s;
+        if window.half.is_none() && elapsed_s >= length_s / 2.0 {
+            window.half = Some((sample.at_s, sample.delivered));
+        }
+        self.phase = Phase::Measuring(window);
+        if elapsed_s < length_s {
+            return;
+        }
+        let rate_between = |from_s: f64, from: u64| {
+            sample.delivered.saturating_sub(from) as f64 / (sample.at_s - from_s).max(1e-6)
+        };
+        let rate = rate_between(window.from_s, window.delivered);
+        let grows = window.half.is_some_and(|(at_s, delivered)| {
+            let first = delivered.saturating_sub(window.delivered) as f64 / (at_s - window.from_s).max(1e-6);
+            rate_between(at_s, delivered) > GROWTH * first
+        });
+        let full = window.queued / window.samples;
+        let waiting = window.waiting / window.samples;
+        self.open(sample);
+        self.judge(sample.at_s, rate, full, waiting, grows);
+    }
+
+    /// Decides what a window means.
+    fn judge(&mut self, at_s: f64, rate: f64, full: f64, waiting: f64, grows: bool) {
+        self.full = full >= FULL;
+        let Some(trial) = self.trial else {
+            // Who is on the way up shows no rate to compare with.
+            if grows && self.rate.is_none() && self.extensions < EXTENSIONS && !self.full {
+                self.extensions += 1;
+                return;
+            }
+            self.stay(at_s, rate, full, waiting);
+            return;
+        };
+        if self.wanted > trial.before {
+            let gain = rate / trial.rate.max(1.0) - 1.0;
+            if gain < GAIN {
+                if self.extensions < EXTENSIONS && !self.full && (grows || gain > GAIN / 2.0) {
+                    self.extensions += 1;
+                    return;
+                }
+                self.rise_at_s = at_s + self.rise_dwell_s;
+                self.rise_dwell_s = (2.0 * self.rise_dwell_s).min(MOST_DWELL_S);
+                self.factor = 2;
+                self.back(at_s, trial, rate, LaneReason::NoGain);
+                return;
+            }
+            let share = f64::from(self.wanted) / f64::from(trial.before) - 1.0;
+            self.factor = if gain >= PROPORTIONAL * share && full < 1.0 - FULL { 4 } else { 2 };
+        } else if rate < (1.0 - COST) * trial.rate && !self.full {
+            self.fall_at_s = at_s + self.fall_dwell_s;
+            self.fall_dwell_s = (2.0 * self.fall_dwell_s).min(MOST_DWELL_S);
+            self.back(at_s, trial, rate, LaneReason::Loss);
+            return;
+        }
+        self.trial = None;
+        self.rate = None;
+        self.stay(at_s, rate, full, waiting);
+    }
+
+    /// Keeps the number, or begins to try another.
+    fn stay(&mut self, at_s: f64, rate: f64, full: f64, waiting: f64) {
+        self.note(rate, at_s);
+        if waiting < LINK_BOUND {
+            return;
+        }
+        let mean = self.rate.unwrap_or(rate);
+        if self.full && self.wanted > self.range.least && at_s >= self.fall_at_s {
+            let fewer = self.range.least.max(self.wanted / 2);
+            self.attempt(at_s, fewer, mean, LaneReason::Full);
+        } else if full < ROOM && self.wanted < self.range.most && at_s >= self.rise_at_s {
+            self.rise(at_s, mean, LaneReason::Room);
+        }
+    }
+
+    /// Follows the rate, and forgets what was found if it is another.
+    fn note(&mut self, rate: f64, at_s: f64) {
+        let Some(mean) = self.rate else {
+            self.rate = Some(rate);
+            return;
+        };
+        let odd = rate > SHIFT * mean || SHIFT * rate < mean;
+        self.odd = if odd { self.odd + 1 } else { 0 };
+        if self.odd >= 2 {
+            self.rate = Some(rate);
+            self.forget(at_s);
+        } else if !odd {
+            self.rate = Some(mean + WEIGHT * (rate - mean));
+        }
+    }
+
+    fn forget(&mut self, at_s: f64) {
+        self.odd = 0;
+        (self.rise_at_s, self.fall_at_s) = (at_s, at_s);
+        (self.rise_dwell_s, self.fall_dwell_s) = (DWELL_S, DWELL_S);
+        self.factor = 2;
+    }
+
+    fn rise(&mut self, at_s: f64, rate: f64, reason: LaneReason) {
+        let factor = if reason == LaneReason::Freed { 4 } else { self.factor };
+        let more = self.wanted.saturating_mul(factor).min(self.range.most);
+        self.attempt(at_s, more, rate, reason);
+    }
+
+    fn attempt(&mut self, at_s: f64, lanes: u16, rate: f64, reason: LaneReason) {
+        self.trial = Some(Trial { before: self.wanted, rate });
+        self.turn(at_s, lanes, rate, reason);
+    }
+
+    fn back(&mut self, at_s: f64, trial: Trial, rate: f64, reason: LaneReason) {
+        self.trial = None;
+        self.rate = Some(trial.rate);
+        self.turn(at_s, trial.before, rate, reason);
+    }
+
+    fn turn(&mut self, at_s: f64, lanes: u16, rate: f64, reason: LaneReason) {
+        self.wanted = lanes;
+        (self.extensions, self.full, self.clear_since_s) = (0, false, None);
+        self.phase = Phase::Settling { since_s: at_s, ready_s: None };
+        self.tell(at_s, rate, reason);
+    }
+
+    fn tell(&mut self, at_s: f64, bytes_per_s: f64, reason: LaneReason) {
+        if self.history.len() < MOST_HISTORY {
+            let at_s = at_s - self.began_s.unwrap_or(at_s);
+            self.history.push(LaneChange { at_s, lanes: self.wanted, bytes_per_s, reason });
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Lanes that are added and given up while blocks flow over real sockets.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use dwcp_proto::{Limits, Manifest};
+use dwcp_store::{MemorySink, MemorySource, Source};
+
+use crate::cancel::Cancel;
+use crate::fetch::{FetchOptions, FetchSession};
+use crate::listen::{Arrival, Listener};
+use crate::receive::ReceiveOptions;
+use crate::report::Unobserved;
+use crate::security::{DialSecurity, ListenSecurity};
+use crate::send::{SendOptions, SendSession};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The most lanes that there are.
+const LANES: u16 = 8;
+
+fn options() -> SendOptions {
+    // Slow enough for lanes to come and go meanwhile.
+    SendOptions {
+        lanes: LANES,
+        block_bytes: 65_536,
+        bandwidth_limit: Some(2_000_000),
+        ..SendOptions::default()
+    }
+}
+
+fn state() -> (Arc<Manifest>, Arc<dyn Source>) {
+    let bytes: Vec<u8> = (0..6_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let (manifest, source) =
+        MemorySource::new(vec![("a".to_owned(), Arc::new(bytes))], 65_536, &Limits::default()).unwrap();
+    (Arc::new(manifest), Arc::new(source))
+}
+
+fn listener(options: ReceiveOptions) -> Listener {
+    let observer = Arc::new(Unobserved);
+    Listener::bind("127.0.0.1:0", ListenSecurity::Insecure, options, &Cancel::new(), observer, None).unwrap()
+}
+
+fn await_that(what: &str, done: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn join<T>(thread: JoinHandle<T>) -> T {
+    await_that("a thread does not end", || thread.is_finished());
+    thread.join().unwrap()
+}
+
+/// Has lanes given up and made again; `lanes` counts them.
+fn vary(want: impl Fn(u16), lanes: impl Fn() -> u32) {
+    for count in [LANES, 2, 5, 1] {
+        want(count);
+        await_that("the number of lanes is not what is wanted", || lanes() == u32::from(count));
+    }
+}
+
+#[test]
+fn sender_gives_lanes_up_and_makes_them_again_at_no_cost() {
+    let listener = listener(ReceiveOptions::default());
+    let address = listener.local_addr().to_string();
+    let receiving = std::thread::spawn(move || {
+        let session = listener.accept(Some(PATIENCE)).unwrap();
+        let mut reports = Vec::new();
+        while let Some(report) = session.receive(Arc::new(MemorySink::new(1 << 24)), Some(PATIENCE)).unwrap()
+        {
+            reports.push(report);
+        }
+        reports
+    });
+    let session = SendSession::connect(
+        &address,
+        DialSecurity::Insecure,
+        options(),
+        &Cancel::new(),
+        Arc::new(Unobserved),
+    );
+    let session = Arc::new(session.unwrap());
+    for _ in 0..2 {
+        let sending = Arc::clone(&session);
+        let sent = std::thread::spawn(move || {
+            let (manifest, source) = state();
+            sending.send(manifest, source).unwrap()
+        });
+        vary(|count| session.want(count), || session.progress().lanes);
+        let sent = join(sent);
+        assert_eq!((sent.sessions, sent.lanes_lost, sent.blocks_resent, sent.blocks_sent), (1, 0, 0, 92));
+    }
+    session.close();
+    let received = join(receiving);
+    assert_eq!(received.len(), 2);
+    assert!(received.iter().all(|report| (report.lanes_lost, report.blocks_received) == (0, 92)));
+}
+
+#[test]
+fn side_that_fetches_gives_lanes_up_and_makes_them_again_at_no_cost() {
+    let listener =
+        listener(ReceiveOptions { senders: false, serve: Some(options()), ..ReceiveOptions::default() });
+    let address = listener.local_addr().to_string();
+    let serving = std::thread::spawn(move || {
+        let Arrival::Fetcher(session) = listener.accept_any(Some(PATIENCE)).unwrap() else {
+            return Vec::new();
+        };
+        let mut reports = Vec::new();
+        while session.next_request(Some(PATIENCE)).unwrap().is_some() {
+            let (manifest, source) = state();
+            reports.push(session.send(manifest, source).unwrap());
+        }
+        reports
+    });
+    let options = FetchOptions { lanes: LANES, ..FetchOptions::default() };
+    let session = FetchSession::connect(
+        &address,
+        DialSecurity::Insecure,
+        options,
+        &Cancel::new(),
+        Arc::new(Unobserved),
+    );
+    let session = Arc::new(session.unwrap());
+    for _ in 0..2 {
+        let fetching = Arc::clone(&session);
+        let received = std::thread::spawn(move || {
+            let sink: Arc<dyn dwcp_store::Sink> = Arc::new(MemorySink::new(1 << 24));
+            fetching.fetch(b"", &sink, Some(PATIENCE)).unwrap()
+        });
+        vary(|count| session.want(count), || session.progress().lanes);
+        let received = join(received);
+        assert_eq!((received.lanes_lost, received.blocks_received), (0, 92));
+    }
+    session.close();
+    let sent = join(serving);
+    assert_eq!(sent.len(), 2);
+    for report in sent {
+        assert_eq!((report.lanes_lost, report.blocks_resent, report.blocks_sent), (0, 0, 92));
+    }
+}

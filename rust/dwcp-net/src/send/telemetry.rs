@@ -1,0 +1,270 @@
+//! What TCP tells of the lanes while they send, and what that comes to for a transfer.
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+use dwcp_proto::sender::LaneId;
+
+use crate::report::{Limits, LivePath, PathReport};
+use crate::transport::{Closer, PathInfo};
+
+/// How often lanes are looked at.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// What was seen of a lane.
+pub(super) type Sight = (LaneId, Option<PathInfo>, Option<String>);
+
+/// A lane that is up.
+struct Watched {
+    closer: Closer,
+    since: Instant,
+    first: PathInfo,
+    last: PathInfo,
+}
+
+/// Looks at the lanes of a session, and sums up what it sees in the course of a transfer.
+#[derive(Default)]
+pub(super) struct Telemetry {
+    lanes: HashMap<LaneId, Watched>,
+    looked: Option<Instant>,
+    sums: Sums,
+}
+
+/// What was seen since the transfer began.
+#[derive(Clone, Default)]
+struct Sums {
+    sights: u32,
+    rtt: Duration,
+    deviation: Duration,
+    min_rtt: Option<Duration>,
+    rounds: u32,
+    cwnd_bytes: u64,
+    delivery_rate: Option<u64>,
+    congestion: BTreeSet<String>,
+    counts: Counts,
+}
+
+/// Counts of lanes, those that are gone included.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    time: Duration,
+    retransmitted_segments: u64,
+    sent_bytes: Option<u64>,
+    retransmitted_bytes: Option<u64>,
+    busy: Option<Duration>,
+    rwnd_limited: Option<Duration>,
+    sndbuf_limited: Option<Duration>,
+}
+
+impl Counts {
+    /// Adds what a lane has done between two looks.
+    fn add(&mut self, first: &PathInfo, last: &PathInfo, time: Duration) {
+        fn more<T>(sum: &mut Option<T>, grown: Option<T>)
+        where
+            T: Copy + Default + std::ops::Add<Output = T>,
+        {
+            *sum = grown.map(|grown| sum.unwrap_or_default() + grown).or(*sum);
+        }
+        let bytes = |read: fn(&PathInfo) -> Option<u64>| {
+            Some(read(last)?.saturating_sub(read(first).unwrap_or_default()))
+        };
+        let span = |read: fn(&PathInfo) -> Option<Duration>| {
+            Some(read(last)?.saturating_sub(read(first).unwrap_or_default()))
+        };
+        self.time += time;
+        self.retransmitted_segments +=
+            u64::from(last.retransmitted_segments.saturating_sub(first.retransmitted_segments));
+        more(&mut self.sent_bytes, bytes(|path| path.sent_bytes));
+        more(&mut self.retransmitted_bytes, bytes(|path| path.retransmitted_bytes));
+        more(&mut self.busy, span(|path| path.busy));
+        more(&mut self.rwnd_limited, span(|path| path.rwnd_limited));
+        more(&mut self.sndbuf_limited, span(|path| path.sndbuf_limited));
+    }
+
+    /// What held the lanes up, as shares of their time.
+    fn limits(&self) -> Option<Limits> {
+        let time = self.time.as_secs_f64();
+        let (busy, rwnd, sndbuf) = (self.busy?, self.rwnd_limited?, self.sndbuf_limited?);
+        if time <= 0.0 {
+            return None;
+        }
+        let share = |span: Duration| (span.as_secs_f64() / time).min(1.0);
+        let (busy, rwnd, sndbuf) = (share(busy), share(rwnd), share(sndbuf));
+        let cwnd = (busy - rwnd - sndbuf).max(0.0);
+        Some(Limits { cwnd, rwnd, sndbuf, application: 1.0 - busy })
+    }
+}
+
+impl Sums {
+    fn see(&mut self, path: &PathInfo) {
+        if let Some(rtt) = path.rtt {
+            self.sights += 1;
+            self.rtt += rtt;
+            self.deviation += path.rtt_deviation.unwrap_or_default();
+        }
+        self.min_rtt = self.min_rtt.into_iter().chain(path.min_rtt).min();
+    }
+
+    /// What all lanes had at one time.
+    fn round<'a>(&mut self, lanes: impl Iterator<Item = &'a PathInfo>) {
+        self.rounds += 1;
+        for path in lanes {
+            self.cwnd_bytes += path.cwnd_bytes;
+            self.delivery_rate =
+                path.delivery_rate.map(|rate| self.delivery_rate.unwrap_or(0) + rate).or(self.delivery_rate);
+        }
+    }
+}
+
+impl Telemetry {
+    /// A transfer begins on the lanes that are up.
+    pub(super) fn begin(&mut self) {
+        self.sums = Sums::default();
+        self.looked = Some(Instant::now());
+        let now = Instant::now();
+        for lane in self.lanes.values_mut() {
+            if let Some(path) = lane.closer.path() {
+                (lane.first, lane.last, lane.since) = (path, path, now);
+            }
+        }
+    }
+
+    /// A lane has come up.
+    pub(super) fn watch(&mut self, lane: LaneId, closer: Closer) {
+        let first = closer.path().unwrap_or_default();
+        self.lanes.insert(lane, Watched { closer, since: Instant::now(), first, last: first });
+    }
+
+    /// A lane has ended.
+    pub(super) fn leave(&mut self, lane: LaneId) {
+        if let Some(lane) = self.lanes.remove(&lane) {
+            let last = lane.closer.path().unwrap_or(lane.last);
+            self.sums.counts.add(&lane.first, &last, lane.since.elapsed());
+        }
+    }
+
+    /// All lanes have ended, or will soon.
+    pub(super) fn leave_all(&mut self) {
+        let lanes: Vec<LaneId> = self.lanes.keys().copied().collect();
+        lanes.into_iter().for_each(|lane| self.leave(lane));
+    }
+
+    /// The lanes to [`look`] at now, if it is time to.
+    pub(super) fn due(&mut self, now: Instant) -> Vec<(LaneId, Closer)> {
+        if self.looked.is_some_and(|last| now.saturating_duration_since(last) < INTERVAL) {
+            return Vec::new();
+        }
+        self.looked = Some(now);
+        self.lanes.iter().map(|(lane, watched)| (*lane, watched.closer.clone())).collect()
+    }
+
+    /// Takes what was seen.
+    pub(super) fn take(&mut self, sights: Vec<Sight>) {
+        for (lane, path, congestion) in sights {
+            self.sums.congestion.extend(congestion);
+            if let (Some(watched), Some(path)) = (self.lanes.get_mut(&lane), path) {
+                watched.last = path;
+                self.sums.see(&path);
+            }
+        }
+        self.sums.round(self.lanes.values().map(|lane| &lane.last));
+    }
+
+    /// What is known of the transfer by now; none where the system tells nothing.
+    pub(super) fn report(&self) -> Option<PathReport> {
+        let sums = &self.sums;
+        if sums.sights == 0 {
+            return None;
+        }
+        let counts = self.counts();
+        let millis = |time: Duration| time.as_secs_f64() * 1e3;
+        let rounds = u64::from(sums.rounds.max(1));
+        Some(PathReport {
+            rtt_ms: millis(sums.rtt / sums.sights),
+            min_rtt_ms: sums.min_rtt.map(millis),
+            jitter_ms: millis(sums.deviation / sums.sights),
+            retransmitted_segments: counts.retransmitted_segments,
+            sent_bytes: counts.sent_bytes,
+            retransmitted_bytes: counts.retransmitted_bytes,
+            cwnd_bytes: sums.cwnd_bytes / rounds,
+            delivery_bytes_per_s: sums.delivery_rate.map(|sum| sum / rounds),
+            limits: counts.limits(),
+            congestion: sums.congestion.iter().cloned().collect(),
+        })
+    }
+
+    /// What is known by now, together with what the lanes show at this moment: the transfer has ended.
+    pub(super) fn conclude(&mut self) -> Option<PathReport> {
+        self.looked = None;
+        let lanes = self.due(Instant::now());
+        self.take(look(&lanes));
+        self.report()
+    }
+
+    /// All lanes as they were last seen; none where the system tells nothing.
+    pub(super) fn now(&self) -> Option<LivePath> {
+        let rtts: Vec<Duration> = self.lanes.values().filter_map(|lane| lane.last.rtt).collect();
+        let rtt = rtts.iter().sum::<Duration>().checked_div(rtts.len() as u32)?;
+        let counts = self.counts();
+        let lanes = || self.lanes.values().map(|lane| &lane.last);
+        Some(LivePath {
+            rtt,
+            cwnd_bytes: lanes().map(|path| path.cwnd_bytes).sum(),
+            delivery_bytes_per_s: lanes().filter_map(|path| path.delivery_rate).sum(),
+            retransmitted_segments: counts.retransmitted_segments,
+        })
+    }
+
+    /// The counts of all lanes.
+    fn counts(&self) -> Counts {
+        let mut counts = self.sums.counts;
+        for lane in self.lanes.values() {
+            counts.add(&lane.first, &lane.last, lane.since.elapsed());
+        }
+        counts
+    }
+}
+
+/// Looks at lanes. The system makes whoever looks wait while another thread is in a call on the socket, so this is done
+/// without holding what the lanes need.
+pub(super) fn look(lanes: &[(LaneId, Closer)]) -> Vec<Sight> {
+    lanes.iter().map(|(lane, closer)| (*lane, closer.path(), closer.congestion())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(sent: u64, again: u64, busy_ms: u64, rwnd_ms: u64) -> PathInfo {
+        PathInfo {
+            sent_bytes: Some(sent),
+            retransmitted_bytes: Some(again),
+            busy: Some(Duration::from_millis(busy_ms)),
+            rwnd_limited: Some(Duration::from_millis(rwnd_ms)),
+            sndbuf_limited: Some(Duration::ZERO),
+            ..PathInfo::default()
+        }
+    }
+
+    #[test]
+    fn a_transfer_counts_only_what_lanes_did_in_its_time() {
+        let mut counts = Counts::default();
+        counts.add(&path(5_000, 100, 700, 0), &path(25_000, 300, 1_600, 600), Duration::from_secs(1));
+        // A lane that came later, and was not busy.
+        counts.add(&PathInfo::default(), &path(1_000, 0, 100, 0), Duration::from_secs(1));
+        assert_eq!((counts.sent_bytes, counts.retransmitted_bytes), (Some(21_000), Some(200)));
+        let limits = counts.limits().unwrap();
+        let shares = [limits.application, limits.rwnd, limits.cwnd, limits.sndbuf];
+        assert!(shares.iter().zip([0.5, 0.3, 0.2, 0.0]).all(|(share, good)| (share - good).abs() < 1e-9));
+        assert_eq!(limits.most(), "application");
+    }
+
+    #[test]
+    fn what_a_kernel_does_not_tell_stays_unknown() {
+        let mut counts = Counts::default();
+        let old = PathInfo { retransmitted_segments: 4, ..PathInfo::default() };
+        counts.add(&PathInfo::default(), &old, Duration::from_secs(1));
+        assert_eq!((counts.sent_bytes, counts.retransmitted_segments), (None, 4));
+        assert_eq!(counts.limits(), None);
+    }
+}
