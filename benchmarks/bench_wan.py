@@ -73,16 +73,14 @@ def claims_of(case: str, samples: Samples) -> Claims:
             what = f"steps: {name}, least second after the fall to 100 Mbps"
             found.append(harness.claim(what, least, UNCOLLAPSED, "the new rate"))
     elif case.startswith("two paths"):
-        shares = [
-            run["bound_s"] / run["facts"]["send_s"] if "send_s" in run["facts"] else 0.0
-            for run in samples["dwcp"]
-        ]
-        found.append(harness.claim(case, statistics.median(shares), OF_FLUID, "the fluid bound"))
+        share = median(samples, "dwcp", "of_bound")
+        found.append(harness.claim(case, share, OF_FLUID, "the fluid bound"))
     elif case == "fairness":
         for name in ("dwcp", "dwcp, only cubic", *wan_cases.POLITE):
             kept = median(samples, name, "kept")
+            least = KEPT_POLITE if name in wan_cases.POLITE else KEPT
             found.append(
-                harness.claim(f"fairness: one cubic flow beside {name}", kept, KEPT, "the whole link")
+                harness.claim(f"fairness: one cubic flow beside {name}", kept, least, "the whole link")
             )
     elif case == "sessions":
         one = median(samples, "1 sessions")

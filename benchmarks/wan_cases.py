@@ -221,11 +221,17 @@ def measure_paths(dying: int, samples: Samples, this: Round) -> None:
                 time.sleep(0.02)
             try:
                 out, _ = transfer.sender.communicate(timeout=PATIENCE * bound_s + FIRST_PATIENCE_S)
-                facts = json.loads(out.splitlines()[-1]) if out else {"error": "the sender failed"}
+                facts: dict[str, Any] = json.loads(out.splitlines()[-1]) if out else {"error": "failed"}
             except subprocess.TimeoutExpired:
                 facts = {"error": "stopped"}
-    goodput = 8e-6 * this.size / facts["send_s"] if "send_s" in facts else None
-    run = {"goodput_mbps": goodput, "bound_s": bound_s, "cut_at_bytes": arrived, "facts": facts}
+    sent_s = facts.get("send_s")
+    run = {
+        "goodput_mbps": 8e-6 * this.size / sent_s if sent_s else None,
+        "of_bound": bound_s / sent_s if sent_s else None,
+        "bound_s": bound_s,
+        "cut_at_bytes": arrived,
+        "facts": facts,
+    }
     samples.setdefault("dwcp", []).append(run)
 
 
