@@ -206,6 +206,7 @@ def least_after_fall(run: Mapping[str, Any]) -> float:
 def measure_paths(dying: int, samples: Samples, this: Round) -> None:
     """400 and 100 Mbps side by side; one dies when half has arrived."""
     rates = (400 * MBPS, 100 * MBPS)
+    bound_s = this.size / 2 * 8 / PAYLOAD_SHARE * (1 / sum(rates) + 1 / rates[1 - dying])
     shapes = [path(50, rate, seed=1 + 2 * this.turn + 10 * number) for number, rate in enumerate(rates)]
     with Lab(shapes, sysctls=SYSCTLS) as lab:
         addresses = [f"--local-address={lab.address(LEFT, number)}" for number in range(2)]
@@ -219,13 +220,18 @@ def measure_paths(dying: int, samples: Samples, this: Round) -> None:
                     break
                 time.sleep(0.02)
             try:
-                out, _ = transfer.sender.communicate(timeout=FIRST_PATIENCE_S)
-                facts = json.loads(out.splitlines()[-1])
-            except (subprocess.TimeoutExpired, IndexError, ValueError):
-                facts = {}
-    bound_s = this.size / 2 * 8 / PAYLOAD_SHARE * (1 / sum(rates) + 1 / rates[1 - dying])
-    goodput = 8e-6 * this.size / facts["send_s"] if "send_s" in facts else None
-    run = {"goodput_mbps": goodput, "bound_s": bound_s, "cut_at_bytes": arrived, "facts": facts}
+                out, _ = transfer.sender.communicate(timeout=PATIENCE * bound_s + FIRST_PATIENCE_S)
+                facts: dict[str, Any] = json.loads(out.splitlines()[-1]) if out else {"error": "failed"}
+            except subprocess.TimeoutExpired:
+                facts = {"error": "stopped"}
+    sent_s = facts.get("send_s")
+    run = {
+        "goodput_mbps": 8e-6 * this.size / sent_s if sent_s else None,
+        "of_bound": bound_s / sent_s if sent_s else None,
+        "bound_s": bound_s,
+        "cut_at_bytes": arrived,
+        "facts": facts,
+    }
     samples.setdefault("dwcp", []).append(run)
 
 
