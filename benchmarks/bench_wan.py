@@ -5,7 +5,7 @@ Contenders take turns, round after round, over the same link. A way of running i
 of the best of its congestion control in the first round is not run in later ones. Who takes three times as
 long as the best, or more than a minute, is stopped, and what the link carried until then counts. "dwcp" may
 choose among what the kernel offers, from the system's default; "dwcp, only cubic" is refused everything else.
-A full run takes about two hours; with `--resume` a run goes on where an earlier one ended.
+A full run takes two to three hours; with `--resume` a run goes on where an earlier one ended.
 """
 
 import argparse
@@ -73,13 +73,14 @@ def claims_of(case: str, samples: Samples) -> Claims:
             what = f"steps: {name}, least second after the fall to 100 Mbps"
             found.append(harness.claim(what, least, UNCOLLAPSED, "the new rate"))
     elif case.startswith("two paths"):
-        shares = [run["bound_s"] / run["facts"]["send_s"] if run["facts"] else 0.0 for run in samples["dwcp"]]
-        found.append(harness.claim(case, statistics.median(shares), OF_FLUID, "the fluid bound"))
+        share = median(samples, "dwcp", "of_bound")
+        found.append(harness.claim(case, share, OF_FLUID, "the fluid bound"))
     elif case == "fairness":
         for name in ("dwcp", "dwcp, only cubic", *wan_cases.POLITE):
             kept = median(samples, name, "kept")
+            least = KEPT_POLITE if name in wan_cases.POLITE else KEPT
             found.append(
-                harness.claim(f"fairness: one cubic flow beside {name}", kept, KEPT, "the whole link")
+                harness.claim(f"fairness: one cubic flow beside {name}", kept, least, "the whole link")
             )
     elif case == "sessions":
         one = median(samples, "1 sessions")

@@ -154,7 +154,16 @@ def measure_steps(samples: Samples, this: Round) -> None:
 
 
 def follow(lab: Lab, phase_s: float) -> list[tuple[float, float]]:
-    """Change the rate step by step; the bytes that had arrived at each time since the start."""
+    """Change the rate step by step once the link is in use; the bytes that had arrived at each time."""
+    deadline = time.monotonic() + FIRST_PATIENCE_S
+    wanted = STEP_MBPS[0] * MBPS / 8 * WINDOW_S / 2
+    before = lab.stats()["ab"]["delivered_bytes"]
+    while time.monotonic() < deadline:
+        time.sleep(WINDOW_S)
+        now_there = lab.stats()["ab"]["delivered_bytes"]
+        if now_there - before >= wanted:
+            break
+        before = now_there
     start = time.monotonic()
     curve = []
     for number, rate in enumerate(STEP_MBPS):
@@ -197,6 +206,7 @@ def least_after_fall(run: Mapping[str, Any]) -> float:
 def measure_paths(dying: int, samples: Samples, this: Round) -> None:
     """400 and 100 Mbps side by side; one dies when half has arrived."""
     rates = (400 * MBPS, 100 * MBPS)
+    bound_s = this.size / 2 * 8 / PAYLOAD_SHARE * (1 / sum(rates) + 1 / rates[1 - dying])
     shapes = [path(50, rate, seed=1 + 2 * this.turn + 10 * number) for number, rate in enumerate(rates)]
     with Lab(shapes, sysctls=SYSCTLS) as lab:
         addresses = [f"--local-address={lab.address(LEFT, number)}" for number in range(2)]
@@ -210,13 +220,18 @@ def measure_paths(dying: int, samples: Samples, this: Round) -> None:
                     break
                 time.sleep(0.02)
             try:
-                out, _ = transfer.sender.communicate(timeout=FIRST_PATIENCE_S)
-                facts = json.loads(out.splitlines()[-1])
-            except (subprocess.TimeoutExpired, IndexError, ValueError):
-                facts = {}
-    bound_s = this.size / 2 * 8 / PAYLOAD_SHARE * (1 / sum(rates) + 1 / rates[1 - dying])
-    goodput = 8e-6 * this.size / facts["send_s"] if "send_s" in facts else None
-    run = {"goodput_mbps": goodput, "bound_s": bound_s, "cut_at_bytes": arrived, "facts": facts}
+                out, _ = transfer.sender.communicate(timeout=PATIENCE * bound_s + FIRST_PATIENCE_S)
+                facts: dict[str, Any] = json.loads(out.splitlines()[-1]) if out else {"error": "failed"}
+            except subprocess.TimeoutExpired:
+                facts = {"error": "stopped"}
+    sent_s = facts.get("send_s")
+    run = {
+        "goodput_mbps": 8e-6 * this.size / sent_s if sent_s else None,
+        "of_bound": bound_s / sent_s if sent_s else None,
+        "bound_s": bound_s,
+        "cut_at_bytes": arrived,
+        "facts": facts,
+    }
     samples.setdefault("dwcp", []).append(run)
 
 
@@ -224,8 +239,8 @@ def measure_paths(dying: int, samples: Samples, this: Round) -> None:
 
 
 def measure_fairness(samples: Samples, this: Round) -> None:
-    """What does one cubic flow keep while a transfer runs beside it?"""
-    for name in harness.in_turn(["dwcp", "dwcp, only cubic", *POLITE], this.turn):
+    """What does one cubic flow keep beside a transfer, and what beside one flow of iperf3 with BBR?"""
+    for name in harness.in_turn(["dwcp", "dwcp, only cubic", *POLITE, "bbr x1"], this.turn):
         with Lab([path(50, RATE_BPS, seed=1 + 2 * this.turn)], sysctls=SYSCTLS) as lab:
             lab.start(RIGHT, ["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL)
             wait_for_port(lab, RIGHT, IPERF_PORT)
@@ -233,7 +248,10 @@ def measure_fairness(samples: Samples, this: Round) -> None:
             began = time.monotonic()
             flow = lab.start(LEFT, command, stdout=subprocess.PIPE, text=True)
             time.sleep(LEAD_S)
-            sample = with_congestion(lab, name, this.size, FIRST_PATIENCE_S)
+            if name == "bbr x1":
+                sample = iperf3(lab, "bbr", 1, this.size, FIRST_PATIENCE_S, port=IPERF_PORT + 1)
+            else:
+                sample = with_congestion(lab, name, this.size, FIRST_PATIENCE_S)
             end_s = time.monotonic() - began
             # `ip netns exec` has become iperf3, which tells what it has when interrupted.
             os.kill(flow.pid, signal.SIGINT)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, Self
 
@@ -25,6 +26,7 @@ from network.lab import LEFT, RIGHT, Lab, wait_for_port
 IPERF_PORT = 5201
 START_S = 60.0
 PEER_S = 900.0
+DIALLING = 16
 DATA = "bytes"
 # Of the bytes on the line, the part that is neither IP nor TCP header.
 PAYLOAD_SHARE = 1448 / 1500
@@ -71,13 +73,17 @@ class Carried:
         return Sample(None, None, time.monotonic() - self._began, False, {"error": why})
 
 
-def iperf3(lab: Lab, congestion: str, streams: int, size: int, patience_s: float) -> Sample:
+def iperf3(
+    lab: Lab, congestion: str, streams: int, size: int, patience_s: float, *, port: int = IPERF_PORT
+) -> Sample:
     """Send `size` bytes, all streams together; stopped after `patience_s` seconds."""
-    server = lab.start(RIGHT, ["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_port(lab, RIGHT, IPERF_PORT)
-    command = ["iperf3", "-c", lab.address(RIGHT), "-C", congestion, "-P", str(streams), "-n", str(size)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = lab.start(RIGHT, ["iperf3", "-s", "-1", "-p", str(port)], **quiet)
+    wait_for_port(lab, RIGHT, port)
+    command = ["iperf3", "-c", lab.address(RIGHT), "-p", str(port), "-J"]
+    command += ["-C", congestion, "-P", str(streams), "-n", str(size)]
     carried = Carried(lab)
-    client = lab.start(LEFT, [*command, "-J"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    client = lab.start(LEFT, command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         out, _ = client.communicate(timeout=patience_s)
     except subprocess.TimeoutExpired:
@@ -135,7 +141,8 @@ class Transfer:
         worker = [sys.executable, __file__]
         pipe: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         receive = [*worker, "receive", lab.address(RIGHT), share, str(sessions)]
-        self.receiver = lab.start(RIGHT, receive, **pipe)
+        # Its warnings are about peers that it turns away; what it fails at, the sender tells.
+        self.receiver = lab.start(RIGHT, receive, stderr=subprocess.DEVNULL, **pipe)
         pairing = line(self.receiver.stdout)["pairing"]
         send = [*worker, "send", pairing, share, str(sessions), *arguments]
         self.sender = lab.start(LEFT, send, **pipe)
@@ -178,7 +185,8 @@ def receive(address: str, share: int, sessions: int) -> None:
         except dwcp_fast.DwcpError as fault:
             faults.append(fault)
 
-    with dwcp_fast.listen(f"{address}:0", options=dwcp_fast.ReceiveOptions(sync=False)) as listener:
+    options = dwcp_fast.ReceiveOptions(sync=False, max_sessions=sessions)
+    with dwcp_fast.listen(f"{address}:0", options=options) as listener:
         tell(pairing=listener.pairing)
         threads = []
         for into in memory:
@@ -197,36 +205,39 @@ def send(pairing: str, share: int, sessions: int, options: dwcp_fast.SendOptions
     data = harness.incompressible(share)
     tell(ready=True)
     sys.stdin.readline()
-    times: list[tuple[float, float]] = []
     reports: list[dict[str, Any]] = []
+    ended: list[float] = []
     faults: list[BaseException] = []
-    start = time.perf_counter()
+    # A listener takes only so many at once that have not shown who they are.
+    dialling = threading.Semaphore(DIALLING)
+    connected = threading.Barrier(sessions + 1)
 
     def push() -> None:
         try:
-            with dwcp_fast.connect(pairing, options=options) as session:
-                connected = time.perf_counter()
+            with dialling:
+                session = dwcp_fast.connect(pairing, options=options)
+            with session:
+                connected.wait(START_S)
                 report = session.send({DATA: data})
-                times.append((connected, time.perf_counter()))
+                ended.append(time.perf_counter())
                 assert report.verified
                 reports.append(report.to_dict())
-        except dwcp_fast.DwcpError as fault:
+        except (dwcp_fast.DwcpError, threading.BrokenBarrierError) as fault:
             faults.append(fault)
+            connected.abort()
 
     threads = [threading.Thread(target=push) for _ in range(sessions)]
+    start = time.perf_counter()
     for thread in threads:
         thread.start()
+    with suppress(threading.BrokenBarrierError):
+        connected.wait(START_S)
+    began = time.perf_counter()
     for thread in threads:
         thread.join()
     if faults:
         raise SystemExit(f"sender: {len(faults)} of {sessions} sessions failed: {faults[0]}")
-    connected = min(when for when, _ in times)
-    tell(
-        connect_s=connected - start,
-        send_s=max(when for _, when in times) - connected,
-        mib=peak_mib(),
-        report=reports[0],
-    )
+    tell(connect_s=began - start, send_s=max(ended) - began, mib=peak_mib(), report=reports[0])
 
 
 def main() -> None:

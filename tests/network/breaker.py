@@ -4,6 +4,8 @@ import contextlib
 import socket
 import struct
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -50,6 +52,8 @@ class Breaker:
         """The lane with the byte at which everything was stopped."""
         self.flip_next = False
         """Alter one bit of the next piece."""
+        self.lag: Callable[[Lane], float] | None = None
+        """How long, in seconds, each piece of a lane is kept back."""
         self._stop_at: int | None = None
         self._held = False
         self._closed = False
@@ -139,6 +143,8 @@ class Breaker:
                 rest = memoryview(bytearray(data))
                 while rest and not lane.silent.is_set():
                     count = self._admit(lane, rest)
+                    if self.lag is not None:
+                        time.sleep(self.lag(lane))
                     lane.far.sendall(rest[:count])
                     rest = rest[count:]
         self._hang_up(lane, lane.far)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,9 @@ class Ended:
 class Service:
     """A running command that listens, with `--json-lines`."""
 
-    def __init__(self, command: Sequence[str | Path], log: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str | Path], log: Path, env: dict[str, str], prefix: Sequence[str] = ()
+    ) -> None:
         self._log = log
         self._name = f"dwcp {command[0]}"
         self.events: list[dict[str, Any]] = []
@@ -50,7 +52,7 @@ class Service:
         self._stack = ExitStack()
         self._err = self._stack.enter_context(log.open("a+b"))
         self.process = subprocess.Popen(
-            [*DWCP, *map(str, command), "--json-lines", "-v"],
+            [*prefix, *DWCP, *map(str, command), "--json-lines", "-v"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._err,
@@ -113,25 +115,38 @@ class Service:
 class Recv(Service):
     """A running `dwcp recv`."""
 
-    def __init__(self, into: Path, env: dict[str, str], arguments: Sequence[str], listen: str) -> None:
+    def __init__(
+        self,
+        into: Path,
+        env: dict[str, str],
+        arguments: Sequence[str],
+        listen: str,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.into = into
         command = ["recv", f"--listen={listen}", f"--into={into}", *arguments]
-        super().__init__(command, into.parent / f"{into.name}.err", env)
+        super().__init__(command, into.parent / f"{into.name}.err", env, prefix)
 
 
 class Machine:
-    """What runs the commands: a folder, and an environment of its own for each user."""
+    """What runs the commands: a folder, an environment of its own for each user, and what each is run by."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, prefixes: Mapping[str, Sequence[str]] | None = None, **variables: str
+    ) -> None:
         self.folder = folder
+        self._prefixes = prefixes or {}
+        self._variables = variables
 
     def env(self, user: str) -> dict[str, str]:
         """The environment of a user."""
-        return {**os.environ, "DWCP_STATE_DIR": str(self.folder / f"state-{user}"), "CI": "1"}
+        own = {"DWCP_STATE_DIR": str(self.folder / f"state-{user}"), "CI": "1"}
+        return {**os.environ, **own, **self._variables}
 
     def recv(self, *arguments: str, name: str = "inbox", listen: str = "127.0.0.1:0") -> Recv:
         """Start a receiver."""
-        return Recv(self.folder / name, self.env("receiver"), arguments, listen)
+        prefix = self._prefixes.get("receiver", ())
+        return Recv(self.folder / name, self.env("receiver"), arguments, listen, prefix)
 
     def serve(self, path: Path, *arguments: str) -> Service:
         """Start a server."""
@@ -152,7 +167,7 @@ class Machine:
 
     def _start(self, command: str, arguments: Sequence[str | Path], user: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*DWCP, command, *map(str, arguments)],
+            [*self._prefixes.get(user, ()), *DWCP, command, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -31,15 +31,22 @@ LANES: Final = 3
 SPACING: Final = (300 * KIB, 1500 * KIB)
 """Bytes between two faults."""
 
-PER_FAULT: Final = MIB
-"""The most that one fault may cost: what was passed on and is not in the ledger yet, and greetings."""
+PER_KILL: Final = MIB // 4
+"""The most that a kill may cost where all that had come is verified: parts of blocks, and greetings."""
+
+PER_LANE: Final = MIB + MIB // 4
+"""The most that the loss of a lane may cost then: the receiver acknowledges 16 blocks or 1 MiB at once."""
 
 HELD_WITHIN_S: Final = 20.0
 ENDED_WITHIN_S: Final = 60.0
 PAUSE_S: Final = 1.0
+VERIFIED_AFTER_S: Final = 0.06
 SETTLING: Final = 10
 SETTLED_WITHIN_S: Final = 20.0
-KILL_SENDER, KILL_RECEIVER = "kill-sender", "kill-receiver"
+PER_PAUSE: Final = 4 * MIB
+"""The most that waits in the system for a receiver that stands still, and is lost if it is killed then."""
+
+KILL_SENDER, KILL_RECEIVER, PAUSE_RECEIVER = "kill-sender", "kill-receiver", "pause-receiver"
 KINDS: Final = (KILL_SENDER, KILL_RECEIVER, "cut-one", "cut-all", "reset-one", "silence-one", "pause-sender",
                 "pause-receiver", "flip")  # fmt: skip
 
@@ -50,10 +57,18 @@ class DivergenceError(Exception):
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens, and how many bytes after the fault before."""
+    """What happens, how many bytes after the fault before, and whether what has come is verified before."""
 
     kind: str
     after: int
+    settled: bool = True
+
+    @property
+    def cost(self) -> int:
+        """The most bytes that pass again for it."""
+        killed = self.kind in (KILL_SENDER, KILL_RECEIVER)
+        paused = PER_PAUSE if self.kind == PAUSE_RECEIVER else 0
+        return paused + (PER_KILL if killed else PER_LANE) + (0 if self.settled else self.after)
 
 
 @dataclass(frozen=True)
@@ -93,22 +108,31 @@ class Footprint:
 
 
 def wait_until_settled(pid: int, before: Footprint) -> None:
-    """Wait until a process holds no more than before: a session without a peer ends at its deadline."""
+    """Wait until a process has no more threads and descriptors than before its sessions, and two."""
     end = time.monotonic() + SETTLED_WITHIN_S
-    while (now := Footprint.of(pid)).outgrew(before):
+    while (now := Footprint.of(pid)).threads > before.threads + 2 or now.descriptors > before.descriptors + 2:
         if time.monotonic() > end:
             raise DivergenceError(f"process {pid} grew from {before} to {now}")
         time.sleep(0.1)
 
 
-def plan(rng: random.Random, count: int, kinds: Sequence[str]) -> list[Fault]:
-    """Choose faults; a bit is altered once at most, since the third time has to end a transfer."""
+def plan(
+    rng: random.Random,
+    count: int,
+    kinds: Sequence[str],
+    settled: float = 1.0,
+    spacing: tuple[int, int] = SPACING,
+) -> list[Fault]:
+    """Choose faults; a bit is altered once at most, since the third time has to end a transfer.
+
+    `settled` is how likely each is to wait until all that has come is verified.
+    """
     chosen = []
     for _ in range(count):
         kind = rng.choice(kinds)
         if kind == "flip":
             kinds = [other for other in kinds if other != "flip"]
-        chosen.append(Fault(kind, rng.randrange(*SPACING)))
+        chosen.append(Fault(kind, rng.randrange(*spacing), rng.random() < settled))
     return chosen
 
 
@@ -153,6 +177,8 @@ class Trial:
             self.breaker.stop_at(position)
             if not self._wait_until_held():
                 return number
+            if fault.settled:
+                self._wait_until_verified()
             for pid in (self.receiver.process.pid, self.sender.pid):
                 self.footprints.setdefault(pid, []).append(Footprint.of(pid))
             self._do(fault)
@@ -182,9 +208,9 @@ class Trial:
             if late.outgrew(early):
                 raise DivergenceError(f"process {pid} grew from {early} to {late} over {len(seen)} faults")
 
-    def check_cost(self, faults: int) -> None:
+    def check_cost(self, faults: Sequence[Fault]) -> None:
         """Compare what passed with what had to."""
-        most = self.state.stat().st_size * 101 // 100 + faults * PER_FAULT
+        most = self.state.stat().st_size * 101 // 100 + sum(fault.cost for fault in faults)
         if self.breaker.passed > most:
             raise DivergenceError(f"{self.breaker.passed} bytes passed, and {most} were enough")
 
@@ -198,6 +224,16 @@ class Trial:
             self.sender.communicate(timeout=10)
         self.receiver.end(signal.SIGKILL)
         self.breaker.close()
+
+    def _wait_until_verified(self) -> None:
+        """Wait until the ledger does not grow any more."""
+        end = time.monotonic() + HELD_WITHIN_S
+        last, since = -1, time.monotonic()
+        while time.monotonic() - since < VERIFIED_AFTER_S and time.monotonic() < end:
+            told = sum(path.stat().st_size for path in self.receiver.into.glob(".dwcp/*/ledger"))
+            if told != last:
+                last, since = told, time.monotonic()
+            time.sleep(VERIFIED_AFTER_S / 5)
 
     def _wait_until_held(self) -> bool:
         """Wait for the byte of the next fault; false where the transfer ends before."""
@@ -219,6 +255,9 @@ class Trial:
             case "kill-sender":
                 self.sender.kill()
                 self.sender.communicate(timeout=10)
+                # What it had said would count as said by the next one, and the next fault meet its greeting:
+                # a sender that was never let in does not dial again, it ends.
+                self.breaker.cut()
                 self.sender = self._send()
             case "kill-receiver":
                 self.receiver.end(signal.SIGKILL)
@@ -262,7 +301,7 @@ def one_round(folder: Path, seed: int, number: int, before: bytes) -> bytes:
     """Do one transfer under faults, and tell what was done."""
     rng = random.Random(f"{seed}/{number}")
     content = state_of(rng, before)
-    faults = plan(rng, rng.randrange(1, 25), KINDS)
+    faults = plan(rng, rng.randrange(1, 25), KINDS, settled=0.5)
     state = folder / "state"
     state.write_bytes(content)
     began = time.monotonic()
@@ -270,7 +309,7 @@ def one_round(folder: Path, seed: int, number: int, before: bytes) -> bytes:
     try:
         done = trial.run(faults)
         sent = trial.finish()
-        trial.check_cost(done)
+        trial.check_cost(faults[:done])
         trial.check_growth()
     finally:
         trial.close()
@@ -288,7 +327,7 @@ def one_round(folder: Path, seed: int, number: int, before: bytes) -> bytes:
 
 
 def soak(seed: int, minutes: float, only: int | None = None) -> int:
-    """Do rounds until the time is over; give how many faults there were, or raise what was found."""
+    """Do rounds until the time is over; give how many rounds there were, or raise what was found."""
     end = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(prefix="dwcp-soak-") as name:
         if only is not None:

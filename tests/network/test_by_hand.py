@@ -184,6 +184,47 @@ def test_nobody_talks_a_listener_out_of_tls_1_3(recv: Recv, me: Identity) -> Non
         raise ConnectionResetError
 
 
+def test_guessing_is_slowed_and_costs_only_the_guesser(machine: Machine, recv: Recv, me: Identity) -> None:
+    elsewhere = "127.0.0.2"
+    greeting = PREFACE + seal(by_hand.HELLO, 0, 0, hello(bytes(32)))
+    for _ in range(10):
+        with Hand(recv.address, me, source=elsewhere) as hand:
+            assert refused_with(hand.greet(hello(bytes(32)))) == 2
+    # From now on each wrong token keeps its connection waiting, and with it one of the places of the address.
+    with contextlib.ExitStack() as waiting:
+        turned_away = 0
+        for _ in range(100):
+            try:
+                hand = waiting.enter_context(Hand(recv.address, me, source=elsewhere))
+                hand.say(greeting)
+            except (ConnectionError, ssl.SSLError):
+                turned_away += 1
+                if turned_away == 10:
+                    break
+        assert turned_away == 10, "a hundred guesses were let in at once"
+        # Those who know the token are let in at once, from there as soon as there is a place.
+        state = machine.folder / "state"
+        state.write_bytes(CONTENT)
+        sent = machine.send(state, "--to", recv.pairing)
+        assert sent.code == 0, sent.err
+    assert "its answers are delayed" in recv.err() and "too many" in recv.err()
+
+
+def test_strangers_of_many_addresses_make_room_for_whoever_is_let_in(machine: Machine, recv: Recv) -> None:
+    host, _, port = recv.address.rpartition(":")
+    state = machine.folder / "state"
+    state.write_bytes(CONTENT)
+    with contextlib.ExitStack() as crowd:
+        for number in range(2, 6):
+            for _ in range(16):
+                source = (f"127.0.0.{number}", 0)
+                silent = socket.create_connection((host, int(port)), timeout=WAIT_S, source_address=source)
+                crowd.enter_context(silent)
+        sent = machine.send(state, "--to", recv.pairing, "--streams", "2")
+        assert sent.code == 0, sent.err
+    assert "made room" in recv.err()
+
+
 class Impostor:
     """A listener by hand, which answers each connection with the same bytes and keeps how each began."""
 

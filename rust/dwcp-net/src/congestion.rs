@@ -57,13 +57,11 @@ impl Congestion {
     }
 
     /// Has a connection use it, before data flow.
-    pub(crate) fn apply(&self, transport: &mut dyn Transport) -> Result<(), NetError> {
+    pub(crate) fn apply(&self, transport: &mut dyn Transport, is_far: bool) -> Result<(), NetError> {
         match self {
             Congestion::System => Ok(()),
             Congestion::Auto => {
-                let path = transport.path();
-                let near = path.and_then(|path| path.min_rtt).is_some_and(|time| time < FAR);
-                if !near && let Err(error) = transport.set_congestion(FAR_CHOICE) {
+                if is_far && let Err(error) = transport.set_congestion(FAR_CHOICE) {
                     log::debug!(
                         "the system's congestion control it is, {FAR_CHOICE} is not to be had: {error}"
                     );
@@ -81,6 +79,11 @@ impl Congestion {
             },
         }
     }
+}
+
+/// Whether the peer may be far, as far as TCP has seen by now.
+pub(crate) fn is_far(transport: &dyn Transport) -> bool {
+    transport.path().and_then(|path| path.min_rtt).is_none_or(|time| time >= FAR)
 }
 
 fn refused(name: &str) -> NetError {

@@ -8,7 +8,7 @@ use dwcp_proto::limits::HEADER_BYTES;
 use dwcp_proto::{FrameDecoder, FrameEncoder};
 
 use crate::cancel::{Cancel, Registration};
-use crate::congestion::Congestion;
+use crate::congestion::{Congestion, is_far};
 use crate::error::NetError;
 use crate::limiter::Limiter;
 use crate::transport::{Closer, IO_BYTES, Patience, Transport, WakeReceiver};
@@ -87,9 +87,14 @@ impl Lane {
         &*self.transport
     }
 
-    /// Has the system use `congestion` for what the lane sends.
-    pub(crate) fn control(&mut self, congestion: &Congestion) -> Result<(), NetError> {
-        congestion.apply(&mut *self.transport)
+    /// Has the system use `congestion` for what the lane sends, and fill a long path unless the size of its buffers was
+    /// `sized` by the caller.
+    pub(crate) fn control(&mut self, congestion: &Congestion, sized: bool) -> Result<(), NetError> {
+        let is_far = is_far(&*self.transport);
+        if is_far && !sized {
+            self.transport.widen();
+        }
+        congestion.apply(&mut *self.transport, is_far)
     }
 
     pub(crate) fn closer(&self) -> Closer {

@@ -78,7 +78,7 @@ fuzz_target!(|data: &[u8]| {
                 named.sort_unstable();
                 let is_valid = named.windows(2).all(|pair| pair[0] != pair[1])
                     && named.last().is_none_or(|last| *last < elements as u64);
-                let done = snapshot.advance_sparse::<PatchError>(&index, &values, 1, go_on);
+                let done = snapshot.advance_sparse::<_, PatchError>(&index, &values, 1, go_on);
                 assert_eq!(done.is_ok(), is_valid, "{done:?}");
                 let Ok(patch) = done else { continue };
                 new = held.clone();

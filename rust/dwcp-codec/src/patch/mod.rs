@@ -18,6 +18,7 @@ mod format;
 mod in_place;
 mod overlay;
 mod parallel;
+mod room;
 mod scout;
 mod slot;
 mod snapshot;
@@ -33,7 +34,8 @@ pub use error::PatchError;
 pub use format::{
     Entry, EntryKind, MAGIC, MAX_BLOCK_BYTES, MAX_OBJECT_BYTES, MIN_BLOCK_BYTES, PatchHead, VERSION,
 };
-pub use overlay::Mask;
+pub use overlay::{ElementNumber, Mask};
+pub use room::{give_back, room};
 pub use snapshot::{Snapshot, SnapshotOptions};
 pub use source::Source;
 

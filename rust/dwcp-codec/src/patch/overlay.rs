@@ -102,50 +102,79 @@ impl Overlay for Masked<'_> {
     }
 }
 
+/// The number of an element, in one of the forms that lists of them come in.
+pub trait ElementNumber: Copy + Sync {
+    /// The number.
+    fn number(self) -> u64;
+}
+
+impl ElementNumber for u64 {
+    fn number(self) -> u64 {
+        self
+    }
+}
+
+/// The bytes of a `u64` as it is in memory, wherever that begins.
+impl ElementNumber for [u8; 8] {
+    fn number(self) -> u64 {
+        u64::from_ne_bytes(self)
+    }
+}
+
+/// The bytes of a `u32` as it is in memory, wherever that begins.
+impl ElementNumber for [u8; 4] {
+    fn number(self) -> u64 {
+        u32::from_ne_bytes(self).into()
+    }
+}
+
 /// A version of which some elements have told values.
-pub(super) struct Assigned<'a> {
+pub(super) struct Assigned<'a, I: ElementNumber> {
     /// In order, each once.
-    index: Cow<'a, [u64]>,
+    index: Cow<'a, [I]>,
     /// Where the values of these are, if not in the same order.
     places: Option<Vec<usize>>,
     values: &'a [u8],
     width: usize,
 }
 
-impl<'a> Assigned<'a> {
+impl<'a, I: ElementNumber> Assigned<'a, I> {
     pub(super) fn new(
         held: &[u8],
-        index: &'a [u64],
+        index: &'a [I],
         values: &'a [u8],
         width: usize,
-    ) -> Result<Assigned<'a>, PatchError> {
+    ) -> Result<Assigned<'a, I>, PatchError> {
         let (expected, actual) = ((index.len() * width) as u64, values.len() as u64);
         if expected != actual {
             return Err(PatchError::Length { what: "values", expected, actual });
         }
         let mut assigned = Assigned { index: Cow::Borrowed(index), places: None, values, width };
-        let rises = index.is_sorted_by(|one, next| one < next);
+        let rises = index.is_sorted_by(|one, next| one.number() < next.number());
         if !rises {
             let mut places: Vec<usize> = (0..index.len()).collect();
-            places.sort_unstable_by_key(|place| index[*place]);
+            places.sort_unstable_by_key(|place| index[*place].number());
             assigned.index = places.iter().map(|place| index[*place]).collect();
             assigned.places = Some(places);
         }
         let count = (held.len() / width) as u64;
-        if let Some(&index) = assigned.index.last().filter(|index| **index >= count) {
+        let last = assigned.index.last().map(|index| index.number());
+        if let Some(index) = last.filter(|index| *index >= count) {
             return Err(PatchError::NoSuchElement { index, count });
         }
-        if !rises && let Some(pair) = assigned.index.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(PatchError::DuplicateElement { index: pair[0] });
+        let twice = |pair: &&[I]| pair[0].number() == pair[1].number();
+        if !rises && let Some(pair) = assigned.index.windows(2).find(twice) {
+            return Err(PatchError::DuplicateElement { index: pair[0].number() });
         }
         Ok(assigned)
     }
 
     /// The assignments to elements in `range`, by number.
     fn within(&self, range: Range<usize>) -> Range<usize> {
-        let start = self.index.partition_point(|index| *index < range.start as u64);
-        let end = self.index.partition_point(|index| *index < range.end as u64);
-        start..end
+        let start = self.index.partition_point(|index| index.number() < range.start as u64);
+        let end = self.index.partition_point(|index| index.number() < range.end as u64);
+        // Somebody else may write to the list meanwhile.
+        start..end.max(start)
     }
 
     fn put_with<const W: usize>(&self, first: usize, elements: &mut [u8]) {
@@ -153,15 +182,22 @@ impl<'a> Assigned<'a> {
         let (values, _) = self.values.as_chunks::<W>();
         let within = self.within(first..first + elements.len());
         // No index is past the end of the version, which is in memory.
-        let index = self.index[within.clone()].iter().map(|index| *index as usize - first);
+        let index = self.index[within.clone()].iter();
+        let index = index.map(|index| (index.number() as usize).wrapping_sub(first));
+        // What is not there now was when the list was looked through: somebody else wrote to it.
+        let mut put = |at: usize, value: [u8; W]| {
+            if let Some(element) = elements.get_mut(at) {
+                *element = value;
+            }
+        };
         match &self.places {
-            None => index.zip(&values[within]).for_each(|(at, value)| elements[at] = *value),
-            Some(places) => index.zip(&places[within]).for_each(|(at, place)| elements[at] = values[*place]),
+            None => index.zip(&values[within]).for_each(|(at, value)| put(at, *value)),
+            Some(places) => index.zip(&places[within]).for_each(|(at, place)| put(at, values[*place])),
         }
     }
 }
 
-impl Overlay for Assigned<'_> {
+impl<I: ElementNumber> Overlay for Assigned<'_, I> {
     fn element_bytes(&self) -> usize {
         self.width
     }

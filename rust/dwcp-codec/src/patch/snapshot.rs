@@ -9,8 +9,9 @@ use super::encode::{Encoded, PatchOptions, append, encode_into};
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead, expect_width};
 use super::in_place::{Begun, WORKERS, Worker};
-use super::overlay::{Assigned, Checked, Mask, Masked, Onto, Overlaid, Overlay};
+use super::overlay::{Assigned, Checked, ElementNumber, Mask, Masked, Onto, Overlaid, Overlay};
 use super::parallel;
+use super::room::room;
 use super::scout::BLOCK_BYTES;
 use super::source::{Source, read_range};
 use super::step::{Next, Step, step};
@@ -157,9 +158,9 @@ impl Snapshot {
     ///
     /// [`PatchError::Length`] if there are not as many values as indices, [`PatchError::NoSuchElement`],
     /// [`PatchError::DuplicateElement`], and as [`Snapshot::advance`].
-    pub fn advance_sparse<E: From<PatchError> + Send>(
+    pub fn advance_sparse<I: ElementNumber, E: From<PatchError> + Send>(
         &mut self,
-        index: &[u64],
+        index: &[I],
         values: &[u8],
         threads: usize,
         check: impl Fn() -> Result<(), E> + Sync,
@@ -358,7 +359,7 @@ impl Snapshot {
         let SnapshotOptions { block_bytes, width, codec, search } = self.options;
         let options =
             PatchOptions { block_bytes: Some(block_bytes), width, codec, threads, search, dictionary: None };
-        let mut patch = Vec::new();
+        let mut patch = room();
         let made = encode_into(&Slice::new(&self.bytes), new, Some(&self.leaves), &options, |part| {
             append(&mut patch, part.bytes()).map_err(N::Error::from)
         })?;

@@ -6,6 +6,7 @@ use super::error::PatchError;
 use super::format::{EntryKind, PatchHead};
 use super::in_place::is_undone_in_place;
 use super::parallel::{self, Kept};
+use super::room::room;
 use super::slot::Coded;
 use super::snapshot::SnapshotOptions;
 use super::write::Writer;
@@ -54,7 +55,12 @@ struct Worker {
     encoder: BlockEncoder,
     fills: FillDigests,
     buffer: Vec<u8>,
+    /// Memory of payloads that were written.
+    spare: Vec<Vec<u8>>,
 }
+
+/// So many bytes of payloads are kept for the next ones.
+const MOST_SPARE_BYTES: usize = 32 << 20;
 
 static WORKERS: Kept<Worker> = Kept::new();
 
@@ -76,11 +82,11 @@ pub(super) fn step<N: Next>(
     let mut blocks: Vec<Block> = known.map(|(index, leaf)| Block::of(index, *leaf)).collect();
     let jobs = blocks.iter_mut().zip(held.chunks_mut(length));
     let coded = parallel::for_each(&mut workers, jobs, |worker, (block, held)| {
-        let Worker { encoder, fills, buffer } = worker;
+        let Worker { encoder, fills, buffer, spare } = worker;
         let at = block.index as usize * length;
         let new = next.block(at, held, buffer)?;
         let Some(new) = new.filter(|new| *new != held) else { return Ok(()) };
-        block.code(encoder, fills, options, held, new)?;
+        block.code(encoder, fills, spare, options, held, new)?;
         Ok(())
     });
     let written = coded.and_then(|()| write(head, &blocks, held, next, &mut workers[0].buffer));
@@ -93,8 +99,24 @@ pub(super) fn step<N: Next>(
     };
     let left = blocks.iter().filter(|block| !block.is_new && !matches!(block.told, Coded::Same));
     let left = left.map(|block| block.index).collect();
+    keep_payloads(&mut workers, blocks);
     WORKERS.put_back(workers, options.block_bytes);
     Ok(Step { patch, made, left })
+}
+
+/// Keeps the memory of payloads for the next ones.
+fn keep_payloads(workers: &mut [Worker], blocks: Vec<Block>) {
+    let count = workers.len();
+    let mut bytes = 0;
+    for (number, block) in blocks.into_iter().enumerate() {
+        if let Coded::Payload(_, _, payload) = block.told {
+            bytes += payload.capacity();
+            if bytes > MOST_SPARE_BYTES {
+                return;
+            }
+            workers[number % count].spare.push(payload);
+        }
+    }
 }
 
 impl Block {
@@ -107,6 +129,7 @@ impl Block {
         &mut self,
         encoder: &mut BlockEncoder,
         fills: &mut FillDigests,
+        spare: &mut Vec<Vec<u8>>,
         options: &SnapshotOptions,
         held: &mut [u8],
         new: &[u8],
@@ -119,7 +142,7 @@ impl Block {
         let made = encoder.encode_elements(options.codec, new, Some(held), options.width);
         let made = made.map_err(|source| PatchError::Codec { index: self.index, source })?;
         self.is_new = is_undone_in_place(made.kind, held.len());
-        self.told = Coded::of(made, Vec::new);
+        self.told = Coded::of(made, || spare.pop().unwrap_or_default());
         self.digest = if self.is_new {
             // What is held has this digest, even if somebody wrote to the new version meanwhile.
             let mut hasher = BlockHasher::new();
@@ -140,7 +163,7 @@ fn write<N: Next>(
     buffer: &mut Vec<u8>,
 ) -> Result<(Vec<u8>, Encoded), N::Error> {
     let length = head.block_bytes() as usize;
-    let mut patch = Vec::new();
+    let mut patch = room();
     let mut writer =
         Writer::new(head, |part: Part<'_>| append(&mut patch, part.bytes()).map_err(N::Error::from))?;
     for (block, held) in blocks.iter().zip(held.chunks(length)) {

@@ -544,7 +544,7 @@ impl Controller {
         };
         let faster = Terms { rate: rate * FASTER, backlog_s: backlog_s / FASTER, ..terms };
         Decision {
-            tells: backlog_s <= IDLE * even_s && self.cheapest(&faster) != best,
+            tells: self.link.idles(rate, backlog_s, IDLE * even_s) && self.cheapest(&faster) != best,
             ..decide(best, reason)
         }
     }

@@ -15,6 +15,9 @@ const EXPLAINED: f64 = 4.0;
 /// How long a block must be under way for the link to have a queue: so many times the least, and this much.
 const QUEUED_TIMES: f64 = 2.0;
 const QUEUED_S: f64 = 0.006;
+/// What is under way without waiting for the link, while lanes are kept waiting: what the link takes in so many times
+/// the least that answers took.
+const ANSWERED_TIMES: f64 = 1.2;
 /// By which share the estimate grows by itself with a block while the link keeps nobody waiting: right after it did,
 /// how much more with each block since, and at most, as before it ever did.
 const GROWTH: f64 = 0.04;
@@ -198,6 +201,13 @@ impl Link {
         (self.queued + self.pending) / rate
     }
 
+    /// Whether the link has less than `most_s` seconds of work: of what waits for it, or where the receiver takes
+    /// processors from this side, of what is about to as well.
+    pub(super) fn idles(&self, rate: f64, backlog_s: f64, most_s: f64) -> bool {
+        let before_s = if self.is_local { backlog_s } else { self.queued / rate };
+        before_s.min(backlog_s) <= most_s
+    }
+
     /// Bytes under way or about to be, if they tell how fast the link is once they are acknowledged, and since when.
     pub(super) fn telling(&self) -> Option<(f64, f64)> {
         let bytes = self.in_flight + self.pending;
@@ -209,8 +219,17 @@ impl Link {
         let passed_s = (at_s - self.queued_at_s).max(0.0);
         self.queued_at_s = self.queued_at_s.max(at_s);
         let left = self.queued - self.rate.unwrap_or(0.0) * passed_s;
-        let late = if self.contention() > CONTENDED { 0.0 } else { self.late };
-        self.queued = left.max(late).clamp(0.0, self.in_flight);
+        let is_contended = self.contention() > CONTENDED;
+        let late = if is_contended { 0.0 } else { self.late };
+        // Lanes that are kept waiting say that the link works on all that is under way but what answers take.
+        let waits = self.blocked_share() > if is_contended { CERTAIN } else { BLOCKED };
+        let held = match self.rate {
+            Some(rate) if waits && self.least_latency_s.is_finite() => {
+                self.in_flight - ANSWERED_TIMES * self.least_latency_s * rate
+            }
+            _ => 0.0,
+        };
+        self.queued = left.max(late).max(held).clamp(0.0, self.in_flight);
     }
 
     /// How long blocks are under way at most where the link has no queue.
@@ -252,9 +271,13 @@ impl Link {
         if !waits && (is_contended || self.late == 0.0) {
             return false;
         }
-        // The receiver on this machine may be slow for want of the processors that this side uses.
-        let is_starved = self.is_local && is_contended;
-        !is_starved || self.seen() * EXPLAINED * self.receiver_s < 1.0
+        !self.is_receiver_starved()
+    }
+
+    /// Whether a receiver on this machine may be slow for want of the processors that this side uses.
+    fn is_receiver_starved(&self) -> bool {
+        let shares = self.is_local && self.contention() > CONTENDED;
+        shares && self.seen() * EXPLAINED * self.receiver_s >= 1.0
     }
 
     /// Takes note of a block that was written; `grows` if a faster link could make a difference, and a receiver on this
@@ -331,6 +354,7 @@ impl Link {
             self.is_confirmed |= since_s > CERTAIN_ANSWERS * FIRST_ANSWER_S;
             return between;
         };
+        let rate = if self.is_receiver_starved() { rate } else { rate.min(self.bound) };
         // Whatever else it carried, it carried this block while it was under way.
         let [.., open, unknown] = MOST_BEYOND;
         let most = if self.is_confirmed { open } else { unknown } * self.most_seen;

@@ -1,7 +1,7 @@
 //! The controller in virtual time: lanes on a few cores before a link with a bounded queue.
 
 use super::Action;
-use super::controller::{Controller, Look, Outcome, Reason, Settings};
+use super::controller::{Controller, Decision, Look, Outcome, Reason, Settings};
 pub(super) use super::controller::{Delivery, Estimate};
 
 const BLOCK: f64 = 1_048_576.0;
@@ -107,6 +107,16 @@ impl World {
         }
     }
 
+    fn settings(&self) -> Settings {
+        Settings {
+            lanes: self.lanes as u32,
+            cores: self.cores as u32,
+            round_trip_s: Some(self.round_trip_s),
+            is_local: self.is_near,
+            limit_bytes_per_s: None,
+        }
+    }
+
     /// How many blocks are worked on at the same time at most.
     fn processors(&self) -> f64 {
         self.lanes.min(self.cores) as f64
@@ -176,6 +186,29 @@ struct Flying {
     acked: f64,
 }
 
+/// What a lane does with a block, and until when.
+enum Work {
+    /// It has none in hand.
+    Idle,
+    Encoding(Sending),
+    Writing(Sending),
+}
+
+/// A block in a lane's hand.
+struct Sending {
+    decision: Option<Decision>,
+    raw: u64,
+    wire: f64,
+    decode_ns: f64,
+    /// When the lane took it, and when it is encoded and copied to the socket.
+    from: f64,
+    encoded: f64,
+    copied: f64,
+    encode_cpu: f64,
+    read_cpu: f64,
+    write_cpu: f64,
+}
+
 pub(super) struct Run {
     pub(super) seconds: f64,
     pub(super) chosen: Vec<(Action, Reason)>,
@@ -197,9 +230,10 @@ struct Session<'w> {
     policy: &'w Policy,
     controller: Controller,
     cores: Cores,
-    /// By lane: when it can go on, since when it works on what is next, when it last looked for acknowledgements, and
+    /// By lane: when it can go on, with what, since when it works on what is next, when it last looked for acknowledgements, and
     /// what is on its way.
     ready: Vec<f64>,
+    work: Vec<Work>,
     cycle_from: Vec<f64>,
     polled: Vec<f64>,
     flying: Vec<Vec<Flying>>,
@@ -212,20 +246,14 @@ struct Session<'w> {
 
 impl<'w> Session<'w> {
     fn new(world: &'w World, policy: &'w Policy) -> Session<'w> {
-        let settings = Settings {
-            lanes: world.lanes as u32,
-            cores: world.cores as u32,
-            round_trip_s: Some(world.round_trip_s),
-            is_local: world.is_near,
-            limit_bytes_per_s: None,
-        };
         let starts: Vec<f64> = (0..world.lanes).map(|lane| lane as f64 * 1e-4).collect();
         Session {
             world,
             policy,
-            controller: Controller::new(settings),
+            controller: Controller::new(world.settings()),
             cores: Cores::new(world),
             ready: starts.clone(),
+            work: (0..world.lanes).map(|_| Work::Idle).collect(),
             cycle_from: starts.clone(),
             polled: starts,
             flying: (0..world.lanes).map(|_| Vec::new()).collect(),
@@ -238,6 +266,10 @@ impl<'w> Session<'w> {
 
     /// Sends `contents` block by block after all that was sent before.
     fn transfer(&mut self, contents: &[Content]) -> Run {
+        self.transfer_of(contents, Session::send)
+    }
+
+    fn transfer_of<T>(&mut self, blocks: &[T], send: impl Fn(&mut Self, &T) -> (Action, Reason)) -> Run {
         let begin = self.end;
         for lane in 0..self.world.lanes {
             let ready = begin + lane as f64 * 1e-4;
@@ -245,8 +277,11 @@ impl<'w> Session<'w> {
         }
         self.controller.resume();
         let mut chosen = Vec::new();
-        for content in contents {
-            chosen.push(self.send(content));
+        for block in blocks {
+            chosen.push(send(self, block));
+        }
+        while let Some(lane) = self.first(|work| !matches!(work, Work::Idle)) {
+            self.go_on(lane);
         }
         // Lanes that have nothing left to send wait for acknowledgements.
         let mut answers: Vec<(f64, usize)> = Vec::new();
@@ -282,12 +317,20 @@ impl<'w> Session<'w> {
         self.waiting[lane] = self.controller.looked(under_way, self.waiting[lane]);
     }
 
-    /// The lane that can go on first, once nothing is worth waiting for before it decides.
+    /// The lane of those whose work is as wanted that can go on first.
+    fn first(&self, wanted: impl Fn(&Work) -> bool) -> Option<usize> {
+        let lanes = (0..self.world.lanes).filter(|lane| wanted(&self.work[*lane]));
+        lanes.min_by(|a, b| self.ready[*a].total_cmp(&self.ready[*b]))
+    }
+
+    /// The lane that takes the next block, once nothing is worth waiting for before it decides.
     fn next_lane(&mut self) -> usize {
         loop {
-            let first =
-                |times: &[f64]| (0..self.world.lanes).min_by(|a, b| times[*a].total_cmp(&times[*b])).unwrap();
-            let lane = first(&self.ready);
+            let lane = self.first(|_| true).unwrap();
+            if !matches!(self.work[lane], Work::Idle) {
+                self.go_on(lane);
+                continue;
+            }
             let now = self.ready[lane];
             self.look(lane, now);
             let wait = self.controller.wait(now);
@@ -295,10 +338,12 @@ impl<'w> Session<'w> {
                 return lane;
             }
             // Whoever has sent the first block sees what comes back, and lets the others know.
-            let answers = self.flying.iter().flatten().map(|block| block.acked).filter(|at| *at > now);
-            let until = answers.fold(now + wait, f64::min).max(now + 1e-6);
+            let answers = self.flying.iter().flatten().map(|block| block.acked);
+            let others = (0..self.world.lanes).filter(|other| !matches!(self.work[*other], Work::Idle));
+            let events = answers.chain(others.map(|other| self.ready[other])).filter(|at| *at > now);
+            let until = events.fold(now + wait, f64::min).max(now + 1e-6);
             for other in 0..self.world.lanes {
-                if self.ready[other] < until {
+                if matches!(self.work[other], Work::Idle) && self.ready[other] < until {
                     self.look(other, until);
                     (self.ready[other], self.cycle_from[other], self.polled[other]) = (until, until, until);
                 }
@@ -306,88 +351,153 @@ impl<'w> Session<'w> {
         }
     }
 
+    /// A lane has encoded the block in its hand, or written it.
+    fn go_on(&mut self, lane: usize) {
+        let world = self.world;
+        match std::mem::replace(&mut self.work[lane], Work::Idle) {
+            Work::Idle => {}
+            Work::Encoding(block) => {
+                let Sending { wire, copied, .. } = block;
+                let arrived = passed(&world.rates, self.link_free.max(copied), wire);
+                // The writer waits until all but a queue's length has gone.
+                let queued = (self.link_free.max(copied) - copied) * at(&world.rates, copied) + wire;
+                let waits = (queued - world.queue_bytes).max(0.0);
+                let written = if waits > 0.0 { passed(&world.rates, copied, waits) } else { copied };
+                self.link_free = arrived;
+                let stored = if world.is_local {
+                    let cpu = (block.decode_ns * block.raw as f64 + 0.5 * wire) * 1e-9;
+                    self.cores.work(arrived, cpu * at(&world.slowness, arrived) * world.starved)
+                } else {
+                    arrived + world.answer_s
+                };
+                let acked = stored + world.round_trip_s;
+                self.end = self.end.max(acked);
+                if let Some(decision) = &block.decision {
+                    self.controller.encoded(decision, block.raw, wire as u64, block.encode_cpu);
+                }
+                let phase = block.decision.map_or_else(|| self.controller.phase(), |it| it.phase);
+                let ahead = self.controller.sending(wire as u64, block.encoded);
+                self.flying[lane].push(Flying {
+                    raw: block.raw,
+                    wire: wire as u64,
+                    ahead,
+                    phase,
+                    written_from: block.encoded,
+                    written,
+                    acked,
+                });
+                self.ready[lane] = written;
+                self.work[lane] = Work::Writing(block);
+            }
+            Work::Writing(block) => {
+                let written = self.ready[lane];
+                let cpu_s = block.encode_cpu + block.read_cpu + block.write_cpu;
+                self.controller.observe(
+                    block.decision.as_ref(),
+                    &Outcome {
+                        raw_bytes: block.raw,
+                        wire_bytes: block.wire as u64,
+                        encode_cpu_s: block.encode_cpu,
+                        write_cpu_s: block.write_cpu,
+                        cpu_s,
+                        busy_wall_s: block.encoded - block.from,
+                        busy_cpu_s: block.encode_cpu + block.read_cpu,
+                        write_wall_s: written - block.encoded,
+                        delay_s: Some((block.copied - block.from - cpu_s).max(0.0)),
+                        cycle_s: written - self.cycle_from[lane],
+                    },
+                );
+                self.cycle_from[lane] = written;
+            }
+        }
+    }
+
     fn send(&mut self, content: &Content) -> (Action, Reason) {
+        let shade = shade(self.blocks);
+        let actual = content.map(|(ratio, ns)| Measured {
+            ratio: if ratio < 1.0 { (ratio * shade).min(1.0) } else { 1.0 },
+            ns_per_byte: ns * shade,
+            decode_ns_per_byte: ns * shade * 0.3,
+        });
+        let mut expected = actual.map(|it| Estimate {
+            ratio: (it.ratio * self.world.wrong.0).min(1.0),
+            ns_per_byte: it.ns_per_byte * self.world.wrong.1,
+        });
+        expected[0] = Estimate { ratio: 1.0, ns_per_byte: 0.0 };
+        self.send_block(&Block { raw_bytes: BLOCK as u64, width: None, actual, expected })
+    }
+
+    fn send_block(&mut self, block: &Block) -> (Action, Reason) {
         let world = self.world;
         let lane = self.next_lane();
         let now = self.ready[lane];
         let slowness = at(&world.slowness, now);
-        let shade = shade(self.blocks);
         self.blocks += 1;
-        let true_of = |action: usize| Estimate {
-            ratio: if content[action].0 < 1.0 { (content[action].0 * shade).min(1.0) } else { 1.0 },
-            ns_per_byte: content[action].1 * shade,
-        };
+        let raw = block.raw_bytes as f64;
         let wants_look = self.controller.wants_look();
+        let is_flat = block.actual[0].ratio < 1.0;
         let decision = {
-            let estimates: [Estimate; COUNT] = std::array::from_fn(|action| {
-                let real = true_of(action);
-                let wrong = if action == 0 { (1.0, 1.0) } else { world.wrong };
-                Estimate { ratio: (real.ratio * wrong.0).min(1.0), ns_per_byte: real.ns_per_byte * wrong.1 }
-            });
             let look = match (wants_look, world.has_model) {
                 (false, _) => Look::Unseen,
-                (true, true) => Look::Predicted(&estimates),
-                (true, false) if content[Action::Zstd1.index()].0 < 0.97 => Look::Compressible,
+                (true, true) => Look::Predicted(&block.expected),
+                (true, false) if block.actual[Action::Zstd1.index()].ratio < 0.97 => Look::Compressible,
                 (true, false) => Look::Incompressible,
             };
-            self.controller.decide(look, None, BLOCK as u64, now)
+            (!is_flat).then(|| self.controller.decide(look, block.width, block.raw_bytes, now))
         };
-        let action = match self.policy {
-            Policy::Auto => decision.action,
-            Policy::Fixed(action) => *action,
+        let action = match (self.policy, decision) {
+            (Policy::Auto, Some(decision)) => decision.action,
+            (Policy::Auto, None) => Action::None,
+            (Policy::Fixed(action), _) => *action,
         };
-        let real = true_of(action.index());
+        let real = block.actual[action.index()];
         let look_cpu = if wants_look && matches!(self.policy, Policy::Auto) { 25e-6 } else { 0.0 };
-        let encode_cpu = (real.ns_per_byte * 1e-9 * BLOCK + look_cpu) * slowness;
-        let read_cpu = READ_NS * 1e-9 * BLOCK * slowness;
-        let wire = (real.ratio * BLOCK).max(1.0);
+        let encode_cpu = (real.ns_per_byte * 1e-9 * raw + look_cpu) * slowness;
+        let read_cpu = READ_NS * 1e-9 * raw * slowness;
+        let wire = (real.ratio * raw).max(1.0);
         let write_cpu = WRITE_NS * 1e-9 * wire * slowness;
         let copied = self.cores.work(now, (encode_cpu + read_cpu + write_cpu) * world.starved);
         let encoded = copied - write_cpu * world.starved;
-        let arrived = passed(&world.rates, self.link_free.max(copied), wire);
-        // The writer waits until all but a queue's length has gone.
-        let queued = (self.link_free.max(copied) - copied) * at(&world.rates, copied) + wire;
-        let waits = (queued - world.queue_bytes).max(0.0);
-        let written = if waits > 0.0 { passed(&world.rates, copied, waits) } else { copied };
-        self.link_free = arrived;
-        let stored = if world.is_local {
-            let decode = real.ns_per_byte * 0.3 + if action == Action::None { 0.25 } else { 0.35 };
-            self.cores.work(arrived, (decode * BLOCK + 0.5 * wire) * 1e-9 * slowness * world.starved)
-        } else {
-            arrived + world.answer_s
-        };
-        let acked = stored + world.round_trip_s;
-        self.end = self.end.max(acked);
-        self.controller.encoded(&decision, BLOCK as u64, wire as u64, encode_cpu);
-        let ahead = self.controller.sending(wire as u64, encoded);
-        self.flying[lane].push(Flying {
-            raw: BLOCK as u64,
-            wire: wire as u64,
-            ahead,
-            phase: decision.phase,
-            written_from: encoded,
-            written,
-            acked,
+        let decode_ns = real.decode_ns_per_byte + if action == Action::None { 0.25 } else { 0.35 };
+        self.ready[lane] = encoded;
+        self.work[lane] = Work::Encoding(Sending {
+            decision,
+            raw: block.raw_bytes,
+            wire,
+            decode_ns,
+            from: now,
+            encoded,
+            copied,
+            encode_cpu,
+            read_cpu,
+            write_cpu,
         });
-        self.controller.observe(
-            Some(&decision),
-            &Outcome {
-                raw_bytes: BLOCK as u64,
-                wire_bytes: wire as u64,
-                encode_cpu_s: encode_cpu,
-                write_cpu_s: write_cpu,
-                cpu_s: encode_cpu + read_cpu + write_cpu,
-                busy_wall_s: encoded - now,
-                busy_cpu_s: encode_cpu + read_cpu,
-                write_wall_s: written - encoded,
-                delay_s: Some(copied - now - encode_cpu - read_cpu - write_cpu),
-                cycle_s: written - self.cycle_from[lane],
-            },
-        );
-        self.cycle_from[lane] = written;
-        self.ready[lane] = written;
-        (action, decision.reason)
+        (action, decision.map_or(Reason::Probe, |it| it.reason))
     }
+}
+
+/// What an action makes of a block.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured {
+    pub(super) ratio: f64,
+    pub(super) ns_per_byte: f64,
+    pub(super) decode_ns_per_byte: f64,
+}
+
+/// A block, and what is expected of it.
+#[derive(Clone, Debug)]
+pub(super) struct Block {
+    pub(super) raw_bytes: u64,
+    pub(super) width: Option<u8>,
+    pub(super) actual: [Measured; COUNT],
+    pub(super) expected: [Estimate; COUNT],
+}
+
+/// Sends blocks in transfers of their own, in one session.
+pub(super) fn replay(world: &World, transfers: &[&[Block]], policy: &Policy) -> Vec<Run> {
+    let mut session = Session::new(world, policy);
+    session.controller = Controller::calibrated(world.settings(), 1.0);
+    transfers.iter().map(|blocks| session.transfer_of(blocks, Session::send_block)).collect()
 }
 
 /// Sends each of the transfers in a session, one after the other.

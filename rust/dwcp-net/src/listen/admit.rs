@@ -13,7 +13,8 @@ use dwcp_proto::preface::{self, Opening};
 use dwcp_proto::{LaneId, Limits, SessionError};
 use subtle::ConstantTimeEq;
 
-use super::{Known, Pending, Shared};
+use super::waiting::Place;
+use super::{Known, Shared};
 use crate::cancel::lock;
 use crate::error::NetError;
 use crate::lane::Lane;
@@ -27,7 +28,7 @@ use crate::transport::{
 };
 
 /// Serves a connection from its first byte to its end.
-pub(super) fn admit(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr, place: Pending) {
+pub(super) fn admit(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr, place: Place) {
     let patience = Patience::for_time(shared.options.handshake_timeout);
     let opening = match first_byte(shared, &stream, patience) {
         Ok(Some(first)) => preface::sniff(first),
@@ -103,7 +104,7 @@ fn serve_v3(
     stream: TcpStream,
     opening: Opening,
     patience: Patience,
-    place: Pending,
+    place: Place,
 ) -> Result<(), NetError> {
     let tcp = TcpTransport::new(stream)?;
     let registration = shared.cancel.register(tcp.closer());
@@ -132,7 +133,9 @@ fn serve_v3(
         return Err(NetError::Auth { reason: "it speaks plaintext, and this receiver tls only".to_owned() });
     }
     let (number, greeted, asked) = match lane.recv()?.0 {
-        Frame::Hello(hello) => (hello.lane, greet(shared, &lane, &hello, version, security), hello.features),
+        Frame::Hello(hello) => {
+            (hello.lane, greet(shared, (&lane, &place), &hello, (version, security)), hello.features)
+        }
         other => (0, Err(SessionError::Unexpected { frame: other.name(), phase: "handshake" }.into()), 0),
     };
     let (known, opens) = match greeted {
@@ -219,10 +222,9 @@ fn enter(
 /// no such session or the key is wrong, which are told alike.
 fn greet(
     shared: &Arc<Shared>,
-    lane: &Lane,
+    (lane, place): (&Lane, &Place),
     hello: &Hello,
-    version: u8,
-    security: Security,
+    (version, security): (u8, Security),
 ) -> Result<Option<(Known, bool)>, NetError> {
     let auth = |reason: &str| NetError::Auth { reason: reason.to_owned() };
     if hello.version != version || hello.security != security {
@@ -240,7 +242,14 @@ fn greet(
     }
     match (&shared.security, &owner) {
         (ListenSecurity::Paired { tokens, .. }, Some(client)) => {
-            tokens.admit(&hello.secret.0, client, &shared.cancel)?;
+            let from = lane.transport().peer_addr().ip();
+            if let Err((error, delay)) = tokens.admit(&hello.secret.0, client, from) {
+                if !delay.is_zero() {
+                    place.detain();
+                    shared.cancel.sleep(delay)?;
+                }
+                return Err(error);
+            }
         }
         (ListenSecurity::Paired { .. }, None) => return Err(auth("the peer showed no certificate")),
         (ListenSecurity::Mutual { .. } | ListenSecurity::Insecure, _) => {

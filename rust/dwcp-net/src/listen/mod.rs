@@ -3,9 +3,9 @@
 mod admit;
 mod network;
 mod registry;
+mod waiting;
 
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -18,6 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 pub use network::Cidr;
 pub use registry::Arrival;
 pub(crate) use registry::{Known, Registry};
+use waiting::WaitingRoom;
 
 use crate::cancel::{Cancel, lock};
 use crate::error::NetError;
@@ -25,10 +26,6 @@ use crate::limiter::Limiter;
 use crate::receive::{ReceiveOptions, ReceiveSession};
 use crate::report::{Event, Observer};
 use crate::security::{ListenSecurity, server_config, split_address};
-
-/// Connections that have not yet shown who they are, from everywhere and from one address.
-const MAX_PENDING: usize = 64;
-const MAX_PENDING_OF_ONE: usize = 16;
 
 /// How often the thread that accepts looks around.
 const ACCEPT_SLICE: Duration = Duration::from_millis(100);
@@ -65,7 +62,7 @@ struct Shared {
     /// The rate of all peers together that are sent to.
     limiter: Arc<Limiter>,
     v1: Option<V1Gate>,
-    pending: Mutex<HashMap<IpAddr, usize>>,
+    waiting: Arc<WaitingRoom>,
     stopped: AtomicBool,
 }
 
@@ -111,7 +108,7 @@ impl Listener {
             registry: Arc::default(),
             limiter: Arc::new(Limiter::new(rate)),
             v1,
-            pending: Mutex::default(),
+            waiting: Arc::default(),
             stopped: AtomicBool::new(false),
         });
         let acceptor = {
@@ -209,7 +206,7 @@ fn accept_all(shared: &Arc<Shared>, listener: &TcpListener) {
 
 /// Gives a connection a thread of its own, if there is room for it.
 fn take(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
-    let Some(place) = Pending::enter(shared, peer.ip()) else {
+    let Some(place) = WaitingRoom::enter(&shared.waiting, &stream, peer) else {
         let reason = "too many connections that have not shown who they are".to_owned();
         log::warn!("{peer} is turned away: {reason}");
         shared.observer.event(Event::Refused { peer, reason });
@@ -221,36 +218,5 @@ fn take(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
     });
     if let Err(error) = started {
         log::warn!("cannot start a thread for {peer}: {error}");
-    }
-}
-
-/// A place among the connections that have not shown who they are.
-struct Pending {
-    shared: Arc<Shared>,
-    address: IpAddr,
-}
-
-impl Pending {
-    fn enter(shared: &Arc<Shared>, address: IpAddr) -> Option<Pending> {
-        let mut pending = lock(&shared.pending);
-        let total: usize = pending.values().sum();
-        let of_one = pending.get(&address).copied().unwrap_or(0);
-        if total >= MAX_PENDING || of_one >= MAX_PENDING_OF_ONE {
-            return None;
-        }
-        pending.insert(address, of_one + 1);
-        Some(Pending { shared: Arc::clone(shared), address })
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        let mut pending = lock(&self.shared.pending);
-        if let Some(count) = pending.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                pending.remove(&self.address);
-            }
-        }
     }
 }

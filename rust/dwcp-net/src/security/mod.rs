@@ -1,6 +1,7 @@
 //! Who may talk to whom: identities, pairing, tokens, and the TLS settings that follow from them.
 
 mod base64url;
+mod guesses;
 mod identity;
 mod pairing;
 mod tokens;
@@ -8,6 +9,7 @@ mod verify;
 
 use std::sync::Arc;
 
+pub(crate) use guesses::network_of;
 pub use identity::{Fingerprint, Identity, read_certificates};
 pub(crate) use pairing::random_bytes;
 pub use pairing::{Pairing, Token, split_address};

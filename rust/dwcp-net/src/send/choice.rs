@@ -42,13 +42,20 @@ impl CodecChoice {
         }
     }
 
-    /// Begins to measure what the first lane has to know of this machine.
-    pub(super) fn prepare(&self) {
-        if matches!(self, CodecChoice::Auto { model: Some(_) }) {
+    /// Begins to measure what the first lane has to know of this machine. For a receiver at `address` that is on it too,
+    /// it need not know that, and the measurement would only take a processor away from the transfer.
+    pub(super) fn prepare(&self, address: &str) {
+        if matches!(self, CodecChoice::Auto { model: Some(_) }) && !is_this_machine(address) {
             // Where there is no thread to be had, the first lane measures itself.
             let _ = std::thread::Builder::new().name("dwcp-calibrate".to_owned()).spawn(measured);
         }
     }
+}
+
+/// Whether `address` (`HOST:PORT`) names this machine beyond doubt.
+fn is_this_machine(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    matches!(host, "localhost" | "127.0.0.1" | "::1" | "[::1]")
 }
 
 /// What chooses for all lanes of a session.
@@ -457,6 +464,16 @@ impl Drop for Gauge<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_are_taken_for_it() {
+        for address in ["localhost:7", "127.0.0.1:7", "[::1]:7"] {
+            assert!(is_this_machine(address), "{address}");
+        }
+        for address in ["127.0.0.2:7", "10.0.0.1:7", "localhost.example:7", "[fe80::1]:7"] {
+            assert!(!is_this_machine(address), "{address}");
+        }
+    }
 
     #[test]
     fn block_is_counted_before_the_peer_can_have_it() {

@@ -155,7 +155,7 @@ impl SendSession {
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let (cancel, halt) = (cancel.child(), Cancel::new());
-        options.codec.prepare();
+        options.codec.prepare(address);
         let first =
             open_lane(&plan, 0, None, (&cancel, &halt)).map_err(|error| first_failure(error, &cancel))?;
         observer.event(Event::SessionOpened { peer: first.lane.transport().peer_addr() });

@@ -179,7 +179,7 @@ pub(crate) fn work(
         leaving: false,
     };
     let end = guard(|| {
-        lane.control(&shared.options.congestion)?;
+        lane.control(&shared.options.congestion, shared.options.socket_buffer_bytes.is_some())?;
         worker.serve(&mut lane)
     });
     let end = match end {

@@ -1,5 +1,6 @@
 //! A byte stream to a peer with deadlines: plain TCP or TLS over it, alike to everything above.
 
+mod buffers;
 mod congestion;
 mod connect;
 mod path;
@@ -104,6 +105,9 @@ pub trait Transport: Send {
     /// # Errors
     /// What the system says; [`io::ErrorKind::NotFound`] when it has none of that name.
     fn set_congestion(&mut self, name: &str) -> io::Result<()>;
+
+    /// Asks the system for room for more bytes under way than it gives by itself, if there is any to be had.
+    fn widen(&mut self);
 
     /// Asks the system to send evenly, at no more than so many bytes a second, or as it likes. Where it cannot, bursts
     /// are as they are.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::buffers::widen;
 use super::congestion::{congestion_of, set_congestion};
 use super::{Closer, Failure, PathInfo, Patience, SOCKET_SLICE, Transport, WakeReceiver, sort};
 use crate::error::NetError;
@@ -219,6 +220,12 @@ impl Transport for TcpTransport {
 
     fn set_congestion(&mut self, name: &str) -> io::Result<()> {
         set_congestion(&self.stream, name)
+    }
+
+    fn widen(&mut self) {
+        if let Err(error) = widen(&self.stream) {
+            log::debug!("the system keeps its buffer as it is: {error}");
+        }
     }
 
     fn set_pace(&mut self, bytes_per_s: Option<u64>) {

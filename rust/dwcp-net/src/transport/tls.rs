@@ -432,6 +432,10 @@ impl<R: Role> Transport for TlsTransport<R> {
         self.tcp.set_congestion(name)
     }
 
+    fn widen(&mut self) {
+        self.tcp.widen();
+    }
+
     fn set_pace(&mut self, bytes_per_s: Option<u64>) {
         self.tcp.set_pace(bytes_per_s);
     }

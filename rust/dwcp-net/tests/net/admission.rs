@@ -137,6 +137,10 @@ fn mutual_tls_takes_valid_certificates_of_the_authority_only() {
         let error = refusal(&receiver, security);
         assert!(matches!(error, NetError::Auth { .. }), "{case}: {error:?}");
     }
+    let expired = ListenSecurity::Mutual { identity: ours.sign(dir.path(), 2020), roots: roots.clone() };
+    let expired = self::receiver(expired, DialSecurity::Insecure, quick_receive());
+    let error = refusal(&expired, dial(identity, &roots, "host.example"));
+    assert!(matches!(&error, NetError::Auth { reason } if reason.contains("xpired")), "{error:?}");
 }
 
 #[test]

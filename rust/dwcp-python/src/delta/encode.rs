@@ -2,10 +2,9 @@
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 use dwcp_codec::codec::Codec;
-use dwcp_codec::patch::{Part, PatchOptions, encode_into};
+use dwcp_codec::patch::{Part, PatchOptions, encode_into, give_back, room};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -34,7 +33,7 @@ pub fn patch_encode<'py>(
     let options = PatchOptions { block_bytes, width, codec: parse(py, codec)?, dictionary, threads, search };
     let (old, new) = (old.bytes(), new.bytes());
     let parts = watch::run(py, old.len() + new.len(), |stop| {
-        let mut parts = Parts { made: kept_room(), ..Parts::default() };
+        let mut parts = Parts { made: room(), ..Parts::default() };
         let (old, new) = (Watched { bytes: old, stop }, Watched { bytes: new, stop });
         encode_into(&old, &new, None, &options, |part| {
             parts.add(part);
@@ -46,29 +45,11 @@ pub fn patch_encode<'py>(
     let memory = patch.memory();
     native::run(py, || {
         parts.write(new, memory);
-        keep_room(parts.made);
+        give_back(parts.made);
         Ok(())
     })?;
     // SAFETY: `write` wrote as many bytes as there are.
     Ok(unsafe { patch.finish() })
-}
-
-/// Memory of the last patch, for the next: the first write to new memory takes longer than to fill it with most patches.
-static ROOM: Mutex<Vec<u8>> = Mutex::new(Vec::new());
-/// It is kept up to this length.
-const MOST_ROOM_BYTES: usize = 64 << 20;
-
-fn kept_room() -> Vec<u8> {
-    std::mem::take(&mut *ROOM.lock().unwrap_or_else(PoisonError::into_inner))
-}
-
-fn keep_room(mut room: Vec<u8>) {
-    let mut kept = ROOM.lock().unwrap_or_else(PoisonError::into_inner);
-    // What has not been written of it is not there.
-    if room.len() <= MOST_ROOM_BYTES && room.capacity() > kept.capacity() {
-        room.clear();
-        *kept = room;
-    }
 }
 
 /// The parts of a patch: what was made for it, and where parts of the new version go, which are not copied twice.

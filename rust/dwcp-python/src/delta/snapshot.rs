@@ -12,8 +12,9 @@ use pyo3::types::PyBytes;
 
 use super::encode::parse;
 use super::watch;
-use crate::buffer::{Input, export, prefer_huge_pages};
+use crate::buffer::{Input, NewBytes, export, prefer_huge_pages, uninit_copy};
 use crate::error::Failure;
+use crate::native;
 
 /// A held version, for the patches of the next one.
 ///
@@ -58,7 +59,7 @@ impl Snapshot {
             self.refuse_other_length(&held, new.len() as u64)?;
             held.advance(new, threads, || watch::check(stop))
         })?;
-        Ok(PyBytes::new(py, &made))
+        told(py, made)
     }
 
     /// Make the patch to a version of which only the elements named by `mask` are read.
@@ -77,7 +78,7 @@ impl Snapshot {
             refuse_own(&held, &[new, named])?;
             held.advance_masked(new, mask, threads, || watch::check(stop))
         })?;
-        Ok(PyBytes::new(py, &made))
+        told(py, made)
     }
 
     /// Make the patch to a version in which the elements of these numbers have these values.
@@ -93,10 +94,17 @@ impl Snapshot {
             let mut held = self.lock();
             refuse_own(&held, &[index, values])?;
             let width = usize::from(held.options().width.unwrap_or(1));
-            let index = numbers(index, values.len() / width)?;
-            held.advance_sparse(&index, values, threads, || watch::check(stop))
+            let (count, check) = (values.len() / width, || watch::check(stop));
+            if index.len() == 4 * count {
+                held.advance_sparse(index.as_chunks::<4>().0, values, threads, check)
+            } else if index.len() == 8 * count {
+                held.advance_sparse(index.as_chunks::<8>().0, values, threads, check)
+            } else {
+                let (expected, actual) = (8 * count as u64, index.len() as u64);
+                Err(PatchError::Length { what: "index", expected, actual }.into())
+            }
         })?;
-        Ok(PyBytes::new(py, &made))
+        told(py, made)
     }
 
     /// Hold the version that a patch makes of the one held.
@@ -249,14 +257,15 @@ fn fresh(length: usize) -> Vec<u8> {
     memory
 }
 
-/// `count` numbers of 4 or 8 bytes each.
-fn numbers(bytes: &[u8], count: usize) -> Result<Vec<u64>, PatchError> {
-    if bytes.len() == 8 * count {
-        return Ok(bytes.as_chunks().0.iter().map(|number| u64::from_ne_bytes(*number)).collect());
-    }
-    if bytes.len() == 4 * count {
-        return Ok(bytes.as_chunks().0.iter().map(|number| u32::from_ne_bytes(*number).into()).collect());
-    }
-    let (expected, actual) = (8 * count as u64, bytes.len() as u64);
-    Err(PatchError::Length { what: "index", expected, actual })
+/// The bytes of a patch, whose memory is kept for the next one.
+fn told(py: Python<'_>, made: Vec<u8>) -> PyResult<Bound<'_, PyBytes>> {
+    let mut bytes = NewBytes::new(py, made.len())?;
+    let memory = bytes.memory();
+    native::run(py, || {
+        uninit_copy(&made, memory);
+        patch::give_back(made);
+        Ok(())
+    })?;
+    // SAFETY: the patch is as long as the memory, and was copied to it.
+    Ok(unsafe { bytes.finish() })
 }

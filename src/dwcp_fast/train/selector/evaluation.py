@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dwcp_fast.train.selector.baselines import BASELINES, FALLBACK, HINDSIGHT
-from dwcp_fast.train.selector.choosing import AS_IT_IS, choose, costs_of, predicted_logarithms
+from dwcp_fast.train.selector.choosing import (
+    AS_IT_IS,
+    choose,
+    costs_of,
+    measured_logarithms,
+    predicted_logarithms,
+)
 from dwcp_fast.train.selector.costs import Costs, Overlap, Situation, grid
 from dwcp_fast.train.selector.forest import Forest
 from dwcp_fast.train.selector.table import CostTable
@@ -23,6 +29,10 @@ CLOSE: Final = 1.05
 BOOTSTRAPS: Final = 1000
 GUARDED: Final = (AS_IT_IS, FALLBACK)
 """What choosing must never be much worse than."""
+GUARDED_FROM_BLOCKS: Final = (1, 2, 4, 16)
+"""Least blocks of the files that are compared with GUARDED together: more blocks are more to learn from."""
+INFORMED: Final = {"sizes": (0,), "times to code": (1,), "sizes and times to code": (0, 1)}
+"""Quantities of which a choice may be told the truth, to see what it costs not to know them."""
 UNSEEN_LINKS_BPS: Final = (33e6, 730e6, 3.3e9, 7e9, 17e9)
 THROTTLED: Final = (0.1,)
 
@@ -145,11 +155,11 @@ def regrets(found: dict[Overlap, Outcome]) -> dict[str, float]:
 def guarding(found: dict[Overlap, Outcome], table: CostTable) -> dict[str, Any]:
     """Compare with always none and always zstd:1, file by file and over everything."""
     worst: tuple[float, dict[str, Any]] = (0.0, {})
-    shares = []
-    names = np.unique(table.files)
+    ratios = []
+    names, counts = np.unique(table.files, return_counts=True)
     for overlap, outcome in found.items():
         ratio = outcome.against_guarded(table.files)
-        shares.append(ratio > TIE)
+        ratios.append(ratio)
         at, file = np.unravel_index(int(ratio.argmax()), ratio.shape)
         place = outcome.situations[int(at)]
         where = {
@@ -160,10 +170,22 @@ def guarding(found: dict[Overlap, Outcome], table: CostTable) -> dict[str, Any]:
             "overlap": overlap,
         }
         worst = max(worst, (float(ratio.max()), where), key=lambda pair: pair[0])
+    every = np.concatenate(ratios)
+    by_blocks = {}
+    for least, below in zip(GUARDED_FROM_BLOCKS, (*GUARDED_FROM_BLOCKS[1:], np.inf), strict=True):
+        files = (counts >= least) & (counts < below)
+        if files.any():
+            part = every[:, files]
+            by_blocks[f"{least} - {counts[files].max()}" if least > 1 else "1"] = {
+                "files": int(files.sum()),
+                "worst": float(part.max()),
+                "over_2pct": float((part > TIE).mean()),
+            }
     return {
         "guard_worst": worst[0],
         "guard_worst_at": worst[1],
-        "guard_over_2pct": float(np.mean(shares)),
+        "guard_over_2pct": float((every > TIE).mean()),
+        "guard_by_blocks": by_blocks,
         "guard_worst_overall": guard_worst_overall(found),
     }
 
@@ -184,6 +206,17 @@ def noise_ceiling(table: CostTable) -> dict[str, Any]:
     figures = summary(outcomes(table, chooser))
     del figures["worst_link_at"]
     return figures
+
+
+def informed(predicted: Floats, table: CostTable) -> dict[str, dict[str, Any]]:
+    """Let choices know the truth about some quantities and believe the model about the others."""
+    told = {}
+    measured = measured_logarithms(table)
+    for name, quantities in INFORMED.items():
+        known = predicted.copy()
+        known[..., quantities] = measured[..., quantities]
+        told[name] = summary(outcomes(table, partial(choose, known, table)))
+    return told
 
 
 def evaluate(forest: Forest, table: CostTable, learned: CostTable, *, seed: int = 1) -> dict[str, Any]:
@@ -226,6 +259,7 @@ def evaluate(forest: Forest, table: CostTable, learned: CostTable, *, seed: int 
         **regrets(found),
         **guarding(found, table),
         "noise_ceiling": noise_ceiling(table),
+        "informed": informed(predicted, table),
         "without_correction": summary(outcomes(table, uncorrected)),
         "by_link": {
             overlap: {f"{link:.0f}": e for link, e in o.along("link_bps").items()}

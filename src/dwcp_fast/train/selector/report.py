@@ -101,6 +101,11 @@ def losses(figures: dict[str, Any]) -> Iterator[str]:
     yield f"| regret, mean | {figures['regret_mean_s_per_gb']:.3f} s/GB | |"
     yield f"| regret, 99th percentile | {figures['regret_p99_s_per_gb']:.2f} s/GB | |"
     yield f"| guard, all files together | {figures['guard_worst_overall']:.3f} | |"
+    for blocks, part in figures["guard_by_blocks"].items():
+        yield (
+            f"| guard, {part['files']} files of {blocks} blocks | {part['worst']:.3f}, "
+            f"{percent(part['over_2pct'])} over 2 % | |"
+        )
     yield f"| guard, share of files and situations over 2 % | {percent(figures['guard_over_2pct'])} | |"
 
 
@@ -113,6 +118,7 @@ def beside(figures: dict[str, Any]) -> Iterator[str]:
         "without correction": figures["without_correction"],
         "links never seen": figures["unseen_links"],
         "a tenth of a core": figures["throttled"],
+        **{f"told the {name}": told for name, told in figures["informed"].items()},
         "the oracle, measured again": figures["noise_ceiling"],
         **figures["baselines"],
     }
@@ -140,13 +146,15 @@ def families(told: dict[str, dict[str, float]]) -> Iterator[str]:
 
 def streams(told: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Give whole transfers in virtual time."""
-    yield "| stream | link | oracle | this model | blind controller | best blind mixture | gain over blind |"
-    yield "|---|---|---|---|---|---|---|"
+    columns = ("stream", "link", "oracle", "this model", "blind controller", "best blind mixture")
+    yield f"| {' | '.join(columns)} | gain over blind | the oracle's |"
+    yield "|---|---|---|---|---|---|---|---|"
     for one in told:
         yield (
             f"| {one['family']} | {rate(one['link_bps'])} | {one['oracle_mb_per_s']:.0f} MB/s | "
             f"{percent(one['share_of_oracle'])} | {percent(one['blind_share_of_oracle'])} | "
-            f"{percent(one['ideal_blind_share_of_oracle'])} | {one['gain_over_blind']:.2f} |"
+            f"{percent(one['ideal_blind_share_of_oracle'])} | {one['gain_over_blind']:.2f} | "
+            f"{1 / one['blind_share_of_oracle']:.2f} |"
         )
 
 

@@ -26,8 +26,10 @@ __all__ = ["blind_seconds", "oracle_seconds", "streams"]
 STREAM_LINKS_BPS: Final = (10e9, 25e9)
 QUEUED_BYTES: Final = 16 << 20
 """Wire bytes that may wait between two stages."""
-PATIENCE_BLOCKS: Final = 8.0
-"""How many mean blocks the processor must be behind the link to move the odds of the price e-fold."""
+PATIENCE_BLOCKS: Final = 16.0
+BLIND_PATIENCE_BLOCKS: Final = 8.0
+"""How many mean blocks the processor must be behind the link to move the odds of the price e-fold, with a
+model and without one: what was best for each on the files that the model was trained on."""
 ODDS_LIMIT: Final = 8.0
 MEMORY: Final = 0.05
 """Weight of the last block in averages."""
@@ -131,7 +133,8 @@ class Price:
     blocks would have been decided.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience_blocks: float) -> None:
+        self.patience_blocks = patience_blocks
         self.odds = 0.0
         self.mean_s = 0.0
 
@@ -143,7 +146,7 @@ class Price:
         """Take in what a block took of both."""
         longer = max(cpu_s, wire_s)
         self.mean_s += (longer - self.mean_s) * (MEMORY if self.mean_s else 1)
-        self.odds += (cpu_s - wire_s) / (PATIENCE_BLOCKS * self.mean_s)
+        self.odds += (cpu_s - wire_s) / (self.patience_blocks * self.mean_s)
         self.odds = min(max(self.odds, -ODDS_LIMIT), ODDS_LIMIT)
 
 
@@ -188,7 +191,8 @@ def run(
     """
     actual = measured_logarithms(table)
     wire_per_byte, cpu_per_ns = 8 / link_bps, 1e-9
-    price, to_link, to_decoder = Price(), Queue(), Queue()
+    price = Price(BLIND_PATIENCE_BLOCKS if guesses.blind else PATIENCE_BLOCKS)
+    to_link, to_decoder = Queue(), Queue()
     encoded = sent = decoded = 0.0
     file = ""
     for row in order:

@@ -1,0 +1,105 @@
+//! The places of connections that have not shown who they are: bounded, so that strangers cannot take them all.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use crate::cancel::lock;
+use crate::security::network_of;
+
+/// Places altogether, and for one network.
+const MAX_WAITING: usize = 64;
+const MAX_WAITING_OF_ONE: usize = 16;
+
+/// All places.
+#[derive(Debug, Default)]
+pub(super) struct WaitingRoom(Mutex<Room>);
+
+#[derive(Debug, Default)]
+struct Room {
+    next: u64,
+    /// By network, the oldest first.
+    guests: HashMap<IpAddr, Vec<Guest>>,
+}
+
+#[derive(Debug)]
+struct Guest {
+    id: u64,
+    /// To send it away when others need the place; none when it has to stay.
+    stream: Option<TcpStream>,
+}
+
+/// A place, given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    room: Arc<WaitingRoom>,
+    network: IpAddr,
+    id: u64,
+}
+
+impl WaitingRoom {
+    /// Gives a connection a place. When all are taken, the oldest connection of the network that has the most, if that
+    /// is more than this one has, is sent away for it.
+    pub(super) fn enter(room: &Arc<WaitingRoom>, stream: &TcpStream, peer: SocketAddr) -> Option<Place> {
+        let network = network_of(peer.ip());
+        let mut inner = lock(&room.0);
+        let of_one = inner.guests.get(&network).map_or(0, Vec::len);
+        let total: usize = inner.guests.values().map(Vec::len).sum();
+        if of_one >= MAX_WAITING_OF_ONE || (total >= MAX_WAITING && !inner.send_one_away(of_one)) {
+            return None;
+        }
+        let id = inner.next;
+        inner.next += 1;
+        // Without a handle of its own it stays until its deadline.
+        inner.guests.entry(network).or_default().push(Guest { id, stream: stream.try_clone().ok() });
+        Some(Place { room: Arc::clone(room), network, id })
+    }
+}
+
+impl Room {
+    fn send_one_away(&mut self, fewest: usize) -> bool {
+        let crowd = self
+            .guests
+            .iter_mut()
+            .filter(|(_, guests)| guests.len() > fewest && guests.iter().any(|guest| guest.stream.is_some()))
+            .max_by_key(|(_, guests)| guests.len());
+        let Some((network, guests)) = crowd else { return false };
+        let most = guests.len();
+        let Some(index) = guests.iter().position(|guest| guest.stream.is_some()) else { return false };
+        if let Some(stream) = guests.remove(index).stream {
+            log::warn!(
+                "{network} has made room for others: {most} of its connections have not said who they are"
+            );
+            // It may have gone by itself.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        true
+    }
+
+    fn of(&mut self, place: &Place) -> Option<(&mut Vec<Guest>, usize)> {
+        let guests = self.guests.get_mut(&place.network)?;
+        let index = guests.iter().position(|guest| guest.id == place.id)?;
+        Some((guests, index))
+    }
+}
+
+impl Place {
+    /// Keeps the place until it is dropped, whoever needs it: a guess costs the guesser its place for that long.
+    pub(super) fn detain(&self) {
+        if let Some((guests, index)) = lock(&self.room.0).of(self) {
+            guests[index].stream = None;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut room = lock(&self.room.0);
+        if let Some((guests, index)) = room.of(self) {
+            guests.remove(index);
+            if guests.is_empty() {
+                room.guests.remove(&self.network);
+            }
+        }
+    }
+}
