@@ -73,8 +73,8 @@ class SendOptions:
     Attributes:
         protocol: ``"v3"``, ``"v1"`` (one object, neither authenticated nor verified), or ``"auto"``: v3
             unless the rollout says otherwise for this node.
-        streams: Number of lanes, 1 to 256; None leaves it to the policy, and to what is found while data flows
-            if the peer is far.
+        streams: Number of lanes, 1 to 256; None leaves it to the policy, and to what is found while data
+            flows if the peer is far.
         polite: Whether others on the link go first where ``streams`` is None: there are fewer lanes then.
         codec: ``"auto"``, ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         dictionary: What small files or buffers have in common, at most 1 048 552 bytes. It is offered to the

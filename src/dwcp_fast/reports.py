@@ -108,6 +108,8 @@ class SendReport:
         blocks_same: Blocks that the receiver had in a base.
         blocks_held: Blocks that an interrupted transfer had left.
         blocks_resent: Blocks that were sent again.
+        blocks_helped: Blocks that were sent a second time, since their lane was slow and another had nothing
+            to do.
         nacks: Blocks that the receiver's base did not fit.
         lanes_used: Lanes that carried blocks.
         lanes_lost: Lanes that were lost.
@@ -141,6 +143,7 @@ class SendReport:
     blocks_same: int = 0
     blocks_held: int = 0
     blocks_resent: int = 0
+    blocks_helped: int = 0
     nacks: int = 0
     lanes_used: int = 0
     lanes_lost: int = 0

@@ -129,6 +129,7 @@ class SendTold(TypedDict):
     blocks_same: int
     blocks_held: int
     blocks_resent: int
+    blocks_helped: int
     nacks: int
     lanes_used: int
     lanes_lost: int

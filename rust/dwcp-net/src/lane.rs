@@ -198,10 +198,18 @@ impl Lane {
     /// # Errors
     /// [`NetError::Deadline`] when the peer has been silent for the idle deadline, or whatever the transport says.
     pub(crate) fn wait(&mut self, wake: &WakeReceiver) -> Result<(), NetError> {
+        self.wait_at_most(wake, MAX_SILENCE)
+    }
+
+    /// The same, for `most` at most.
+    ///
+    /// # Errors
+    /// As for [`Lane::wait`].
+    pub(crate) fn wait_at_most(&mut self, wake: &WakeReceiver, most: Duration) -> Result<(), NetError> {
         let silence = self.silence();
         let until_keepalive = silence.saturating_sub(self.last_sent.elapsed());
         let until_idle = self.idle.saturating_sub(self.last_received.elapsed());
-        let timeout = until_keepalive.min(until_idle);
+        let timeout = until_keepalive.min(until_idle).min(most);
         if self.transport.poll_readable(timeout, Some(wake))? {
             return Ok(());
         }

@@ -227,6 +227,8 @@ pub struct SendReport {
     pub blocks_held: u64,
     /// Blocks that were sent again.
     pub blocks_resent: u64,
+    /// Blocks that were sent a second time because their lane was slow.
+    pub blocks_helped: u64,
     /// Blocks that the receiver asked for in full.
     pub nacks: u64,
     /// Lanes that carried frames.

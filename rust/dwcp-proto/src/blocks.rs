@@ -24,6 +24,8 @@ pub(crate) const DONE: u8 = 8;
 pub(crate) const PLAIN: u8 = 16;
 /// The receiver has another block staged in its place, and takes that for the block until this one is there.
 pub(crate) const REPLACES: u8 = 32;
+/// The block was sent a second time on a faster lane, which is done once for each block.
+pub(crate) const HELPED: u8 = 64;
 
 /// The blocks of a manifest with a digest and flags for each.
 #[derive(Debug)]

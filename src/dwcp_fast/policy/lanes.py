@@ -24,8 +24,8 @@ class LaneChange:
     Attributes:
         seconds: When, from the first block of the transfer on.
         lanes: How many there were to be from then on.
-        bytes_per_s: What all lanes together had delivered before, in bytes a second; 0 if nothing was measured
-            yet.
+        bytes_per_s: What all lanes together had delivered before, in bytes a second; 0 if nothing was
+            measured yet.
         why: The reason, for people.
     """
 

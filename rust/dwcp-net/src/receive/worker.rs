@@ -212,6 +212,9 @@ impl<'a> Worker<'a> {
         };
         self.unacknowledged += 1;
         self.unacknowledged_bytes += u64::from(head.raw_len);
+        if lock(&self.session.state).session.came_before(self.id, head) {
+            return Ok(());
+        }
         if let Some(base_digest) = &head.base_digest {
             self.base.resize(head.raw_len as usize, 0);
             let refused = if !sink.base(head.entry, head.offset, &mut self.base)? {

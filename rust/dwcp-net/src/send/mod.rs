@@ -4,6 +4,7 @@ mod choice;
 mod lanes;
 mod shared;
 mod telemetry;
+mod turns;
 mod worker;
 
 use std::net::IpAddr;

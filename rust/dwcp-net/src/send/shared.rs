@@ -11,13 +11,14 @@ use dwcp_proto::frame::{
     Committed, ErrorCode, ErrorFrame, FEATURE_DICTIONARY, Frame, Secret, SessionId, Welcome,
 };
 use dwcp_proto::limits::{MAX_DICTIONARY, MAX_LANES};
-use dwcp_proto::sender::{LaneId, SenderOptions, SenderProgress, SenderSession, Step};
+use dwcp_proto::sender::{LaneId, SenderOptions, SenderProgress, SenderSession};
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use super::SendOptions;
 use super::choice::Selector;
 use super::telemetry::Telemetry;
+use super::turns::LaneHandle;
 use crate::cancel::Cancel;
 use crate::error::NetError;
 use crate::lanes::LaneChange;
@@ -87,6 +88,7 @@ impl Shared {
                 progressed: false,
                 closing: false,
                 parting: None,
+                looked_for_stalls: Instant::now(),
                 last_failure: None,
                 round_trip: None,
                 telemetry: Telemetry::default(),
@@ -134,11 +136,12 @@ pub(super) struct Job {
     pub(super) manifest: Arc<Manifest>,
     pub(super) source: Arc<dyn Source>,
     base_allowed: bool,
-    started: Instant,
+    pub(super) started: Instant,
     /// Where the selector stood then.
     selected_before: Option<Summary>,
     /// What sessions before the present one did.
     resent_before: u64,
+    helped_before: u64,
     nacks_before: u64,
     wire_before: u64,
     pub(super) sessions: u32,
@@ -164,6 +167,7 @@ impl Job {
             started,
             selected_before,
             resent_before: 0,
+            helped_before: 0,
             nacks_before: 0,
             wire_before: 0,
             sessions: 1,
@@ -201,6 +205,7 @@ impl Job {
             blocks_same: count(|progress| progress.blocks_same),
             blocks_held: count(|progress| progress.blocks_held),
             blocks_resent: self.resent_before + count(|progress| progress.resent_blocks),
+            blocks_helped: self.helped_before + count(|progress| progress.helped_blocks),
             nacks: self.nacks_before + count(|progress| progress.nacks),
             lanes_used: self.tally.lanes_used,
             lanes_lost: self.tally.lanes_lost,
@@ -215,18 +220,6 @@ impl Job {
             selection: selector.zip(self.selected_before.as_ref()).map(|(it, before)| it.summary(before)),
         }
     }
-}
-
-/// A lane of the session.
-pub(super) struct LaneHandle {
-    /// The number that the side that dials gave it.
-    number: u16,
-    waker: Waker,
-    closer: Closer,
-    /// Its peer has made another in its place.
-    replaced: bool,
-    /// Its peer has said goodbye on it, and waits for the answer.
-    leaving: bool,
 }
 
 /// What changes.
@@ -257,7 +250,9 @@ pub(crate) struct State {
     pub(super) progressed: bool,
     pub(super) closing: bool,
     /// What lanes of earlier epochs tell the receiver; they part in peace without it.
-    parting: Option<ErrorFrame>,
+    pub(super) parting: Option<ErrorFrame>,
+    /// When it was last looked whether a lane stands still.
+    pub(super) looked_for_stalls: Instant,
     pub(super) last_failure: Option<NetError>,
     pub(super) round_trip: Option<Duration>,
     pub(super) telemetry: Telemetry,
@@ -302,6 +297,7 @@ impl State {
         if let (Some(session), Some(job)) = (self.session.take(), &mut self.job) {
             let progress = session.progress();
             job.resent_before += progress.resent_blocks;
+            job.helped_before += progress.helped_blocks;
             job.nacks_before += progress.nacks;
             job.wire_before += progress.sent_wire_bytes;
         }
@@ -427,7 +423,7 @@ impl State {
         let lane = self.next_lane;
         self.next_lane += 1;
         self.telemetry.watch(lane, closer.clone());
-        self.lanes.insert(lane, LaneHandle { number, waker, closer, replaced: false, leaving: false });
+        self.lanes.insert(lane, LaneHandle::new(number, waker, closer));
         if let Some(session) = &mut self.session {
             session.attach(lane);
         }
@@ -451,65 +447,6 @@ impl State {
             self.lonely_since = Instant::now();
         }
         self.wake_all();
-    }
-
-    /// What a lane is to do, which has used `spent` of processor time since it last asked.
-    pub(super) fn turn(&mut self, lane: LaneId, epoch: u64, spent: Duration) -> Turn {
-        if let Some(job) = &mut self.job {
-            job.tally.cpu += spent;
-        }
-        if self.epoch != epoch {
-            return Turn::Stale(self.parting.clone());
-        }
-        if self.closing {
-            return Turn::Stale(None);
-        }
-        let busy = self.busy();
-        let leaving = self.lanes.get(&lane).is_some_and(|handle| handle.leaving);
-        let Some(session) = self.session.as_mut().filter(|_| busy) else {
-            if leaving {
-                self.detach(lane, epoch);
-                return Turn::Leave;
-            }
-            return Turn::Step(Step::Done);
-        };
-        let rests = leaving || self.lanes.get(&lane).is_some_and(|handle| handle.number >= self.wanted);
-        session.rest(lane, rests);
-        match session.next(lane) {
-            Step::Wait if rests && session.may_leave(lane) && self.lanes.len() > 1 => {
-                self.detach(lane, epoch);
-                Turn::Leave
-            }
-            step => Turn::Step(step),
-        }
-    }
-
-    /// The peer has said goodbye on a lane. Tells whether the answer has to wait until nothing is under way on it.
-    pub(super) fn part_with(&mut self, lane: LaneId, epoch: u64) -> bool {
-        // Only a peer that has dialled ends lanes in peace for good; the other makes them as it needs them.
-        if self.asked.is_none() || self.epoch != epoch {
-            return false;
-        }
-        self.goodbye = true;
-        if let Some(handle) = self.lanes.get_mut(&lane) {
-            handle.leaving = true;
-        }
-        self.busy()
-    }
-
-    /// Changes how many lanes there are to be.
-    pub(super) fn want(&mut self, lanes: u16) {
-        self.wanted = lanes;
-        self.wake_all();
-    }
-
-    /// The transfer whose blocks flow, by the moment of its beginning, and the lanes; none when so few blocks are
-    /// left that more lanes would not help.
-    pub(super) fn flow(&self) -> Option<(Instant, Vec<(LaneId, Closer)>)> {
-        let job = self.job.as_ref().filter(|job| job.ended.is_none())?;
-        let left = self.session.as_ref().map_or(0, SenderSession::blocks_left);
-        let lanes = || self.lanes.iter().map(|(id, lane)| (*id, lane.closer.clone())).collect();
-        (left > 2 * u64::from(self.wanted)).then(|| (job.started, lanes()))
     }
 
     /// Takes a frame of the receiver.
@@ -546,8 +483,9 @@ impl State {
             let progress = session.progress();
             progress.blocks_sent + progress.blocks_same
         };
-        let before = done(session);
+        let (before, under_way) = (done(session), session.bytes_under_way(lane));
         session.receive(lane, frame)?;
+        let taken = under_way - session.bytes_under_way(lane);
         self.progressed |= done(session) > before;
         if let (Some(committed), Some(job)) = (session.outcome(), &mut self.job)
             && job.ended.is_none()
@@ -557,6 +495,9 @@ impl State {
                 .collect();
             job.result = Some((session.progress(), trees));
             job.ended = Some(Ok(committed));
+        }
+        if taken > 0 {
+            self.acknowledged(lane, taken, Instant::now());
         }
         if wakes {
             self.wake_all();
@@ -583,14 +524,4 @@ impl State {
             path: self.telemetry.now(),
         }
     }
-}
-
-/// What a lane is to do.
-pub(super) enum Turn {
-    /// What the session says.
-    Step(Step),
-    /// Say this, or goodbye, and end: the session is over.
-    Stale(Option<ErrorFrame>),
-    /// Say goodbye and end: the session goes on without this lane, which it does not know any more.
-    Leave,
 }

@@ -11,7 +11,8 @@ use dwcp_proto::{Manifest, SessionError};
 use dwcp_store::StoreError;
 
 use super::choice::Gauge;
-use super::shared::{Link, MAX_INTEGRITY_FAILURES, Shared, State, Turn};
+use super::shared::{Link, MAX_INTEGRITY_FAILURES, Shared, State};
+use super::turns::Turn;
 use crate::cancel::{CANCEL_SLICE, lock, wait};
 use crate::dial::{Dialled, Plan, WORTHWHILE, backoff, open_lane};
 use crate::error::{NetError, plain};
@@ -241,6 +242,12 @@ impl Worker<'_> {
                     self.worthwhile = true;
                     lane.close();
                     return Ok(());
+                }
+                Turn::Linger => {
+                    lane.wait_at_most(&self.wake, CANCEL_SLICE)?;
+                    if let Some(gauge) = &mut self.gauge {
+                        gauge.waited();
+                    }
                 }
                 Turn::Leave => {
                     self.worthwhile = true;

@@ -38,9 +38,10 @@ fn a_lane_that_is_cut_is_replaced_and_its_blocks_are_sent_again() {
 }
 
 #[test]
-fn a_lane_that_falls_silent_is_replaced() {
+fn a_lane_that_falls_silent_has_its_blocks_sent_again_on_others() {
     let (sent, _) = survives(&paired_receiver(), &[Fault::Stall(900_000)]);
-    assert!(sent.lanes_lost >= 1 && sent.sessions == 1, "{sent:?}");
+    // Before the deadline that would end it.
+    assert!(sent.blocks_helped >= 1 && sent.lanes_lost == 0 && sent.sessions == 1, "{sent:?}");
 }
 
 #[test]

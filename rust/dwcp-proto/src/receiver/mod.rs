@@ -308,6 +308,10 @@ impl ReceiverSession {
         if self.lanes.values().any(|state| state.outstanding.iter().any(differs)) {
             return Err(SessionError::DigestMismatch { entry: head.entry, offset: head.offset });
         }
+        if transfer.table.has(first, KNOWN) && transfer.table.digest(first) == head.digest {
+            // It was sent on two lanes, and has come on the faster.
+            return self.late(lane);
+        }
         self.open(lane, Outstanding { first, count, left: count, is_copy: false, digest })?;
         Ok(Action::Store(head))
     }
@@ -398,6 +402,15 @@ impl ReceiverSession {
             self.progress.stored_bytes += raw;
             self.progress.blocks_stored += 1;
         }
+    }
+
+    /// Whether a block of an [`Action::Store`] has come on another lane meanwhile. Then it is done with, and not to be
+    /// stored.
+    pub fn came_before(&mut self, lane: LaneId, head: &BlockHead) -> bool {
+        let Some(transfer) = &self.transfer else { return false };
+        let Some(index) = transfer.table.at(head.entry, head.offset) else { return false };
+        let known = transfer.table.has(index, KNOWN) && transfer.table.digest(index) == head.digest;
+        known && self.close(lane, head.entry, head.offset).is_some()
     }
 
     /// A block cannot be made from the base: gives the NACK to send on its lane, before the next ACK there.

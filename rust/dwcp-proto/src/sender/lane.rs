@@ -43,6 +43,8 @@ pub(super) struct Lane {
     pub(super) acked: u32,
     /// It is given no more blocks, while others are.
     pub(super) rests: bool,
+    /// Bytes of blocks that are acknowledged on it in a second, as the driver has measured.
+    pub(super) bytes_per_s: f64,
 }
 
 /// Counts what the receiver has taken.

@@ -15,7 +15,7 @@ use dwcp_codec::{CodecId, Dictionary, Digest};
 
 pub use crate::LaneId;
 use lane::{Carried, InFlight, Lane, count_done};
-pub use step::{BlockTask, Resolution, SenderOptions, SenderPhase, SenderProgress, Step};
+pub use step::{BlockTask, Pace, Resolution, SenderOptions, SenderPhase, SenderProgress, Step};
 
 use crate::blocks::{
     Announced, BlockIndex, BlockTable, DONE, HELD, KNOWN, PLAIN, REPLACES, STAGED, out_of_range,
@@ -142,10 +142,14 @@ impl SenderSession {
     pub fn detach(&mut self, lane: LaneId) {
         let Some(lost) = self.lanes.remove(&lane) else { return };
         self.lost_frames |= lost.in_flight.iter().any(InFlight::may_come_late);
-        self.again.extend(lost.tasks);
+        for block in lost.tasks {
+            if !self.is_under_way(block) {
+                self.again.push_back(block);
+            }
+        }
         for frame in lost.in_flight {
             // A refused block is in the queue since its NACK.
-            if !frame.settled && !self.table.has(frame.block, DONE) {
+            if !frame.settled && !self.table.has(frame.block, DONE) && !self.is_under_way(frame.block) {
                 self.progress.resent_blocks += 1;
                 self.again.push_back(frame.block);
             }
@@ -237,12 +241,20 @@ impl SenderSession {
         let newly = (count - state.acked) as usize;
         state.acked = count;
         let frames: Vec<InFlight> = state.in_flight.drain(..newly).collect();
+        let before = self.progress;
         for frame in frames {
             state.raw_bytes -= u64::from(frame.raw_len);
             if !frame.settled && !self.table.has(frame.block, DONE) {
                 self.table.set(frame.block, DONE);
                 count_done(&mut self.progress, &frame);
             }
+        }
+        let done = |progress: &SenderProgress| {
+            progress.held_bytes + progress.same_bytes + progress.sent_raw_bytes == progress.total_bytes
+        };
+        if self.phase == Phase::Committing && self.lost_frames && !done(&before) && done(&self.progress) {
+            // What a lost lane had brought may have been the last, and COMMITTED have gone on that lane.
+            self.tell_again();
         }
         Ok(())
     }
@@ -322,7 +334,9 @@ impl SenderSession {
             Phase::Blocks => self.next_block(lane).unwrap_or(Step::Wait),
             Phase::Telling { lane: used, next_entry } => match self.next_block(lane) {
                 Some(step) => step,
-                None if used.is_none_or(|used| used == lane) => self.next_telling(lane, next_entry),
+                None if used == Some(lane) || (used.is_none() && self.may_tell(lane)) => {
+                    self.next_telling(lane, next_entry)
+                }
                 None => Step::Wait,
             },
             Phase::Committing => self.next_block(lane).unwrap_or(Step::Wait),
@@ -426,7 +440,7 @@ impl SenderSession {
             return Err(SessionError::SourceChanged { entry, offset });
         }
         state.tasks.swap_remove(place);
-        if self.phase == Phase::Done {
+        if self.phase == Phase::Done || self.table.has(block, DONE) {
             // It was to be sent again, and the receiver turned out to have it.
             state.raw_bytes -= u64::from(task.raw_len);
             return Ok(None);

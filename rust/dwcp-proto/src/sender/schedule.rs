@@ -1,8 +1,8 @@
 //! Which block goes on which lane.
 
-use super::lane::InFlight;
-use super::{BlockTask, LaneId, Phase, SenderSession, Step};
-use crate::blocks::{Base, DONE, HELD, PLAIN, REPLACES, STAGED};
+use super::lane::{Carried, InFlight};
+use super::{BlockTask, LaneId, Pace, Phase, SenderSession, Step};
+use crate::blocks::{Base, BlockIndex, DONE, HELD, HELPED, PLAIN, REPLACES, STAGED};
 
 impl SenderSession {
     /// Whether `lane` is given no more blocks, for as long as there is another that is. It goes on to be told of what
@@ -27,6 +27,121 @@ impl SenderSession {
             Phase::Blocks => self.table.manifest().total_blocks() - self.cursor + self.again.len() as u64,
             _ => 0,
         }
+    }
+
+    /// Whether a block is to be sent again on `lane`, since nothing else is to do and the lane that it is under way on
+    /// would take much longer: then it gives the task. Of such blocks it is the one that would be there last; each is
+    /// sent again at most once. `pace` tells how lanes get on, and `least_gain_s` what is to be gained at least.
+    ///
+    /// To be asked after [`Step::Wait`], and again after a while, since lanes may come to a standstill.
+    pub fn help(
+        &mut self,
+        lane: LaneId,
+        pace: impl Fn(LaneId) -> Pace,
+        least_gain_s: f64,
+    ) -> Option<BlockTask> {
+        /// A lane is so many times as slow, or it is let alone.
+        const SLOWER: f64 = 1.5;
+        let (own, before) = (pace(lane).bytes_per_s, self.bytes_under_way(lane) as f64);
+        if !self.is_tail(lane) || own <= 0.0 {
+            return None;
+        }
+        let mut last: Option<(f64, LaneId, usize)> = None;
+        for (other, state) in &self.lanes {
+            let mut ahead = 0.0;
+            let Pace { bytes_per_s, waited_s } = pace(*other);
+            for (place, frame) in state.in_flight.iter().enumerate() {
+                ahead += f64::from(frame.raw_len);
+                let open = !frame.settled
+                    && frame.carried != Carried::Same
+                    && !self.table.has(frame.block, DONE | HELPED);
+                if *other == lane || !open {
+                    continue;
+                }
+                // One that has stood still for longer than it can have taken is slower than it was.
+                let front = state.in_flight.front().map_or(0.0, |frame| f64::from(frame.raw_len));
+                let rate =
+                    if bytes_per_s * waited_s > SLOWER * front { front / waited_s } else { bytes_per_s };
+                let left_s = if rate > 0.0 { (ahead / rate - waited_s).max(0.0) } else { waited_s };
+                let here_s = (before + f64::from(frame.raw_len)) / own;
+                if left_s > SLOWER * here_s
+                    && left_s - here_s > least_gain_s
+                    && last.is_none_or(|(most_s, ..)| left_s > most_s)
+                {
+                    last = Some((left_s, *other, place));
+                }
+            }
+        }
+        let (_, other, place) = last?;
+        let frame = self.lanes.get_mut(&other)?.in_flight.get_mut(place)?;
+        // Whichever copy comes first, the other may come after everything else.
+        frame.repeated = true;
+        let block = frame.block;
+        self.table.set(block, HELPED);
+        self.progress.helped_blocks += 1;
+        self.task(lane, block)
+    }
+
+    /// Whether `lane` is given nothing to do, since no block is left, while others have blocks under way.
+    #[must_use]
+    pub fn is_tail(&self, lane: LaneId) -> bool {
+        let waits = |(other, state): (&LaneId, &super::Lane)| {
+            *other != lane && state.in_flight.iter().any(|frame| !frame.settled)
+        };
+        matches!(self.phase, Phase::Blocks | Phase::Telling { .. } | Phase::Committing)
+            && self.cursor >= self.table.manifest().total_blocks()
+            && self.again.is_empty()
+            && !self.is_at_rest(lane)
+            && self.lanes.iter().any(waits)
+    }
+
+    /// The lane that is to tell the end of the transfer: the one that is soonest done with what it has under way,
+    /// which that comes behind. None while there is nothing to tell, or some lane tells it.
+    #[must_use]
+    pub fn teller(&self) -> Option<LaneId> {
+        match self.phase {
+            Phase::Telling { lane: None, .. } => {
+                let awake = self.lanes.keys().filter(|lane| !self.is_at_rest(**lane));
+                awake.copied().min_by(|one, other| self.behind(*one).total_cmp(&self.behind(*other)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether no other lane is better for telling the end.
+    pub(super) fn may_tell(&self, lane: LaneId) -> bool {
+        self.teller().is_none_or(|best| self.behind(lane) <= self.behind(best))
+    }
+
+    /// Notes how many bytes of blocks are acknowledged on a lane in a second.
+    pub fn keep_pace(&mut self, lane: LaneId, bytes_per_s: f64) {
+        if let Some(state) = self.lanes.get_mut(&lane) {
+            state.bytes_per_s = bytes_per_s;
+        }
+    }
+
+    /// About how long what is sent on a lane now comes behind what is under way there.
+    fn behind(&self, lane: LaneId) -> f64 {
+        /// A lane of which nothing is known.
+        const UNKNOWN: f64 = 1e6;
+        let rate = self.lanes.get(&lane).map_or(0.0, |state| state.bytes_per_s);
+        self.bytes_under_way(lane) as f64 / if rate > 0.0 { rate } else { UNKNOWN }
+    }
+
+    /// Bytes of the blocks that are under way on a lane.
+    #[must_use]
+    pub fn bytes_under_way(&self, lane: LaneId) -> u64 {
+        let bytes = |state: &super::Lane| state.in_flight.iter().map(|frame| u64::from(frame.raw_len)).sum();
+        self.lanes.get(&lane).map_or(0, bytes)
+    }
+
+    /// Whether a block that was sent a second time is still under way, or about to be.
+    pub(super) fn is_under_way(&self, block: BlockIndex) -> bool {
+        let carries = |state: &super::Lane| {
+            let flies = |frame: &InFlight| frame.block == block && !frame.settled;
+            state.tasks.contains(&block) || state.in_flight.iter().any(flies)
+        };
+        self.table.has(block, HELPED) && self.lanes.values().any(carries)
     }
 
     fn is_at_rest(&self, lane: LaneId) -> bool {
@@ -70,7 +185,7 @@ impl SenderSession {
         if block >= self.table.manifest().total_blocks() {
             return None;
         }
-        let (entry, offset, raw_len) = self.table.place(block);
+        let raw_len = self.table.place(block).2;
         if under_way > 0 && state.raw_bytes + u64::from(raw_len) > self.options.max_unacked_bytes {
             return None;
         }
@@ -78,6 +193,13 @@ impl SenderSession {
             Some(_) => drop(self.again.pop_front()),
             None => self.cursor += 1,
         }
+        self.task(lane, block).map(Step::Block)
+    }
+
+    /// Gives a block to a lane.
+    fn task(&mut self, lane: LaneId, block: BlockIndex) -> Option<BlockTask> {
+        let (entry, offset, raw_len) = self.table.place(block);
+        let state = self.lanes.get_mut(&lane)?;
         state.tasks.push(block);
         state.raw_bytes += u64::from(raw_len);
         let plain = self.table.has(block, PLAIN);
@@ -85,7 +207,7 @@ impl SenderSession {
             Base::Candidate(number) if !plain => Some(number),
             _ => None,
         };
-        Some(Step::Block(BlockTask {
+        Some(BlockTask {
             entry,
             offset,
             raw_len,
@@ -94,6 +216,6 @@ impl SenderSession {
             candidate,
             plain,
             dictionary: self.dictionary.is_agreed(),
-        }))
+        })
     }
 }

@@ -21,6 +21,15 @@ impl Default for SenderOptions {
     }
 }
 
+/// How a lane gets on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// Bytes of blocks that are acknowledged on it in a second; 0 where nothing was yet.
+    pub bytes_per_s: f64,
+    /// For how many seconds it has had blocks under way without an acknowledgement.
+    pub waited_s: f64,
+}
+
 /// What a lane should do now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -125,6 +134,8 @@ pub struct SenderProgress {
     pub sent_wire_bytes: u64,
     /// Blocks that have to be sent again, for a NACK or a lost lane.
     pub resent_blocks: u64,
+    /// Blocks sent a second time, on a faster lane.
+    pub helped_blocks: u64,
     /// Blocks sent by BLOCK and acknowledged.
     pub blocks_sent: u64,
     /// Blocks told by SAME and acknowledged.
@@ -146,6 +157,7 @@ impl SenderProgress {
             sent_raw_bytes: 0,
             sent_wire_bytes: 0,
             resent_blocks: 0,
+            helped_blocks: 0,
             blocks_sent: 0,
             blocks_same: 0,
             blocks_held: 0,

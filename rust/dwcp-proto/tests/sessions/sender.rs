@@ -33,10 +33,11 @@ fn staged_block_that_is_equal_costs_nothing_and_one_that_differs_is_sent() {
     assert_eq!((progress.held_bytes, progress.sent_raw_bytes, progress.blocks_held), (SIZE, 1, 1));
 }
 
-/// A sender that has sent two blocks, one on each lane, and FINISH on lane 0; and the receiver's answer.
+/// A sender that has sent two blocks, one on each lane, and FINISH on lane 0, which has the shorter; and the
+/// receiver's answer.
 fn sender_with_finish_sent() -> (SenderSession, Frame) {
     let (mut sender, manifest) = sender_with_blocks_due(vec![], 0);
-    for lane in [0, 1] {
+    for lane in [1, 0] {
         let block = task(sender.next(lane));
         sender.resolve(lane, &block, in_full(lane as u8)).unwrap();
     }
@@ -90,6 +91,25 @@ fn lane_lost_after_finish_has_its_blocks_and_the_digests_sent_again() {
     let progress = sender.progress();
     assert_eq!((progress.blocks_sent, progress.sent_raw_bytes), (2, progress.total_bytes));
     assert_eq!(sender.begin(sample(), true), Err(SessionError::NotReusable), "lane 1 may still be read");
+}
+
+#[test]
+fn lane_lost_before_finish_may_have_had_the_answer_so_that_it_is_asked_for_again() {
+    let (mut sender, _) = sender_with_blocks_due(vec![], 0);
+    for lane in [1, 0] {
+        let block = task(sender.next(lane));
+        sender.resolve(lane, &block, in_full(lane as u8)).unwrap();
+    }
+    sender.detach(1);
+    let again = task(sender.next(0));
+    sender.resolve(0, &again, in_full(1)).unwrap();
+    told(&mut sender, 0);
+    sender.receive(0, Frame::Ack(1)).unwrap();
+    assert_eq!(sender.next(0), Step::Wait);
+    // The receiver had the block from lane 1 when FINISH came, and has answered there.
+    sender.receive(0, Frame::Ack(2)).unwrap();
+    told(&mut sender, 0);
+    assert_eq!(sender.next(0), Step::Wait, "once is enough: all was acknowledged before");
 }
 
 #[test]

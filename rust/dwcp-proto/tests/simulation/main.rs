@@ -4,20 +4,24 @@
 
 mod disk;
 mod link;
+mod met;
+mod tail;
 mod world;
 
-use world::{Trouble, World};
+use met::{Met, Trouble};
+use world::World;
 
 /// Runs seeds and adds up what they met, so that a test can tell whether its trouble happened at all.
-fn run(seeds: std::ops::Range<u64>, trouble: Trouble) -> world::Met {
-    let mut met = world::Met::default();
+fn run(seeds: std::ops::Range<u64>, trouble: Trouble) -> Met {
+    let mut met = Met::default();
     for seed in seeds {
         met += World::new(seed, trouble).run();
     }
     met
 }
 
-const QUIET: Trouble = Trouble { lost_lanes: 0, flipped_bits: 0, restarts: 0, stale_base: false };
+const QUIET: Trouble =
+    Trouble { lost_lanes: 0, flipped_bits: 0, restarts: 0, stale_base: false, slow_lanes: false };
 
 #[test]
 fn undisturbed_transfer_sends_every_block_once() {
@@ -58,7 +62,18 @@ fn stale_base_is_refused_and_the_block_comes_in_full() {
 }
 
 #[test]
+fn blocks_of_slow_lanes_that_go_again_are_written_once() {
+    let met = run(1_300..1_400, Trouble { slow_lanes: true, ..QUIET });
+    assert!(met.helped > 50 && met.came_before > 0 && met.resent == 0, "{met:?}");
+    let met = run(1_400..1_600, Trouble { slow_lanes: true, lost_lanes: 8, restarts: 1, ..QUIET });
+    assert!(met.helped > 100 && met.resent > 0 && met.lanes_lost > 0, "{met:?}");
+}
+
+#[test]
 fn everything_at_once_ends_with_equal_bytes() {
-    let met = run(1_000..1_200, Trouble { lost_lanes: 6, flipped_bits: 3, restarts: 2, stale_base: true });
+    let met = run(
+        1_000..1_200,
+        Trouble { lost_lanes: 6, flipped_bits: 3, restarts: 2, stale_base: true, slow_lanes: true },
+    );
     assert!(met.nacks > 0 && met.held > 0 && met.flips_in_bodies > 0 && met.lanes_lost > 0, "{met:?}");
 }

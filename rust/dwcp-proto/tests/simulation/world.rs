@@ -1,7 +1,6 @@
 //! The two drivers, their lanes and the trouble they meet.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::AddAssign;
 use std::sync::Arc;
 
 use dwcp_codec::block::{BlockDecoder, BlockEncoder};
@@ -12,70 +11,15 @@ use dwcp_proto::frame::{BlockHead, DictionaryWord, Frame, NackReason, Same, Sess
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::{Candidate, Entry, EntryKind, Manifest};
 use dwcp_proto::receiver::{Action, ReceiverSession};
-use dwcp_proto::sender::{BlockTask, Resolution, SenderOptions, SenderSession, Step};
+use dwcp_proto::sender::{BlockTask, Pace, Resolution, SenderOptions, SenderSession, Step};
 
 use crate::disk::{Disk, padded};
 use crate::link::{Pipe, Random};
+use crate::met::{Met, Trouble};
 
 const BLOCK: u32 = 65_536;
 /// Far more than any run takes; one that gets here makes no progress any more.
 const MAX_STEPS: u64 = 60_000;
-
-#[derive(Clone, Copy)]
-pub struct Trouble {
-    pub lost_lanes: u64,
-    pub flipped_bits: u64,
-    pub restarts: u64,
-    pub stale_base: bool,
-}
-
-/// What happened in a run.
-#[derive(Debug, Default)]
-pub struct Met {
-    pub lanes_lost: u64,
-    pub resent: u64,
-    pub nacks: u64,
-    pub held: u64,
-    pub same: u64,
-    pub sent: u64,
-    pub differences: u64,
-    pub reoffered: u64,
-    pub recommitted: u64,
-    pub settled: u64,
-    pub late: u64,
-    pub flips_in_frames: u64,
-    pub flips_in_bodies: u64,
-    pub torn_ledgers: u64,
-    pub spoiled: u64,
-    pub second_transfers: u64,
-    pub dictionaries_given: u64,
-    pub dictionaries_declined: u64,
-    pub with_dictionary: u64,
-}
-
-impl AddAssign for Met {
-    fn add_assign(&mut self, other: Met) {
-        self.lanes_lost += other.lanes_lost;
-        self.resent += other.resent;
-        self.nacks += other.nacks;
-        self.held += other.held;
-        self.same += other.same;
-        self.sent += other.sent;
-        self.differences += other.differences;
-        self.reoffered += other.reoffered;
-        self.recommitted += other.recommitted;
-        self.settled += other.settled;
-        self.late += other.late;
-        self.flips_in_frames += other.flips_in_frames;
-        self.flips_in_bodies += other.flips_in_bodies;
-        self.torn_ledgers += other.torn_ledgers;
-        self.spoiled += other.spoiled;
-        self.second_transfers += other.second_transfers;
-        self.dictionaries_given += other.dictionaries_given;
-        self.dictionaries_declined += other.dictionaries_declined;
-        self.with_dictionary += other.with_dictionary;
-    }
-}
 
 /// What a receiver's lane is busy with; it reads nothing meanwhile.
 enum Job {
@@ -120,6 +64,9 @@ pub struct World {
     dictionary: Option<Arc<Dictionary>>,
     encoder: BlockEncoder,
     decoder: BlockDecoder,
+    /// Blocks that were written down, by session.
+    stored: BTreeSet<(SessionId, u32, u64, Digest)>,
+    is_disturbed: bool,
     met: Met,
 }
 
@@ -225,6 +172,8 @@ impl World {
             announced: BTreeSet::new(),
             encoder: BlockEncoder::new(),
             decoder: BlockDecoder::new(),
+            stored: BTreeSet::new(),
+            is_disturbed: trouble.lost_lanes + trouble.flipped_bits + trouble.restarts > 0,
             met: Met::default(),
             random,
         }
@@ -240,6 +189,7 @@ impl World {
             self.met.same += progress.blocks_same;
             self.met.sent += progress.blocks_sent;
             self.met.resent += progress.resent_blocks;
+            self.met.helped += progress.helped_blocks;
             let all = progress.held_bytes + progress.same_bytes + progress.sent_raw_bytes;
             assert_eq!(all, progress.total_bytes, "every byte is accounted for once: {progress:?}");
             let Some(next) = self.next_source.take() else { return self.met };
@@ -392,7 +342,24 @@ impl World {
             }
             Step::Block(task) if self.random.once_in(30) => self.sender.abandon(number, task),
             Step::Block(task) => self.send_block(number, &task),
-            Step::Wait | Step::Done => {}
+            Step::Wait => self.help(number),
+            Step::Done => {}
+        }
+    }
+
+    /// Has a lane that waits send again what another would need long for.
+    fn help(&mut self, number: u32) {
+        if !self.trouble.slow_lanes || self.random.once_in(2) {
+            return;
+        }
+        let draws: BTreeMap<u32, u64> =
+            self.lanes.keys().map(|lane| (*lane, self.random.below(100))).collect();
+        let pace = |lane| Pace {
+            bytes_per_s: draws.get(&lane).map_or(0.0, |draw| *draw as f64 * 1e4),
+            waited_s: draws.get(&lane).map_or(0.0, |draw| *draw as f64 / 50.0),
+        };
+        if let Some(task) = self.sender.help(number, pace, 0.01) {
+            self.send_block(number, &task);
         }
     }
 
@@ -526,7 +493,15 @@ impl World {
                     self.answer(number, &frame);
                 }
             }
+            Job::Store(head, _) if self.receiver.came_before(number, &head) => {
+                self.met.came_before += 1;
+                self.settle(number);
+            }
             Job::Store(head, block) => {
+                let whole = (self.session, head.entry, head.offset, head.digest);
+                let again = !self.stored.insert(whole);
+                // What a lost lane was about to write when it was lost is not known to be there.
+                assert!(self.is_disturbed || !again, "a block is written twice");
                 self.disk.store(&self.source.manifest, head.entry, head.offset, &block);
                 self.receiver.stored(number, head.entry, head.offset, head.digest, 1);
                 self.settle(number);

@@ -1,0 +1,218 @@
+//! What each lane is to do next, which lanes there are to be, and how they get on.
+
+use std::time::{Duration, Instant};
+
+use dwcp_proto::frame::ErrorFrame;
+use dwcp_proto::sender::{LaneId, Pace, SenderSession, Step};
+
+use super::shared::State;
+use crate::lanes::Flow;
+use crate::transport::{Closer, Waker};
+
+/// A lane that nothing is known of.
+const STILL: Pace = Pace { bytes_per_s: 0.0, waited_s: 0.0 };
+
+/// A lane on which nothing has moved for so long and for so many round trips, while others get on, is given up. How
+/// often that is looked for.
+const STALL: Duration = Duration::from_secs(5);
+const STALL_TRIPS: u32 = 16;
+const STALL_SLICE: Duration = Duration::from_millis(500);
+
+/// A lane of the session.
+pub(super) struct LaneHandle {
+    /// The number that the side that dials gave it.
+    pub(super) number: u16,
+    pub(super) waker: Waker,
+    pub(super) closer: Closer,
+    /// Its peer has made another in its place.
+    pub(super) replaced: bool,
+    /// Its peer has said goodbye on it, and waits for the answer.
+    leaving: bool,
+    beat: Beat,
+}
+
+impl LaneHandle {
+    pub(super) fn new(number: u16, waker: Waker, closer: Closer) -> LaneHandle {
+        LaneHandle { number, waker, closer, replaced: false, leaving: false, beat: Beat::new(Instant::now()) }
+    }
+
+    /// Whether neither blocks nor bytes were acknowledged for so long.
+    fn stands_still(&mut self, patience: Duration, now: Instant) -> bool {
+        if now.saturating_duration_since(self.beat.since) < patience {
+            self.beat.bytes = None;
+            return false;
+        }
+        let Some(bytes) = self.closer.path().and_then(|path| path.acked_bytes) else { return false };
+        match self.beat.bytes {
+            Some((known, since)) if known == bytes => now.saturating_duration_since(since) >= patience,
+            _ => {
+                self.beat.bytes = Some((bytes, now));
+                false
+            }
+        }
+    }
+}
+
+/// How a lane gets on, by what is acknowledged on it.
+struct Beat {
+    bytes_per_s: f64,
+    /// The last acknowledgement, or when there was something to acknowledge again.
+    since: Instant,
+    /// What was acknowledged since a moment and is not in the rate.
+    recent: (u64, Instant),
+    /// What the system has told that the peer has acknowledged, and since when that is so.
+    bytes: Option<(u64, Instant)>,
+}
+
+impl Beat {
+    fn new(now: Instant) -> Beat {
+        Beat { bytes_per_s: 0.0, since: now, recent: (0, now), bytes: None }
+    }
+
+    /// Nothing was under way until now.
+    fn rest(&mut self, now: Instant) {
+        self.since = now;
+        self.recent = (0, now);
+    }
+
+    fn acknowledged(&mut self, bytes: u64, now: Instant) {
+        /// Acknowledgements come in bunches.
+        const LEAST: Duration = Duration::from_millis(50);
+        const WEIGHT: f64 = 0.4;
+        self.since = now;
+        self.recent.0 += bytes;
+        let span = now.saturating_duration_since(self.recent.1);
+        if span < LEAST && self.bytes_per_s > 0.0 {
+            return;
+        }
+        let rate = self.recent.0 as f64 / span.as_secs_f64().max(1e-4);
+        self.bytes_per_s += if self.bytes_per_s > 0.0 { WEIGHT * (rate - self.bytes_per_s) } else { rate };
+        self.recent = (0, now);
+    }
+
+    fn pace(&self, now: Instant) -> Pace {
+        let waited_s = now.saturating_duration_since(self.since).as_secs_f64();
+        Pace { bytes_per_s: self.bytes_per_s, waited_s }
+    }
+}
+
+/// What a lane is to do.
+pub(super) enum Turn {
+    /// What the session says.
+    Step(Step),
+    /// Say this, or goodbye, and end: the session is over.
+    Stale(Option<ErrorFrame>),
+    /// Nothing but to ask again soon: lanes that are behind may need help.
+    Linger,
+    /// Say goodbye and end: the session goes on without this lane, which it does not know any more.
+    Leave,
+}
+
+impl State {
+    /// What a lane is to do, which has used `spent` of processor time since it last asked.
+    pub(super) fn turn(&mut self, lane: LaneId, epoch: u64, spent: Duration) -> Turn {
+        if let Some(job) = &mut self.job {
+            job.tally.cpu += spent;
+        }
+        if self.epoch != epoch {
+            return Turn::Stale(self.parting.clone());
+        }
+        if self.closing {
+            return Turn::Stale(None);
+        }
+        let busy = self.busy();
+        let leaving = self.lanes.get(&lane).is_some_and(|handle| handle.leaving);
+        let Some(session) = self.session.as_mut().filter(|_| busy) else {
+            if leaving {
+                self.detach(lane, epoch);
+                return Turn::Leave;
+            }
+            return Turn::Step(Step::Done);
+        };
+        if session.bytes_under_way(lane) == 0
+            && let Some(handle) = self.lanes.get_mut(&lane)
+        {
+            handle.beat.rest(Instant::now());
+        }
+        let rests = leaving || self.lanes.get(&lane).is_some_and(|handle| handle.number >= self.wanted);
+        session.rest(lane, rests);
+        let step = session.next(lane);
+        if let Some(teller) = session.teller().and_then(|teller| self.lanes.get(&teller)) {
+            teller.waker.wake();
+        }
+        match step {
+            Step::Wait if rests && session.may_leave(lane) && self.lanes.len() > 1 => {
+                self.detach(lane, epoch);
+                Turn::Leave
+            }
+            Step::Wait if session.is_tail(lane) => self.help(lane, Instant::now()),
+            step => Turn::Step(step),
+        }
+    }
+
+    /// Has an idle lane send again what a slow one would still need long for.
+    fn help(&mut self, lane: LaneId, now: Instant) -> Turn {
+        /// A copy that may come after everything else costs the session, and that a few round trips.
+        const TRIPS: u32 = 4;
+        const LEAST_GAIN: Duration = Duration::from_millis(200);
+        let gain = self.round_trip.map_or(LEAST_GAIN, |trip| LEAST_GAIN.max(trip * TRIPS));
+        let lanes = &self.lanes;
+        let pace = |lane: LaneId| lanes.get(&lane).map_or(STILL, |handle| handle.beat.pace(now));
+        let task = self.session.as_mut().and_then(|session| session.help(lane, pace, gain.as_secs_f64()));
+        task.map_or(Turn::Linger, |task| Turn::Step(Step::Block(task)))
+    }
+
+    /// Notes that so many bytes of blocks were acknowledged on a lane.
+    pub(super) fn acknowledged(&mut self, lane: LaneId, bytes: u64, now: Instant) {
+        if let Some(handle) = self.lanes.get_mut(&lane) {
+            handle.beat.acknowledged(bytes, now);
+            if let Some(session) = &mut self.session {
+                session.keep_pace(lane, handle.beat.bytes_per_s);
+            }
+        }
+        if now.saturating_duration_since(self.looked_for_stalls) >= STALL_SLICE {
+            self.looked_for_stalls = now;
+            self.replace_stalled(now);
+        }
+    }
+
+    /// Ends lanes on which nothing moves while others get on; they are made again, and their blocks go to others.
+    fn replace_stalled(&mut self, now: Instant) {
+        let Some(session) = &self.session else { return };
+        let patience = self.round_trip.map_or(STALL, |trip| STALL.max(trip * STALL_TRIPS));
+        for (id, handle) in &mut self.lanes {
+            if session.bytes_under_way(*id) > 0 && !handle.replaced && handle.stands_still(patience, now) {
+                log::debug!("lane {id} stands still and is given up");
+                handle.closer.close();
+            }
+        }
+    }
+
+    /// The peer has said goodbye on a lane. Tells whether the answer has to wait until nothing is under way on it.
+    pub(super) fn part_with(&mut self, lane: LaneId, epoch: u64) -> bool {
+        // Only a peer that has dialled ends lanes in peace for good; the other makes them as it needs them.
+        if self.asked.is_none() || self.epoch != epoch {
+            return false;
+        }
+        self.goodbye = true;
+        if let Some(handle) = self.lanes.get_mut(&lane) {
+            handle.leaving = true;
+        }
+        self.busy()
+    }
+
+    /// Changes how many lanes there are to be.
+    pub(super) fn want(&mut self, lanes: u16) {
+        self.wanted = lanes;
+        self.wake_all();
+    }
+
+    /// The transfer whose blocks flow, by the moment of its beginning, and the lanes; none when so few blocks are
+    /// left that more lanes would not help.
+    pub(super) fn flow(&self) -> Option<Flow> {
+        let job = self.job.as_ref().filter(|job| job.ended.is_none())?;
+        let left = self.session.as_ref().map_or(0, SenderSession::blocks_left);
+        let lanes = || self.lanes.iter().map(|(id, lane)| (*id, lane.closer.clone())).collect();
+        (left > 2 * u64::from(self.wanted)).then(|| (job.started, lanes()))
+    }
+}
