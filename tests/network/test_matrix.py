@@ -55,21 +55,24 @@ def wait_until_still(breaker: Breaker) -> None:
 
 
 def test_a_receiver_that_stands_still_is_waited_for_and_then_given_up(machine: Machine, state: Path) -> None:
+    # More than what the system would hold for it.
+    size = 32 * MIB
+    state.write_bytes(np.random.default_rng(13).bytes(size))
     with machine.recv() as recv, breaker_to(recv) as breaker:
         breaker.stop_at(MIB)
-        sending = machine.start_send(state, "--to", breaker.reroute(recv.pairing), "--json")
+        sending = machine.start_send(state, "--to", breaker.reroute(recv.pairing), "--json", "--streams", "2")
         assert breaker.wait_until_held(WAIT_S)
         recv.process.send_signal(signal.SIGSTOP)
         breaker.stop_at(None)
         wait_until_still(breaker)
-        assert sending.poll() is None and breaker.passed < SIZE
+        assert sending.poll() is None and breaker.passed < size
         recv.process.send_signal(signal.SIGCONT)
         arrived(machine.finish(sending), recv, state)
 
-        state.write_bytes(np.random.default_rng(13).bytes(SIZE))
+        state.write_bytes(np.random.default_rng(14).bytes(size))
         breaker.stop_at(breaker.passed + MIB)
         target = breaker.reroute(recv.pairing)
-        sending = machine.start_send(state, "--to", target, "--timeout", "3s", "--json")
+        sending = machine.start_send(state, "--to", target, "--timeout", "3s", "--json", "--streams", "2")
         assert breaker.wait_until_held(WAIT_S)
         recv.process.send_signal(signal.SIGSTOP)
         breaker.stop_at(None)

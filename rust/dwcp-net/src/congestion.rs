@@ -1,6 +1,5 @@
 //! Which congestion control the system is asked to use for what a lane sends.
 
-use std::io;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -68,15 +67,16 @@ impl Congestion {
                 }
                 Ok(())
             }
-            Congestion::Named(name) => match transport.set_congestion(name) {
-                // It is not believed but looked at.
-                Ok(()) if transport.congestion().as_ref() == Some(name) => Ok(()),
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    let addr = transport.peer_addr().to_string();
-                    Err(NetError::Io { action: "set the congestion control of", addr, source })
+            Congestion::Named(name) => {
+                let asked = transport.set_congestion(name);
+                // It is not believed but looked at. A route, for one, may have another for all that goes over it.
+                let present = transport.congestion();
+                if asked.is_ok() && present.as_ref() == Some(name) {
+                    return Ok(());
                 }
-                _ => Err(refused(name)),
-            },
+                let offered = present.unwrap_or_default();
+                Err(NetError::Congestion { name: name.clone(), offered })
+            }
         }
     }
 }

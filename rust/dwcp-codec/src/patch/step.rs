@@ -107,7 +107,7 @@ pub(super) fn step<N: Next>(
 /// Keeps the memory of payloads for the next ones.
 fn keep_payloads(workers: &mut [Worker], blocks: Vec<Block>) {
     let count = workers.len();
-    let mut bytes = 0;
+    let mut bytes: usize = workers.iter().flat_map(|worker| &worker.spare).map(Vec::capacity).sum();
     for (number, block) in blocks.into_iter().enumerate() {
         if let Coded::Payload(_, _, payload) = block.told {
             bytes += payload.capacity();

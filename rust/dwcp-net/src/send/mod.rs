@@ -297,7 +297,10 @@ impl Shared {
         drop(state);
         let sights = look(&due);
         let mut state = lock(&self.state);
-        state.telemetry.take(sights);
+        for (lane, closer) in state.telemetry.take(sights, Instant::now()) {
+            log::debug!("lane {lane} is given up: it is stalled while others are not");
+            closer.close();
+        }
         state
     }
 

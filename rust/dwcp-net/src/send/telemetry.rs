@@ -11,6 +11,14 @@ use crate::transport::{Closer, PathInfo};
 /// How often lanes are looked at.
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// A lane from which no acknowledgement comes for so long, and for so many round trips, is stalled if others are not:
+/// by then TCP has tried again several times.
+const STALLED: Duration = Duration::from_secs(4);
+const STALLED_TRIPS: u32 = 8;
+
+/// A lane that got an acknowledgement within this time works.
+const LATELY: Duration = Duration::from_secs(1);
+
 /// What was seen of a lane.
 pub(super) type Sight = (LaneId, Option<PathInfo>, Option<String>);
 
@@ -20,6 +28,45 @@ struct Watched {
     since: Instant,
     first: PathInfo,
     last: PathInfo,
+    pulse: Pulse,
+}
+
+/// Whether what a lane sends arrives.
+#[derive(Clone, Copy)]
+struct Pulse {
+    /// When something was acknowledged last.
+    acked_at: Option<Instant>,
+    /// When something was, or nothing was under way that could have been.
+    well_at: Instant,
+}
+
+impl Pulse {
+    fn new(now: Instant) -> Pulse {
+        Pulse { acked_at: None, well_at: now }
+    }
+
+    fn see(&mut self, before: &PathInfo, path: &PathInfo, now: Instant) {
+        if path.acked_bytes > before.acked_bytes {
+            (self.acked_at, self.well_at) = (Some(now), now);
+        } else if !is_under_way(path) {
+            self.well_at = now;
+        }
+    }
+
+    fn works(&self, now: Instant) -> bool {
+        self.acked_at.is_some_and(|at| now.saturating_duration_since(at) <= LATELY)
+    }
+
+    fn is_stalled(&self, rtt: Option<Duration>, now: Instant) -> bool {
+        let limit = rtt.map_or(STALLED, |rtt| STALLED.max(rtt * STALLED_TRIPS));
+        now.saturating_duration_since(self.well_at) >= limit
+    }
+}
+
+/// Whether something was sent that has no acknowledgement. What a receiver has no room for is not sent.
+fn is_under_way(path: &PathInfo) -> bool {
+    let counts = path.sent_bytes.zip(path.retransmitted_bytes).zip(path.acked_bytes);
+    counts.is_some_and(|((sent, again), acked)| sent.saturating_sub(again) > acked)
 }
 
 /// Looks at the lanes of a session, and sums up what it sees in the course of a transfer.
@@ -125,6 +172,7 @@ impl Telemetry {
         for lane in self.lanes.values_mut() {
             if let Some(path) = lane.closer.path() {
                 (lane.first, lane.last, lane.since) = (path, path, now);
+                lane.pulse = Pulse::new(now);
             }
         }
     }
@@ -132,7 +180,8 @@ impl Telemetry {
     /// A lane has come up.
     pub(super) fn watch(&mut self, lane: LaneId, closer: Closer) {
         let first = closer.path().unwrap_or_default();
-        self.lanes.insert(lane, Watched { closer, since: Instant::now(), first, last: first });
+        let (since, pulse) = (Instant::now(), Pulse::new(Instant::now()));
+        self.lanes.insert(lane, Watched { closer, since, first, last: first, pulse });
     }
 
     /// A lane has ended.
@@ -158,16 +207,23 @@ impl Telemetry {
         self.lanes.iter().map(|(lane, watched)| (*lane, watched.closer.clone())).collect()
     }
 
-    /// Takes what was seen.
-    pub(super) fn take(&mut self, sights: Vec<Sight>) {
+    /// Takes what was seen `now`. Gives the lanes that are stalled while others are not: whatever waits behind them
+    /// should go over those.
+    pub(super) fn take(&mut self, sights: Vec<Sight>, now: Instant) -> Vec<(LaneId, Closer)> {
         for (lane, path, congestion) in sights {
             self.sums.congestion.extend(congestion);
             if let (Some(watched), Some(path)) = (self.lanes.get_mut(&lane), path) {
+                watched.pulse.see(&watched.last, &path, now);
                 watched.last = path;
                 self.sums.see(&path);
             }
         }
         self.sums.round(self.lanes.values().map(|lane| &lane.last));
+        if !self.lanes.values().any(|lane| lane.pulse.works(now)) {
+            return Vec::new();
+        }
+        let stalled = self.lanes.iter().filter(|(_, lane)| lane.pulse.is_stalled(lane.last.rtt, now));
+        stalled.map(|(id, lane)| (*id, lane.closer.clone())).collect()
     }
 
     /// What is known of the transfer by now; none where the system tells nothing.
@@ -197,7 +253,7 @@ impl Telemetry {
     pub(super) fn conclude(&mut self) -> Option<PathReport> {
         self.looked = None;
         let lanes = self.due(Instant::now());
-        self.take(look(&lanes));
+        self.take(look(&lanes), Instant::now());
         self.report()
     }
 
@@ -257,6 +313,28 @@ mod tests {
         let shares = [limits.application, limits.rwnd, limits.cwnd, limits.sndbuf];
         assert!(shares.iter().zip([0.5, 0.3, 0.2, 0.0]).all(|(share, good)| (share - good).abs() < 1e-9));
         assert_eq!(limits.most(), "application");
+    }
+
+    #[test]
+    fn only_a_lane_with_bytes_under_way_and_no_answer_for_long_is_stalled() {
+        let acked = |acked, sent| PathInfo { acked_bytes: Some(acked), ..path(sent, 0, 0, 0) };
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut pulse = Pulse::new(start);
+        pulse.see(&acked(0, 0), &acked(100, 900), at(1));
+        assert!(pulse.works(at(1)) && !pulse.is_stalled(None, at(4)));
+        pulse.see(&acked(100, 900), &acked(100, 900), at(5));
+        assert!(!pulse.works(at(5)) && pulse.is_stalled(None, at(5)));
+        // A long way takes longer to answer.
+        assert!(!pulse.is_stalled(Some(Duration::from_secs(1)), at(8)));
+        assert!(pulse.is_stalled(Some(Duration::from_secs(1)), at(9)));
+        // One that has nothing to send, or a receiver with no room, may be silent for ever.
+        pulse.see(&acked(900, 900), &acked(900, 900), at(60));
+        assert!(!pulse.is_stalled(None, at(61)) && !pulse.works(at(61)));
+        // Nor does a kernel that tells less make a lane stalled.
+        let old = PathInfo::default();
+        pulse.see(&old, &old, at(90));
+        assert!(!pulse.is_stalled(None, at(91)));
     }
 
     #[test]

@@ -248,8 +248,9 @@ impl<R: Role> TlsTransport<R> {
 
     /// Tells the peer why this side gives up, if that is possible at once.
     fn send_alert(&mut self, patience: Patience) {
+        // With the records that came: what rustls has read of them it does not look for elsewhere.
         if let UnbufferedStatus { state: Ok(ConnectionState::EncodeTlsData(mut data)), .. } =
-            self.role.process(&mut [])
+            self.role.process(&mut self.incoming[self.start..self.end])
             && let Ok(count) = data.encode(&mut self.outgoing[self.filled..])
         {
             self.filled += count;

@@ -225,6 +225,31 @@ fn silence_is_not_waited_for_beyond_the_handshake_deadline() {
 }
 
 #[test]
+fn a_handshake_message_that_another_record_interrupts_is_refused_as_any_other() {
+    let receiver = paired_receiver();
+    // A record with the beginning of a ClientHello, and another before its rest.
+    let mut beginning = vec![0x16, 3, 1, 1, 8, 1, 0, 0xFF, 0xFF];
+    beginning.resize(5 + 0x108, 0);
+    let others: [&[u8]; 6] = [
+        &[0x15, 3, 3, 0, 2, 2, 40],
+        &[0x15, 3, 3, 0, 2, 1, 0],
+        &[0x14, 3, 3, 0, 1, 1],
+        &[0x17, 3, 3, 0, 1, 0],
+        &[0x18, 3, 3, 0, 1, 0],
+        &[0x16, 9, 9, 0xFF, 0xFF, 0],
+    ];
+    for other in others {
+        let mut stream = TcpStream::connect(receiver.listener.local_addr()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&[&beginning, other].concat()).unwrap();
+        // A reset is as good an end as any.
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+    let refused = |event: &Event| matches!(event, Event::Refused { .. });
+    receiver.log.wait_for_some(others.len(), refused);
+}
+
+#[test]
 fn strangers_cannot_take_all_places() {
     let receiver = paired_receiver();
     let _crowd: Vec<_> =

@@ -215,7 +215,8 @@ def informed(predicted: Floats, table: CostTable) -> dict[str, dict[str, Any]]:
     for name, quantities in INFORMED.items():
         known = predicted.copy()
         known[..., quantities] = measured[..., quantities]
-        told[name] = summary(outcomes(table, partial(choose, known, table)))
+        found = outcomes(table, partial(choose, known, table))
+        told[name] = {**summary(found), "guard_worst": guarding(found, table)["guard_worst"]}
     return told
 
 
