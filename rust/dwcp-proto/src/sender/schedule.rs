@@ -42,6 +42,10 @@ impl SenderSession {
     ) -> Option<BlockTask> {
         /// A lane is so many times as slow, or it is let alone.
         const SLOWER: f64 = 1.5;
+        /// One without an acknowledgement for so long stands still, if it should have had one by its rate.
+        const STILL_S: f64 = 1.0;
+        /// What keeps shorter blocks is not the way.
+        const LEAST_BYTES: u32 = 16_384;
         let (own, before) = (pace(lane).bytes_per_s, self.bytes_under_way(lane) as f64);
         if !self.is_tail(lane) || own <= 0.0 {
             return None;
@@ -54,15 +58,21 @@ impl SenderSession {
                 ahead += f64::from(frame.raw_len);
                 let open = !frame.settled
                     && frame.carried != Carried::Same
+                    && frame.raw_len >= LEAST_BYTES
                     && !self.table.has(frame.block, DONE | HELPED);
                 if *other == lane || !open {
                     continue;
                 }
-                // One that has stood still for longer than it can have taken is slower than it was.
                 let front = state.in_flight.front().map_or(0.0, |frame| f64::from(frame.raw_len));
-                let rate =
-                    if bytes_per_s * waited_s > SLOWER * front { front / waited_s } else { bytes_per_s };
-                let left_s = if rate > 0.0 { (ahead / rate - waited_s).max(0.0) } else { waited_s };
+                let left_s = if waited_s >= STILL_S && bytes_per_s * waited_s >= SLOWER * front {
+                    ahead / front.max(1.0) * waited_s
+                } else if bytes_per_s > 0.0 {
+                    ahead / bytes_per_s - waited_s
+                } else if waited_s >= STILL_S {
+                    waited_s
+                } else {
+                    continue;
+                };
                 let here_s = (before + f64::from(frame.raw_len)) / own;
                 if left_s > SLOWER * here_s
                     && left_s - here_s > least_gain_s
