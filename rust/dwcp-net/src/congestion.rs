@@ -13,7 +13,7 @@ const MAX_NAME: usize = 15;
 const FAR: Duration = Duration::from_millis(10);
 
 /// What is asked for on paths that are far.
-const FAR_CHOICE: &str = "bbr";
+pub(crate) const FAR_CHOICE: &str = "bbr";
 
 /// Which congestion control lanes use that send.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -213,6 +213,12 @@ impl LaneController {
         }
     }
 
+    /// One lane is as many as a full link is left with: its congestion control does not give way to others, and takes
+    /// with each lane what a lane of another kind would need.
+    pub(crate) fn allow_one(&mut self) {
+        self.range.least = 1;
+    }
+
     /// How many lanes there are to be.
     pub(crate) fn wanted(&self) -> u16 {
         self.wanted
@@ -361,7 +367,7 @@ impl LaneController {
             }
             let share = f64::from(self.wanted) / f64::from(trial.before) - 1.0;
             self.factor = if gain >= PROPORTIONAL * share && full < 1.0 - FULL { 4 } else { 2 };
-        } else if rate < (1.0 - COST) * trial.rate && !self.full {
+        } else if rate < (1.0 - COST) * trial.rate * self.kept(trial.before) {
             self.fall_at_s = at_s + self.fall_dwell_s;
             self.fall_dwell_s = (2.0 * self.fall_dwell_s).min(MOST_DWELL_S);
             self.back(at_s, trial, rate, LaneReason::Loss);
@@ -370,6 +376,13 @@ impl LaneController {
         self.trial = None;
         self.rate = None;
         self.stay(at_s, rate, full, waiting);
+    }
+
+    /// The share of the rate that fewer lanes may leave the link with: of a link that stays full they leave some to
+    /// others, but no more than a single connection beside them takes. Whatever is less has been lost.
+    fn kept(&self, before: u16) -> f64 {
+        let beside_one = |lanes: u16| f64::from(lanes) / (f64::from(lanes) + 1.0);
+        if self.full { beside_one(self.wanted) / beside_one(before) } else { 1.0 }
     }
 
     /// Keeps the number, or begins to try another.

@@ -190,6 +190,20 @@ fn rival_on_a_clean_link_keeps_a_quarter_of_it_and_half_beside_the_polite() {
 }
 
 #[test]
+fn lanes_that_are_missed_come_back_though_round_trips_stay_long() {
+    for seed in 0..20 {
+        // Others keep the queue long, and leave more than what all lanes carry.
+        let busy = Link { rival: true, lane_mbps: 20.0, ..CLEAN };
+        let mut world = World::new(busy, DEFAULT, seed);
+        world.run(10.0);
+        world.run(40.0);
+        let history = world.controller.history();
+        assert!(history.iter().any(|change| change.reason == LaneReason::Loss), "{history:?}");
+        assert!(history.iter().all(|change| change.lanes >= 4), "{history:?}");
+    }
+}
+
+#[test]
 fn polite_lanes_are_bounded_where_the_link_is_lossy() {
     let range = LaneRange { least: 1, start: 1, most: 8 };
     let mut world = World::new(Link { lane_mbps: 1.3, ..CLEAN }, range, 4);

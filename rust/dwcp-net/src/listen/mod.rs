@@ -30,8 +30,9 @@ use crate::security::{ListenSecurity, server_config, split_address};
 /// How often the thread that accepts looks around.
 const ACCEPT_SLICE: Duration = Duration::from_millis(100);
 
-/// Connections that the system may hold until they are accepted.
-const BACKLOG: i32 = 128;
+/// Connections that the system may hold until they are accepted, as many as it allows by itself: hundreds of sessions
+/// with several lanes each may come at once.
+const BACKLOG: i32 = 4_096;
 
 /// Takes over a v1 connection: a blocking stream from which nothing was read. It may take as long as it likes.
 pub type ServeV1 = Box<dyn Fn(TcpStream, SocketAddr) + Send + Sync>;
