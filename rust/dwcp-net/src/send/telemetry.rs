@@ -16,7 +16,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 const STALLED: Duration = Duration::from_secs(4);
 const STALLED_TRIPS: u32 = 8;
 
-/// A lane that got an acknowledgement within this time works.
+/// A lane that has worked, and was well within this time, still does; one that is done waits for the others.
 const LATELY: Duration = Duration::from_secs(1);
 
 /// What was seen of a lane.
@@ -34,27 +34,27 @@ struct Watched {
 /// Whether what a lane sends arrives.
 #[derive(Clone, Copy)]
 struct Pulse {
-    /// When something was acknowledged last.
-    acked_at: Option<Instant>,
-    /// When something was, or nothing was under way that could have been.
+    /// Something was acknowledged.
+    has_worked: bool,
+    /// When something was last, or nothing was under way that could have been.
     well_at: Instant,
 }
 
 impl Pulse {
     fn new(now: Instant) -> Pulse {
-        Pulse { acked_at: None, well_at: now }
+        Pulse { has_worked: false, well_at: now }
     }
 
     fn see(&mut self, before: &PathInfo, path: &PathInfo, now: Instant) {
         if path.acked_bytes > before.acked_bytes {
-            (self.acked_at, self.well_at) = (Some(now), now);
+            (self.has_worked, self.well_at) = (true, now);
         } else if !is_under_way(path) {
             self.well_at = now;
         }
     }
 
     fn works(&self, now: Instant) -> bool {
-        self.acked_at.is_some_and(|at| now.saturating_duration_since(at) <= LATELY)
+        self.has_worked && now.saturating_duration_since(self.well_at) <= LATELY
     }
 
     fn is_stalled(&self, rtt: Option<Duration>, now: Instant) -> bool {
@@ -330,7 +330,7 @@ mod tests {
         assert!(pulse.is_stalled(Some(Duration::from_secs(1)), at(9)));
         // One that has nothing to send, or a receiver with no room, may be silent for ever.
         pulse.see(&acked(900, 900), &acked(900, 900), at(60));
-        assert!(!pulse.is_stalled(None, at(61)) && !pulse.works(at(61)));
+        assert!(!pulse.is_stalled(None, at(61)) && pulse.works(at(61)));
         // Nor does a kernel that tells less make a lane stalled.
         let old = PathInfo::default();
         pulse.see(&old, &old, at(90));
