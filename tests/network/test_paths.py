@@ -56,7 +56,7 @@ def test_a_far_path_has_bbr_unless_the_kernel_refuses_and_tells_its_round_trip(
         assert 40 <= path["min_rtt_ms"] <= path["rtt_ms"] and path["retransmitted_segments"] > 0
 
 
-def test_a_path_that_is_cut_loses_only_its_lanes(machine: Machine, tmp_path: Path) -> None:
+def test_a_path_that_is_cut_ends_no_transfer(machine: Machine, tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.write_bytes(os.urandom(16 * MIB))
     paths = [Shape(rate_bps=40e6, delay_ms=5), Shape(rate_bps=20e6, delay_ms=15)]
@@ -75,7 +75,8 @@ def test_a_path_that_is_cut_loses_only_its_lanes(machine: Machine, tmp_path: Pat
         assert sender.returncode == 0 and recv.wait(WAIT_S) == 0
         report = json.loads(told.splitlines()[-1])
     assert (tmp_path / "inbox" / "state").read_bytes() == state.read_bytes()
-    assert report["sessions"] == 1 and report["lanes_lost"] >= 1
+    # What was under way on the dead path has gone over the other, after its lanes were lost or before.
+    assert report["sessions"] == 1 and report["blocks_resent"] + report["blocks_helped"] >= 1
 
 
 def test_an_address_of_no_path_is_refused(machine: Machine, state: Path) -> None:
