@@ -5,7 +5,7 @@ import pytest
 from dwcp_fast.errors import NegotiationError
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.engine import choose_engine
-from dwcp_fast.policy.lanes import LaneChange, choose_lanes, explain_lanes, lane_range
+from dwcp_fast.policy.lanes import LaneChange, choose_congestion, choose_lanes, explain_lanes, lane_range
 from dwcp_fast.policy.rollout import RolloutFlags
 from dwcp_fast.policy.selection import ActionShare, Selection
 
@@ -27,6 +27,12 @@ def test_the_number_of_lanes_is_chosen_by_rule() -> None:
     fewest, first, most = lane_range(None) or (0, 0, 0)
     assert 1 <= fewest <= first <= most <= 64
     assert (lane_range(None, polite=True) or (9, 9, 9)) < (fewest, first, most)
+
+
+def test_the_polite_ask_for_no_congestion_control_that_does_not_give_way() -> None:
+    assert choose_congestion("auto") == "auto"
+    assert choose_congestion("auto", polite=True) == "system"
+    assert choose_congestion("bbr", polite=True) == "bbr"
 
 
 def test_what_was_found_of_the_lanes_is_told_with_its_reasons() -> None:

@@ -15,7 +15,7 @@ from dwcp_fast.options import SendOptions
 from dwcp_fast.paths import PathReport
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
-from dwcp_fast.policy.lanes import LaneChange, choose_lanes, explain_lanes, lane_range
+from dwcp_fast.policy.lanes import LaneChange, choose_congestion, choose_lanes, explain_lanes, lane_range
 from dwcp_fast.policy.selection import ActionShare, Selection
 from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
 from dwcp_fast.selector import load_selector
@@ -306,7 +306,7 @@ def send_settings(options: SendOptions) -> SendSettings:
         "base_allowed": options.base != "none",
         "bandwidth_bytes_per_s": bandwidth_now(options),
         "socket_buffer_bytes": None,
-        "congestion": options.congestion,
+        "congestion": choose_congestion(options.congestion, polite=options.polite),
         "local_addresses": list(options.local_addresses),
     }
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from dwcp_fast.policy.choice import Choice
 
-__all__ = ["DEFAULT_LANES", "LaneChange", "choose_lanes", "explain_lanes", "lane_range"]
+__all__ = ["DEFAULT_LANES", "LaneChange", "choose_congestion", "choose_lanes", "explain_lanes", "lane_range"]
 
 DEFAULT_LANES: Final = 4
 POLITE_LANES: Final = 1
@@ -51,6 +51,20 @@ def choose_lanes(requested: int | None, *, polite: bool = False) -> Choice[int]:
         return Choice("streams", POLITE_LANES, "others on the link go first")
     why = "a loss on one lane leaves three at work, and each adds a core's worth of coding"
     return Choice("streams", DEFAULT_LANES, why)
+
+
+def choose_congestion(requested: str, *, polite: bool = False) -> str:
+    """Choose what the kernel is asked for.
+
+    Args:
+        requested: ``"auto"``, ``"system"`` or the name of a congestion control.
+        polite: Whether others on the link go first.
+
+    Returns:
+        The same; ``"system"`` for ``"auto"`` where others go first, since that may be BBR, which does not
+        give way.
+    """
+    return "system" if polite and requested == "auto" else requested
 
 
 def lane_range(requested: int | None, *, polite: bool = False) -> tuple[int, int, int] | None:
