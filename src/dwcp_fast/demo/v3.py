@@ -42,6 +42,7 @@ class SendOutcome:
         blocks_held: the same as a number of blocks.
         blocks_sent: blocks that went over the wire, repetitions included.
         blocks_resent: blocks that went over the wire again.
+        blocks_helped: blocks of slow lanes that others, which had nothing left to do, sent as well.
         lanes_used: lanes that carried blocks.
         lanes_lost: lanes that died.
         sessions: 1, and one more for each time the receiver had to be found again.
@@ -55,6 +56,7 @@ class SendOutcome:
     blocks_held: int
     blocks_sent: int
     blocks_resent: int
+    blocks_helped: int
     lanes_used: int
     lanes_lost: int
     sessions: int
@@ -157,6 +159,7 @@ class Sender:
             blocks_held=count["blocks_held"],
             blocks_sent=count["blocks_sent"],
             blocks_resent=count["blocks_resent"],
+            blocks_helped=count["blocks_helped"],
             lanes_used=count["lanes_used"],
             lanes_lost=count["lanes_lost"],
             sessions=count["sessions"],
@@ -177,6 +180,7 @@ _COUNTS = (
     "blocks_sent",
     "blocks_held",
     "blocks_resent",
+    "blocks_helped",
     "lanes_used",
     "lanes_lost",
     "sessions",
