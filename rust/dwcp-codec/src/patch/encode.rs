@@ -449,16 +449,22 @@ where
 
     /// Whether an index has enough of a block that is not at its place in the base.
     fn has_moved(&self, index: &Index, worker: &mut Worker, slot: &Slot) -> Result<bool, O::Error> {
+        let start = self.find_in_base(index, worker, slot)?;
+        let pieces = worker.found.pieces().iter();
+        let moved = pieces.filter(|piece| piece.segment.offset != start + u64::from(piece.at));
+        let moved: u64 = moved.map(|piece| u64::from(piece.segment.length)).sum();
+        Ok(moved * MOVED_SHARE > self.block_length(slot) as u64)
+    }
+
+    /// Finds the parts of a block that an index of the base has; gives where the block starts.
+    fn find_in_base(&self, index: &Index, worker: &mut Worker, slot: &Slot) -> Result<u64, O::Error> {
         let range = self.head.target_range(slot.index);
         let new = read_range(self.new, range.clone(), &mut worker.new)?;
         let (usable, buffer) = (Usable::Nothing, &mut worker.gathered);
         let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
         let number = slot.index as u32;
         index.find(range.start, new, origins, &mut worker.found).map_err(|error| error.of_block(number))?;
-        let pieces = worker.found.pieces().iter();
-        let moved = pieces.filter(|piece| piece.segment.offset != range.start + u64::from(piece.at));
-        let moved: u64 = moved.map(|piece| u64::from(piece.segment.length)).sum();
-        Ok(moved * MOVED_SHARE > new.len() as u64)
+        Ok(range.start)
     }
 
     /// Codes a block by what was found, if that makes it smaller than it is.
@@ -480,16 +486,12 @@ where
     }
 
     fn search_base(&self, index: &Index, worker: &mut Worker, slot: &mut Slot) -> Result<(), O::Error> {
-        let range = self.head.target_range(slot.index);
-        let new = read_range(self.new, range.clone(), &mut worker.new)?;
-        let (usable, buffer) = (Usable::Nothing, &mut worker.gathered);
-        let origins = &mut Between { base: self.old, target: self.new, usable, buffer };
-        let number = slot.index as u32;
-        index.find(range.start, new, origins, &mut worker.found).map_err(|error| error.of_block(number))?;
-        let missing = new.len() - worker.found.covered_bytes();
+        self.find_in_base(index, worker, slot)?;
+        let length = self.block_length(slot);
+        let missing = length - worker.found.covered_bytes();
         // Compression halves it at least, if it is worth looking for.
-        let left = slot.payload_length(new.len()).min(missing / 2);
-        slot.pending = left > new.len() / MISSING_IN_BASE_SHARE;
+        let left = slot.payload_length(length).min(missing / 2);
+        slot.pending = left > length / MISSING_IN_BASE_SHARE;
         if worker.found.covered_bytes() > 0 {
             slot.found = Some(std::mem::take(&mut worker.found));
         }
