@@ -296,12 +296,15 @@ impl Shared {
         }
         drop(state);
         let sights = look(&due);
-        let mut state = lock(&self.state);
-        for (lane, closer) in state.telemetry.take(sights, Instant::now()) {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        let session = state.session.as_ref();
+        let owes = |lane| session.is_some_and(|session| session.bytes_under_way(lane) > 0);
+        for (lane, closer) in state.telemetry.take(sights, owes, Instant::now()) {
             log::debug!("lane {lane} is given up: it is stalled while others are not");
             closer.close();
         }
-        state
+        guard
     }
 
     /// Has every lane say goodbye, and tells how long to wait for that.

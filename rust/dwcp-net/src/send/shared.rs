@@ -88,7 +88,6 @@ impl Shared {
                 progressed: false,
                 closing: false,
                 parting: None,
-                looked_for_stalls: Instant::now(),
                 last_failure: None,
                 round_trip: None,
                 telemetry: Telemetry::default(),
@@ -251,8 +250,6 @@ pub(crate) struct State {
     pub(super) closing: bool,
     /// What lanes of earlier epochs tell the receiver; they part in peace without it.
     pub(super) parting: Option<ErrorFrame>,
-    /// When it was last looked whether a lane stands still.
-    pub(super) looked_for_stalls: Instant,
     pub(super) last_failure: Option<NetError>,
     pub(super) round_trip: Option<Duration>,
     pub(super) telemetry: Telemetry,

@@ -12,9 +12,10 @@ use crate::transport::{Closer, PathInfo};
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// A lane from which no acknowledgement comes for so long, and for so many round trips, is stalled if others are not:
-/// by then TCP has tried again several times.
+/// by then TCP has tried again several times. A receiver that has no room on it for blocks is given twice as long.
 const STALLED: Duration = Duration::from_secs(4);
 const STALLED_TRIPS: u32 = 8;
+const SHUT_PATIENCE: u32 = 2;
 
 /// A lane that has worked, and was well within this time, still does; one that is done waits for the others.
 const LATELY: Duration = Duration::from_secs(1);
@@ -38,17 +39,21 @@ struct Pulse {
     has_worked: bool,
     /// When something was last, or nothing was under way that could have been.
     well_at: Instant,
+    /// Blocks wait, and the receiver has no room for them.
+    is_shut: bool,
 }
 
 impl Pulse {
     fn new(now: Instant) -> Pulse {
-        Pulse { has_worked: false, well_at: now }
+        Pulse { has_worked: false, well_at: now, is_shut: false }
     }
 
-    fn see(&mut self, before: &PathInfo, path: &PathInfo, now: Instant) {
+    /// Takes what TCP tells, and whether blocks wait for their acknowledgement.
+    fn see(&mut self, before: &PathInfo, path: &PathInfo, owes: bool, now: Instant) {
+        self.is_shut = owes && path.acked_bytes.is_some() && !is_under_way(path);
         if path.acked_bytes > before.acked_bytes {
             (self.has_worked, self.well_at) = (true, now);
-        } else if !is_under_way(path) {
+        } else if !is_under_way(path) && !self.is_shut {
             self.well_at = now;
         }
     }
@@ -59,6 +64,7 @@ impl Pulse {
 
     fn is_stalled(&self, rtt: Option<Duration>, now: Instant) -> bool {
         let limit = rtt.map_or(STALLED, |rtt| STALLED.max(rtt * STALLED_TRIPS));
+        let limit = if self.is_shut { limit * SHUT_PATIENCE } else { limit };
         now.saturating_duration_since(self.well_at) >= limit
     }
 }
@@ -207,13 +213,18 @@ impl Telemetry {
         self.lanes.iter().map(|(lane, watched)| (*lane, watched.closer.clone())).collect()
     }
 
-    /// Takes what was seen `now`. Gives the lanes that are stalled while others are not: whatever waits behind them
-    /// should go over those.
-    pub(super) fn take(&mut self, sights: Vec<Sight>, now: Instant) -> Vec<(LaneId, Closer)> {
+    /// Takes what was seen `now`, and on which lanes blocks wait for their acknowledgement. Gives the lanes that are
+    /// stalled while others are not: whatever waits behind them should go over those.
+    pub(super) fn take(
+        &mut self,
+        sights: Vec<Sight>,
+        owes: impl Fn(LaneId) -> bool,
+        now: Instant,
+    ) -> Vec<(LaneId, Closer)> {
         for (lane, path, congestion) in sights {
             self.sums.congestion.extend(congestion);
             if let (Some(watched), Some(path)) = (self.lanes.get_mut(&lane), path) {
-                watched.pulse.see(&watched.last, &path, now);
+                watched.pulse.see(&watched.last, &path, owes(lane), now);
                 watched.last = path;
                 self.sums.see(&path);
             }
@@ -253,7 +264,7 @@ impl Telemetry {
     pub(super) fn conclude(&mut self) -> Option<PathReport> {
         self.looked = None;
         let lanes = self.due(Instant::now());
-        self.take(look(&lanes), Instant::now());
+        self.take(look(&lanes), |_| false, Instant::now());
         self.report()
     }
 
@@ -321,19 +332,22 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut pulse = Pulse::new(start);
-        pulse.see(&acked(0, 0), &acked(100, 900), at(1));
+        pulse.see(&acked(0, 0), &acked(100, 900), true, at(1));
         assert!(pulse.works(at(1)) && !pulse.is_stalled(None, at(4)));
-        pulse.see(&acked(100, 900), &acked(100, 900), at(5));
+        pulse.see(&acked(100, 900), &acked(100, 900), true, at(5));
         assert!(!pulse.works(at(5)) && pulse.is_stalled(None, at(5)));
         // A long way takes longer to answer.
         assert!(!pulse.is_stalled(Some(Duration::from_secs(1)), at(8)));
         assert!(pulse.is_stalled(Some(Duration::from_secs(1)), at(9)));
-        // One that has nothing to send, or a receiver with no room, may be silent for ever.
-        pulse.see(&acked(900, 900), &acked(900, 900), at(60));
+        // One that has nothing to send may be silent for ever.
+        pulse.see(&acked(900, 900), &acked(900, 900), false, at(60));
         assert!(!pulse.is_stalled(None, at(61)) && pulse.works(at(61)));
+        // A receiver with no room for blocks that wait is waited for, but not for ever.
+        pulse.see(&acked(900, 900), &acked(900, 900), true, at(62));
+        assert!(!pulse.is_stalled(None, at(67)) && pulse.is_stalled(None, at(68)));
         // Nor does a kernel that tells less make a lane stalled.
         let old = PathInfo::default();
-        pulse.see(&old, &old, at(90));
+        pulse.see(&old, &old, true, at(90));
         assert!(!pulse.is_stalled(None, at(91)));
     }
 

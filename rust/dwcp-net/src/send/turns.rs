@@ -12,12 +12,6 @@ use crate::transport::{Closer, Waker};
 /// A lane that nothing is known of.
 const STILL: Pace = Pace { bytes_per_s: 0.0, waited_s: 0.0 };
 
-/// A lane on which nothing has moved for so long and for so many round trips, while others get on, is given up. How
-/// often that is looked for.
-const STALL: Duration = Duration::from_secs(5);
-const STALL_TRIPS: u32 = 16;
-const STALL_SLICE: Duration = Duration::from_millis(500);
-
 /// A lane of the session.
 pub(super) struct LaneHandle {
     /// The number that the side that dials gave it.
@@ -35,22 +29,6 @@ impl LaneHandle {
     pub(super) fn new(number: u16, waker: Waker, closer: Closer) -> LaneHandle {
         LaneHandle { number, waker, closer, replaced: false, leaving: false, beat: Beat::new(Instant::now()) }
     }
-
-    /// Whether neither blocks nor bytes were acknowledged for so long.
-    fn stands_still(&mut self, patience: Duration, now: Instant) -> bool {
-        if now.saturating_duration_since(self.beat.since) < patience {
-            self.beat.bytes = None;
-            return false;
-        }
-        let Some(bytes) = self.closer.path().and_then(|path| path.acked_bytes) else { return false };
-        match self.beat.bytes {
-            Some((known, since)) if known == bytes => now.saturating_duration_since(since) >= patience,
-            _ => {
-                self.beat.bytes = Some((bytes, now));
-                false
-            }
-        }
-    }
 }
 
 /// How a lane gets on, by what is acknowledged on it.
@@ -60,13 +38,11 @@ struct Beat {
     since: Instant,
     /// What was acknowledged since a moment and is not in the rate.
     recent: (u64, Instant),
-    /// What the system has told that the peer has acknowledged, and since when that is so.
-    bytes: Option<(u64, Instant)>,
 }
 
 impl Beat {
     fn new(now: Instant) -> Beat {
-        Beat { bytes_per_s: 0.0, since: now, recent: (0, now), bytes: None }
+        Beat { bytes_per_s: 0.0, since: now, recent: (0, now) }
     }
 
     /// Nothing was under way until now.
@@ -158,8 +134,11 @@ impl State {
         let gain = self.round_trip.map_or(LEAST_GAIN, |trip| LEAST_GAIN.max(trip * TRIPS));
         let lanes = &self.lanes;
         let pace = |lane: LaneId| lanes.get(&lane).map_or(STILL, |handle| handle.beat.pace(now));
-        let task = self.session.as_mut().and_then(|session| session.help(lane, pace, gain.as_secs_f64()));
-        task.map_or(Turn::Linger, |task| Turn::Step(Step::Block(task)))
+        let Some(session) = &mut self.session else { return Turn::Linger };
+        if let Some(task) = session.help(lane, pace, gain.as_secs_f64()) {
+            return Turn::Step(Step::Block(task));
+        }
+        if session.tell_for(lane, pace) { Turn::Step(session.next(lane)) } else { Turn::Linger }
     }
 
     /// Notes that so many bytes of blocks were acknowledged on a lane.
@@ -168,22 +147,6 @@ impl State {
             handle.beat.acknowledged(bytes, now);
             if let Some(session) = &mut self.session {
                 session.keep_pace(lane, handle.beat.bytes_per_s);
-            }
-        }
-        if now.saturating_duration_since(self.looked_for_stalls) >= STALL_SLICE {
-            self.looked_for_stalls = now;
-            self.replace_stalled(now);
-        }
-    }
-
-    /// Ends lanes on which nothing moves while others get on; they are made again, and their blocks go to others.
-    fn replace_stalled(&mut self, now: Instant) {
-        let Some(session) = &self.session else { return };
-        let patience = self.round_trip.map_or(STALL, |trip| STALL.max(trip * STALL_TRIPS));
-        for (id, handle) in &mut self.lanes {
-            if session.bytes_under_way(*id) > 0 && !handle.replaced && handle.stands_still(patience, now) {
-                log::debug!("lane {id} stands still and is given up");
-                handle.closer.close();
             }
         }
     }

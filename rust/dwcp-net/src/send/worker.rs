@@ -180,7 +180,7 @@ pub(crate) fn work(
     };
     let end = guard(|| {
         lane.control(&shared.options.congestion, shared.options.socket_buffer_bytes.is_some())?;
-        worker.serve(&mut lane)
+        worker.serve(&mut lane).or_else(|error| worker.hear_out(&mut lane, error))
     });
     let end = match end {
         // The peer has not waited for the answer to its goodbye.
@@ -274,6 +274,18 @@ impl Worker<'_> {
                 }
             }
         }
+    }
+
+    /// A peer that has closed a lane while this side was writing may have said why: gives that rather than `error`.
+    fn hear_out(&mut self, lane: &mut Lane, error: NetError) -> Result<(), NetError> {
+        if !matches!(error, NetError::PeerClosed { .. } | NetError::Io { .. }) {
+            return Err(error);
+        }
+        while lane.readable().unwrap_or(false) {
+            let Ok((frame, _)) = lane.recv() else { break };
+            self.take(frame)?;
+        }
+        Err(error)
     }
 
     fn take(&mut self, frame: Frame) -> Result<(), NetError> {

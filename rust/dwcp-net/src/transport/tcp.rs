@@ -79,7 +79,13 @@ impl TcpTransport {
                         patience.check(last, "sending")?;
                     }
                 }
-                Err(error) => self.again("write to", error, patience, last)?,
+                Err(error) => {
+                    self.again("write to", error, patience, last)?;
+                    // It makes no room any more, and may never say so; what it has said can still be read.
+                    if has_left(&self.stream) {
+                        return Err(NetError::PeerClosed { phase: "sending", hint: None });
+                    }
+                }
             }
         }
         Ok(())
@@ -111,6 +117,21 @@ impl TcpTransport {
             && patience.check(Instant::now(), "closing").is_ok()
         {}
     }
+}
+
+/// Whether the peer has closed its side.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn has_left(stream: &TcpStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+}
+
+/// Whether the peer has closed its side and all that it has said was read.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn has_left(stream: &TcpStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::IN)];
+    let readable = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0);
+    readable && matches!(stream.peek(&mut [0]), Ok(0))
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]

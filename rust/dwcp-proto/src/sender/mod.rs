@@ -44,8 +44,10 @@ enum Phase {
         lane: Option<LaneId>,
         next_entry: u32,
     },
-    /// FINISH is sent. Blocks may still be under way, or have to be sent again.
-    Committing,
+    /// FINISH is sent on a lane. Blocks may still be under way, or have to be sent again.
+    Committing {
+        lane: LaneId,
+    },
     Done,
 }
 
@@ -163,7 +165,7 @@ impl SenderSession {
                 self.announced = Announced::new(self.table.manifest(), self.base_allowed);
             }
             // COMMITTED comes on the lane of the last block, whichever that is.
-            Phase::Committing => self.tell_again(),
+            Phase::Committing { .. } => self.tell_again(),
             Phase::Telling { lane: Some(used), .. } if used == lane => self.tell_again(),
             _ => {}
         }
@@ -249,10 +251,8 @@ impl SenderSession {
                 count_done(&mut self.progress, &frame);
             }
         }
-        let done = |progress: &SenderProgress| {
-            progress.held_bytes + progress.same_bytes + progress.sent_raw_bytes == progress.total_bytes
-        };
-        if self.phase == Phase::Committing && self.lost_frames && !done(&before) && done(&self.progress) {
+        let committing = matches!(self.phase, Phase::Committing { .. });
+        if committing && self.lost_frames && !before.is_all_there() && self.progress.is_all_there() {
             // What a lost lane had brought may have been the last, and COMMITTED have gone on that lane.
             self.tell_again();
         }
@@ -285,7 +285,7 @@ impl SenderSession {
 
     fn committed(&mut self, committed: Committed) -> Result<(), SessionError> {
         match self.phase {
-            Phase::Committing | Phase::Telling { .. } if self.transfer_digest.is_some() => {}
+            Phase::Committing { .. } | Phase::Telling { .. } if self.transfer_digest.is_some() => {}
             // FINISH was repeated, and the answer to the first one came after all.
             Phase::Done if self.outcome.as_ref() == Some(&committed) => return Ok(()),
             _ => return Err(self.unexpected("COMMITTED")),
@@ -339,7 +339,7 @@ impl SenderSession {
                 }
                 None => Step::Wait,
             },
-            Phase::Committing => self.next_block(lane).unwrap_or(Step::Wait),
+            Phase::Committing { .. } => self.next_block(lane).unwrap_or(Step::Wait),
             Phase::Done => Step::Done,
             Phase::Preparing { lane: used } if used == lane => {
                 self.dictionary.next().map_or(Step::Wait, Step::Send)
@@ -392,7 +392,7 @@ impl SenderSession {
             None => self.table.manifest().transfer_digest(&self.table.trees(0..count)),
         };
         self.transfer_digest = Some(transfer_digest);
-        self.phase = Phase::Committing;
+        self.phase = Phase::Committing { lane };
         Step::Send(Frame::Finish(Finish {
             transfer_id: self.table.manifest().transfer_id(),
             transfer_digest,
@@ -531,7 +531,7 @@ impl SenderSession {
             Phase::Offering { .. } => SenderPhase::Offering,
             Phase::Preparing { .. } => SenderPhase::Preparing,
             Phase::Blocks => SenderPhase::Blocks,
-            Phase::Telling { .. } | Phase::Committing => SenderPhase::Finishing,
+            Phase::Telling { .. } | Phase::Committing { .. } => SenderPhase::Finishing,
             Phase::Done => SenderPhase::Done,
         }
     }

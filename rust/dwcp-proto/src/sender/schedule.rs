@@ -4,6 +4,9 @@ use super::lane::{Carried, InFlight};
 use super::{BlockTask, LaneId, Pace, Phase, SenderSession, Step};
 use crate::blocks::{Base, BlockIndex, DONE, HELD, HELPED, PLAIN, REPLACES, STAGED};
 
+/// A lane without an acknowledgement for so long stands still, if it should have had one by its rate.
+const STILL_S: f64 = 1.0;
+
 impl SenderSession {
     /// Whether `lane` is given no more blocks, for as long as there is another that is. It goes on to be told of what
     /// it has under way.
@@ -42,8 +45,6 @@ impl SenderSession {
     ) -> Option<BlockTask> {
         /// A lane is so many times as slow, or it is let alone.
         const SLOWER: f64 = 1.5;
-        /// One without an acknowledgement for so long stands still, if it should have had one by its rate.
-        const STILL_S: f64 = 1.0;
         /// What keeps shorter blocks is not the way.
         const LEAST_BYTES: u32 = 16_384;
         let (own, before) = (pace(lane).bytes_per_s, self.bytes_under_way(lane) as f64);
@@ -92,13 +93,26 @@ impl SenderSession {
         self.task(lane, block)
     }
 
+    /// Has `lane` tell the end again if everything is there, but what told it stands still. To be asked when
+    /// [`help`](SenderSession::help) has nothing.
+    pub fn tell_for(&mut self, lane: LaneId, pace: impl Fn(LaneId) -> Pace) -> bool {
+        let Phase::Committing { lane: told } = self.phase else { return false };
+        let stands_still = self.bytes_under_way(told) > 0 && pace(told).waited_s >= STILL_S;
+        if told == lane || !stands_still || !self.progress.is_all_there() {
+            return false;
+        }
+        self.tell_again();
+        self.phase = Phase::Telling { lane: Some(lane), next_entry: 0 };
+        true
+    }
+
     /// Whether `lane` is given nothing to do, since no block is left, while others have blocks under way.
     #[must_use]
     pub fn is_tail(&self, lane: LaneId) -> bool {
         let waits = |(other, state): (&LaneId, &super::Lane)| {
             *other != lane && state.in_flight.iter().any(|frame| !frame.settled)
         };
-        matches!(self.phase, Phase::Blocks | Phase::Telling { .. } | Phase::Committing)
+        matches!(self.phase, Phase::Blocks | Phase::Telling { .. } | Phase::Committing { .. })
             && self.cursor >= self.table.manifest().total_blocks()
             && self.again.is_empty()
             && !self.is_at_rest(lane)

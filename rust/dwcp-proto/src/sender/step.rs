@@ -165,4 +165,9 @@ impl SenderProgress {
             phase: SenderPhase::Offering,
         }
     }
+
+    /// Whether the receiver is known to have every block.
+    pub(super) fn is_all_there(&self) -> bool {
+        self.held_bytes + self.same_bytes + self.sent_raw_bytes == self.total_bytes
+    }
 }

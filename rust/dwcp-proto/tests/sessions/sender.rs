@@ -1,5 +1,7 @@
 //! What a sender does with what the receiver tells it.
 
+use dwcp_proto::sender::Pace;
+
 use super::*;
 
 #[test]
@@ -110,6 +112,27 @@ fn lane_lost_before_finish_may_have_had_the_answer_so_that_it_is_asked_for_again
     sender.receive(0, Frame::Ack(2)).unwrap();
     told(&mut sender, 0);
     assert_eq!(sender.next(0), Step::Wait, "once is enough: all was acknowledged before");
+}
+
+#[test]
+fn end_that_was_told_on_a_lane_that_stands_still_is_told_again_on_another() {
+    let (mut sender, _) = sender_with_blocks_due(vec![], 0);
+    for lane in [0, 1] {
+        let block = task(sender.next(lane));
+        sender.resolve(lane, &block, in_full(lane as u8)).unwrap();
+    }
+    let still = |lane| Pace { bytes_per_s: 1e6, waited_s: if lane == 0 { 2.0 } else { 0.0 } };
+    sender.keep_pace(1, 1.0);
+    told(&mut sender, 0);
+    sender.receive(1, Frame::Ack(1)).unwrap();
+    assert!(!sender.tell_for(1, still), "the block on lane 0 may still come");
+    let copy = sender.help(1, still, 0.1).unwrap();
+    sender.resolve(1, &copy, in_full(0)).unwrap();
+    sender.receive(1, Frame::Ack(2)).unwrap();
+    assert!(!sender.tell_for(0, still) && sender.tell_for(1, still));
+    told(&mut sender, 1);
+    assert!(!sender.tell_for(1, still), "once is enough");
+    assert!(!sender.is_reusable(), "there may be two answers");
 }
 
 #[test]
