@@ -3,7 +3,6 @@
 Same buffers, one thread, one-shot calls with reused contexts; then two threads against one.
 """
 
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -65,21 +64,8 @@ def one_thread(repeats: int, sizes: tuple[int, ...]) -> tuple[list[dict[str, Any
     return claims, raw
 
 
-def together(jobs: list[Callable[[], None]]) -> Callable[[], None]:
-    """Run each job on a thread of its own."""
-
-    def run() -> None:
-        threads = [threading.Thread(target=job) for job in jobs]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    return run
-
-
 def two_threads(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What two threads do more than one, and the peers' two: a shared machine may lack a whole core."""
+    """What two threads do more than one, and the peers' two."""
     claims, raw = [], {}
     data = harness.real_files(1 << 20)
     # An object of python-zstandard is not to be used by two threads at once.
@@ -93,18 +79,20 @@ def two_threads(repeats: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         ):
             contenders = {
                 "one": own,
-                "two": together([own, own]),
+                "two": harness.together([own, own]),
                 "peer's one": peer[0],
-                "peer's two": together(peer),
+                "peer's two": harness.together(peer),
             }
-            samples = harness.interleave(contenders, repeats)
+            samples = harness.interleave_on_two_cores(contenders, repeats)
             case = f"{verb} {codec} on two threads"
             raw[case] = samples
-            gain = 2 * harness.ratio(samples, "two", "one")
-            peers_gain = 2 * harness.ratio(samples, "peer's two", "peer's one")
+            gain = harness.gain_of_two(samples, "two", "one", 2)
+            peers_gain = harness.gain_of_two(samples, "peer's two", "peer's one", 2)
             claims.append(harness.claim(case, gain, 1.8, "one thread"))
             claims.append(
-                harness.claim(f"{case}, of the peer's gain", gain / peers_gain, 0.97, f"{peers_gain:.2f}")
+                harness.claim(
+                    f"{case}, of the peer's gain", gain / max(peers_gain, 1.0), 0.97, f"{peers_gain:.2f}"
+                )
             )
     return claims, raw
 

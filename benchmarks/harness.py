@@ -5,12 +5,14 @@ ratios of medians within one run are claims. Every result file keeps the raw sam
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -68,6 +70,61 @@ def interleave(
             if turn:
                 samples[name].append(taken)
     return samples
+
+
+def together(jobs: Iterable[Callable[[], object]]) -> Callable[[], None]:
+    """An action that runs each job on a thread of its own and waits for all."""
+    jobs = list(jobs)
+
+    def run() -> None:
+        threads = [threading.Thread(target=job) for job in jobs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return run
+
+
+def interleave_on_two_cores(contenders: Mapping[str, Callable[[], object]], repeats: int) -> Samples:
+    """Like `interleave`, counting only rounds in which the machine had two cores to give.
+
+    A virtual machine on a shared host may lack its second core for any stretch of time, which says
+    nothing about what runs on it. So before and after every round two threads hash 20 MiB each, out of the
+    cache and sharing nothing, against one: a round counts if they did nearly twice as much on both sides
+    of it. What is measured has no say in which rounds count. After twenty times `repeats` rounds
+    there may be fewer of them than `repeats`, or none; "rounds taken" tells how many there were.
+    """
+    nearly_twice, patience = 1.9, 20
+    block = bytes(1 << 16)
+
+    def hashing() -> None:
+        for _ in range(320):
+            hashlib.sha256(block).digest()
+
+    both = together([hashing, hashing])
+
+    def has_two_cores() -> bool:
+        return 2 * seconds(hashing) / seconds(both) >= nearly_twice
+
+    samples: Samples = {name: [] for name in contenders} | {"rounds taken": [0]}
+    interleave(contenders, 0)
+    for turn in range(patience * repeats):
+        if len(next(iter(samples.values()))) == repeats:
+            break
+        samples["rounds taken"] = [turn + 1]
+        if not has_two_cores():
+            continue
+        taken = {name: seconds(contenders[name]) for name in in_turn(contenders, turn)}
+        if has_two_cores():
+            for name, value in taken.items():
+                samples[name].append(value)
+    return samples
+
+
+def gain_of_two(samples: Samples, two: str, one: str, work: int = 1) -> float:
+    """How much more two threads do, with `work` times the work of one; nothing, if no round counted."""
+    return work * ratio(samples, two, one) if samples[one] else 0.0
 
 
 def ratio(samples: Samples, name: str, against: str) -> float:

@@ -2,8 +2,6 @@
 decompression into the caller's buffer, small pages, two threads."""
 
 import ctypes
-import inspect
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -223,43 +221,21 @@ def pages(data: Bytes, repeats: int) -> Found:
 
 
 def two_threads(name: str, old: Bytes, new: Bytes, dtype: str | None, repeats: int) -> Found:
-    """Two threads against one, by wall time: the `threads` option, or two callers with a half each."""
+    """The `threads` option: two threads against one, by wall time."""
     delta = dwcp_fast.delta
-    patch = delta.encode(old, new, dtype=dtype)
-    if "threads" in inspect.signature(delta.encode).parameters:
-        onto, out = vars(delta)["apply_onto"], np.ones_like(new)
-        actions: dict[str, Callable[[], object]] = {}
-        for number, told in ((1, "one"), (2, "two")):
-            many: dict[str, Any] = {"threads": number}
-            actions[f"encode, {told}"] = partial(delta.encode, old, new, dtype=dtype, **many)
-            actions[f"apply, {told}"] = partial(onto, patch, old, out, **many)
-    else:
-        middle = old.size // 2
-        halves = [(old[:middle], new[:middle]), (old[middle:], new[middle:])]
-        patches = [delta.encode(*half, dtype=dtype) for half in halves]
-        actions = {
-            "encode, one": partial(delta.encode, old, new, dtype=dtype),
-            "apply, one": partial(delta.apply, patch, old),
-            "encode, two": partial(together, [partial(delta.encode, *half, dtype=dtype) for half in halves]),
-            "apply, two": partial(
-                together,
-                [partial(delta.apply, part, half[0]) for part, half in zip(patches, halves, strict=True)],
-            ),
-        }
-    samples = harness.interleave(actions, repeats)
+    patch, out = delta.encode(old, new, dtype=dtype), np.ones_like(new)
+    actions: dict[str, Callable[[], object]] = {}
+    for threads, told in ((1, "one"), (2, "two")):
+        actions[f"encode, {told}"] = partial(delta.encode, old, new, dtype=dtype, threads=threads)
+        actions[f"apply, {told}"] = partial(delta.apply_onto, patch, old, out, threads=threads)
+    samples = harness.interleave_on_two_cores(actions, repeats)
     claims = [
         harness.claim(
-            f"two threads: {verb}, {name}", harness.ratio(samples, f"{verb}, two", f"{verb}, one"), 1.8, "one"
+            f"two threads: {verb}, {name}",
+            harness.gain_of_two(samples, f"{verb}, two", f"{verb}, one"),
+            1.8,
+            "one",
         )
         for verb in ("encode", "apply")
     ]
     return claims, samples | {"bytes": new.size}
-
-
-def together(jobs: list[Callable[[], object]]) -> None:
-    """Run each job on a thread of its own."""
-    workers = [threading.Thread(target=job) for job in jobs]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
