@@ -31,7 +31,7 @@ def test_the_number_of_lanes_is_chosen_by_rule() -> None:
 
 def test_the_polite_ask_for_no_congestion_control_that_does_not_give_way() -> None:
     assert choose_congestion("auto") == "auto"
-    assert choose_congestion("auto", polite=True) == "system"
+    assert choose_congestion("auto", polite=True) == "yielding"
     assert choose_congestion("bbr", polite=True) == "bbr"
 
 
@@ -40,13 +40,13 @@ def test_what_was_found_of_the_lanes_is_told_with_its_reasons() -> None:
     changes = (
         LaneChange(0.0, 8, 0.0, "to begin with"),
         LaneChange(1.25, 16, 2.5e6, "the link had room"),
-        LaneChange(2.5, 8, 2.5e6, "more lanes did not carry more"),
+        LaneChange(2.5, 8, 2.5e6, "the link was full"),
     )
     told = explain_lanes(changes)
     assert told is not None and (told.name, told.value) == ("streams", 8)
     assert told.why == (
         "8 to begin with, 16 after 1.2 s since the link had room at 20 Mbps, "
-        "8 after 2.5 s since more lanes did not carry more at 20 Mbps"
+        "8 after 2.5 s since the link was full at 20 Mbps"
     )
 
 

@@ -76,7 +76,7 @@ class SendOptions:
         streams: Number of lanes, 1 to 256; None leaves it to the policy, and to what is found while data
             flows if the peer is far.
         polite: Whether others on the link go first where ``streams`` is None: there are fewer lanes then, and
-            BBR, which does not give way, is not asked for by ``"auto"``.
+            ``"auto"`` does not come to BBR, which does not give way.
         codec: ``"auto"``, ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         dictionary: What small files or buffers have in common, at most 1 048 552 bytes. It is offered to the
             receiver, and what is shorter than 128 KiB is made with it if the receiver takes it.
@@ -86,10 +86,11 @@ class SendOptions:
         bandwidth_bits_per_s: Most bits per second on the wire, all lanes together; None for no limit.
         bandwidth_schedule: The same by the time of day, as :func:`parse_schedule` reads it, such as
             ``"08:00-18:00=100Mbps,otherwise=off"``; goes with no `bandwidth_bits_per_s`.
-        congestion: Congestion control of what is sent: ``"auto"`` (BBR where the kernel lets this process
-            have it and the peer is 10 ms away or more, otherwise the system's; always that with ``polite``),
-            ``"system"``, or a name that the kernel knows, such as ``"cubic"``. The report tells what was at
-            work.
+        congestion: Congestion control of what is sent: ``"auto"`` (to a peer that is 10 ms away or more CUBIC,
+            which gives way to others, and BBR once packets are lost with no queue in sight; with ``polite``
+            the same as ``"yielding"``), ``"yielding"`` (CUBIC whatever is lost), ``"system"``, or a name that
+            the kernel knows, such as ``"bbr"``. What the kernel does not let this process have is left to the
+            system, unless it was asked for by name. The report tells what was at work.
         local_addresses: IP addresses of this machine that lanes come from, in turn, at most 16; an empty
             tuple leaves it to the system. If one does not work, its lanes come from the others.
         timeout_s: Seconds that one transfer may take; None for no limit.
@@ -426,7 +427,7 @@ def check_codec(value: str) -> None:
 def check_congestion(value: str) -> None:
     """Refuse what cannot be the name of a congestion control; which there are is the kernel's to say."""
     if not CONGESTION.fullmatch(value):
-        known = "auto, system, or a name of up to 15 small letters, digits, _ and -"
+        known = "auto, yielding, system, or a name of up to 15 small letters, digits, _ and -"
         raise ConfigError(f"congestion is {value!r}: it must be {known}")
 
 

@@ -4,7 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::NetError;
-use crate::transport::{Transport, congestion_on_offer, try_congestion};
+use crate::transport::{Closer, PathInfo, Transport, congestion_on_offer, try_congestion};
 
 /// The longest name that Linux has room for.
 const MAX_NAME: usize = 15;
@@ -12,15 +12,20 @@ const MAX_NAME: usize = 15;
 /// Whoever answers faster is near: there, what is lost is back before it is missed, and the system's own choice serves.
 const FAR: Duration = Duration::from_millis(10);
 
-/// What is asked for on paths that are far.
-pub(crate) const FAR_CHOICE: &str = "bbr";
+/// What is asked for on paths that are far: one that gives way to others, and one that does not mind losses.
+const YIELDING: &str = "cubic";
+pub(crate) const FIRM: &str = "bbr";
 
 /// Which congestion control lanes use that send.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Congestion {
-    /// BBR where the kernel lets this process have it and the peer is not near; otherwise what the system uses.
+    /// CUBIC to a peer that is far, and BBR once what gets lost has shown to be lost at random: there is no queue then in
+    /// which others could be harmed. What the system uses to one that is near, or where it does not let this process
+    /// have those.
     #[default]
     Auto,
+    /// CUBIC to a peer that is far, whatever gets lost.
+    Yielding,
     /// What the system uses.
     System,
     /// This one.
@@ -33,6 +38,7 @@ impl FromStr for Congestion {
     fn from_str(text: &str) -> Result<Congestion, NetError> {
         match text {
             "auto" => Ok(Congestion::Auto),
+            "yielding" => Ok(Congestion::Yielding),
             "system" => Ok(Congestion::System),
             name => {
                 let fits =
@@ -55,15 +61,25 @@ impl Congestion {
         }
     }
 
-    /// Has a connection use it, before data flow.
-    pub(crate) fn apply(&self, transport: &mut dyn Transport, is_far: bool) -> Result<(), NetError> {
+    /// Whether losses are not to be minded once they have shown to be random.
+    pub(crate) fn may_ignore_losses(&self) -> bool {
+        *self == Congestion::Auto
+    }
+
+    /// Has a connection use it, before data flow, to a peer that is far or near, when losses have shown to be random or
+    /// not.
+    pub(crate) fn apply(
+        &self,
+        transport: &mut dyn Transport,
+        is_far: bool,
+        at_random: bool,
+    ) -> Result<(), NetError> {
         match self {
             Congestion::System => Ok(()),
-            Congestion::Auto => {
-                if is_far && let Err(error) = transport.set_congestion(FAR_CHOICE) {
-                    log::debug!(
-                        "the system's congestion control it is, {FAR_CHOICE} is not to be had: {error}"
-                    );
+            Congestion::Auto | Congestion::Yielding => {
+                let choice = if at_random && self.may_ignore_losses() { FIRM } else { YIELDING };
+                if is_far && let Err(error) = transport.set_congestion(choice) {
+                    log::debug!("the system's congestion control it is, {choice} is not to be had: {error}");
                 }
                 Ok(())
             }
@@ -78,6 +94,19 @@ impl Congestion {
                 Err(NetError::Congestion { name: name.clone(), offered })
             }
         }
+    }
+}
+
+/// Whether a connection minds losses that has this congestion control and such a path, and need not.
+pub(crate) fn minds_losses(present: Option<&str>, path: Option<&PathInfo>) -> bool {
+    present == Some(YIELDING) && path.and_then(|path| path.min_rtt).is_some_and(|time| time >= FAR)
+}
+
+/// Has a connection not mind losses any more.
+pub(crate) fn ignore_losses(lane: &Closer) {
+    match lane.set_congestion(FIRM) {
+        Ok(()) => log::debug!("losses are random: {FIRM} instead of {YIELDING}"),
+        Err(error) => log::debug!("losses are random, but {FIRM} is not to be had: {error}"),
     }
 }
 

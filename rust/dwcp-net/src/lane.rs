@@ -87,14 +87,19 @@ impl Lane {
         &*self.transport
     }
 
-    /// Has the system use `congestion` for what the lane sends, and fill a long path unless the size of its buffers was
-    /// `sized` by the caller.
-    pub(crate) fn control(&mut self, congestion: &Congestion, sized: bool) -> Result<(), NetError> {
+    /// Has the system use `congestion` for what the lane sends, where losses are known to be `at_random` or not, and fill
+    /// a long path unless the size of its buffers was `sized` by the caller.
+    pub(crate) fn control(
+        &mut self,
+        congestion: &Congestion,
+        at_random: bool,
+        sized: bool,
+    ) -> Result<(), NetError> {
         let is_far = is_far(&*self.transport);
         if is_far && !sized {
             self.transport.widen();
         }
-        congestion.apply(&mut *self.transport, is_far)
+        congestion.apply(&mut *self.transport, is_far, at_random)
     }
 
     pub(crate) fn closer(&self) -> Closer {

@@ -131,7 +131,7 @@ def encoding_options(bounded: str) -> Decorator:
             default="auto",
             show_default=True,
             metavar="NAME",
-            help="auto, system, or a congestion control of the kernel, such as bbr.",
+            help="auto, yielding, system, or a congestion control of the kernel, such as bbr.",
         ),
     )
 

@@ -57,14 +57,14 @@ def choose_congestion(requested: str, *, polite: bool = False) -> str:
     """Choose what the kernel is asked for.
 
     Args:
-        requested: ``"auto"``, ``"system"`` or the name of a congestion control.
+        requested: ``"auto"``, ``"yielding"``, ``"system"`` or the name of a congestion control.
         polite: Whether others on the link go first.
 
     Returns:
-        The same; ``"system"`` for ``"auto"`` where others go first, since that may be BBR, which does not
-        give way.
+        The same; ``"yielding"`` for ``"auto"`` where others go first, since ``"auto"`` may come to BBR, which
+        does not give way.
     """
-    return "system" if polite and requested == "auto" else requested
+    return "yielding" if polite and requested == "auto" else requested
 
 
 def lane_range(requested: int | None, *, polite: bool = False) -> tuple[int, int, int] | None:

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{LaneChange, LaneController, LaneRange, Survey};
 use crate::cancel::{Cancel, lock};
-use crate::congestion::FAR_CHOICE;
+use crate::congestion::FIRM;
 use crate::error::NetError;
 use crate::transport::Closer;
 
@@ -100,13 +100,12 @@ impl<D: Dialling> Crew<D> {
         while let Some((started, lanes)) = self.side.await_flow() {
             let at_s = epoch.elapsed().as_secs_f64();
             if transfer.replace(started) != Some(started) {
-                if !D::RECEIVES
-                    && lanes.iter().any(|(_, lane)| lane.congestion().as_deref() == Some(FAR_CHOICE))
-                {
-                    controller.allow_one();
-                }
                 controller.begin(at_s);
                 self.side.note(controller.history());
+            }
+            // It may have been changed since.
+            if !D::RECEIVES && lanes.iter().any(|(_, lane)| lane.congestion().as_deref() == Some(FIRM)) {
+                controller.hold(at_s);
             }
             if let Some(sample) = survey.look(at_s, &lanes) {
                 controller.observe(&sample);

@@ -3,8 +3,12 @@
 //! A lane that loses segments at random carries no more than its congestion control lets it, however much the link
 //! could: more lanes carry more, until the link is full. A link that is full shows it by the queue in front of it,
 //! which makes round trips longer; more lanes then only take from others. So the number is doubled while that brings
-//! more and the link is not full, taken back if it did not, and lowered while the link stays full with fewer. What was
-//! found is kept for longer each time that it is confirmed, and forgotten when the link shows to be another.
+//! more and the link is not full, and lowered while the link stays full with fewer. What was found is kept for longer
+//! each time that it is confirmed, and forgotten when the link shows to be another.
+//!
+//! What a lane has under way is lost to the transfer when the lane is given up, and on a long path the others need many
+//! seconds to grow by that much. So lanes are given up only while a queue stands, and no more of them than what is in
+//! the queue: the link stays full meanwhile.
 //!
 //! The [`LaneController`] knows no clock and no sockets: it is given [`Sample`]s.
 
@@ -44,6 +48,8 @@ const LINK_BOUND: f64 = 0.5;
 const GAIN: f64 = 0.05;
 /// What a doubling has to bring for the next step to be larger.
 const PROPORTIONAL: f64 = 0.6;
+/// The share of what was carried when more lanes brought nothing, from which on they are not tried again.
+const SATED: f64 = 0.97;
 /// What fewer lanes may cost.
 const COST: f64 = 0.04;
 /// The growth within a window that shows that lanes are still on their way up, and how often that is waited for.
@@ -58,6 +64,11 @@ const SHIFT: f64 = 1.35;
 const WEIGHT: f64 = 0.25;
 /// Changes that are told of.
 const MOST_HISTORY: usize = 64;
+
+/// Whether a round trip is so much longer than the shortest that it has stood in a queue.
+pub(crate) fn has_queued(trip_s: f64, shortest_s: f64) -> bool {
+    trip_s > shortest_s + (QUEUED * shortest_s).max(QUEUED_S)
+}
 
 /// Between which numbers of lanes to choose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +104,6 @@ pub enum LaneReason {
     Start,
     /// The link has room: whether more lanes carry more is being tried.
     Room,
-    /// More lanes did not carry more.
-    NoGain,
     /// The link is full: whether fewer lanes fill it is being tried.
     Full,
     /// Fewer lanes carried less.
@@ -103,6 +112,8 @@ pub enum LaneReason {
     Freed,
     /// No more lanes could be made.
     Refused,
+    /// What gets lost is lost at random, and the congestion control minds it no more.
+    Firm,
 }
 
 impl LaneReason {
@@ -112,11 +123,11 @@ impl LaneReason {
         match self {
             LaneReason::Start => "to begin with",
             LaneReason::Room => "the link had room",
-            LaneReason::NoGain => "more lanes did not carry more",
             LaneReason::Full => "the link was full",
             LaneReason::Loss => "fewer lanes carried less",
             LaneReason::Freed => "the link became free",
             LaneReason::Refused => "no more lanes could be made",
+            LaneReason::Firm => "losses are not minded any more",
         }
     }
 }
@@ -149,7 +160,21 @@ struct Window {
     half: Option<(f64, u64)>,
     samples: f64,
     queued: f64,
+    /// The sum of the shares of round trips that were spent in the queue.
+    queue: f64,
     waiting: f64,
+}
+
+/// What a window has shown.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    rate: f64,
+    /// The share of it in which round trips had queued, and the share of round trips that was.
+    full: f64,
+    queue: f64,
+    waiting: f64,
+    /// The second half carried much more than the first.
+    grows: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -182,6 +207,10 @@ pub(crate) struct LaneController {
     rise_dwell_s: f64,
     fall_dwell_s: f64,
     factor: u16,
+    /// The last trial that was kept was one of fewer lanes.
+    fell: bool,
+    /// What was carried when more lanes did not carry more.
+    sated: Option<f64>,
     trip_s: f64,
     began_s: Option<f64>,
     history: Vec<LaneChange>,
@@ -207,16 +236,26 @@ impl LaneController {
             rise_dwell_s: DWELL_S,
             fall_dwell_s: DWELL_S,
             factor: 2,
+            fell: false,
+            sated: None,
             trip_s: UNKNOWN_TRIP_S,
             began_s: None,
             history: Vec::new(),
         }
     }
 
-    /// One lane is as many as a full link is left with: its congestion control does not give way to others, and takes
-    /// with each lane what a lane of another kind would need.
-    pub(crate) fn allow_one(&mut self) {
-        self.range.least = 1;
+    /// Keeps the lanes that there are from a moment on, and has as many as to begin with at least: their congestion
+    /// control minds no losses. A few of them fill the link, and fewer would not give way to others either.
+    pub(crate) fn hold(&mut self, at_s: f64) {
+        if self.range.least == self.range.most {
+            return;
+        }
+        let lanes = self.wanted.max(self.range.start);
+        self.range = LaneRange { least: lanes, start: lanes, most: lanes };
+        self.trial = None;
+        if lanes != self.wanted {
+            self.turn(at_s, lanes, self.rate.unwrap_or(0.0), LaneReason::Firm);
+        }
     }
 
     /// How many lanes there are to be.
@@ -247,10 +286,8 @@ impl LaneController {
             self.begin(sample.at_s);
         }
         self.trip_s = sample.shortest_trip_s.or(sample.trip_s).unwrap_or(self.trip_s);
-        let queued = match (sample.trip_s, sample.shortest_trip_s) {
-            (Some(trip), Some(shortest)) => trip > shortest + (QUEUED * shortest).max(QUEUED_S),
-            _ => false,
-        };
+        let queued =
+            sample.trip_s.zip(sample.shortest_trip_s).is_some_and(|(trip, least)| has_queued(trip, least));
         if queued {
             self.clear_since_s = None;
         } else {
@@ -309,6 +346,7 @@ impl LaneController {
             half: None,
             samples: 0.0,
             queued: 0.0,
+            queue: 0.0,
             waiting: 0.0,
         });
     }
@@ -316,6 +354,8 @@ impl LaneController {
     fn measure(&mut self, sample: &Sample, mut window: Window, queued: bool) {
         window.samples += 1.0;
         window.queued += f64::from(u8::from(queued));
+        let trips = sample.trip_s.zip(sample.shortest_trip_s);
+        window.queue += trips.map_or(0.0, |(trip, least)| (1.0 - least / trip.max(1e-9)).max(0.0));
         window.waiting += sample.waiting;
         let length_s = (WINDOW_TRIPS * self.trip_s).max(WINDOW_S);
         let elapsed_s = sample.at_s - window.from_s;
@@ -334,14 +374,15 @@ impl LaneController {
             let first = delivered.saturating_sub(window.delivered) as f64 / (at_s - window.from_s).max(1e-6);
             rate_between(at_s, delivered) > GROWTH * first
         });
-        let full = window.queued / window.samples;
-        let waiting = window.waiting / window.samples;
+        let share = |sum: f64| sum / window.samples;
+        let (full, queue, waiting) = (share(window.queued), share(window.queue), share(window.waiting));
         self.open(sample);
-        self.judge(sample.at_s, rate, full, waiting, grows);
+        self.judge(sample.at_s, Seen { rate, full, queue, waiting, grows });
     }
 
     /// Decides what a window means.
-    fn judge(&mut self, at_s: f64, rate: f64, full: f64, waiting: f64, grows: bool) {
+    fn judge(&mut self, at_s: f64, seen: Seen) {
+        let Seen { rate, full, grows, .. } = seen;
         self.full = full >= FULL;
         let Some(trial) = self.trial else {
             // Who is on the way up shows no rate to compare with.
@@ -349,7 +390,7 @@ impl LaneController {
                 self.extensions += 1;
                 return;
             }
-            self.stay(at_s, rate, full, waiting);
+            self.stay(at_s, seen);
             return;
         };
         if self.wanted > trial.before {
@@ -362,20 +403,28 @@ impl LaneController {
                 self.rise_at_s = at_s + self.rise_dwell_s;
                 self.rise_dwell_s = (2.0 * self.rise_dwell_s).min(MOST_DWELL_S);
                 self.factor = 2;
-                self.back(at_s, trial, rate, LaneReason::NoGain);
+                self.sated = Some(rate.max(trial.rate));
+                self.restore(at_s);
+                self.trial = None;
+                self.rate = None;
+                self.stay(at_s, seen);
                 return;
             }
+            self.restore(at_s);
             let share = f64::from(self.wanted) / f64::from(trial.before) - 1.0;
             self.factor = if gain >= PROPORTIONAL * share && full < 1.0 - FULL { 4 } else { 2 };
         } else if rate < (1.0 - COST) * trial.rate * self.kept(trial.before) {
-            self.fall_at_s = at_s + self.fall_dwell_s;
-            self.fall_dwell_s = (2.0 * self.fall_dwell_s).min(MOST_DWELL_S);
-            self.back(at_s, trial, rate, LaneReason::Loss);
+            self.put_off_fall(at_s);
+            self.trial = None;
+            self.rate = Some(trial.rate);
+            self.turn(at_s, trial.before, rate, LaneReason::Loss);
             return;
+        } else {
+            self.fell = true;
         }
         self.trial = None;
         self.rate = None;
-        self.stay(at_s, rate, full, waiting);
+        self.stay(at_s, seen);
     }
 
     /// The share of the rate that fewer lanes may leave the link with: of a link that stays full they leave some to
@@ -386,16 +435,18 @@ impl LaneController {
     }
 
     /// Keeps the number, or begins to try another.
-    fn stay(&mut self, at_s: f64, rate: f64, full: f64, waiting: f64) {
-        self.note(rate, at_s);
-        if waiting < LINK_BOUND {
+    fn stay(&mut self, at_s: f64, seen: Seen) {
+        self.note(seen.rate, at_s);
+        if seen.waiting < LINK_BOUND {
             return;
         }
-        let mean = self.rate.unwrap_or(rate);
-        if self.full && self.wanted > self.range.least && at_s >= self.fall_at_s {
-            let fewer = self.range.least.max(self.wanted / 2);
+        let mean = self.rate.unwrap_or(seen.rate);
+        let in_queue = (f64::from(self.wanted) * seen.queue).round() as u16;
+        let fewer = self.range.least.max(self.wanted.saturating_sub(in_queue));
+        let sated = self.sated.is_some_and(|rate| mean >= SATED * rate);
+        if self.full && fewer < self.wanted && at_s >= self.fall_at_s {
             self.attempt(at_s, fewer, mean, LaneReason::Full);
-        } else if full < ROOM && self.wanted < self.range.most && at_s >= self.rise_at_s {
+        } else if seen.full < ROOM && self.wanted < self.range.most && at_s >= self.rise_at_s && !sated {
             self.rise(at_s, mean, LaneReason::Room);
         }
     }
@@ -420,7 +471,7 @@ impl LaneController {
         self.odd = 0;
         (self.rise_at_s, self.fall_at_s) = (at_s, at_s);
         (self.rise_dwell_s, self.fall_dwell_s) = (DWELL_S, DWELL_S);
-        self.factor = 2;
+        (self.factor, self.fell, self.sated) = (2, false, None);
     }
 
     fn rise(&mut self, at_s: f64, rate: f64, reason: LaneReason) {
@@ -434,10 +485,17 @@ impl LaneController {
         self.turn(at_s, lanes, rate, reason);
     }
 
-    fn back(&mut self, at_s: f64, trial: Trial, rate: f64, reason: LaneReason) {
-        self.trial = None;
-        self.rate = Some(trial.rate);
-        self.turn(at_s, trial.before, rate, reason);
+    /// More lanes are there again. If some were given up before, they were missed, though it did not show at once.
+    fn restore(&mut self, at_s: f64) {
+        if std::mem::take(&mut self.fell) {
+            self.put_off_fall(at_s);
+        }
+    }
+
+    /// Fewer lanes were not enough.
+    fn put_off_fall(&mut self, at_s: f64) {
+        self.fall_at_s = at_s + self.fall_dwell_s;
+        self.fall_dwell_s = (2.0 * self.fall_dwell_s).min(MOST_DWELL_S);
     }
 
     fn turn(&mut self, at_s: f64, lanes: u16, rate: f64, reason: LaneReason) {

@@ -127,6 +127,11 @@ fn link_that_one_lane_fills_is_left_with_a_few() {
         let carried = world.run(20.0);
         let controller = &world.controller;
         assert!(controller.wanted() <= 4 && carried > 490.0, "{carried}: {:?}", controller.history());
+        // No more at once than what stands in the queue.
+        let steps = controller.history().windows(2).map(|pair| (pair[0].lanes, pair[1].lanes));
+        let queued = |before: u16| (f64::from(before) * 0.04 / 0.14).ceil() as u16;
+        assert!(steps.clone().any(|(before, after)| after < before));
+        assert!(steps.into_iter().all(|(before, after)| after + queued(before) >= before));
     }
 }
 
@@ -226,4 +231,17 @@ fn peer_that_refuses_lanes_is_not_asked_again() {
     let refused = controller.history().iter().filter(|change| change.reason == LaneReason::Refused).count();
     assert_eq!(refused, 1, "{:?}", controller.history());
     assert!(asked <= 1 && controller.wanted() <= 10, "{:?}", controller.history());
+}
+
+#[test]
+fn lanes_that_mind_no_losses_are_kept_as_they_are() {
+    let mut world = World::new(CLEAN, DEFAULT, 1);
+    world.run(8.0);
+    assert!(world.controller.wanted() < 8);
+    for _ in 0..2 {
+        world.controller.hold(world.now_s);
+        world.run(20.0);
+        assert_eq!(world.controller.wanted(), 8, "{:?}", world.controller.history());
+    }
+    assert_eq!(world.controller.history().last().map(|change| change.reason), Some(LaneReason::Firm));
 }

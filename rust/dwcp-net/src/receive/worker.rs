@@ -98,8 +98,10 @@ impl<'a> Worker<'a> {
             let action = {
                 let mut state = lock(&self.session.state);
                 state.heard = Instant::now();
-                // Whoever leaves says goodbye on each lane, and nothing after it.
-                state.goodbye &= frame == Frame::KeepAlive;
+                // Whoever leaves says goodbye on each lane, and nothing after it. Copies of blocks that are in place by now
+                // were sent before.
+                let late = state.transfer.is_none() && matches!(frame, Frame::Block(_) | Frame::Same(_));
+                state.goodbye &= late || frame == Frame::KeepAlive;
                 state.session.receive(self.id, frame)?
             };
             match action {

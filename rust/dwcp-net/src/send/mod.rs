@@ -2,6 +2,7 @@
 
 mod choice;
 mod lanes;
+mod losses;
 mod shared;
 mod telemetry;
 mod turns;
@@ -19,13 +20,14 @@ use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
-use crate::congestion::Congestion;
+use crate::congestion::{Congestion, FIRM, ignore_losses, minds_losses};
 use crate::dial::{DialOptions, Plan, first_failure, open_lane};
 use crate::error::NetError;
 use crate::lanes::{Crew, LaneRange};
 use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
 use crate::security::DialSecurity;
+use crate::transport::{Closer, try_congestion};
 use choice::Selector;
 pub use choice::{CodecChoice, Selection};
 use lanes::Sending;
@@ -296,6 +298,12 @@ impl Shared {
         }
         drop(state);
         let sights = look(&due);
+        let minding: Vec<&Closer> = sights
+            .iter()
+            .zip(&due)
+            .filter(|((_, path, present), _)| minds_losses(present.as_deref(), path.as_ref()))
+            .map(|(_, (_, lane))| lane)
+            .collect();
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         let session = state.session.as_ref();
@@ -304,7 +312,19 @@ impl Shared {
             log::debug!("lane {lane} is given up: it is stalled while others are not");
             closer.close();
         }
-        guard
+        if minding.is_empty() || !self.ignores_losses(state) {
+            return guard;
+        }
+        drop(guard);
+        minding.into_iter().for_each(ignore_losses);
+        lock(&self.state)
+    }
+
+    /// Whether losses are random by now, and there is a congestion control that does not mind them.
+    fn ignores_losses(&self, state: &State) -> bool {
+        state.telemetry.losses_are_random()
+            && self.options.congestion.may_ignore_losses()
+            && *self.can_ignore_losses.get_or_init(|| try_congestion(FIRM))
     }
 
     /// Has every lane say goodbye, and tells how long to wait for that.

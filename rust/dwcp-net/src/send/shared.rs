@@ -1,7 +1,7 @@
 //! What the lanes of a sender share.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::select::Summary;
@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     pub(super) selector: Option<Selector>,
     /// Where those who accept wait, if the peer has dialled.
     pub(super) registry: Option<Arc<Registry>>,
+    /// Whether the system lets this process have a congestion control that does not mind losses, once that matters.
+    pub(super) can_ignore_losses: OnceLock<bool>,
     /// Held by the transfer that is under way.
     pub(super) sending: Mutex<()>,
     pub(crate) state: Mutex<State>,
@@ -70,6 +72,7 @@ impl Shared {
             cancel,
             halt,
             observer,
+            can_ignore_losses: OnceLock::new(),
             sending: Mutex::default(),
             state: Mutex::new(State {
                 asked: registry.as_ref().map(|_| Asked::default()),

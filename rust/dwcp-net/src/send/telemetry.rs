@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_proto::sender::LaneId;
 
+use super::losses::Losses;
 use crate::report::{Limits, LivePath, PathReport};
 use crate::transport::{Closer, PathInfo};
 
@@ -81,6 +82,7 @@ pub(super) struct Telemetry {
     lanes: HashMap<LaneId, Watched>,
     looked: Option<Instant>,
     sums: Sums,
+    losses: Losses,
 }
 
 /// What was seen since the transfer began.
@@ -221,6 +223,9 @@ impl Telemetry {
         owes: impl Fn(LaneId) -> bool,
         now: Instant,
     ) -> Vec<(LaneId, Closer)> {
+        let seen =
+            sights.iter().filter_map(|(lane, path, _)| Some((&self.lanes.get(lane)?.last, path.as_ref()?)));
+        self.losses.see(seen, now);
         for (lane, path, congestion) in sights {
             self.sums.congestion.extend(congestion);
             if let (Some(watched), Some(path)) = (self.lanes.get_mut(&lane), path) {
@@ -235,6 +240,11 @@ impl Telemetry {
         }
         let stalled = self.lanes.iter().filter(|(_, lane)| lane.pulse.is_stalled(lane.last.rtt, now));
         stalled.map(|(id, lane)| (*id, lane.closer.clone())).collect()
+    }
+
+    /// Whether what got lost in this session was lost at random.
+    pub(super) fn losses_are_random(&self) -> bool {
+        self.losses.are_random()
     }
 
     /// What is known of the transfer by now; none where the system tells nothing.

@@ -179,7 +179,9 @@ pub(crate) fn work(
         leaving: false,
     };
     let end = guard(|| {
-        lane.control(&shared.options.congestion, shared.options.socket_buffer_bytes.is_some())?;
+        let at_random = lock(&shared.state).telemetry.losses_are_random();
+        let sized = shared.options.socket_buffer_bytes.is_some();
+        lane.control(&shared.options.congestion, at_random, sized)?;
         worker.serve(&mut lane).or_else(|error| worker.hear_out(&mut lane, error))
     });
     let end = match end {

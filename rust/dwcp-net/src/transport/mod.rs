@@ -137,6 +137,11 @@ impl Closer {
         congestion::congestion_of(&self.0)
     }
 
+    /// Asks for another, as [`Transport::set_congestion`] does.
+    pub(crate) fn set_congestion(&self, name: &str) -> io::Result<()> {
+        congestion::set_congestion(&self.0, name)
+    }
+
     /// How many bytes have come that nobody has read.
     pub(crate) fn unread(&self) -> u64 {
         rustix::io::ioctl_fionread(&*self.0).unwrap_or(0)

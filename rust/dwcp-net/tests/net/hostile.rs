@@ -325,6 +325,28 @@ fn lanes_that_are_lost_after_the_goodbye_on_another_are_not_waited_for() {
 }
 
 #[test]
+fn late_copies_on_a_lane_that_is_lost_do_not_take_a_goodbye_back() {
+    let receiver = plain_receiver();
+    let mut first = Hand::enter(&receiver);
+    let mut second = Hand::join(&receiver, &first);
+    let session = receiver.listener.accept(Some(PATIENCE)).unwrap();
+    let receiving = std::thread::spawn(move || (session.receive(memory_sink(), Some(PATIENCE)), session));
+    let bytes = noise(4, 60_000);
+    first.offer(&bytes);
+    first.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
+    ending(&bytes).iter().for_each(|frame| first.send(frame, &[]));
+    let (report, session) = join(receiving);
+    report.unwrap();
+    let lost = |event: &Event| matches!(event, Event::LaneDown { .. });
+    first.send(&Frame::Close, &[]);
+    receiver.log.wait_for(lost);
+    second.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
+    drop(second);
+    receiver.log.wait_for_some(2, lost);
+    assert!(session.receive(memory_sink(), Some(PATIENCE)).unwrap().is_none());
+}
+
+#[test]
 fn a_block_whose_transfer_is_in_place_when_its_body_comes_disturbs_nothing() {
     let receiver = plain_receiver();
     let mut first = Hand::enter(&receiver);
