@@ -86,11 +86,11 @@ class SendOptions:
         bandwidth_bits_per_s: Most bits per second on the wire, all lanes together; None for no limit.
         bandwidth_schedule: The same by the time of day, as :func:`parse_schedule` reads it, such as
             ``"08:00-18:00=100Mbps,otherwise=off"``; goes with no `bandwidth_bits_per_s`.
-        congestion: Congestion control of what is sent: ``"auto"`` (to a peer that is 10 ms away or more CUBIC,
-            which gives way to others, and BBR once packets are lost with no queue in sight; with ``polite``
-            the same as ``"yielding"``), ``"yielding"`` (CUBIC whatever is lost), ``"system"``, or a name that
-            the kernel knows, such as ``"bbr"``. What the kernel does not let this process have is left to the
-            system, unless it was asked for by name. The report tells what was at work.
+        congestion: Congestion control of what is sent: ``"auto"`` (to a peer that is 10 ms away or more
+            CUBIC, which gives way to others, and BBR once packets are lost with no queue in sight; with
+            ``polite`` the same as ``"yielding"``), ``"yielding"`` (CUBIC whatever is lost), ``"system"``, or
+            a name that the kernel knows, such as ``"bbr"``. What the kernel does not let this process have
+            is left to the system, unless it was asked for by name. The report tells what was at work.
         local_addresses: IP addresses of this machine that lanes come from, in turn, at most 16; an empty
             tuple leaves it to the system. If one does not work, its lanes come from the others.
         timeout_s: Seconds that one transfer may take; None for no limit.
