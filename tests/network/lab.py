@@ -348,8 +348,10 @@ class Lab:
             ip(f"-n {space} link set {device} mtu {self._mtu} txqueuelen {DEVICE_QUEUE_PACKETS} up")
             for route in self._routes(side, path):
                 ip(f"-n {space} route replace {route}")
-            # The source address chooses the path, whatever the destination.
-            ip(f"-n {space} rule add from {here} lookup {FIRST_TABLE + path}")
+            if side == LEFT:
+                # The source address chooses the path, whatever the destination. The answers come back by their
+                # destination, so on the same path.
+                ip(f"-n {space} rule add from {here} lookup {FIRST_TABLE + path}")
         except LabError:
             os.close(number)
             raise
