@@ -102,6 +102,23 @@ pub(crate) fn minds_losses(present: Option<&str>, path: Option<&PathInfo>) -> bo
     present == Some(YIELDING) && path.and_then(|path| path.min_rtt).is_some_and(|time| time >= FAR)
 }
 
+/// Whether a connection does not mind losses.
+pub(crate) fn ignores_losses(lane: &Closer) -> bool {
+    lane.congestion().as_deref() == Some(FIRM)
+}
+
+/// Has a connection that yields to others take what room there is within round trips, or yield again.
+///
+/// BBR begins with almost three times as much each round trip, from where the connection stands, until no more arrives.
+pub(crate) fn hurry(lane: &Closer, on: bool) {
+    let (from, to) = if on { (YIELDING, FIRM) } else { (FIRM, YIELDING) };
+    if lane.congestion().as_deref() == Some(from)
+        && let Err(error) = lane.set_congestion(to)
+    {
+        log::debug!("{to} is not to be had: {error}");
+    }
+}
+
 /// Has a connection not mind losses any more.
 pub(crate) fn ignore_losses(lane: &Closer) {
     match lane.set_congestion(FIRM) {

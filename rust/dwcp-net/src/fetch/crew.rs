@@ -9,10 +9,10 @@ use super::FetchOptions;
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::dial::{Dialled, Plan, WORTHWHILE, backoff, open_lane};
 use crate::error::NetError;
-use crate::lanes::{self, Dialling, Flow, LaneChange, LaneRange, TICK};
+use crate::lanes::{self, Dialling, Flow, LaneChange, LaneRange, Losses, TICK};
 use crate::receive::{self, Names, ReceiveOptions, ReceiveSession, Session};
 use crate::report::{Event, Observer};
-use crate::transport::wake_pair;
+use crate::transport::{Closer, wake_pair};
 
 /// How often a thread without a lane looks around if nobody calls it.
 const SLICE: Duration = CANCEL_SLICE.saturating_mul(4);
@@ -126,6 +126,13 @@ impl Dialling for Fetching {
     fn want(&self, lanes: u16) {
         lock(&self.session.state).want(lanes);
     }
+
+    /// It is for the side that sends to mind them.
+    fn losses(&self, _lanes: &[(u32, Closer)]) -> Losses {
+        Losses::Fair
+    }
+
+    fn hurry(&self, _lanes: &[(u32, Closer)], _on: bool) {}
 
     fn note(&self, changes: &[LaneChange]) {
         lock(&self.session.state).lane_changes = changes.to_vec();

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use super::{LaneChange, LaneController, LaneRange, Survey};
 use crate::cancel::{Cancel, lock};
-use crate::congestion::FIRM;
 use crate::error::NetError;
 use crate::transport::Closer;
 
@@ -15,6 +14,17 @@ pub(crate) const TICK: Duration = Duration::from_millis(50);
 
 /// A transfer, by the moment of its beginning, and the lanes that its blocks flow on.
 pub(crate) type Flow = (Instant, Vec<(u32, Closer)>);
+
+/// What gets lost on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Losses {
+    /// As far as is known, what finds the queue full.
+    Fair,
+    /// Some at random, and the congestion control of the lanes slows down for it.
+    Minded,
+    /// Some at random, and it does not.
+    Ignored,
+}
 
 /// What is the same of a side that dials, whichever way the state goes.
 pub(crate) trait Dialling: Send + Sync + 'static {
@@ -31,6 +41,12 @@ pub(crate) trait Dialling: Send + Sync + 'static {
 
     /// Changes that.
     fn want(&self, lanes: u16);
+
+    /// What losses there are, and what the lanes make of them.
+    fn losses(&self, lanes: &[(u32, Closer)]) -> Losses;
+
+    /// Has lanes fill at once what room the link has, as far as the system lets them, or grow as they otherwise do.
+    fn hurry(&self, lanes: &[(u32, Closer)], on: bool);
 
     /// Notes how it was changed in the transfer that is under way.
     fn note(&self, changes: &[LaneChange]);
@@ -96,19 +112,24 @@ impl<D: Dialling> Crew<D> {
     fn pace(&self, mut controller: LaneController) {
         let epoch = Instant::now();
         let mut survey = Survey::new(D::RECEIVES);
-        let mut transfer = None;
+        let (mut transfer, mut hurrying) = (None, false);
         while let Some((started, lanes)) = self.side.await_flow() {
             let at_s = epoch.elapsed().as_secs_f64();
             if transfer.replace(started) != Some(started) {
                 controller.begin(at_s);
                 self.side.note(controller.history());
             }
-            // It may have been changed since.
-            if !D::RECEIVES && lanes.iter().any(|(_, lane)| lane.congestion().as_deref() == Some(FIRM)) {
-                controller.hold(at_s);
+            match self.side.losses(&lanes) {
+                Losses::Fair => {}
+                Losses::Ignored => controller.hold(at_s),
+                Losses::Minded => controller.surge(at_s),
             }
             if let Some(sample) = survey.look(at_s, &lanes) {
                 controller.observe(&sample);
+            }
+            if hurrying != controller.hurries(at_s) {
+                hurrying = !hurrying;
+                self.side.hurry(&lanes, hurrying);
             }
             if self.side.wanted() != controller.wanted() {
                 self.side.want(controller.wanted());

@@ -21,7 +21,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use crew::{Crew, Dialling, Flow, TICK};
+pub(crate) use crew::{Crew, Dialling, Flow, Losses, TICK};
 pub(crate) use slots::Slots;
 use survey::Survey;
 
@@ -55,6 +55,9 @@ const COST: f64 = 0.04;
 /// The growth within a window that shows that lanes are still on their way up, and how often that is waited for.
 const GROWTH: f64 = 1.2;
 const EXTENSIONS: u32 = 2;
+/// How much more lanes are tried where a link has become free, and for how many round trips they hurry.
+const FREED: u16 = 8;
+const HURRY_TRIPS: f64 = 8.0;
 /// How long what was found is kept, in seconds, at first and at most.
 const DWELL_S: f64 = 4.0;
 const MOST_DWELL_S: f64 = 64.0;
@@ -114,6 +117,8 @@ pub enum LaneReason {
     Refused,
     /// What gets lost is lost at random, and the congestion control minds it no more.
     Firm,
+    /// What gets lost is lost at random, and slows each lane down.
+    Random,
 }
 
 impl LaneReason {
@@ -128,6 +133,7 @@ impl LaneReason {
             LaneReason::Freed => "the link became free",
             LaneReason::Refused => "no more lanes could be made",
             LaneReason::Firm => "losses are not minded any more",
+            LaneReason::Random => "losses were random",
         }
     }
 }
@@ -201,12 +207,16 @@ pub(crate) struct LaneController {
     /// Whether the link was full in the last window, and since when round trips have not queued.
     full: bool,
     clear_since_s: Option<f64>,
+    /// When the link was found to have become free, until a queue shows.
+    freed_at_s: Option<f64>,
     /// When more lanes may be tried again, and when fewer; and how long the next failure keeps from that.
     rise_at_s: f64,
     fall_at_s: f64,
     rise_dwell_s: f64,
     fall_dwell_s: f64,
     factor: u16,
+    /// As many lanes as may be were tried since losses have shown to be random.
+    surged: bool,
     /// The last trial that was kept was one of fewer lanes.
     fell: bool,
     /// What was carried when more lanes did not carry more.
@@ -231,11 +241,13 @@ impl LaneController {
             odd: 0,
             full: false,
             clear_since_s: None,
+            freed_at_s: None,
             rise_at_s: 0.0,
             fall_at_s: 0.0,
             rise_dwell_s: DWELL_S,
             fall_dwell_s: DWELL_S,
             factor: 2,
+            surged: false,
             fell: false,
             sated: None,
             trip_s: UNKNOWN_TRIP_S,
@@ -252,7 +264,7 @@ impl LaneController {
         }
         let lanes = self.wanted.max(self.range.start);
         self.range = LaneRange { least: lanes, start: lanes, most: lanes };
-        self.trial = None;
+        (self.trial, self.freed_at_s) = (None, None);
         if lanes != self.wanted {
             self.turn(at_s, lanes, self.rate.unwrap_or(0.0), LaneReason::Firm);
         }
@@ -269,7 +281,7 @@ impl LaneController {
             self.wanted = trial.before;
         }
         self.phase = Phase::Settling { since_s: at_s, ready_s: None };
-        (self.extensions, self.odd, self.clear_since_s) = (0, 0, None);
+        (self.extensions, self.odd, self.clear_since_s, self.freed_at_s) = (0, 0, None, None);
         self.began_s = Some(at_s);
         self.history =
             vec![LaneChange { at_s: 0.0, lanes: self.wanted, bytes_per_s: 0.0, reason: LaneReason::Start }];
@@ -278,6 +290,23 @@ impl LaneController {
     /// How the number of lanes has changed since the transfer began.
     pub(crate) fn history(&self) -> &[LaneChange] {
         &self.history
+    }
+
+    /// As many lanes as may be are tried at once: each is slowed down by what gets lost at random.
+    pub(crate) fn surge(&mut self, at_s: f64) {
+        if self.surged || self.wanted == self.range.most {
+            return;
+        }
+        self.surged = true;
+        let before = self.trial.take().map_or(self.wanted, |trial| trial.before);
+        let rate = self.rate.unwrap_or(0.0);
+        self.trial = Some(Trial { before, rate });
+        self.turn(at_s, self.range.most, rate, LaneReason::Random);
+    }
+
+    /// Whether lanes are to fill the link at once: it has become free, and no queue has shown since.
+    pub(crate) fn hurries(&self, at_s: f64) -> bool {
+        self.freed_at_s.is_some_and(|freed_s| at_s - freed_s < HURRY_TRIPS * self.trip_s)
     }
 
     /// Takes what was seen. To be called every few hundredths of a second while data flows.
@@ -289,11 +318,12 @@ impl LaneController {
         let queued =
             sample.trip_s.zip(sample.shortest_trip_s).is_some_and(|(trip, least)| has_queued(trip, least));
         if queued {
-            self.clear_since_s = None;
+            (self.clear_since_s, self.freed_at_s) = (None, None);
         } else {
             self.clear_since_s.get_or_insert(sample.at_s);
         }
         if self.is_freed(sample) {
+            self.freed_at_s = Some(sample.at_s);
             self.rise(sample.at_s, self.rate.unwrap_or(0.0), LaneReason::Freed);
             return;
         }
@@ -475,7 +505,7 @@ impl LaneController {
     }
 
     fn rise(&mut self, at_s: f64, rate: f64, reason: LaneReason) {
-        let factor = if reason == LaneReason::Freed { 4 } else { self.factor };
+        let factor = if reason == LaneReason::Freed { FREED } else { self.factor };
         let more = self.wanted.saturating_mul(factor).min(self.range.most);
         self.attempt(at_s, more, rate, reason);
     }

@@ -164,11 +164,16 @@ fn link_that_becomes_free_is_found_out_within_round_trips() {
         world.run(30.0);
         let before = world.controller.wanted();
         world.link = Link { mbps: 900.0, ..slow };
-        world.run(3.0);
-        assert!(world.controller.wanted() > before, "{:?}", world.controller.history());
+        let mut hurried = false;
+        for _ in 0..60 {
+            world.step();
+            hurried |= world.controller.hurries(world.now_s);
+        }
+        assert!(hurried && world.controller.wanted() > before, "{:?}", world.controller.history());
         world.run(10.0);
         let carried = world.run(10.0);
         assert!(carried > 0.8 * 900.0, "{carried}: {:?}", world.controller.history());
+        assert!(!world.controller.hurries(world.now_s), "it is full again");
     }
 }
 
@@ -244,4 +249,22 @@ fn lanes_that_mind_no_losses_are_kept_as_they_are() {
         assert_eq!(world.controller.wanted(), 8, "{:?}", world.controller.history());
     }
     assert_eq!(world.controller.history().last().map(|change| change.reason), Some(LaneReason::Firm));
+}
+
+#[test]
+fn lanes_that_random_losses_slow_down_are_all_there_at_once() {
+    let mut world = World::new(Link { lane_mbps: 4.0, ..CLEAN }, DEFAULT, 1);
+    world.run(1.0);
+    world.controller.surge(world.now_s);
+    assert_eq!(world.controller.wanted(), 64);
+    world.run(20.0);
+    world.controller.surge(world.now_s);
+    assert_eq!(world.controller.wanted(), 64, "{:?}", world.controller.history());
+    // Of a link that they fill they leave some to others.
+    let mut world = World::new(Link { lane_mbps: 40.0, ..CLEAN }, DEFAULT, 1);
+    world.run(1.0);
+    world.controller.surge(world.now_s);
+    world.run(20.0);
+    world.controller.surge(world.now_s);
+    assert!((12..=40).contains(&world.controller.wanted()), "{:?}", world.controller.history());
 }

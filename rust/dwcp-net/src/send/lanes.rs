@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex};
 use super::shared::Shared;
 use super::worker;
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
+use crate::congestion::{hurry, ignores_losses};
 use crate::dial::{Dialled, Plan};
-use crate::lanes::{Dialling, Flow, LaneChange, TICK};
+use crate::lanes::{Dialling, Flow, LaneChange, Losses, TICK};
+use crate::transport::Closer;
 
 /// What the threads of lanes need.
 pub(super) struct Sending {
@@ -37,6 +39,22 @@ impl Dialling for Sending {
 
     fn want(&self, lanes: u16) {
         lock(&self.shared.state).want(lanes);
+    }
+
+    fn losses(&self, lanes: &[(u32, Closer)]) -> Losses {
+        if !lock(&self.shared.state).telemetry.losses_are_random() {
+            Losses::Fair
+        } else if self.shared.may_ignore_losses() || lanes.iter().any(|(_, lane)| ignores_losses(lane)) {
+            Losses::Ignored
+        } else {
+            Losses::Minded
+        }
+    }
+
+    fn hurry(&self, lanes: &[(u32, Closer)], on: bool) {
+        if self.shared.may_ignore_losses() && self.losses(&[]) == Losses::Fair {
+            lanes.iter().for_each(|(_, lane)| hurry(lane, on));
+        }
     }
 
     fn note(&self, changes: &[LaneChange]) {

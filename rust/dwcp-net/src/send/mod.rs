@@ -312,7 +312,7 @@ impl Shared {
             log::debug!("lane {lane} is given up: it is stalled while others are not");
             closer.close();
         }
-        if minding.is_empty() || !self.ignores_losses(state) {
+        if minding.is_empty() || !state.telemetry.losses_are_random() || !self.may_ignore_losses() {
             return guard;
         }
         drop(guard);
@@ -320,10 +320,9 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// Whether losses are random by now, and there is a congestion control that does not mind them.
-    fn ignores_losses(&self, state: &State) -> bool {
-        state.telemetry.losses_are_random()
-            && self.options.congestion.may_ignore_losses()
+    /// Whether random losses need not be minded, since there is a congestion control for that.
+    fn may_ignore_losses(&self) -> bool {
+        self.options.congestion.may_ignore_losses()
             && *self.can_ignore_losses.get_or_init(|| try_congestion(FIRM))
     }
 
