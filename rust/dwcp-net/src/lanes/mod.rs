@@ -36,9 +36,10 @@ const PATIENCE_TRIPS: f64 = 10.0;
 const PATIENCE_S: f64 = 3.0;
 /// A round trip that is not known.
 const UNKNOWN_TRIP_S: f64 = 0.05;
-/// A round trip that is longer than the shortest by this share of it, and by this many seconds, has queued.
+/// A round trip that is longer than the shortest by this share of it has queued; within these bounds, in seconds: the
+/// shares of short ones are noise, and the queues of long ones are not longer than others.
 const QUEUED: f64 = 0.12;
-const QUEUED_S: f64 = 0.003;
+const QUEUED_S: (f64, f64) = (0.003, 0.015);
 /// The share of a window in which round trips have queued from which on the link is full, and below which it has room.
 const FULL: f64 = 0.9;
 const ROOM: f64 = 0.75;
@@ -48,8 +49,8 @@ const LINK_BOUND: f64 = 0.5;
 const GAIN: f64 = 0.05;
 /// What a doubling has to bring for the next step to be larger.
 const PROPORTIONAL: f64 = 0.6;
-/// The share of what was carried when more lanes brought nothing, from which on they are not tried again.
-const SATED: f64 = 0.97;
+/// Where more lanes brought nothing they are not tried again while the rate stays this near to what it was.
+const SATED: f64 = 0.03;
 /// What fewer lanes may cost.
 const COST: f64 = 0.04;
 /// The growth within a window that shows that lanes are still on their way up, and how often that is waited for.
@@ -70,7 +71,7 @@ const MOST_HISTORY: usize = 64;
 
 /// Whether a round trip is so much longer than the shortest that it has stood in a queue.
 pub(crate) fn has_queued(trip_s: f64, shortest_s: f64) -> bool {
-    trip_s > shortest_s + (QUEUED * shortest_s).max(QUEUED_S)
+    trip_s > shortest_s + (QUEUED * shortest_s).clamp(QUEUED_S.0, QUEUED_S.1)
 }
 
 /// Between which numbers of lanes to choose.
@@ -473,7 +474,7 @@ impl LaneController {
         let mean = self.rate.unwrap_or(seen.rate);
         let in_queue = (f64::from(self.wanted) * seen.queue).round() as u16;
         let fewer = self.range.least.max(self.wanted.saturating_sub(in_queue));
-        let sated = self.sated.is_some_and(|rate| mean >= SATED * rate);
+        let sated = self.sated.is_some_and(|rate| (mean / rate - 1.0).abs() <= SATED);
         if self.full && fewer < self.wanted && at_s >= self.fall_at_s {
             self.attempt(at_s, fewer, mean, LaneReason::Full);
         } else if seen.full < ROOM && self.wanted < self.range.most && at_s >= self.rise_at_s && !sated {
