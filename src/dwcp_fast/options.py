@@ -75,8 +75,8 @@ class SendOptions:
             unless the rollout says otherwise for this node.
         streams: Number of lanes, 1 to 256; None leaves it to the policy, and to what is found while data
             flows if the peer is far.
-        polite: Whether others on the link go first where ``streams`` is None: there are fewer lanes then, and
-            ``"auto"`` does not come to BBR, which does not give way.
+        polite: Whether others on the link go first: ``congestion="auto"`` does not come to BBR then, which
+            does not give way, and there are fewer lanes where ``streams`` is None.
         codec: ``"auto"``, ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         dictionary: What small files or buffers have in common, at most 1 048 552 bytes. It is offered to the
             receiver, and what is shorter than 128 KiB is made with it if the receiver takes it.
