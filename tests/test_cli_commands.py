@@ -178,5 +178,5 @@ def test_a_file_that_is_no_patch_is_exit_code_6(tmp_path: Path, capsys: pytest.C
 
 
 def test_an_address_of_another_machine_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["recv", "--listen", "192.0.2.1:7443", "--into", str(tmp_path / "inbox")]) in {1, 4}
+    assert run(["recv", "--listen", "192.0.2.1:7443", "--into", str(tmp_path / "inbox")]) == 1
     assert "error: 192.0.2.1:7443: " in capsys.readouterr().err
