@@ -1,7 +1,9 @@
 """Commands that need no peer: help, usage errors, patches and plans."""
 
+import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -148,6 +150,24 @@ def test_patches_are_made_and_applied(tmp_path: Path, capsys: pytest.CaptureFixt
     assert Path(made).read_bytes() == Path(new).read_bytes()
     assert run(["delta", "apply", patch, "--base", old, "--in-place"]) == 0
     assert Path(old).read_bytes() == Path(new).read_bytes()
+
+
+def test_a_name_that_is_no_text_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = os.fsdecode(os.fsencode(tmp_path / "made") + b"\xff")
+    base, patch = str(tmp_path / "base"), str(tmp_path / "patch")
+    Path(base).write_bytes(b"old")
+    Path(patch).write_bytes(delta.encode(b"old", b"new"))
+    apply = ["delta", "apply", patch, "--base", base, "-o", made]
+    assert run(apply) == 0
+    assert "made\ufffd: " in capsys.readouterr().out
+    assert run([*apply[:-1], f"{made}/missing"]) == 2
+    assert "made\ufffd" in capsys.readouterr().err
+    plain = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(plain, encoding="ascii"))
+    assert run(apply) == 0
+    assert b"made?: " in plain.getvalue()
 
 
 def test_a_patch_for_another_base_is_exit_code_6(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
