@@ -361,7 +361,8 @@ class AsyncSession:
             return Session(link, options)
 
         try:
-            self._session = await self._worker.run(open_session, self._cancel.cancel)
+            # A cancellation may come when the session is open already, and nobody would close it.
+            self._session = await self._worker.run(open_session, self._cancel.cancel, Session.close)
         except BaseException:
             self._worker.close()
             raise
