@@ -213,11 +213,16 @@ class V3Link(NativeLink):
 class V1Link:
     """v1: connects anew for each transfer of one object, and neither authenticates nor verifies."""
 
-    def __init__(self, target: str, options: SendOptions, engine: Choice[Any]) -> None:
+    def __init__(self, target: str, options: SendOptions, cancel: _core.Cancel, engine: Choice[Any]) -> None:
         """Note where to send; nothing is connected yet."""
         self._peer = address_of(target)
+        # Imported late: the engine is not needed, nor its libraries, while v3 does the work.
+        from dwcp_fast.v1 import V1Stop
+
         self._options = options
         self._lanes = choose_lanes(options.streams, polite=options.polite)
+        self._cancel = cancel
+        self._stop = V1Stop()
         payload = Choice("payload", options.v1_payload, f"asked for, generation {options.v1_generation}")
         self._choices: list[Choice[Any]] = [engine, self._lanes, payload]
         LOG.warning("v1 to %s: neither authenticated nor encrypted nor verified (%s)", self._peer, engine.why)
@@ -251,13 +256,14 @@ class V1Link:
         raise NegotiationError("v1 keeps no rate", hint="use v3 to limit the bandwidth")
 
     def cancel(self) -> None:
-        """Do nothing: a v1 transfer ends by itself or at its deadline."""
+        """Stop what is under way; the session is of no use afterwards."""
+        self._cancel.cancel()
+        self._stop.stop()
 
     def close(self) -> None:
         """Do nothing: v1 holds no connection between transfers."""
 
     def _send(self, payload: BufferLike) -> SendReport:
-        # Imported late: the engine is not needed, nor its libraries, while v3 does the work.
         from dwcp_fast.v1 import send_v1
 
         host, port = _core.split_address(self._peer)
@@ -272,6 +278,8 @@ class V1Link:
             connect_timeout_s=options.connect_timeout_s,
             timeout_s=V1_TIMEOUT_S if options.timeout_s is None else options.timeout_s,
         )
+            idle_timeout_s=options.idle_timeout_s,
+            stop=self._stop,
         return SendReport(
             protocol="v1",
             verified=False,

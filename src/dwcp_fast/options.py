@@ -95,7 +95,8 @@ class SendOptions:
             tuple leaves it to the system. If one does not work, its lanes come from the others.
         timeout_s: Seconds that one transfer may take; None for no limit.
         connect_timeout_s: Seconds for connecting and the handshake of a lane.
-        idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
+        idle_timeout_s: Seconds without a word from the peer after which a lane is given up; with v1, seconds
+            in which it took nothing and closed no connection, after which the transfer is.
         reconnect_s: Seconds for which a transfer that lost all its lanes tries to go on.
         base: ``"auto"`` uses what the receiver was sent before, ``"none"`` nothing, and paths name files
             or directories with the bytes that the receiver holds.

@@ -395,5 +395,5 @@ def open_link(
             raise NegotiationError(f"v1 cannot fetch, and it is to be used: {engine.why}")
         return FetchLink(target, trust, options, receive, cancel, events, engine)
     if engine.value == "v1":
-        return V1Link(target, options, engine)
+        return V1Link(target, options, cancel, engine)
     return V3Link(target, trust, options, cancel, events, engine)
