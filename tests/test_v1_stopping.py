@@ -1,4 +1,4 @@
-"""v1 senders that are stopped and peers that fall silent."""
+"""v1 senders that are stopped, peers that fall silent, and what v1 cannot keep."""
 
 import asyncio
 import socket
@@ -117,3 +117,23 @@ def test_a_slow_peer_that_reads_one_connection_after_the_other_is_not_silent() -
             host, port = server.getsockname()
             report = send_v1(host, port, bytes(4 << 20), streams=2, payload_format="raw", idle_timeout_s=1.2)
             assert reading.result(WAIT_S) == report.wire_bytes
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("bandwidth_bits_per_s", 10**6),
+        ("bandwidth_schedule", "08:00-18:00=1Mbps"),
+        ("congestion", "bbr"),
+        ("local_addresses", ("127.0.0.1",)),
+    ],
+)
+def test_what_v1_cannot_keep_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(errors.NegotiationError, match=f"cannot keep {field}=") as caught:
+        dwcp.connect("127.0.0.1:9", options=v1_options(**{field: value}))
+    assert caught.value.hint is not None
+
+
+@pytest.mark.parametrize("congestion", ["auto", "yielding", "system"])
+def test_v1_takes_the_congestion_control_that_it_gets(congestion: str) -> None:
+    dwcp.connect("127.0.0.1:9", options=v1_options(congestion=congestion)).close()

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 V1_TIMEOUT_S: Final = 86_400.0
+V1_CONGESTION: Final = ("auto", "yielding", "system")
 LOG: Final = logging.getLogger(__name__)
 Events = Callable[[dict[str, Any]], None]
 
@@ -215,14 +216,15 @@ class V1Link:
 
     def __init__(self, target: str, options: SendOptions, cancel: _core.Cancel, engine: Choice[Any]) -> None:
         """Note where to send; nothing is connected yet."""
-        self._peer = address_of(target)
         # Imported late: the engine is not needed, nor its libraries, while v3 does the work.
         from dwcp_fast.v1 import V1Stop
 
+        check_v1(options, engine)
+        self._peer = address_of(target)
         self._options = options
-        self._lanes = choose_lanes(options.streams, polite=options.polite)
         self._cancel = cancel
         self._stop = V1Stop()
+        self._lanes = choose_lanes(options.streams, polite=options.polite)
         payload = Choice("payload", options.v1_payload, f"asked for, generation {options.v1_generation}")
         self._choices: list[Choice[Any]] = [engine, self._lanes, payload]
         LOG.warning("v1 to %s: neither authenticated nor encrypted nor verified (%s)", self._peer, engine.why)
@@ -277,9 +279,9 @@ class V1Link:
             generation=options.v1_generation,
             connect_timeout_s=options.connect_timeout_s,
             timeout_s=V1_TIMEOUT_S if options.timeout_s is None else options.timeout_s,
-        )
             idle_timeout_s=options.idle_timeout_s,
             stop=self._stop,
+        )
         return SendReport(
             protocol="v1",
             verified=False,
@@ -295,6 +297,25 @@ class V1Link:
             seconds=told.duration_s,
             blocks_sent=told.chunks,
             lanes_used=told.streams,
+        )
+
+
+def check_v1(options: SendOptions, engine: Choice[Any]) -> None:
+    """Refuse what was asked for and v1 cannot keep.
+
+    Raises:
+        NegotiationError: There is any of it.
+    """
+    asked = {
+        "bandwidth_bits_per_s": options.bandwidth_bits_per_s,
+        "bandwidth_schedule": options.bandwidth_schedule,
+        "congestion": None if options.congestion in V1_CONGESTION else options.congestion,
+        "local_addresses": options.local_addresses or None,
+    }
+    told = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
+    if told:
+        raise NegotiationError(
+            f"v1 cannot keep {told}, and it is to be used: {engine.why}", hint="use v3, or ask for none of it"
         )
 
 

@@ -72,7 +72,7 @@ def connect(
         ConfigError: `target`, `trust` or `options` cannot be used.
         AuthError: The two sides do not trust each other.
         TransportError: The receiver cannot be reached, or is gone.
-        NegotiationError: The two sides have no protocol in common.
+        NegotiationError: The two sides have no protocol in common, or v1 is used and cannot keep an option.
         DeadlineError: The handshake took longer than ``options.connect_timeout_s``.
         PeerError: The listener only receives, or only sends.
     """
