@@ -24,6 +24,7 @@ __all__ = ["Patience", "V1Stop", "connect", "shut"]
 LOOKS: Final = 4
 """How many times in the longest silence it is looked at whether the peer's system has taken anything."""
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -79,15 +80,17 @@ class Patience:
         """
         self._timeout_s = timeout_s
         self._idle_timeout_s = idle_timeout_s
+        self._look_s = idle_timeout_s / LOOKS
         self._heard = time.monotonic()
         self._end = self._heard + timeout_s
 
-    def wait(self, connection: socket.socket, call: Callable[[], T]) -> T:
+    def wait(self, connection: socket.socket, call: Callable[[A], T], argument: A) -> T:
         """Give what a socket call returns, as soon as it does.
 
         Args:
             connection: Its socket.
             call: The call; it is made again when its time has passed and there is more.
+            argument: What it is given.
 
         Raises:
             DeadlineError: The peer was silent for too long, or all the time has passed.
@@ -95,9 +98,12 @@ class Patience:
         """
         before: int | None = None
         while True:
-            connection.settimeout(self._left())
+            left = self._left()
+            if connection.gettimeout() != left:
+                # Mostly it is what it was, and setting it is a call to the system.
+                connection.settimeout(left)
             try:
-                outcome = call()
+                outcome = call(argument)
             except TimeoutError as exc:
                 if exc.errno is not None:
                     # Not this wait has timed out: the system has given the connection up.
@@ -113,16 +119,19 @@ class Patience:
 
     def _left(self) -> float:
         now = time.monotonic()
+        silent_until = self._heard + self._idle_timeout_s
+        left = min(self._end, silent_until) - now
+        if left > self._look_s:
+            return self._look_s
+        if left > 0:
+            return left
         if now >= self._end:
             raise DeadlineError(
                 f"peer did not take the v1 transfer and close every connection within {self._timeout_s} s"
             )
-        silent_until = self._heard + self._idle_timeout_s
-        if now >= silent_until:
-            raise DeadlineError(
-                f"peer took nothing of the v1 transfer and closed no connection for {self._idle_timeout_s} s"
-            )
-        return min(self._end - now, silent_until - now, self._idle_timeout_s / LOOKS)
+        raise DeadlineError(
+            f"peer took nothing of the v1 transfer and closed no connection for {self._idle_timeout_s} s"
+        )
 
 
 def connect(host: str, port: int, timeout_s: float, stop: V1Stop) -> socket.socket:

@@ -11,7 +11,6 @@ import socket
 import threading
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final, get_args
 
 import xxhash
@@ -245,14 +244,16 @@ def _run_stream(connection: socket.socket, dealer: Dealer, patience: Patience) -
     try:
         while (chunk := dealer.take()) is not None:
             header, piece = chunk
-            left = [memoryview(header), piece]
-            while left:
-                left = _behind(left, patience.wait(connection, partial(connection.sendmsg, left)))
+            sent = patience.wait(connection, connection.sendmsg, (header, piece))
+            while sent < len(header):
+                sent += patience.wait(connection, connection.send, header[sent:])
+            while sent < len(header) + len(piece):
+                sent += patience.wait(connection, connection.send, piece[sent - len(header) :])
         if dealer.failure is not None:
             return
         # v1 receivers wait for the end of every stream, also of those that carried nothing.
         connection.shutdown(socket.SHUT_WR)
-        answer = patience.wait(connection, partial(connection.recv, 64))
+        answer = patience.wait(connection, connection.recv, 64)
         if answer:
             raise PeerClosedError(f"peer answered {answer[:16]!r}, where v1 has no answer", hint=SERVE_HINT)
     except (DeadlineError, PeerClosedError) as exc:
@@ -263,13 +264,3 @@ def _run_stream(connection: socket.socket, dealer: Dealer, patience: Patience) -
         )
         failure.__cause__ = exc
         dealer.fail(failure)
-
-
-def _behind(pieces: list[memoryview], sent: int) -> list[memoryview]:
-    """Give what of these comes after as many bytes."""
-    left = []
-    for piece in pieces:
-        if sent < len(piece):
-            left.append(piece[sent:])
-        sent = max(0, sent - len(piece))
-    return left
