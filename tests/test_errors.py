@@ -65,6 +65,7 @@ def test_an_error_survives_the_way_to_another_process(found: type[DwcpError]) ->
         (TimeoutError("timed out"), 4),
         (OSError(errno.EHOSTUNREACH, "no route to host"), 4),
         (OSError(errno.ENOSPC, "no space left on device"), 1),
+        (OSError(errno.EADDRNOTAVAIL, "cannot assign requested address"), 1),
         (errors.DeadlineError("took 3 s of 2 s"), 7),
         (errors.DeadlineError("took 3 s of 2 s", resumable=True), 12),
         (errors.PeerClosedError("closed at byte 7", resumable=True), 12),

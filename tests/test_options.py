@@ -37,6 +37,9 @@ def test_lengths_are_read(text: str, expected: int) -> None:
         ("9bps", 9),
         ("1MB/s", 8_000_000),
         ("2kbit/s", 2000),
+        ("2MBit/s", 2_000_000),
+        ("3 miB/s", 3 << 23),
+        ("4B/s", 32),
     ],
 )
 def test_rates_are_read(text: str, expected: int) -> None:
@@ -58,6 +61,13 @@ def test_time_spans_are_read(text: str, expected: float) -> None:
 def test_what_is_no_quantity_is_refused_with_an_example(parse: Any, text: str) -> None:
     with pytest.raises(ConfigError, match=r"such as|as in"):
         parse(text)
+
+
+@pytest.mark.parametrize("text", ["100Mb/s", "10MBps", "5b/s", "5 GBPS", "1Mib/s", "7Bps"])
+def test_a_rate_in_what_may_be_bits_or_bytes_is_refused_with_both(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"500Mbps \(bits\) or 500MB/s \(bytes\)") as caught:
+        parse_rate(text)
+    assert repr(text) in str(caught.value)
 
 
 def test_a_rate_needs_a_unit() -> None:

@@ -1,6 +1,7 @@
 """Rates that change while something is sent."""
 
 import gc
+import itertools
 import os
 import queue
 import threading
@@ -85,15 +86,21 @@ def test_a_throttle_tells_each_change_once_until_it_is_stopped() -> None:
     assert pipe.rates.empty()
 
 
-def test_a_throttle_ends_with_what_it_throttles() -> None:
-    minutes = iter(range(100_000))
-    schedule = BandwidthSchedule(tuple((at, at + 1, 8_000 * (1 + at % 2)) for at in range(1440)), None)
+@pytest.mark.parametrize("rates", [(8_000, 16_000), (8_000,)], ids=["changing", "constant"])
+def test_a_throttle_ends_with_what_it_throttles(rates: tuple[int, ...]) -> None:
+    minutes = itertools.count()
+    schedule = BandwidthSchedule(
+        tuple((at, at + 1, rates[at % len(rates)]) for at in range(1440)), otherwise=None
+    )
     pipe = Pipe()
     throttle = Throttle(pipe, schedule, minute=lambda: next(minutes) % 1440, pause_s=lambda: 0.001)
     del pipe
     gc.collect()
-    throttle._thread.join(WAIT_S)
-    assert not throttle._thread.is_alive()
+    try:
+        throttle._thread.join(WAIT_S)
+        assert not throttle._thread.is_alive()
+    finally:
+        throttle.stop()
 
 
 def test_the_rate_of_a_session_changes_while_it_sends() -> None:

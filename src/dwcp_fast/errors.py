@@ -52,9 +52,10 @@ EXIT_PARTIAL: Final = 12
 EXIT_INTERRUPTED: Final = 130
 
 UNREACHABLE_ERRNOS: Final = frozenset(
-    {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.EADDRNOTAVAIL}
+    {errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH}
 )
-"""Connect failures for which Python has no :class:`ConnectionError` subclass."""
+"""Connect failures for which Python has no :class:`ConnectionError` subclass. EADDRNOTAVAIL is none of them:
+the address that is not available is one of this machine, such as that to listen on."""
 
 
 class DwcpError(Exception):

@@ -276,7 +276,10 @@ class AsyncIncomingSession:
 
     async def close(self) -> None:
         """End the session; a second time does nothing."""
-        await self._worker.run(self._session.close, self._session.close)
+        try:
+            await self._worker.run(self._session.close, self._session.close)
+        finally:
+            self._worker.close()
 
     async def __aenter__(self) -> Self:
         """Use the session in an ``async with`` statement."""
@@ -287,4 +290,3 @@ class AsyncIncomingSession:
     ) -> None:
         """Close it."""
         await self.close()
-        self._worker.close()

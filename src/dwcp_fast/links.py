@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 V1_TIMEOUT_S: Final = 86_400.0
+V1_CONGESTION: Final = ("auto", "yielding", "system")
 LOG: Final = logging.getLogger(__name__)
 Events = Callable[[dict[str, Any]], None]
 
@@ -213,10 +214,16 @@ class V3Link(NativeLink):
 class V1Link:
     """v1: connects anew for each transfer of one object, and neither authenticates nor verifies."""
 
-    def __init__(self, target: str, options: SendOptions, engine: Choice[Any]) -> None:
+    def __init__(self, target: str, options: SendOptions, cancel: _core.Cancel, engine: Choice[Any]) -> None:
         """Note where to send; nothing is connected yet."""
+        # Imported late: the engine is not needed, nor its libraries, while v3 does the work.
+        from dwcp_fast.v1 import V1Stop
+
+        check_v1(options, engine)
         self._peer = address_of(target)
         self._options = options
+        self._cancel = cancel
+        self._stop = V1Stop()
         self._lanes = choose_lanes(options.streams, polite=options.polite)
         payload = Choice("payload", options.v1_payload, f"asked for, generation {options.v1_generation}")
         self._choices: list[Choice[Any]] = [engine, self._lanes, payload]
@@ -251,13 +258,14 @@ class V1Link:
         raise NegotiationError("v1 keeps no rate", hint="use v3 to limit the bandwidth")
 
     def cancel(self) -> None:
-        """Do nothing: a v1 transfer ends by itself or at its deadline."""
+        """Stop what is under way; the session is of no use afterwards."""
+        self._cancel.cancel()
+        self._stop.stop()
 
     def close(self) -> None:
         """Do nothing: v1 holds no connection between transfers."""
 
     def _send(self, payload: BufferLike) -> SendReport:
-        # Imported late: the engine is not needed, nor its libraries, while v3 does the work.
         from dwcp_fast.v1 import send_v1
 
         host, port = _core.split_address(self._peer)
@@ -271,6 +279,8 @@ class V1Link:
             generation=options.v1_generation,
             connect_timeout_s=options.connect_timeout_s,
             timeout_s=V1_TIMEOUT_S if options.timeout_s is None else options.timeout_s,
+            idle_timeout_s=options.idle_timeout_s,
+            stop=self._stop,
         )
         return SendReport(
             protocol="v1",
@@ -287,6 +297,25 @@ class V1Link:
             seconds=told.duration_s,
             blocks_sent=told.chunks,
             lanes_used=told.streams,
+        )
+
+
+def check_v1(options: SendOptions, engine: Choice[Any]) -> None:
+    """Refuse what was asked for and v1 cannot keep.
+
+    Raises:
+        NegotiationError: There is any of it.
+    """
+    asked = {
+        "bandwidth_bits_per_s": options.bandwidth_bits_per_s,
+        "bandwidth_schedule": options.bandwidth_schedule,
+        "congestion": None if options.congestion in V1_CONGESTION else options.congestion,
+        "local_addresses": options.local_addresses or None,
+    }
+    told = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
+    if told:
+        raise NegotiationError(
+            f"v1 cannot keep {told}, and it is to be used: {engine.why}", hint="use v3, or ask for none of it"
         )
 
 

@@ -329,12 +329,17 @@ class AsyncListener:
 
     async def accept(self, timeout_s: float | None = None) -> AsyncIncomingSession | None:
         """Wait for a peer; see :meth:`Listener.accept`. Cancelling this cancels the listener."""
-        session = await self._worker.run(lambda: self._listener.accept(timeout_s), self._listener.cancel)
+        session = await self._worker.run(
+            lambda: self._listener.accept(timeout_s), self._listener.cancel, close_accepted
+        )
         return None if session is None else AsyncIncomingSession(session)
 
     async def close(self) -> None:
         """Stop listening; a second time does nothing."""
-        await self._worker.run(self._listener.close, self._listener.cancel)
+        try:
+            await self._worker.run(self._listener.close, self._listener.cancel)
+        finally:
+            self._worker.close()
 
     async def __aenter__(self) -> Self:
         """Use the listener in an ``async with`` statement."""
@@ -345,7 +350,12 @@ class AsyncListener:
     ) -> None:
         """Close it."""
         await self.close()
-        self._worker.close()
+
+
+def close_accepted(session: IncomingSession | None) -> None:
+    """Close what nobody waits for any more."""
+    if session is not None:
+        session.close()
 
 
 def make_v1_receiver(options: ReceiveOptions, on_v1: OnV1 | None) -> "V1Receiver | None":

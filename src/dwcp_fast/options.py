@@ -75,8 +75,8 @@ class SendOptions:
             unless the rollout says otherwise for this node.
         streams: Number of lanes, 1 to 256; None leaves it to the policy, and to what is found while data
             flows if the peer is far.
-        polite: Whether others on the link go first where ``streams`` is None: there are fewer lanes then, and
-            ``"auto"`` does not come to BBR, which does not give way.
+        polite: Whether others on the link go first: ``congestion="auto"`` does not come to BBR then, which
+            does not give way, and there are fewer lanes where ``streams`` is None.
         codec: ``"auto"``, ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         dictionary: What small files or buffers have in common, at most 1 048 552 bytes. It is offered to the
             receiver, and what is shorter than 128 KiB is made with it if the receiver takes it.
@@ -95,7 +95,8 @@ class SendOptions:
             tuple leaves it to the system. If one does not work, its lanes come from the others.
         timeout_s: Seconds that one transfer may take; None for no limit.
         connect_timeout_s: Seconds for connecting and the handshake of a lane.
-        idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
+        idle_timeout_s: Seconds without a word from the peer after which a lane is given up; with v1, seconds
+            in which it took nothing and closed no connection, after which the transfer is.
         reconnect_s: Seconds for which a transfer that lost all its lanes tries to go on.
         base: ``"auto"`` uses what the receiver was sent before, ``"none"`` nothing, and paths name files
             or directories with the bytes that the receiver holds.
@@ -242,7 +243,7 @@ def parse_bytes(text: str) -> int:
     """
     number, unit = split_quantity(text, "length", "64MiB")
     scales = {prefix + suffix: scale for prefix, scale in (DECIMAL | BINARY).items() for suffix in ("b", "")}
-    return round(number * scale_of(unit, scales, text, "length", "64MiB"))
+    return round(number * scale_of(unit.lower(), scales, text, "length", "64MiB"))
 
 
 def parse_rate(text: str) -> int:
@@ -250,7 +251,8 @@ def parse_rate(text: str) -> int:
 
     Args:
         text: A number and ``bps``, ``kbps``, ``Mbps``, ``Gbps`` (or ``bit/s`` and so on), or bytes per second
-            as ``MB/s``, ``MiB/s`` and so on.
+            as ``MB/s``, ``MiB/s`` and so on. A small b before ``ps`` is bits and a capital B before ``/s`` is
+            bytes; the other two are refused, since who writes them may mean either.
 
     Returns:
         The rate in bits per second.
@@ -261,7 +263,14 @@ def parse_rate(text: str) -> int:
     >>> parse_rate("500Mbps"), parse_rate("1MiB/s")
     (500000000, 8388608)
     """
-    number, unit = split_quantity(text, "rate", "500Mbps")
+    number, written = split_quantity(text, "rate", "500Mbps")
+    unit = written.lower()
+    letter = {"b/s": "B", "bps": "b"}.get(unit[-3:])
+    if letter is not None and written[-3] != letter:
+        raise ConfigError(
+            f"{text!r} is no rate: the unit may be bits or bytes, write them as in 500Mbps (bits) "
+            "or 500MB/s (bytes)"
+        )
     scales = {prefix + suffix: scale for prefix, scale in DECIMAL.items() for suffix in ("bps", "bit/s")}
     scales |= {prefix + "b/s": 8 * scale for prefix, scale in (DECIMAL | BINARY).items()}
     return round(number * scale_of(unit, scales, text, "rate", "500Mbps"))
@@ -355,15 +364,15 @@ def parse_duration(text: str) -> float:
     0.3
     """
     number, unit = split_quantity(text, "time span", "300ms")
-    return number * scale_of(unit or "s", SECONDS, text, "time span", "300ms")
+    return number * scale_of(unit.lower() or "s", SECONDS, text, "time span", "300ms")
 
 
 def split_quantity(text: str, what: str, example: str) -> tuple[float, str]:
-    """Split ``"500Mbps"`` into the number and the unit in lower case."""
+    """Split ``"500Mbps"`` into the number and the unit as it is written."""
     match = QUANTITY.fullmatch(text)
     if match is None or len(match[1]) > 20:
         raise ConfigError(f"{text!r} is no {what}: write a number and a unit, such as {example}")
-    return float(match[1]), match[2].lower()
+    return float(match[1]), match[2]
 
 
 def scale_of(

@@ -52,7 +52,7 @@ class CodecShare:
     Attributes:
         kind: ``"plain"``, ``"fill"`` (one repeated byte), ``"planes"`` (bytes grouped by element), or one of
             :data:`KINDS_AGAINST_BASE`.
-        codec: ``"none"``, ``"lz4"`` or ``"zstd"``.
+        codec: ``"none"``, ``"lz4"``, ``"zstd"`` or ``"zstd+dict"``.
         blocks: How many.
         raw_bytes: Their length.
         wire_bytes: Their length on the wire.

@@ -72,7 +72,7 @@ def connect(
         ConfigError: `target`, `trust` or `options` cannot be used.
         AuthError: The two sides do not trust each other.
         TransportError: The receiver cannot be reached, or is gone.
-        NegotiationError: The two sides have no protocol in common.
+        NegotiationError: The two sides have no protocol in common, or v1 is used and cannot keep an option.
         DeadlineError: The handshake took longer than ``options.connect_timeout_s``.
         PeerError: The listener only receives, or only sends.
     """
@@ -361,7 +361,8 @@ class AsyncSession:
             return Session(link, options)
 
         try:
-            self._session = await self._worker.run(open_session, self._cancel.cancel)
+            # A cancellation may come when the session is open already, and nobody would close it.
+            self._session = await self._worker.run(open_session, self._cancel.cancel, Session.close)
         except BaseException:
             self._worker.close()
             raise
@@ -394,5 +395,5 @@ def open_link(
             raise NegotiationError(f"v1 cannot fetch, and it is to be used: {engine.why}")
         return FetchLink(target, trust, options, receive, cancel, events, engine)
     if engine.value == "v1":
-        return V1Link(target, options, engine)
+        return V1Link(target, options, cancel, engine)
     return V3Link(target, trust, options, cancel, events, engine)

@@ -71,22 +71,27 @@ class Throttle:
             self._thread.join(1)
 
     def _follow(self) -> None:
-        while not self._stopped.wait(self._pause_s()):
-            rate = self._schedule.rate_at(self._minute())
-            if rate == self._rate:
-                continue
-            target = self._target()
-            if target is None or self._stopped.is_set():
-                return
-            try:
-                target.set_rate(bytes_of(rate))
-            except DwcpError as error:
-                # It was closed under it, which is the end of the schedule and nothing else.
-                LOG.debug("the schedule ends: %s", error)
-                return
-            del target
-            LOG.info("the bandwidth limit is %s now", "off" if rate is None else f"{rate} bit/s")
-            self._rate = rate
+        while not self._stopped.wait(self._pause_s()) and self._adjust():
+            pass
+
+    def _adjust(self) -> bool:
+        """Set the rate if another one holds now, and tell whether there will be a next time."""
+        # Held no longer than this call lasts: a pause must not keep alive what it throttles.
+        target = self._target()
+        if target is None or self._stopped.is_set():
+            return False
+        rate = self._schedule.rate_at(self._minute())
+        if rate == self._rate:
+            return True
+        try:
+            target.set_rate(bytes_of(rate))
+        except DwcpError as error:
+            # It was closed under it, which is the end of the schedule and nothing else.
+            LOG.debug("the schedule ends: %s", error)
+            return False
+        LOG.info("the bandwidth limit is %s now", "off" if rate is None else f"{rate} bit/s")
+        self._rate = rate
+        return True
 
 
 def bytes_of(bits_per_s: int | None) -> int | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import click
 
@@ -56,13 +56,13 @@ class Output:
             self._print_json(told)
         else:
             with self._lock:
-                print(text, flush=True)
+                show(text, sys.stdout)
 
     def note(self, text: str, *, needed: bool = False) -> None:
         """Tell a person something that is no result; what is needed also where quiet is asked for."""
         if needed or not self.quiet:
             with self._lock:
-                print(text, file=sys.stderr, flush=True)
+                show(text, sys.stderr)
 
     def _print_json(self, told: dict[str, Any]) -> None:
         with self._lock:
@@ -169,11 +169,11 @@ def report_failure(error: BaseException) -> None:
     """Tell what ended a command: a line on stderr, and an object on stdout where a program reads it."""
     hint = error.hint if isinstance(error, DwcpError) else None
     message = describe(error)
-    print(f"error: {message}", file=sys.stderr)
+    show(f"error: {message}", sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        show(f"hint: {hint}", sys.stderr)
     if isinstance(error, DwcpError) and error.resumable:
-        print("hint: verified blocks were kept; run the same command again to continue", file=sys.stderr)
+        show("hint: verified blocks were kept; run the same command again to continue", sys.stderr)
     if LAST and LAST[-1].machine:
         LAST[-1].result(failure_dict(error), message)
 
@@ -191,9 +191,9 @@ def report_usage(error: click.ClickException, arguments: list[str]) -> None:
     message = error.format_message()
     context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f"`{context.command_path} -h` tells how it is used" if context else None
-    print(f"error: {message}", file=sys.stderr)
+    show(f"error: {message}", sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        show(f"hint: {hint}", sys.stderr)
     if {"--json", "--json-lines"} & set(arguments):
         output = Output(json_lines="--json-lines" in arguments, json_final=True, quiet=True)
         told = {"type": "error", "message": message, "exit_code": error.exit_code, "code": "usage"}
@@ -218,7 +218,13 @@ def describe(error: BaseException) -> str:
 
 def printable(text: str) -> str:
     """Replace what no terminal or JSON reader takes: names on disk need not be text."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def show(text: str, stream: TextIO) -> None:
+    """Print for a person; what the stream has no letters for is replaced."""
+    encoding = stream.encoding or "utf-8"
+    print(printable(text).encode(encoding, "replace").decode(encoding), file=stream, flush=True)
 
 
 def code_of(error: BaseException) -> str:

@@ -5,6 +5,7 @@ bounds what a peer can claim, and says what cannot be known.
 """
 
 from dwcp_fast.v1.chunks import deal_amst, deal_mstcp, read_amst, read_amst_sequence, read_mstcp
+from dwcp_fast.v1.connections import V1Stop
 from dwcp_fast.v1.delta import decode_delta, encode_delta
 from dwcp_fast.v1.hde import BaselineStore, HdeDecoder, HdeEncoder, HdePacket, guess_generation
 from dwcp_fast.v1.options import V1Options
@@ -21,6 +22,7 @@ __all__ = [
     "V1Options",
     "V1Receiver",
     "V1SendReport",
+    "V1Stop",
     "V3Packet",
     "deal_amst",
     "deal_mstcp",

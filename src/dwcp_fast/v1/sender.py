@@ -6,7 +6,6 @@ all a sender can learn. The report says so.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 import threading
@@ -18,6 +17,7 @@ import xxhash
 
 from dwcp_fast.errors import DeadlineError, FormatError, PeerClosedError
 from dwcp_fast.v1.chunks import AMST_HEADER, check_amst_transfer
+from dwcp_fast.v1.connections import Patience, V1Stop, connect, shut
 from dwcp_fast.v1.hde import HdeEncoder
 from dwcp_fast.v1.options import Generation, PayloadFormat, Tier, check_choice, check_range
 from dwcp_fast.v1.payload import view_bytes
@@ -111,9 +111,7 @@ class Dealer:
                 return
             self._failure = failure
         for connection in self._connections:
-            # Wakes the threads that are in a call on it; closing would not.
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            shut(connection)
 
     @property
     def failure(self) -> BaseException | None:
@@ -133,6 +131,8 @@ def send_v1(
     tier: Tier = "regional",
     connect_timeout_s: float = 10.0,
     timeout_s: float = 300.0,
+    idle_timeout_s: float = 60.0,
+    stop: V1Stop | None = None,
 ) -> V1SendReport:
     """Send one payload to a v1 receiver, and wait until it has taken every connection to its end.
 
@@ -147,6 +147,8 @@ def send_v1(
         tier: The compression tier of the packet.
         connect_timeout_s: How long each connection may take to open.
         timeout_s: How long everything after that may take.
+        idle_timeout_s: How long the peer may take nothing and close no connection, over all of them.
+        stop: Ends the transfer from another thread.
 
     Returns:
         What was sent. It is never verified: v1 has no acknowledgement.
@@ -156,13 +158,18 @@ def send_v1(
         FormatError: The payload is empty.
         LimitExceededError: The payload is too large for v1, or for one packet.
         PeerClosedError: The peer reset or closed a connection before it took all bytes, or answered.
-        DeadlineError: Not done in `timeout_s`, or no connection in `connect_timeout_s`.
+        DeadlineError: Not done in `timeout_s`, no connection in `connect_timeout_s`, or no sign of the peer
+            for `idle_timeout_s`.
+        DwcpError: It was stopped; ``code`` is ``"cancelled"``.
         OSError: The connection could not be opened.
     """
     check_choice("payload_format", payload_format, get_args(PayloadFormat))
     check_range("port", port, 1, 65_535)
     check_range("connect_timeout_s", connect_timeout_s, 0.01, 3600)
     check_range("timeout_s", timeout_s, 0.01, 604_800)
+    check_range("idle_timeout_s", idle_timeout_s, 0.01, 2_592_000)
+    stop = stop or V1Stop()
+    stop.check()
     plain = view_bytes(payload)
     if not plain:
         raise FormatError("payload is empty: v1 has no empty transfer")
@@ -171,12 +178,12 @@ def send_v1(
         transfer = memoryview(HdeEncoder(generation).encode(plain, tier=tier))
     chunks = check_amst_transfer(len(transfer), chunk_bytes, streams)
     started = time.monotonic()
-    connections = _dial(host, port, streams, connect_timeout_s)
+    connections = _dial(host, port, streams, connect_timeout_s, stop)
     dealer = Dealer(transfer, chunk_bytes, chunks, connections)
-    deadline = time.monotonic() + timeout_s
+    patience = Patience(timeout_s, idle_timeout_s)
     threads = [
         threading.Thread(
-            target=_run_stream, args=(connection, dealer, deadline), name=f"dwcp-v1-send-{index}"
+            target=_run_stream, args=(connection, dealer, patience), name=f"dwcp-v1-send-{index}"
         )
         for index, connection in enumerate(connections)
     ]
@@ -193,7 +200,9 @@ def send_v1(
             if thread.ident is not None:
                 thread.join()
         for connection in connections:
-            connection.close()
+            stop.close(connection)
+    # To the threads a connection that was shut may look like one that the peer has closed.
+    stop.check()
     if dealer.failure is not None:
         raise dealer.failure
     report = V1SendReport(
@@ -213,51 +222,41 @@ def send_v1(
     return report
 
 
-def _dial(host: str, port: int, streams: int, connect_timeout_s: float) -> list[socket.socket]:
+def _dial(host: str, port: int, streams: int, connect_timeout_s: float, stop: V1Stop) -> list[socket.socket]:
     """Open every connection before the first chunk, as v1 receivers expect."""
     connections: list[socket.socket] = []
     try:
         for _ in range(streams):
-            connection = socket.create_connection((host, port), timeout=connect_timeout_s)
+            connection = connect(host, port, connect_timeout_s, stop)
             connections.append(connection)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException as exc:
         for connection in connections:
-            connection.close()
+            stop.close(connection)
         if isinstance(exc, TimeoutError):
             raise DeadlineError(f"no connection to {host} port {port} within {connect_timeout_s} s") from exc
         raise
     return connections
 
 
-def _run_stream(connection: socket.socket, dealer: Dealer, deadline: float) -> None:
+def _run_stream(connection: socket.socket, dealer: Dealer, patience: Patience) -> None:
     """Send chunks until none is left, half-close, and wait for the peer to close."""
     try:
         while (chunk := dealer.take()) is not None:
             header, piece = chunk
-            _limit(connection, deadline)
-            sent = connection.sendmsg((header, piece))
-            if sent < len(header):
-                connection.sendall(header[sent:])
-                sent = len(header)
-            if sent < len(header) + len(piece):
-                _limit(connection, deadline)
-                connection.sendall(piece[sent - len(header) :])
+            sent = patience.wait(connection, connection.sendmsg, (header, piece))
+            while sent < len(header):
+                sent += patience.wait(connection, connection.send, header[sent:])
+            while sent < len(header) + len(piece):
+                sent += patience.wait(connection, connection.send, piece[sent - len(header) :])
         if dealer.failure is not None:
             return
         # v1 receivers wait for the end of every stream, also of those that carried nothing.
         connection.shutdown(socket.SHUT_WR)
-        _limit(connection, deadline)
-        answer = connection.recv(64)
+        answer = patience.wait(connection, connection.recv, 64)
         if answer:
             raise PeerClosedError(f"peer answered {answer[:16]!r}, where v1 has no answer", hint=SERVE_HINT)
-    except TimeoutError:
-        dealer.fail(
-            DeadlineError(
-                "peer did not take the v1 transfer and close every connection within the time given"
-            )
-        )
-    except PeerClosedError as exc:
+    except (DeadlineError, PeerClosedError) as exc:
         dealer.fail(exc)
     except OSError as exc:
         failure = PeerClosedError(
@@ -265,11 +264,3 @@ def _run_stream(connection: socket.socket, dealer: Dealer, deadline: float) -> N
         )
         failure.__cause__ = exc
         dealer.fail(failure)
-
-
-def _limit(connection: socket.socket, deadline: float) -> None:
-    """Give the next socket call what is left of the time."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    connection.settimeout(left)
