@@ -349,7 +349,7 @@ class Lab:
             for route in self._routes(side, path):
                 ip(f"-n {space} route replace {route}")
             if side == LEFT:
-                # The source address chooses the path, whatever the destination. The answers come back by their
+                # The source address chooses the path, whatever the destination. Answers come back by their
                 # destination, so on the same path.
                 ip(f"-n {space} rule add from {here} lookup {FIRST_TABLE + path}")
         except LabError:
