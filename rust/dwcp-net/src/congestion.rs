@@ -107,23 +107,15 @@ pub(crate) fn ignores_losses(lane: &Closer) -> bool {
     lane.congestion().as_deref() == Some(FIRM)
 }
 
-/// Has a connection that yields to others take what room there is within round trips, or yield again.
+/// Has a connection that yields to others mind no losses, or one that does not yield again. The system may refuse.
 ///
 /// BBR begins with almost three times as much each round trip, from where the connection stands, until no more arrives.
-pub(crate) fn hurry(lane: &Closer, on: bool) {
+pub(crate) fn ignore_losses(lane: &Closer, on: bool) {
     let (from, to) = if on { (YIELDING, FIRM) } else { (FIRM, YIELDING) };
     if lane.congestion().as_deref() == Some(from)
         && let Err(error) = lane.set_congestion(to)
     {
         log::debug!("{to} is not to be had: {error}");
-    }
-}
-
-/// Has a connection not mind losses any more.
-pub(crate) fn ignore_losses(lane: &Closer) {
-    match lane.set_congestion(FIRM) {
-        Ok(()) => log::debug!("losses are random: {FIRM} instead of {YIELDING}"),
-        Err(error) => log::debug!("losses are random, but {FIRM} is not to be had: {error}"),
     }
 }
 

@@ -59,6 +59,8 @@ const EXTENSIONS: u32 = 2;
 /// How much more lanes are tried where a link has become free, and for how many round trips they hurry.
 const FREED: u16 = 8;
 const HURRY_TRIPS: f64 = 8.0;
+/// How long all lanes are kept that random losses slow down, in seconds.
+const SURGE_S: f64 = 16.0;
 /// How long what was found is kept, in seconds, at first and at most.
 const DWELL_S: f64 = 4.0;
 const MOST_DWELL_S: f64 = 64.0;
@@ -302,6 +304,8 @@ impl LaneController {
         let before = self.trial.take().map_or(self.wanted, |trial| trial.before);
         let rate = self.rate.unwrap_or(0.0);
         self.trial = Some(Trial { before, rate });
+        // So many new lanes fill the queue before they lose anything, which says little.
+        self.fall_at_s = at_s + SURGE_S;
         self.turn(at_s, self.range.most, rate, LaneReason::Random);
     }
 

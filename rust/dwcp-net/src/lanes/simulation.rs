@@ -264,7 +264,7 @@ fn lanes_that_random_losses_slow_down_are_all_there_at_once() {
     let mut world = World::new(Link { lane_mbps: 40.0, ..CLEAN }, DEFAULT, 1);
     world.run(1.0);
     world.controller.surge(world.now_s);
-    world.run(20.0);
+    world.run(40.0);
     world.controller.surge(world.now_s);
     assert!((12..=40).contains(&world.controller.wanted()), "{:?}", world.controller.history());
 }

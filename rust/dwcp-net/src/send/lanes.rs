@@ -1,11 +1,12 @@
 //! The lanes of a sender that dials.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use super::shared::Shared;
 use super::worker;
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
-use crate::congestion::{hurry, ignores_losses};
+use crate::congestion::{ignore_losses, ignores_losses};
 use crate::dial::{Dialled, Plan};
 use crate::lanes::{Dialling, Flow, LaneChange, Losses, TICK};
 use crate::transport::Closer;
@@ -42,18 +43,21 @@ impl Dialling for Sending {
     }
 
     fn losses(&self, lanes: &[(u32, Closer)]) -> Losses {
-        if !lock(&self.shared.state).telemetry.losses_are_random() {
+        let asked =
+            self.shared.asked_to_ignore_losses.load(Ordering::Relaxed) || !self.shared.may_ignore_losses();
+        if !asked || !lock(&self.shared.state).telemetry.losses_are_random() {
             Losses::Fair
-        } else if self.shared.may_ignore_losses() || lanes.iter().any(|(_, lane)| ignores_losses(lane)) {
+        } else if lanes.iter().any(|(_, lane)| ignores_losses(lane)) {
             Losses::Ignored
         } else {
+            // A route, for one, may have another congestion control for all that goes over it.
             Losses::Minded
         }
     }
 
     fn hurry(&self, lanes: &[(u32, Closer)], on: bool) {
-        if self.shared.may_ignore_losses() && self.losses(&[]) == Losses::Fair {
-            lanes.iter().for_each(|(_, lane)| hurry(lane, on));
+        if self.shared.may_ignore_losses() && self.losses(lanes) == Losses::Fair {
+            lanes.iter().for_each(|(_, lane)| ignore_losses(lane, on));
         }
     }
 

@@ -9,6 +9,7 @@ mod turns;
 mod worker;
 
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -316,7 +317,10 @@ impl Shared {
             return guard;
         }
         drop(guard);
-        minding.into_iter().for_each(ignore_losses);
+        minding.into_iter().for_each(|lane| ignore_losses(lane, true));
+        if !self.asked_to_ignore_losses.swap(true, Ordering::Relaxed) {
+            log::debug!("losses are random: {FIRM} was asked for");
+        }
         lock(&self.state)
     }
 

@@ -1,6 +1,7 @@
 //! What the lanes of a sender share.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,8 @@ pub(crate) struct Shared {
     pub(super) registry: Option<Arc<Registry>>,
     /// Whether the system lets this process have a congestion control that does not mind losses, once that matters.
     pub(super) can_ignore_losses: OnceLock<bool>,
+    /// Lanes were asked not to mind losses; whether they do is another matter.
+    pub(super) asked_to_ignore_losses: AtomicBool,
     /// Held by the transfer that is under way.
     pub(super) sending: Mutex<()>,
     pub(crate) state: Mutex<State>,
@@ -73,6 +76,7 @@ impl Shared {
             halt,
             observer,
             can_ignore_losses: OnceLock::new(),
+            asked_to_ignore_losses: AtomicBool::new(false),
             sending: Mutex::default(),
             state: Mutex::new(State {
                 asked: registry.as_ref().map(|_| Asked::default()),
