@@ -64,6 +64,8 @@ pub(crate) struct State {
     pub(super) prepared: bool,
     started: Instant,
     pub(super) tally: Tally,
+    /// The transfer is in place, and the sender is being told; `done` follows.
+    pub(super) telling: bool,
     /// A transfer that is in place and that nobody was told of yet.
     pub(super) done: Option<ReceiveReport>,
     /// The session is over: in peace, or with a failure that is told once.
@@ -130,6 +132,7 @@ impl Session {
                 prepared: false,
                 started: Instant::now(),
                 tally: Tally::default(),
+                telling: false,
                 done: None,
                 ended: None,
                 parting: None,
@@ -382,7 +385,14 @@ impl State {
         self.transfer = None;
         self.prepared = false;
         self.last_failure = None;
+        self.telling = true;
         report
+    }
+
+    /// Hands the report of that to whoever waits for it: the sender was told.
+    pub(super) fn tell(&mut self, report: ReceiveReport) {
+        self.telling = false;
+        self.done = Some(report);
     }
 
     pub(super) fn progress(&self) -> Progress {

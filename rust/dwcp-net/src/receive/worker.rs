@@ -354,7 +354,7 @@ impl<'a> Worker<'a> {
         let sent = lane.send(&frame);
         if let Some(report) = report {
             let transfer = report.transfer_id;
-            lock(&self.session.state).done = Some(report);
+            lock(&self.session.state).tell(report);
             self.session.changed.notify_all();
             self.session.observer.event(Event::Committed { transfer });
         }
