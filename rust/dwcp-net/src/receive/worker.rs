@@ -203,20 +203,19 @@ impl<'a> Worker<'a> {
             self.wire.resize(body_len, 0);
             lane.recv_bytes(&mut self.wire)?;
         }
+        self.unacknowledged += 1;
+        self.unacknowledged_bytes += u64::from(head.raw_len);
         let (sink, dictionary) = {
-            let state = lock(&self.session.state);
+            let mut state = lock(&self.session.state);
+            // While its body was under way, another lane may have brought the same block, and the transfer may even be
+            // in place: there is no sink then, but the sender still waits to hear of this copy.
+            if state.session.came_before(self.id, head) {
+                return Ok(());
+            }
             let with_dictionary = head.codec == CodecId::ZstdDictionary;
             (state.sink.clone(), state.session.dictionary().filter(|_| with_dictionary))
         };
-        let Some(sink) = sink else {
-            // While its body was under way, another lane has brought the same block, and the transfer is in place.
-            return Ok(());
-        };
-        self.unacknowledged += 1;
-        self.unacknowledged_bytes += u64::from(head.raw_len);
-        if lock(&self.session.state).session.came_before(self.id, head) {
-            return Ok(());
-        }
+        let Some(sink) = sink else { return Ok(()) };
         if let Some(base_digest) = &head.base_digest {
             self.base.resize(head.raw_len as usize, 0);
             let refused = if !sink.base(head.entry, head.offset, &mut self.base)? {
@@ -255,7 +254,7 @@ impl<'a> Worker<'a> {
             let state = lock(&self.session.state);
             (state.sink.clone(), state.session.manifest())
         };
-        // As in `store`: both are gone when the transfer is in place.
+        // The sink is gone when the transfer is in place.
         let (Some(sink), Some(manifest)) = (sink, manifest) else { return Ok(()) };
         self.unacknowledged += 1;
         for (index, digest) in same.digests.iter().enumerate() {

@@ -368,6 +368,8 @@ fn a_block_whose_transfer_is_in_place_when_its_body_comes_disturbs_nothing() {
     report.unwrap();
     assert!(contents(&sink) == [("a".to_owned(), bytes.clone())]);
     second.stream.write_all(rest).unwrap();
+    // It is done with like any other; a sender without this word could not go on with the session.
+    assert_eq!(second.word(), Frame::Ack(1));
     second.send(&Frame::Close, &[]);
     receiver.log.wait_for(|event| matches!(event, Event::LaneDown { reason: None, .. }));
     first.send(&Frame::Close, &[]);
