@@ -150,18 +150,27 @@ impl<'a> Worker<'a> {
         state.leaving && state.unconfirmed.is_some_and(|(lane, _)| lane == self.id)
     }
 
-    /// Says goodbye, and waits for the sender to answer that it has read so far, or to show it otherwise.
+    /// Says goodbye, and waits for the sender to answer that it has read so far, or to go on to another transfer. What it
+    /// may have sent before it has read COMMITTED shows nothing: copies of blocks, and FINISH because another lane was
+    /// lost.
     fn await_confirmation(&mut self, lane: &mut Lane) -> Result<(), NetError> {
         self.parted = true;
         lane.send(&Frame::Close)?;
         while !self.over() {
             self.session.cancel.check()?;
             if !lane.readable()? {
+                self.acknowledge(lane)?;
                 lane.listen(&self.wake, CANCEL_SLICE)?;
-            } else if lane.recv()?.0 != Frame::KeepAlive {
+                continue;
+            }
+            let (frame, body_len) = lane.recv()?;
+            if matches!(frame, Frame::Close | Frame::Offer(_)) {
                 self.confirm();
                 break;
             }
+            // COMMITTED went out on this lane before the goodbye: a FINISH that comes now has its answer.
+            lock(&self.session.state).session.receive(self.id, frame)?;
+            self.drop_body(lane, body_len)?;
         }
         Ok(())
     }

@@ -418,6 +418,49 @@ fn a_sender_that_lost_the_answer_gets_it_from_a_receiver_that_is_leaving() {
 }
 
 #[test]
+fn what_a_sender_sends_before_it_has_read_the_answer_does_not_pass_for_having_read_it() {
+    let bytes = noise(4, 60_000);
+    type Case = (&'static str, fn(&mut Hand, &[u8]));
+    let cases: [Case; 3] = [
+        ("a late copy", |hand, bytes| {
+            hand.send(&block(bytes, 0, Digest::of(bytes)), bytes);
+            assert_eq!(hand.word(), Frame::Ack(2));
+        }),
+        ("the end told again", |hand, bytes| {
+            ending(bytes).iter().for_each(|frame| hand.send(frame, &[]));
+            hand.send(&block(bytes, 0, Digest::of(bytes)), bytes);
+            assert_eq!(hand.word(), Frame::Ack(2));
+        }),
+        ("an answer that was altered", |hand, _| {
+            hand.send(&Frame::Error(ErrorFrame::new(ErrorCode::Integrity, true, "altered")), &[]);
+            assert_eq!(hand.stream.read(&mut [0]).unwrap(), 0);
+        }),
+    ];
+    for (case, act) in cases {
+        let receiver = plain_receiver();
+        let received = receiver.receive_one(memory_sink());
+        let mut hand = Hand::enter(&receiver);
+        hand.offer(&bytes);
+        hand.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
+        assert_eq!(hand.word(), Frame::Ack(1));
+        let ending = ending(&bytes);
+        ending.iter().for_each(|frame| hand.send(frame, &[]));
+        assert!(matches!(hand.word(), Frame::Committed(_)), "{case}");
+        assert_eq!(hand.word(), Frame::Close, "{case}");
+        act(&mut hand, &bytes);
+        let welcome = hand.welcome.clone().unwrap();
+        drop(hand);
+        receiver.log.wait_for(|event| matches!(event, Event::LaneDown { .. }));
+        let mut hand = Hand::enter_with(&receiver, &hello(Some(welcome.session), welcome.join_key));
+        ending.iter().for_each(|frame| hand.send(frame, &[]));
+        assert!(matches!(hand.word(), Frame::Committed(_)), "{case}");
+        assert_eq!(hand.word(), Frame::Close, "{case}");
+        hand.send(&Frame::Close, &[]);
+        join(received).unwrap();
+    }
+}
+
+#[test]
 fn a_head_that_does_not_end_is_not_waited_for() {
     let mut options = quick_receive();
     options.idle_timeout = Duration::from_millis(500);
