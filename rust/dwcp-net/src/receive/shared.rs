@@ -74,8 +74,10 @@ pub(crate) struct State {
     pub(super) parting: Option<ErrorFrame>,
     /// Why the last lane was lost.
     pub(crate) last_failure: Option<NetError>,
-    /// The lane that the last COMMITTED went on and when, until it is known that the sender has read it.
-    pub(super) unconfirmed: Option<(LaneId, Instant)>,
+    /// The lane that the last COMMITTED went on, until it is known that the sender has read it.
+    pub(super) unconfirmed: Option<LaneId>,
+    /// When the last transfer was put in place.
+    committed: Instant,
     /// The session ends as soon as that is known.
     pub(super) leaving: bool,
     /// What this side asks for, if it is the one that has dialled.
@@ -138,6 +140,7 @@ impl Session {
                 parting: None,
                 last_failure: None,
                 unconfirmed: None,
+                committed: Instant::now(),
                 leaving: false,
             }),
             options,
@@ -179,9 +182,8 @@ impl Session {
     pub(super) fn linger(&self, patience: Duration) {
         let mut state = lock(&self.state);
         while state.ended.is_none() && !self.cancel.is_cancelled() {
-            match state.unconfirmed {
-                Some((_, since)) if since.elapsed() < patience => {}
-                _ => return,
+            if state.unconfirmed.is_none() || state.committed.elapsed() >= patience {
+                return;
             }
             if !std::mem::replace(&mut state.leaving, true) {
                 state.wake_all();
@@ -248,8 +250,8 @@ impl State {
     /// The sender has said goodbye on a lane, or answered that of this side.
     pub(super) fn part_with(&mut self, lane: LaneId, answers: bool) {
         // It says goodbye to a lane on which COMMITTED was sent only when it has read it.
-        let read = |(told, _): &(LaneId, Instant)| *told == lane || !self.lanes.contains_key(told);
-        if self.unconfirmed.as_ref().is_some_and(read) {
+        let read = |told| told == lane || !self.lanes.contains_key(&told);
+        if self.unconfirmed.is_some_and(read) {
             self.unconfirmed = None;
         }
         self.goodbye = !answers;
@@ -325,7 +327,7 @@ impl State {
         match number {
             0 => {
                 let asks = self.asking.as_ref().is_some_and(Asking::is_open);
-                let confirms = self.unconfirmed.is_some_and(|(_, since)| since.elapsed() < CONFIRMATION);
+                let confirms = self.unconfirmed.is_some() && self.committed.elapsed() < CONFIRMATION;
                 asks || self.transfer.is_some() || confirms
             }
             number => self.transfer.is_some() && blocks() > u64::from(number),
@@ -386,6 +388,7 @@ impl State {
         self.prepared = false;
         self.last_failure = None;
         self.telling = true;
+        self.committed = Instant::now();
         report
     }
 

@@ -119,7 +119,7 @@ impl<'a> Worker<'a> {
                 Action::Mismatch { entries } => return Err(self.discard(lane, &entries)),
                 Action::Answer(frame) => lane.send(&frame)?,
                 Action::Recommitted(frame) => {
-                    lock(&self.session.state).unconfirmed = Some((self.id, Instant::now()));
+                    lock(&self.session.state).unconfirmed = Some(self.id);
                     lane.send(&frame)?;
                 }
                 Action::Closed => {
@@ -147,7 +147,7 @@ impl<'a> Worker<'a> {
     /// Whether the session is to end once the sender has read what went out on this lane.
     fn is_to_confirm(&self) -> bool {
         let state = lock(&self.session.state);
-        state.leaving && state.unconfirmed.is_some_and(|(lane, _)| lane == self.id)
+        state.leaving && state.unconfirmed == Some(self.id)
     }
 
     /// Says goodbye, and waits for the sender to answer that it has read so far, or to go on to another transfer. What it
@@ -354,7 +354,7 @@ impl<'a> Worker<'a> {
                 }
                 _ => None,
             };
-            state.unconfirmed = Some((self.id, Instant::now()));
+            state.unconfirmed = Some(self.id);
             (frame, report)
         };
         drop(gate);

@@ -461,6 +461,38 @@ fn what_a_sender_sends_before_it_has_read_the_answer_does_not_pass_for_having_re
 }
 
 #[test]
+fn a_sender_that_asks_for_the_answer_again_and_again_does_not_keep_a_receiver_that_is_leaving() {
+    let mut options = quick_receive();
+    options.idle_timeout = Duration::from_secs(1);
+    let receiver = receiver(ListenSecurity::Insecure, DialSecurity::Insecure, options);
+    let received = receiver.receive_one(memory_sink());
+    let bytes = noise(4, 60_000);
+    let ending = ending(&bytes);
+    let mut first = Hand::enter(&receiver);
+    first.offer(&bytes);
+    first.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
+    ending.iter().for_each(|frame| first.send(frame, &[]));
+    receiver.log.wait_for(|event| matches!(event, Event::Committed { .. }));
+    let welcome = first.welcome.clone().unwrap();
+    let mut lanes = Vec::new();
+    // The receiver waits for no longer than its idle deadline, and this goes on for many times that.
+    let left = (1..50).any(|number| {
+        std::thread::sleep(Duration::from_millis(200));
+        let mut hand = Hand::connect(&receiver);
+        hand.send(&numbered_hello(number, Some(welcome.session), welcome.join_key), &[]);
+        if !matches!(hand.recv(), Frame::Welcome(_)) {
+            return true;
+        }
+        hand.encoder.set_session(&welcome.session);
+        ending.iter().for_each(|frame| hand.send(frame, &[]));
+        lanes.push(hand);
+        false
+    });
+    assert!(left, "the receiver is still there");
+    join(received).unwrap();
+}
+
+#[test]
 fn a_head_that_does_not_end_is_not_waited_for() {
     let mut options = quick_receive();
     options.idle_timeout = Duration::from_millis(500);
