@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
+use dwcp_codec::Digest;
 use dwcp_proto::SessionError;
 use dwcp_proto::fetch::Asking;
 use dwcp_proto::frame::{Committed, ErrorFrame, Secret, SessionId, TransferId};
@@ -54,7 +55,10 @@ pub(crate) struct State {
     pub(super) session: ReceiverSession,
     lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
+    /// Since when there is no lane, where there is none; on the side that dials, lanes that brought nothing do not count.
     pub(crate) lonely_since: Instant,
+    /// A lane has lasted or blocks have come since `lonely_since`.
+    pub(super) progressed: bool,
     /// When the last frame came.
     pub(crate) heard: Instant,
     /// Where the transfer goes; there while somebody waits for it.
@@ -128,6 +132,7 @@ impl Session {
                 lanes: HashMap::new(),
                 next_lane: 0,
                 lonely_since: Instant::now(),
+                progressed: false,
                 heard: Instant::now(),
                 sink: None,
                 transfer: None,
@@ -157,6 +162,7 @@ impl Session {
         let mut state = lock(&self.state);
         // Nobody looks for lost lanes before there is something to do.
         state.lonely_since = Instant::now();
+        state.progressed = false;
         if let Some(asking) = &mut state.asking {
             asking.ask(request);
         }
@@ -236,7 +242,10 @@ impl State {
             self.wake_all();
         }
         if self.lanes.is_empty() {
-            self.lonely_since = Instant::now();
+            // A listener that lets lanes in only to end them is as good as gone.
+            if std::mem::take(&mut self.progressed) || self.asking.is_none() {
+                self.lonely_since = Instant::now();
+            }
             // A sender that leaves may drop lanes that it was still making without a word.
             if self.goodbye && self.ended.is_none() {
                 let early = NetError::PeerClosed { phase: "sending", hint: Some("it gave the transfer up") };
@@ -355,6 +364,12 @@ impl State {
             self.tally = Tally::on_lanes(self.lanes.len());
         }
         Ok(())
+    }
+
+    /// Notes that a block is verified and written.
+    pub(super) fn stored(&mut self, lane: LaneId, entry: u32, offset: u64, digest: Digest, wire_len: u32) {
+        self.session.stored(lane, entry, offset, digest, wire_len);
+        self.progressed = true;
     }
 
     /// Notes that the transfer is in place, and makes room for the next.

@@ -13,6 +13,7 @@ use dwcp_store::{Sink, StoreError};
 
 use super::shared::Session;
 use crate::cancel::{CANCEL_SLICE, lock, wait};
+use crate::dial::WORTHWHILE;
 use crate::error::NetError;
 use crate::lane::{Lane, guard};
 use crate::report::{Event, thread_cpu};
@@ -35,7 +36,7 @@ const GATE_SLICE: Duration = Duration::from_millis(20);
 /// Serves a lane that has joined `session` until it ends, and takes it out of the session.
 pub(crate) fn run(session: &Session, mut lane: Lane, id: LaneId, wake: WakeReceiver) {
     session.observer.event(Event::LaneUp { lane: id, peer: lane.transport().peer_addr() });
-    let cpu = thread_cpu();
+    let (started, cpu) = (Instant::now(), thread_cpu());
     let mut worker = Worker {
         session,
         id,
@@ -51,6 +52,7 @@ pub(crate) fn run(session: &Session, mut lane: Lane, id: LaneId, wake: WakeRecei
     };
     let end = guard(|| worker.serve(&mut lane));
     let reason = end.as_ref().err().map(ToString::to_string);
+    lock(&session.state).progressed |= started.elapsed() >= WORTHWHILE;
     worker.count_cpu();
     worker.part(lane, end);
     session.changed.notify_all();
@@ -252,7 +254,7 @@ impl<'a> Worker<'a> {
         }
         self.put(&*sink, head.entry, head.offset, head.digest)?;
         let mut state = lock(&self.session.state);
-        state.session.stored(self.id, head.entry, head.offset, head.digest, body_len as u32);
+        state.stored(self.id, head.entry, head.offset, head.digest, body_len as u32);
         state.tally.block(head.kind, head.codec, u64::from(head.raw_len), body_len as u64);
         Ok(())
     }
@@ -280,7 +282,7 @@ impl<'a> Worker<'a> {
                 self.refuse(lane, same.entry, offset, NackReason::BaseDiffers)?;
             } else {
                 self.put(&*sink, same.entry, offset, *digest)?;
-                lock(&self.session.state).session.stored(self.id, same.entry, offset, *digest, 0);
+                lock(&self.session.state).stored(self.id, same.entry, offset, *digest, 0);
             }
             lane.keep_alive()?;
         }

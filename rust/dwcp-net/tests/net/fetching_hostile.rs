@@ -274,3 +274,10 @@ fn a_listener_that_lets_every_session_last_and_never_answers_is_given_up() {
     });
     assert!(matches!(error, NetError::PeerClosed { .. }), "{error:?}");
 }
+
+#[test]
+fn a_listener_that_ends_every_lane_at_once_is_given_up() {
+    // Longer than any pause between two attempts.
+    let error = given_up(Duration::from_secs(3), drop);
+    assert!(error.resumable(), "{error:?}");
+}
