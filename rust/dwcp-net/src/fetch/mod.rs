@@ -41,7 +41,8 @@ pub struct FetchOptions {
     pub idle_timeout: Duration,
     /// How long TCP, and then TLS and the greeting, may take.
     pub connect_timeout: Duration,
-    /// How long a fetch waits for a listener of which no lane is left.
+    /// How long a fetch waits for a listener of which no lane is left; lanes that bring nothing and do not last do not
+    /// count, and sessions that last and bring nothing only a few times.
     pub reconnect_for: Duration,
     /// How long a fetch may take altogether.
     pub total_timeout: Option<Duration>,

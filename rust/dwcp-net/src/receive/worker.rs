@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockDecoder, BlockKind};
 use dwcp_codec::{CodecId, Digest};
-use dwcp_proto::error::ProtoError;
 use dwcp_proto::frame::{BlockHead, ErrorCode, Frame, NackReason, Same};
 use dwcp_proto::receiver::{Action, LaneId};
 use dwcp_proto::{Manifest, SessionError};
@@ -201,13 +200,10 @@ impl<'a> Worker<'a> {
 
     /// Takes the body of a block, proves it, and stores it.
     fn store(&mut self, lane: &mut Lane, head: &BlockHead, body_len: usize) -> Result<(), NetError> {
-        // Both lengths were checked: by the block size of the transfer, and by the frame's own limit.
+        // Both lengths were checked: by the block size of the transfer, and by the frame's own limits, which leave a plain
+        // body without a codec no other length than that of the block.
         self.raw.resize(head.raw_len as usize, 0);
         let as_it_is = head.kind == BlockKind::Plain && head.codec == CodecId::None;
-        if as_it_is && body_len != self.raw.len() {
-            let (length, low, high) = (body_len as u32, head.raw_len, head.raw_len);
-            return Err(ProtoError::BodyLength { frame: "BLOCK", length, low, high }.into());
-        }
         if as_it_is {
             lane.recv_bytes(&mut self.raw)?;
         } else {
