@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Names a session; drawn at random by the receiver, never zero on the wire where a session exists.
+/// Names a session; drawn at random by the listening side, never zero on the wire where a session exists.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(pub [u8; 16]);
 

@@ -339,6 +339,17 @@ fn hostile_lengths_are_refused_by_the_header_alone() {
 }
 
 #[test]
+fn a_block_as_it_is_has_a_body_of_its_own_length() {
+    let mut head = [0; 52];
+    head[4..8].copy_from_slice(&1_000_u32.to_le_bytes());
+    for length in [1, 999, 1_001] {
+        let refused = decoded(&resealed(0x07, length, &head), true).unwrap_err();
+        assert!(matches!(refused, ProtoError::BodyLength { low: 1_000, high: 1_000, .. }), "{length}");
+    }
+    assert!(decoded(&resealed(0x07, 1_000, &head), true).is_ok());
+}
+
+#[test]
 fn hostile_counts_in_a_head_are_refused() {
     let refused = |kind: u8, head: &[u8]| decoded(&resealed(kind, 0, head), true).unwrap_err();
     let head = |fields: &[u32], length: usize| {

@@ -22,6 +22,10 @@ use crate::security::DialSecurity;
 use crate::send::check_lanes;
 use crew::Crew;
 
+/// So many sessions in a row may last and bring nothing before the patience for a lost listener is not renewed any more:
+/// one that never answers is not asked for ever.
+const FRUITLESS: u32 = 3;
+
 /// How a side that fetches works.
 #[derive(Clone, Debug)]
 pub struct FetchOptions {
@@ -37,7 +41,8 @@ pub struct FetchOptions {
     pub idle_timeout: Duration,
     /// How long TCP, and then TLS and the greeting, may take.
     pub connect_timeout: Duration,
-    /// How long a fetch waits for a listener of which no lane is left.
+    /// How long a fetch waits for a listener of which no lane is left; lanes that bring nothing and do not last do not
+    /// count, and sessions that last and bring nothing only a few times.
     pub reconnect_for: Duration,
     /// How long a fetch may take altogether.
     pub total_timeout: Option<Duration>,
@@ -138,7 +143,7 @@ impl FetchSession {
         let mut asked = Instant::now();
         let end = self.options.total_timeout.map(|limit| (asked + limit, limit));
         let mut patient = asked + self.options.reconnect_for;
-        let mut attempts = 0;
+        let (mut attempts, mut fruitless) = (0, 0);
         loop {
             self.check()?;
             if let Some((_, after)) = end.filter(|(end, _)| Instant::now() >= *end) {
@@ -163,8 +168,12 @@ impl FetchSession {
             let lasted = progressed || began.elapsed() >= WORTHWHILE;
             if progressed {
                 asked = Instant::now();
+                fruitless = 0;
+            } else if lasted {
+                fruitless += 1;
             }
-            if lasted {
+            let worthwhile = lasted && fruitless <= FRUITLESS;
+            if worthwhile {
                 patient = Instant::now() + self.options.reconnect_for;
                 attempts = 0;
             }
@@ -177,7 +186,7 @@ impl FetchSession {
                 Ok(_) if !fresh => continue,
                 Ok(_) => {
                     let hint = Some("it ended the session without an answer");
-                    (NetError::PeerClosed { phase: "being asked", hint }, lasted)
+                    (NetError::PeerClosed { phase: "being asked", hint }, worthwhile)
                 }
             };
             crew.give_up(&error);

@@ -1,6 +1,8 @@
 //! The receiving side of a session: takes blocks from lanes, proves them, and puts them where they belong.
 
 mod shared;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::net::SocketAddr;
@@ -114,27 +116,29 @@ impl ReceiveSession {
                 state.end(Some(NetError::Cancelled), true);
                 break;
             }
-            if let Some(after) =
-                timeout.filter(|limit| state.transfer.is_none() && started.elapsed() >= *limit)
-            {
+            let idle = state.transfer.is_none() && !state.telling;
+            if let Some(after) = timeout.filter(|limit| idle && started.elapsed() >= *limit) {
                 state.sink = None;
                 return Err(NetError::Deadline { what: "an offer of the sender", after });
             }
-            if let Some((_, after)) = end.filter(|(end, _)| Instant::now() >= *end) {
+            if let Some((_, after)) = end.filter(|(end, _)| !state.telling && Instant::now() >= *end) {
                 state.end(Some(NetError::Deadline { what: "the transfer", after }), true);
                 break;
             }
             session.expire(&mut state);
             state = wait(&session.changed, state, CANCEL_SLICE);
         }
-        // A transfer may have been committed in the same moment in which the session ended.
-        let report = state.done.take();
         let failure = state.take_failure();
         drop(state);
         // Whoever has cancelled does not want to wait long for the peer to hear of it.
         session.await_lanes(if stop.is_cancelled() { PARTING / 5 } else { PARTING });
         sink.abort();
-        lock(&session.state).sink = None;
+        // A transfer may have been committed in the same moment in which the session ended.
+        let report = {
+            let mut state = lock(&session.state);
+            state.sink = None;
+            state.done.take()
+        };
         session.registry.remove(&session.id);
         session.changed.notify_all();
         match (report, failure) {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
+use dwcp_codec::Digest;
 use dwcp_proto::SessionError;
 use dwcp_proto::fetch::Asking;
 use dwcp_proto::frame::{Committed, ErrorFrame, Secret, SessionId, TransferId};
@@ -54,7 +55,10 @@ pub(crate) struct State {
     pub(super) session: ReceiverSession,
     lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
+    /// Since when there is no lane, where there is none; on the side that dials, lanes that brought nothing do not count.
     pub(crate) lonely_since: Instant,
+    /// A lane has lasted or blocks have come since `lonely_since`.
+    pub(super) progressed: bool,
     /// When the last frame came.
     pub(crate) heard: Instant,
     /// Where the transfer goes; there while somebody waits for it.
@@ -64,6 +68,8 @@ pub(crate) struct State {
     pub(super) prepared: bool,
     started: Instant,
     pub(super) tally: Tally,
+    /// The transfer is in place, and the sender is being told; `done` follows.
+    pub(super) telling: bool,
     /// A transfer that is in place and that nobody was told of yet.
     pub(super) done: Option<ReceiveReport>,
     /// The session is over: in peace, or with a failure that is told once.
@@ -72,8 +78,10 @@ pub(crate) struct State {
     pub(super) parting: Option<ErrorFrame>,
     /// Why the last lane was lost.
     pub(crate) last_failure: Option<NetError>,
-    /// The lane that the last COMMITTED went on and when, until it is known that the sender has read it.
-    pub(super) unconfirmed: Option<(LaneId, Instant)>,
+    /// The lane that the last COMMITTED went on, until it is known that the sender has read it.
+    pub(super) unconfirmed: Option<LaneId>,
+    /// When the last transfer was put in place.
+    committed: Instant,
     /// The session ends as soon as that is known.
     pub(super) leaving: bool,
     /// What this side asks for, if it is the one that has dialled.
@@ -124,17 +132,20 @@ impl Session {
                 lanes: HashMap::new(),
                 next_lane: 0,
                 lonely_since: Instant::now(),
+                progressed: false,
                 heard: Instant::now(),
                 sink: None,
                 transfer: None,
                 prepared: false,
                 started: Instant::now(),
                 tally: Tally::default(),
+                telling: false,
                 done: None,
                 ended: None,
                 parting: None,
                 last_failure: None,
                 unconfirmed: None,
+                committed: Instant::now(),
                 leaving: false,
             }),
             options,
@@ -151,6 +162,7 @@ impl Session {
         let mut state = lock(&self.state);
         // Nobody looks for lost lanes before there is something to do.
         state.lonely_since = Instant::now();
+        state.progressed = false;
         if let Some(asking) = &mut state.asking {
             asking.ask(request);
         }
@@ -176,9 +188,8 @@ impl Session {
     pub(super) fn linger(&self, patience: Duration) {
         let mut state = lock(&self.state);
         while state.ended.is_none() && !self.cancel.is_cancelled() {
-            match state.unconfirmed {
-                Some((_, since)) if since.elapsed() < patience => {}
-                _ => return,
+            if state.unconfirmed.is_none() || state.committed.elapsed() >= patience {
+                return;
             }
             if !std::mem::replace(&mut state.leaving, true) {
                 state.wake_all();
@@ -231,7 +242,10 @@ impl State {
             self.wake_all();
         }
         if self.lanes.is_empty() {
-            self.lonely_since = Instant::now();
+            // A listener that lets lanes in only to end them is as good as gone.
+            if std::mem::take(&mut self.progressed) || self.asking.is_none() {
+                self.lonely_since = Instant::now();
+            }
             // A sender that leaves may drop lanes that it was still making without a word.
             if self.goodbye && self.ended.is_none() {
                 let early = NetError::PeerClosed { phase: "sending", hint: Some("it gave the transfer up") };
@@ -245,8 +259,8 @@ impl State {
     /// The sender has said goodbye on a lane, or answered that of this side.
     pub(super) fn part_with(&mut self, lane: LaneId, answers: bool) {
         // It says goodbye to a lane on which COMMITTED was sent only when it has read it.
-        let read = |(told, _): &(LaneId, Instant)| *told == lane || !self.lanes.contains_key(told);
-        if self.unconfirmed.as_ref().is_some_and(read) {
+        let read = |told| told == lane || !self.lanes.contains_key(&told);
+        if self.unconfirmed.is_some_and(read) {
             self.unconfirmed = None;
         }
         self.goodbye = !answers;
@@ -322,7 +336,7 @@ impl State {
         match number {
             0 => {
                 let asks = self.asking.as_ref().is_some_and(Asking::is_open);
-                let confirms = self.unconfirmed.is_some_and(|(_, since)| since.elapsed() < CONFIRMATION);
+                let confirms = self.unconfirmed.is_some() && self.committed.elapsed() < CONFIRMATION;
                 asks || self.transfer.is_some() || confirms
             }
             number => self.transfer.is_some() && blocks() > u64::from(number),
@@ -350,6 +364,12 @@ impl State {
             self.tally = Tally::on_lanes(self.lanes.len());
         }
         Ok(())
+    }
+
+    /// Notes that a block is verified and written.
+    pub(super) fn stored(&mut self, lane: LaneId, entry: u32, offset: u64, digest: Digest, wire_len: u32) {
+        self.session.stored(lane, entry, offset, digest, wire_len);
+        self.progressed = true;
     }
 
     /// Notes that the transfer is in place, and makes room for the next.
@@ -382,7 +402,15 @@ impl State {
         self.transfer = None;
         self.prepared = false;
         self.last_failure = None;
+        self.telling = true;
+        self.committed = Instant::now();
         report
+    }
+
+    /// Hands the report of that to whoever waits for it: the sender was told.
+    pub(super) fn tell(&mut self, report: ReceiveReport) {
+        self.telling = false;
+        self.done = Some(report);
     }
 
     pub(super) fn progress(&self) -> Progress {

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockDecoder, BlockKind};
 use dwcp_codec::{CodecId, Digest};
-use dwcp_proto::error::ProtoError;
 use dwcp_proto::frame::{BlockHead, ErrorCode, Frame, NackReason, Same};
 use dwcp_proto::receiver::{Action, LaneId};
 use dwcp_proto::{Manifest, SessionError};
@@ -13,6 +12,7 @@ use dwcp_store::{Sink, StoreError};
 
 use super::shared::Session;
 use crate::cancel::{CANCEL_SLICE, lock, wait};
+use crate::dial::WORTHWHILE;
 use crate::error::NetError;
 use crate::lane::{Lane, guard};
 use crate::report::{Event, thread_cpu};
@@ -35,7 +35,7 @@ const GATE_SLICE: Duration = Duration::from_millis(20);
 /// Serves a lane that has joined `session` until it ends, and takes it out of the session.
 pub(crate) fn run(session: &Session, mut lane: Lane, id: LaneId, wake: WakeReceiver) {
     session.observer.event(Event::LaneUp { lane: id, peer: lane.transport().peer_addr() });
-    let cpu = thread_cpu();
+    let (started, cpu) = (Instant::now(), thread_cpu());
     let mut worker = Worker {
         session,
         id,
@@ -51,6 +51,7 @@ pub(crate) fn run(session: &Session, mut lane: Lane, id: LaneId, wake: WakeRecei
     };
     let end = guard(|| worker.serve(&mut lane));
     let reason = end.as_ref().err().map(ToString::to_string);
+    lock(&session.state).progressed |= started.elapsed() >= WORTHWHILE;
     worker.count_cpu();
     worker.part(lane, end);
     session.changed.notify_all();
@@ -119,7 +120,7 @@ impl<'a> Worker<'a> {
                 Action::Mismatch { entries } => return Err(self.discard(lane, &entries)),
                 Action::Answer(frame) => lane.send(&frame)?,
                 Action::Recommitted(frame) => {
-                    lock(&self.session.state).unconfirmed = Some((self.id, Instant::now()));
+                    lock(&self.session.state).unconfirmed = Some(self.id);
                     lane.send(&frame)?;
                 }
                 Action::Closed => {
@@ -147,21 +148,30 @@ impl<'a> Worker<'a> {
     /// Whether the session is to end once the sender has read what went out on this lane.
     fn is_to_confirm(&self) -> bool {
         let state = lock(&self.session.state);
-        state.leaving && state.unconfirmed.is_some_and(|(lane, _)| lane == self.id)
+        state.leaving && state.unconfirmed == Some(self.id)
     }
 
-    /// Says goodbye, and waits for the sender to answer that it has read so far, or to show it otherwise.
+    /// Says goodbye, and waits for the sender to answer that it has read so far, or to go on to another transfer. What it
+    /// may have sent before it has read COMMITTED shows nothing: copies of blocks, and FINISH because another lane was
+    /// lost.
     fn await_confirmation(&mut self, lane: &mut Lane) -> Result<(), NetError> {
         self.parted = true;
         lane.send(&Frame::Close)?;
         while !self.over() {
             self.session.cancel.check()?;
             if !lane.readable()? {
+                self.acknowledge(lane)?;
                 lane.listen(&self.wake, CANCEL_SLICE)?;
-            } else if lane.recv()?.0 != Frame::KeepAlive {
+                continue;
+            }
+            let (frame, body_len) = lane.recv()?;
+            if matches!(frame, Frame::Close | Frame::Offer(_)) {
                 self.confirm();
                 break;
             }
+            // COMMITTED went out on this lane before the goodbye: a FINISH that comes now has its answer.
+            lock(&self.session.state).session.receive(self.id, frame)?;
+            self.drop_body(lane, body_len)?;
         }
         Ok(())
     }
@@ -190,33 +200,29 @@ impl<'a> Worker<'a> {
 
     /// Takes the body of a block, proves it, and stores it.
     fn store(&mut self, lane: &mut Lane, head: &BlockHead, body_len: usize) -> Result<(), NetError> {
-        // Both lengths were checked: by the block size of the transfer, and by the frame's own limit.
+        // Both lengths were checked: by the block size of the transfer, and by the frame's own limits, which leave a plain
+        // body without a codec no other length than that of the block.
         self.raw.resize(head.raw_len as usize, 0);
         let as_it_is = head.kind == BlockKind::Plain && head.codec == CodecId::None;
-        if as_it_is && body_len != self.raw.len() {
-            let (length, low, high) = (body_len as u32, head.raw_len, head.raw_len);
-            return Err(ProtoError::BodyLength { frame: "BLOCK", length, low, high }.into());
-        }
         if as_it_is {
             lane.recv_bytes(&mut self.raw)?;
         } else {
             self.wire.resize(body_len, 0);
             lane.recv_bytes(&mut self.wire)?;
         }
+        self.unacknowledged += 1;
+        self.unacknowledged_bytes += u64::from(head.raw_len);
         let (sink, dictionary) = {
-            let state = lock(&self.session.state);
+            let mut state = lock(&self.session.state);
+            // While its body was under way, another lane may have brought the same block, and the transfer may even be
+            // in place: there is no sink then, but the sender still waits to hear of this copy.
+            if state.session.came_before(self.id, head) {
+                return Ok(());
+            }
             let with_dictionary = head.codec == CodecId::ZstdDictionary;
             (state.sink.clone(), state.session.dictionary().filter(|_| with_dictionary))
         };
-        let Some(sink) = sink else {
-            // While its body was under way, another lane has brought the same block, and the transfer is in place.
-            return Ok(());
-        };
-        self.unacknowledged += 1;
-        self.unacknowledged_bytes += u64::from(head.raw_len);
-        if lock(&self.session.state).session.came_before(self.id, head) {
-            return Ok(());
-        }
+        let Some(sink) = sink else { return Ok(()) };
         if let Some(base_digest) = &head.base_digest {
             self.base.resize(head.raw_len as usize, 0);
             let refused = if !sink.base(head.entry, head.offset, &mut self.base)? {
@@ -244,7 +250,7 @@ impl<'a> Worker<'a> {
         }
         self.put(&*sink, head.entry, head.offset, head.digest)?;
         let mut state = lock(&self.session.state);
-        state.session.stored(self.id, head.entry, head.offset, head.digest, body_len as u32);
+        state.stored(self.id, head.entry, head.offset, head.digest, body_len as u32);
         state.tally.block(head.kind, head.codec, u64::from(head.raw_len), body_len as u64);
         Ok(())
     }
@@ -255,7 +261,7 @@ impl<'a> Worker<'a> {
             let state = lock(&self.session.state);
             (state.sink.clone(), state.session.manifest())
         };
-        // As in `store`: both are gone when the transfer is in place.
+        // The sink is gone when the transfer is in place.
         let (Some(sink), Some(manifest)) = (sink, manifest) else { return Ok(()) };
         self.unacknowledged += 1;
         for (index, digest) in same.digests.iter().enumerate() {
@@ -272,7 +278,7 @@ impl<'a> Worker<'a> {
                 self.refuse(lane, same.entry, offset, NackReason::BaseDiffers)?;
             } else {
                 self.put(&*sink, same.entry, offset, *digest)?;
-                lock(&self.session.state).session.stored(self.id, same.entry, offset, *digest, 0);
+                lock(&self.session.state).stored(self.id, same.entry, offset, *digest, 0);
             }
             lane.keep_alive()?;
         }
@@ -346,7 +352,7 @@ impl<'a> Worker<'a> {
                 }
                 _ => None,
             };
-            state.unconfirmed = Some((self.id, Instant::now()));
+            state.unconfirmed = Some(self.id);
             (frame, report)
         };
         drop(gate);
@@ -354,7 +360,7 @@ impl<'a> Worker<'a> {
         let sent = lane.send(&frame);
         if let Some(report) = report {
             let transfer = report.transfer_id;
-            lock(&self.session.state).done = Some(report);
+            lock(&self.session.state).tell(report);
             self.session.changed.notify_all();
             self.session.observer.event(Event::Committed { transfer });
         }

@@ -10,6 +10,7 @@ use dwcp_net::security::DialSecurity;
 use dwcp_net::{Cancel, Event, FetchOptions, FetchSession, NetError};
 use dwcp_proto::frame::{ErrorCode, Fetch, Frame, Hello, Offer, Secret, Security, SessionId, Takes, Welcome};
 use dwcp_proto::{FrameDecoder, FrameEncoder, preface};
+use dwcp_store::Sink;
 
 use super::fetching::{DELAY, accepted, fetch, plain_server, quick_fetch};
 use super::support::*;
@@ -172,30 +173,47 @@ fn sends_by_hand(features: u32, then: impl FnOnce(&mut Hand) + Send + 'static) -
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let thread = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.read_exact(&mut [0; 8]).unwrap();
-        stream.write_all(&preface::encode(3, 3)).unwrap();
-        let mut hand = Hand { stream, encoder: FrameEncoder::new(), decoder: FrameDecoder::new() };
-        let Frame::Hello(hello) = hand.recv() else { panic!("no greeting") };
-        assert_eq!(hello.fetches, Some(Takes { max_entries: 1 << 20, max_object: 1 << 62 }));
-        let session = SessionId([7; 16]);
-        hand.send(&Frame::Welcome(Welcome {
-            version: 3,
-            security: Security::Plaintext,
-            max_lanes: 4,
-            features,
-            session,
-            join_key: Secret([8; 32]),
-            max_block: 65_536,
-            max_entries: 10,
-            max_object: 1 << 30,
-        }));
-        hand.encoder.set_session(&session);
-        hand.decoder.set_session(&session);
-        then(&mut hand);
+        let (stream, _) = listener.accept().unwrap();
+        then(&mut welcomed(stream, features));
     });
     (address, thread)
+}
+
+/// The listener's end of a lane on which a peer that fetches was let in.
+fn welcomed(mut stream: TcpStream, features: u32) -> Hand {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.read_exact(&mut [0; 8]).unwrap();
+    stream.write_all(&preface::encode(3, 3)).unwrap();
+    let mut hand = Hand { stream, encoder: FrameEncoder::new(), decoder: FrameDecoder::new() };
+    let Frame::Hello(hello) = hand.recv() else { panic!("no greeting") };
+    assert_eq!(hello.fetches, Some(Takes { max_entries: 1 << 20, max_object: 1 << 62 }));
+    let session = SessionId([7; 16]);
+    hand.send(&Frame::Welcome(Welcome {
+        version: 3,
+        security: Security::Plaintext,
+        max_lanes: 4,
+        features,
+        session,
+        join_key: Secret([8; 32]),
+        max_block: 65_536,
+        max_entries: 10,
+        max_object: 1 << 30,
+    }));
+    hand.encoder.set_session(&session);
+    hand.decoder.set_session(&session);
+    hand
+}
+
+/// Fetches from a listener of which each lane is let in and then does what `then` does, until it is given up.
+fn given_up(reconnect_for: Duration, then: impl Fn(Hand) + Send + 'static) -> NetError {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || listener.incoming().for_each(|stream| then(welcomed(stream.unwrap(), 1))));
+    let options = FetchOptions { reconnect_for, ..quick_fetch() };
+    let (dial, log) = (DialSecurity::Insecure, Arc::new(Log::default()));
+    let session = FetchSession::connect(&address, dial, options, &Cancel::new(), log).unwrap();
+    let sink: Arc<dyn Sink> = memory_sink();
+    join(std::thread::spawn(move || session.fetch(b"x", &sink, None))).unwrap_err()
 }
 
 fn dial_plain(address: &str) -> Result<FetchSession, NetError> {
@@ -244,4 +262,22 @@ fn a_listener_that_ends_the_session_without_an_answer_is_not_asked_for_ever() {
     let error = fetch(&session, b"x").unwrap_err();
     assert!(matches!(error, NetError::PeerClosed { .. } | NetError::Unreachable { .. }), "{error:?}");
     join(listener);
+}
+
+#[test]
+fn a_listener_that_lets_every_session_last_and_never_answers_is_given_up() {
+    let error = given_up(Duration::from_millis(500), |mut hand| {
+        assert!(matches!(hand.recv(), Frame::Fetch(_)));
+        std::thread::sleep(Duration::from_millis(1_050));
+        hand.send(&Frame::Close);
+        assert_eq!(hand.recv(), Frame::Close);
+    });
+    assert!(matches!(error, NetError::PeerClosed { .. }), "{error:?}");
+}
+
+#[test]
+fn a_listener_that_ends_every_lane_at_once_is_given_up() {
+    // Longer than any pause between two attempts.
+    let error = given_up(Duration::from_secs(3), drop);
+    assert!(error.resumable(), "{error:?}");
 }

@@ -368,6 +368,8 @@ fn a_block_whose_transfer_is_in_place_when_its_body_comes_disturbs_nothing() {
     report.unwrap();
     assert!(contents(&sink) == [("a".to_owned(), bytes.clone())]);
     second.stream.write_all(rest).unwrap();
+    // It is done with like any other; a sender without this word could not go on with the session.
+    assert_eq!(second.word(), Frame::Ack(1));
     second.send(&Frame::Close, &[]);
     receiver.log.wait_for(|event| matches!(event, Event::LaneDown { reason: None, .. }));
     first.send(&Frame::Close, &[]);
@@ -413,6 +415,81 @@ fn a_sender_that_lost_the_answer_gets_it_from_a_receiver_that_is_leaving() {
     hand.send(&Frame::Close, &[]);
     join(received).unwrap();
     assert!(contents(&sink) == [("a".to_owned(), bytes)]);
+}
+
+#[test]
+fn what_a_sender_sends_before_it_has_read_the_answer_does_not_pass_for_having_read_it() {
+    let bytes = noise(4, 60_000);
+    type Case = (&'static str, fn(&mut Hand, &[u8]));
+    let cases: [Case; 3] = [
+        ("a late copy", |hand, bytes| {
+            hand.send(&block(bytes, 0, Digest::of(bytes)), bytes);
+            assert_eq!(hand.word(), Frame::Ack(2));
+        }),
+        ("the end told again", |hand, bytes| {
+            ending(bytes).iter().for_each(|frame| hand.send(frame, &[]));
+            hand.send(&block(bytes, 0, Digest::of(bytes)), bytes);
+            assert_eq!(hand.word(), Frame::Ack(2));
+        }),
+        ("an answer that was altered", |hand, _| {
+            hand.send(&Frame::Error(ErrorFrame::new(ErrorCode::Integrity, true, "altered")), &[]);
+            assert_eq!(hand.stream.read(&mut [0]).unwrap(), 0);
+        }),
+    ];
+    for (case, act) in cases {
+        let receiver = plain_receiver();
+        let received = receiver.receive_one(memory_sink());
+        let mut hand = Hand::enter(&receiver);
+        hand.offer(&bytes);
+        hand.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
+        assert_eq!(hand.word(), Frame::Ack(1));
+        let ending = ending(&bytes);
+        ending.iter().for_each(|frame| hand.send(frame, &[]));
+        assert!(matches!(hand.word(), Frame::Committed(_)), "{case}");
+        assert_eq!(hand.word(), Frame::Close, "{case}");
+        act(&mut hand, &bytes);
+        let welcome = hand.welcome.clone().unwrap();
+        drop(hand);
+        receiver.log.wait_for(|event| matches!(event, Event::LaneDown { .. }));
+        let mut hand = Hand::enter_with(&receiver, &hello(Some(welcome.session), welcome.join_key));
+        ending.iter().for_each(|frame| hand.send(frame, &[]));
+        assert!(matches!(hand.word(), Frame::Committed(_)), "{case}");
+        assert_eq!(hand.word(), Frame::Close, "{case}");
+        hand.send(&Frame::Close, &[]);
+        join(received).unwrap();
+    }
+}
+
+#[test]
+fn a_sender_that_asks_for_the_answer_again_and_again_does_not_keep_a_receiver_that_is_leaving() {
+    let mut options = quick_receive();
+    options.idle_timeout = Duration::from_secs(1);
+    let receiver = receiver(ListenSecurity::Insecure, DialSecurity::Insecure, options);
+    let received = receiver.receive_one(memory_sink());
+    let bytes = noise(4, 60_000);
+    let ending = ending(&bytes);
+    let mut first = Hand::enter(&receiver);
+    first.offer(&bytes);
+    first.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
+    ending.iter().for_each(|frame| first.send(frame, &[]));
+    receiver.log.wait_for(|event| matches!(event, Event::Committed { .. }));
+    let welcome = first.welcome.clone().unwrap();
+    let mut lanes = Vec::new();
+    // The receiver waits for no longer than its idle deadline, and this goes on for many times that.
+    let left = (1..50).any(|number| {
+        std::thread::sleep(Duration::from_millis(200));
+        let mut hand = Hand::connect(&receiver);
+        hand.send(&numbered_hello(number, Some(welcome.session), welcome.join_key), &[]);
+        if !matches!(hand.recv(), Frame::Welcome(_)) {
+            return true;
+        }
+        hand.encoder.set_session(&welcome.session);
+        ending.iter().for_each(|frame| hand.send(frame, &[]));
+        lanes.push(hand);
+        false
+    });
+    assert!(left, "the receiver is still there");
+    join(received).unwrap();
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub use stream::{FrameDecoder, FrameEncoder, Pending};
 /// One frame without the body of a BLOCK, which the driver moves by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// First on every lane, from the sender.
+    /// First on every lane, from the side that dials.
     Hello(Hello),
     /// Answers HELLO.
     Welcome(Welcome),

@@ -360,16 +360,11 @@ impl ReceiverSession {
 
     /// A frame of a lane that the sender gave up, read after everything else was done.
     fn late(&mut self, lane: LaneId) -> Result<Action, SessionError> {
-        let Some(state) = self.lanes.get_mut(&lane) else { return Err(SessionError::UnknownLane { lane }) };
         // It is done with, but only once those before it are.
-        state.outstanding.push_back(Outstanding {
-            first: 0,
-            count: 0,
-            left: 0,
-            is_copy: false,
-            digest: None,
-        });
-        state.advance();
+        self.open(lane, Outstanding { first: 0, count: 0, left: 0, is_copy: false, digest: None })?;
+        if let Some(state) = self.lanes.get_mut(&lane) {
+            state.advance();
+        }
         Ok(Action::None)
     }
 

@@ -336,6 +336,17 @@ fn too_many_unacknowledged_frames_are_refused() {
     }
     let refused = receiver.receive(1, Frame::Block(block(0, BLOCK, 1)));
     assert!(matches!(refused, Err(SessionError::OutOfRange { limit: 4_096, .. })));
+    // Late copies behind a block that is not done with are kept in mind like others.
+    let (mut receiver, _) = receiver_with_blocks_due();
+    let known = block(1, 1, 2);
+    receiver.receive(0, Frame::Block(known.clone())).unwrap();
+    receiver.stored(0, 0, known.offset, known.digest, 1);
+    receiver.receive(1, Frame::Block(block(0, BLOCK, 1))).unwrap();
+    for _ in 1..4_096 {
+        assert_eq!(receiver.receive(1, Frame::Block(known.clone())), Ok(Action::None));
+    }
+    let refused = receiver.receive(1, Frame::Block(known));
+    assert!(matches!(refused, Err(SessionError::OutOfRange { limit: 4_096, .. })));
 }
 
 #[test]
