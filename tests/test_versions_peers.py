@@ -85,6 +85,16 @@ def test_subscribers_that_dial_confirm_each_version(tmp_path: Path) -> None:
     assert opened.peers() == ()
 
 
+def test_version_0_is_confirmed_too(tmp_path: Path) -> None:
+    with (
+        DeltaPublisher(tmp_path, listen="127.0.0.1:0", confirm="all") as opened,
+        following(DeltaSubscriber(pairing_of(opened))),
+    ):
+        until(lambda: len(opened.peers()) == 1)
+        assert len(opened.publish(0, version_arrays(0)).confirmed) == 1
+        assert opened.peers()[0].version == 0
+
+
 def test_a_subscriber_that_does_not_follow_holds_up_nobody_else(tmp_path: Path) -> None:
     with DeltaPublisher(tmp_path, listen="127.0.0.1:0", confirm="any", keep=2, anchor_every=2) as opened:
         publish(opened, 1)
