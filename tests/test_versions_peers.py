@@ -163,6 +163,19 @@ def test_a_publisher_that_comes_back_is_found_again(tmp_path: Path) -> None:
     assert is_exactly(subscriber.tensors(), version_arrays(2))
 
 
+@pytest.mark.parametrize("mistake", [{"port": "taken"}, {"codec": "zsdt:1"}, {"codec": "zstd:99"}])
+def test_a_publisher_that_cannot_be_opened_takes_nothing_from_another(
+    tmp_path: Path, mistake: dict[str, str]
+) -> None:
+    with DeltaPublisher(tmp_path, listen="127.0.0.1:0") as first:
+        publish(first, 1)
+        options: dict[str, Any] = {"listen": first.address} if "port" in mistake else mistake
+        with pytest.raises((OSError, ConfigError)):
+            DeltaPublisher(tmp_path, **options)
+        publish(first, 2)
+        assert first.newest == 2
+
+
 def test_a_question_that_cannot_be_is_refused_and_others_are_served(tmp_path: Path) -> None:
     with DeltaPublisher(tmp_path, listen="127.0.0.1:0") as opened:
         publish(opened, 1)
