@@ -300,6 +300,8 @@ class DeltaSubscriber(Closing):
         refused: set[tuple[str, Form]] = set()
         try:
             while True:
+                # An interruption ends what is asked, which then looks as if it were not there.
+                check()
                 versions = self._newer(Head.load(stamp.data), self._held)
                 if versions is None:
                     self._seen = stamp
@@ -314,6 +316,7 @@ class DeltaSubscriber(Closing):
                 try:
                     state = self._follow(route.value, versions[-1], held, check, at_once)
                 except Refusal as refusal:
+                    check()
                     refusals.append(refusal)
                     if held is not None and isinstance(refusal.error, BaseMismatchError):
                         # The delta may be good, and what is held not what it says it is.
