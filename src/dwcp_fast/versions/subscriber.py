@@ -339,9 +339,10 @@ class DeltaSubscriber(Closing):
                 return state, report
         except Stopped:
             return None
-        except (DwcpError, ValueError):
-            # A damaged head is not read again before it changes.
-            self._seen = stamp
+        except (DwcpError, ValueError) as exc:
+            # A damaged head is not read again before it changes; one that could not be followed yet is.
+            if not getattr(exc, "retryable", False):
+                self._seen = stamp
             raise
 
     def _newer(self, head: Head, held: State | None) -> tuple[Retained, ...] | None:
