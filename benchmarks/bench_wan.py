@@ -29,6 +29,8 @@ FLAT = 0.9
 OF_FLUID = 0.9
 KEPT = 0.25
 KEPT_POLITE = 0.45
+# Half of a link is the fair share of each of two; a transfer that gives way to all of it moves nothing.
+CARRIED = 0.25
 UNCOLLAPSED = 0.5
 RISE_S = 5 * 0.3 + 2
 
@@ -81,6 +83,10 @@ def claims_of(case: str, samples: Samples) -> Claims:
             least = KEPT_POLITE if name in wan_cases.POLITE else KEPT
             found.append(
                 harness.claim(f"fairness: one cubic flow beside {name}", kept, least, "the whole link")
+            )
+            carried = median(samples, name, "carried")
+            found.append(
+                harness.claim(f"fairness: {name} beside one cubic flow", carried, CARRIED, "the whole link")
             )
     elif case == "sessions":
         one = median(samples, "1 sessions")

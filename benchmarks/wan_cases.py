@@ -256,11 +256,21 @@ def measure_fairness(samples: Samples, this: Round) -> None:
             # `ip netns exec` has become iperf3, which tells what it has when interrupted.
             os.kill(flow.pid, signal.SIGINT)
             told = json.loads(flow.communicate(timeout=FIRST_PATIENCE_S)[0])
+        samples.setdefault(name, []).append(asdict(sample) | shares(sample, told, end_s))
+
+
+def shares(sample: Sample, told: Mapping[str, Any], end_s: float) -> dict[str, float | None]:
+    """What a flow kept of the link beside a transfer that ended then, and what the transfer carried.
+
+    Both are None where the transfer failed or was stopped: nobody gave way to it, or it to nobody.
+    """
+    found: dict[str, float | None] = {"kept": None, "carried": None}
+    found["alone_mbps"] = flow_mbps(told, 1, LEAD_S - 1)
+    if sample.goodput_mbps is not None and not sample.is_stopped:
         beside = flow_mbps(told, end_s - sample.seconds + 1, end_s - 1)
-        alone = flow_mbps(told, 1, LEAD_S - 1)
-        kept = beside * MBPS / (RATE_BPS * PAYLOAD_SHARE)
-        run = asdict(sample) | {"kept": kept, "alone_mbps": alone}
-        samples.setdefault(name, []).append(run)
+        found["kept"] = beside * MBPS / (RATE_BPS * PAYLOAD_SHARE)
+        found["carried"] = sample.goodput_mbps * MBPS / (RATE_BPS * PAYLOAD_SHARE)
+    return found
 
 
 def flow_mbps(told: Mapping[str, Any], start_s: float, end_s: float) -> float:

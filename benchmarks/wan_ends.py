@@ -51,6 +51,10 @@ class Sample:
     facts: dict[str, Any]
 
 
+class WorkerError(RuntimeError):
+    """A worker has ended before its time."""
+
+
 class Carried:
     """What the link carries from now on, for a contender that is stopped."""
 
@@ -91,7 +95,7 @@ def iperf3(
     finally:
         lab.kill(client)
         lab.kill(server)
-    told = json.loads(out)
+    told: dict[str, Any] = json.loads(out) if out else {"error": "iperf3 said nothing"}
     if "error" in told:
         return carried.failed(told["error"])
     received, sent = told["end"]["sum_received"], told["end"]["sum_sent"]
@@ -103,16 +107,20 @@ def dwcp(
     lab: Lab, size: int, *, patience_s: float, sessions: int = 1, arguments: Sequence[str] = ()
 ) -> Sample:
     """Send `size` bytes in so many sessions at once, with TLS; stopped after `patience_s` seconds."""
-    with Transfer(lab, size, sessions=sessions, arguments=arguments) as transfer:
-        carried = Carried(lab)
-        try:
-            out, _ = transfer.sender.communicate(timeout=patience_s)
-        except subprocess.TimeoutExpired:
-            return carried.stopped()
-        if transfer.sender.returncode:
-            return carried.failed("the sender failed")
-        facts = json.loads(out.splitlines()[-1])
-        facts["receiver_mib"] = line(transfer.receiver.stdout)["mib"]
+    carried = Carried(lab)
+    try:
+        with Transfer(lab, size, sessions=sessions, arguments=arguments) as transfer:
+            carried = Carried(lab)
+            try:
+                out, _ = transfer.sender.communicate(timeout=patience_s)
+            except subprocess.TimeoutExpired:
+                return carried.stopped()
+            if transfer.sender.returncode:
+                return carried.failed("the sender failed")
+            facts = json.loads(out.splitlines()[-1])
+            facts["receiver_mib"] = line(transfer.receiver.stdout)["mib"]
+    except (WorkerError, BrokenPipeError) as fault:
+        return carried.failed(str(fault))
     for name in ("selection", "codec_mix", "transfer_id", "transfer_digest"):
         facts["report"].pop(name, None)
     rate, sent_s = 8e-6 * size, facts["send_s"]
@@ -121,7 +129,10 @@ def dwcp(
 
 def line(stream: IO[str] | None) -> dict[str, Any]:
     assert stream is not None
-    told: dict[str, Any] = json.loads(stream.readline())
+    text = stream.readline()
+    if not text:
+        raise WorkerError("a worker ended without a word")
+    told: dict[str, Any] = json.loads(text)
     return told
 
 
@@ -148,11 +159,15 @@ class Transfer:
         self.sender = lab.start(LEFT, send, **pipe)
 
     def __enter__(self) -> Self:
-        # Ready: data made, nothing sent.
-        line(self.sender.stdout)
-        assert self.sender.stdin is not None
-        self.sender.stdin.write("\n")
-        self.sender.stdin.flush()
+        try:
+            # Ready: data made, nothing sent.
+            line(self.sender.stdout)
+            assert self.sender.stdin is not None
+            self.sender.stdin.write("\n")
+            self.sender.stdin.flush()
+        except (WorkerError, BrokenPipeError):
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -22,6 +22,7 @@ from dwcp_fast.errors import (
     FormatError,
     IntegrityError,
     LimitExceededError,
+    TransportError,
 )
 from dwcp_fast.policy.versions import Retained, choose_anchor, choose_retained, plan_route
 from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber, TensorSpec, layout
@@ -53,6 +54,16 @@ def test_nothing_is_visible_until_the_block_ends(store: MemoryStore) -> None:
         draft.put_all(version_arrays(2))
         raise ZeroDivisionError
     assert subscriber.wait(0) is None and subscriber.version == 1
+
+
+def test_a_version_that_could_not_be_reached_is_offered_again(store: MemoryStore) -> None:
+    opened, subscriber = DeltaPublisher(store), DeltaSubscriber(store)
+    publish(opened, 1)
+    store.before = lambda operation: "refused" if operation.startswith("read packs") else None
+    with pytest.raises(TransportError):
+        subscriber.wait(0)
+    store.before = lambda operation: None
+    assert is_exactly(take(subscriber), version_arrays(1))
 
 
 def test_dense_sparse_masked_kept_and_dropped_tensors_arrive_exactly(store: MemoryStore) -> None:

@@ -1,5 +1,6 @@
 """Subscribers that dial the publisher: fed at once, confirmed, and never in each other's way."""
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ from dwcp_fast.errors import (
 )
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.versions import Retained
-from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber, reading
+from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber, reading, serving
 from dwcp_fast.versions.asking import Question
 from dwcp_fast.versions.manifest import Head
 from dwcp_fast.versions.peer import PeerSource
@@ -83,6 +84,16 @@ def test_subscribers_that_dial_confirm_each_version(tmp_path: Path) -> None:
                     assert is_exactly(subscriber.tensors(), version_arrays(number))
             assert seen == [1, 2, 3, 4, 5]
     assert opened.peers() == ()
+
+
+def test_version_0_is_confirmed_too(tmp_path: Path) -> None:
+    with (
+        DeltaPublisher(tmp_path, listen="127.0.0.1:0", confirm="all") as opened,
+        following(DeltaSubscriber(pairing_of(opened))),
+    ):
+        until(lambda: len(opened.peers()) == 1)
+        assert len(opened.publish(0, version_arrays(0)).confirmed) == 1
+        assert opened.peers()[0].version == 0
 
 
 def test_a_subscriber_that_does_not_follow_holds_up_nobody_else(tmp_path: Path) -> None:
@@ -151,6 +162,87 @@ def test_a_publisher_that_comes_back_is_found_again(tmp_path: Path) -> None:
             publish(second, 2)
             until(lambda: subscriber.version == 2)
     assert is_exactly(subscriber.tensors(), version_arrays(2))
+
+
+@pytest.mark.parametrize("mistake", [{"port": "taken"}, {"codec": "zsdt:1"}, {"codec": "zstd:99"}])
+def test_a_publisher_that_cannot_be_opened_takes_nothing_from_another(
+    tmp_path: Path, mistake: dict[str, str]
+) -> None:
+    with DeltaPublisher(tmp_path, listen="127.0.0.1:0") as first:
+        publish(first, 1)
+        options: dict[str, Any] = {"listen": first.address} if "port" in mistake else mistake
+        with pytest.raises((OSError, ConfigError)):
+            DeltaPublisher(tmp_path, **options)
+        publish(first, 2)
+        assert first.newest == 2
+
+
+class Held:
+    """The publisher's answers to what is asked for by key, held back until the block ends."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.asked = threading.Event()
+        self._go_on = threading.Event()
+        read = serving.Server._object
+
+        def wait(server: serving.Server, key: str) -> bytes | memoryview | None:
+            self.asked.set()
+            assert self._go_on.wait(WAIT_S)
+            return read(server, key)
+
+        # Nothing is given before it is asked for.
+        patch.setattr(serving.Server, "_ahead", lambda *given: {})
+        patch.setattr(serving.Server, "_object", wait)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._go_on.set()
+
+
+def test_a_version_whose_fetch_is_cancelled_is_offered_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def follow(opened: DeltaPublisher) -> int:
+        async with DeltaSubscriber(pairing_of(opened)) as subscriber:
+            with Held(monkeypatch) as held:
+                waiting = asyncio.ensure_future(anext(aiter(subscriber)))
+                assert await asyncio.to_thread(held.asked.wait, WAIT_S)
+                waiting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await waiting
+            staged = await anext(aiter(subscriber))
+            assert [peer.failure for peer in opened.peers() if peer.failure is not None] == []
+            assert staged.report.healed == () and is_exactly(staged.tensors(), version_arrays(1))
+            return staged.version
+
+    with DeltaPublisher(tmp_path, listen="127.0.0.1:0") as opened:
+        publish(opened, 1)
+        assert asyncio.run(asyncio.wait_for(follow(opened), WAIT_S)) == 1
+
+
+def test_closing_during_a_fetch_ends_the_wait_without_a_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome: list[object] = []
+
+    def wait() -> None:
+        try:
+            outcome.append(subscriber.wait(WAIT_S))
+        except DwcpError as exc:
+            outcome.append(exc)
+
+    with DeltaPublisher(tmp_path, listen="127.0.0.1:0") as opened:
+        publish(opened, 1)
+        subscriber = DeltaSubscriber(pairing_of(opened))
+        with Held(monkeypatch) as held:
+            thread = threading.Thread(target=wait)
+            thread.start()
+            assert held.asked.wait(WAIT_S)
+            subscriber.close()
+            thread.join(WAIT_S)
+    assert outcome == [None]
 
 
 def test_a_question_that_cannot_be_is_refused_and_others_are_served(tmp_path: Path) -> None:

@@ -7,7 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
+
+from .forwarder import Forwarder
 
 PIECE: Final = 16 << 10
 BUFFER: Final = 64 << 10
@@ -41,11 +44,10 @@ class Lane:
                 one.shutdown(socket.SHUT_RD)
 
 
-class Breaker:
-    """Forwards connections to `target`, which may be set anew, and counts what goes there."""
+class Breaker(Forwarder):
+    """Forwards connections, and counts what goes to the target."""
 
     def __init__(self, target: tuple[str, int]) -> None:
-        self.target = target
         self.passed = 0
         """Bytes on their way to the target, of all connections together."""
         self.carrier: Lane | None = None
@@ -59,15 +61,7 @@ class Breaker:
         self._closed = False
         self._changed = threading.Condition()
         self._lanes: list[Lane] = []
-        self._threads: list[threading.Thread] = []
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._server.getsockname()[1]
-        self._acceptor = threading.Thread(target=self._accept, daemon=True)
-        self._acceptor.start()
-
-    def reroute(self, pairing: str) -> str:
-        """Point a pairing string here."""
-        return f"dwcp://127.0.0.1:{self.port}#{pairing.partition('#')[2]}"
+        super().__init__(target)
 
     def stop_at(self, byte: int | None) -> None:
         """Let everything pass again, up to this byte or for ever."""
@@ -96,36 +90,17 @@ class Breaker:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._acceptor.join(10)
-        self._server.close()
-        self.cut()
-        for thread in self._threads:
-            thread.join(10)
+        super().close()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._server.accept()
-            except OSError:
-                return
-            try:
-                far = socket.create_connection(self.target, timeout=10)
-            except OSError:
-                near.close()
-                continue
-            far.settimeout(None)
-            for one in (near, far):
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            lane = Lane(near, far)
-            thread = threading.Thread(target=self._carry, args=(lane,), daemon=True)
-            with self._changed:
-                self._lanes.append(lane)
-                self._threads = [one for one in self._threads if one.is_alive()] + [thread]
-            thread.start()
+    def _let_in(self, near: socket.socket, far: socket.socket) -> Callable[[], None]:
+        for one in (near, far):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        lane = Lane(near, far)
+        with self._changed:
+            self._lanes.append(lane)
+        return partial(self._carry, lane)
 
     def _carry(self, lane: Lane) -> None:
         """Carry one connection, both ways, to its end."""

@@ -2,7 +2,7 @@
 
 ::
 
-    with Lab([Path(delay_ms=50, rate_bps=500e6, loss=0.001)]) as lab:
+    with Lab([Shape(delay_ms=50, rate_bps=500e6, loss=0.001)]) as lab:
         server = lab.start(RIGHT, ["iperf3", "-s", "-1"])
         lab.run(LEFT, ["iperf3", "-c", lab.address(RIGHT)])
         lab.change("both", loss=0.01)
@@ -349,8 +349,8 @@ class Lab:
             for route in self._routes(side, path):
                 ip(f"-n {space} route replace {route}")
             if side == LEFT:
-                # The source address chooses the path, whatever the destination. Answers come back by their
-                # destination, so on the same path.
+                # The source address chooses the path, whatever the destination. The answers come back by
+                # their destination, so on the same path.
                 ip(f"-n {space} rule add from {here} lookup {FIRST_TABLE + path}")
         except LabError:
             os.close(number)

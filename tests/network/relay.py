@@ -4,22 +4,21 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final
+
+from .forwarder import Forwarder
 
 PIECE: Final = 16 << 10
 
 
-class Relay:
+class Relay(Forwarder):
     """Forwards connections; what it does to the bytes is set by its attributes."""
 
     def __init__(self, target: tuple[str, int], *, pulled: bool = False) -> None:
-        self._target = target
         self._pulled = pulled
-        self._server = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self.port = self._server.getsockname()[1]
         self.forwarded = 0
         self.flip_after: int | None = None
         """Alter one bit of the first piece after this many bytes; done once."""
@@ -31,14 +30,7 @@ class Relay:
         self.held = threading.Event()
         self.on_piece: Callable[[bytes], object] | None = None
         """Shown every piece that passes."""
-        self._acceptor = threading.Thread(target=self._accept, daemon=True)
-        self._acceptor.start()
-
-    def reroute(self, pairing: str) -> str:
-        """Point a pairing string here."""
-        head, _, secret = pairing.partition("#")
-        assert head.startswith("dwcp://")
-        return f"dwcp://127.0.0.1:{self.port}#{secret}"
+        super().__init__(target)
 
     def cut(self) -> None:
         """Reset every connection."""
@@ -50,32 +42,13 @@ class Relay:
 
     def close(self) -> None:
         """End, and wait until every thread has."""
-        with contextlib.suppress(OSError):
-            self._server.shutdown(socket.SHUT_RDWR)
-        self._acceptor.join(10)
-        self._server.close()
         self.hold.set()
-        self.cut()
-        for thread in self._threads:
-            thread.join(10)
+        super().close()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._server.accept()
-            except OSError:
-                return
-            try:
-                upstream = socket.create_connection(self._target, timeout=10)
-            except OSError:
-                client.close()
-                continue
-            upstream.settimeout(None)
-            thread = threading.Thread(target=self._join, args=(client, upstream), daemon=True)
-            with self._lock:
-                self._sockets += [client, upstream]
-                self._threads.append(thread)
-            thread.start()
+    def _let_in(self, near: socket.socket, far: socket.socket) -> Callable[[], None]:
+        with self._lock:
+            self._sockets += [near, far]
+        return partial(self._join, near, far)
 
     def _join(self, client: socket.socket, upstream: socket.socket) -> None:
         """Carry one connection, both ways, to its end."""

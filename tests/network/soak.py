@@ -3,7 +3,8 @@
     cd tests && python -m network.soak --seed 7 --minutes 60
 
 Ends with 1 at the first state that differs, wait that does not end, or process that grows. One round is one
-transfer, of a state that differs in part from that of the round before; `--round N` does it alone.
+transfer, of a state that differs in part from that of the round before; `--round N` does it alone, with that
+state where the round before would have left it.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from .conftest import DWCP, MIB, Machine, Recv
 KIB: Final = 1 << 10
 BLOCK: Final = 64 * KIB
 LANES: Final = 3
+INBOX: Final = "inbox"
+STATE: Final = "state"
 SPACING: Final = (300 * KIB, 1500 * KIB)
 """Bytes between two faults."""
 
@@ -153,7 +156,7 @@ class Trial:
         self.sender = self._send()
 
     def _receive(self) -> Recv:
-        return self.machine.recv("--idle-timeout", f"{self.idle_s}s", "--no-sync")
+        return self.machine.recv("--idle-timeout", f"{self.idle_s}s", "--no-sync", name=INBOX)
 
     def _send(self) -> subprocess.Popen[str]:
         target = self.breaker.reroute(self.receiver.pairing)
@@ -297,12 +300,18 @@ def state_of(rng: random.Random, before: bytes) -> bytes:
     return bytes(state)
 
 
+def state_of_round(seed: int, number: int, before: bytes) -> bytes:
+    """The state that a round transfers."""
+    return state_of(random.Random(f"{seed}/{number}"), before)
+
+
 def one_round(folder: Path, seed: int, number: int, before: bytes) -> bytes:
     """Do one transfer under faults, and tell what was done."""
-    rng = random.Random(f"{seed}/{number}")
-    content = state_of(rng, before)
+    content = state_of_round(seed, number, before)
+    # Of their own: how much of another is used up depends on whether there was a state before.
+    rng = random.Random(f"{seed}/{number}/faults")
     faults = plan(rng, rng.randrange(1, 25), KINDS, settled=0.5)
-    state = folder / "state"
+    state = folder / STATE
     state.write_bytes(content)
     began = time.monotonic()
     trial = Trial(Machine(folder), state)
@@ -326,16 +335,28 @@ def one_round(folder: Path, seed: int, number: int, before: bytes) -> bytes:
     return content
 
 
+def go_to_round(folder: Path, seed: int, number: int) -> bytes:
+    """Make the state of the round before, and leave it where that would have: it may be a base."""
+    content = b""
+    for earlier in range(number):
+        content = state_of_round(seed, earlier, content)
+    if number:
+        (folder / INBOX).mkdir()
+        (folder / INBOX / STATE).write_bytes(content)
+    return content
+
+
 def soak(seed: int, minutes: float, only: int | None = None) -> int:
     """Do rounds until the time is over; give how many rounds there were, or raise what was found."""
     end = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(prefix="dwcp-soak-") as name:
+        folder = Path(name)
         if only is not None:
-            one_round(Path(name), seed, only, b"")
+            one_round(folder, seed, only, go_to_round(folder, seed, only))
             return 1
         number, content = 0, b""
         while number == 0 or time.monotonic() < end:
-            content = one_round(Path(name), seed, number, content)
+            content = one_round(folder, seed, number, content)
             number += 1
     return number
 

@@ -73,6 +73,8 @@ pub struct Direction<T> {
     queued_bytes: u64,
     held_bytes: u64,
     line_free_at: Nanos,
+    /// Nothing leaves before, as the rate is 0 until then.
+    stalled_until: Nanos,
     flying: VecDeque<Flying<T>>,
     held_back: BinaryHeap<Flying<T>>,
     sent: u64,
@@ -89,6 +91,7 @@ impl<T> Direction<T> {
             queued_bytes: 0,
             held_bytes: 0,
             line_free_at: 0,
+            stalled_until: 0,
             flying: VecDeque::new(),
             held_back: BinaryHeap::new(),
             sent: 0,
@@ -96,13 +99,29 @@ impl<T> Direction<T> {
         }
     }
 
-    /// Be like this from now on; what is past the line already is not changed by it.
+    /// Be like this from now on; what is past the line already is not changed by it, but a cut drops it.
     pub fn change(&mut self, now: Nanos, settings: Settings) {
         self.serve(now);
+        // There may be a rate sooner than it seemed.
+        self.stalled_until = self.stalled_until.min(now);
+        if settings.cut {
+            self.drop_all(now);
+        }
         if settings.seed != self.settings.seed {
             self.random = Random::new(settings.seed);
         }
         self.settings = settings;
+    }
+
+    /// Lose what waits, is on the line, or flies.
+    fn drop_all(&mut self, now: Nanos) {
+        let lost = self.queue.len() + self.flying.len() + self.held_back.len();
+        self.counts.dropped_cut += lost as u64;
+        self.queue.clear();
+        self.flying.clear();
+        self.held_back.clear();
+        (self.queued_bytes, self.held_bytes) = (0, 0);
+        self.line_free_at = self.line_free_at.min(now);
     }
 
     /// A packet comes in.
@@ -141,17 +160,22 @@ impl<T> Direction<T> {
         limit.max(LEAST_QUEUE_BYTES)
     }
 
+    /// When the line may take a packet, if it is the first.
+    fn start_of(&self, packet: &Waiting<T>) -> Nanos {
+        self.line_free_at.max(self.stalled_until).max(packet.arrival)
+    }
+
     /// Put on the line every packet whose turn has come.
     fn serve(&mut self, now: Nanos) {
         while let Some(first) = self.queue.front() {
-            let start = self.line_free_at.max(first.arrival);
+            let start = self.start_of(first);
             if start > now {
                 return;
             }
             let taken = match self.settings.rate.at(start) {
                 (None, _) => 0,
                 (Some(rate), until) if rate <= 0.0 => {
-                    self.line_free_at = until;
+                    self.stalled_until = until;
                     continue;
                 }
                 (Some(rate), _) => (f64::from(first.length) * 8e9 / rate).round() as Nanos,
@@ -211,31 +235,23 @@ impl<T> Direction<T> {
 
     /// The next packet that has arrived by now, and when it was due.
     pub fn take(&mut self, now: Nanos) -> Option<(Nanos, T)> {
-        loop {
-            self.serve(now);
-            let held_due = self.held_back.peek().map_or(Nanos::MAX, |packet| packet.due);
-            let next_due = self.flying.front().map_or(Nanos::MAX, |packet| packet.due);
-            if held_due.min(next_due) > now {
-                return None;
-            }
-            let arrived = if held_due < next_due { self.held_back.pop() } else { self.flying.pop_front() }?;
-            self.held_bytes -= u64::from(arrived.length);
-            if self.settings.cut {
-                self.counts.dropped_cut += 1;
-                continue;
-            }
-            self.counts.delivered_packets += 1;
-            self.counts.delivered_bytes += u64::from(arrived.length);
-            return Some((arrived.due, arrived.packet));
+        self.serve(now);
+        let held_due = self.held_back.peek().map_or(Nanos::MAX, |packet| packet.due);
+        let next_due = self.flying.front().map_or(Nanos::MAX, |packet| packet.due);
+        if held_due.min(next_due) > now {
+            return None;
         }
+        let arrived = if held_due < next_due { self.held_back.pop() } else { self.flying.pop_front() }?;
+        self.held_bytes -= u64::from(arrived.length);
+        self.counts.delivered_packets += 1;
+        self.counts.delivered_bytes += u64::from(arrived.length);
+        Some((arrived.due, arrived.packet))
     }
 
     /// When `take` may give something, if nothing else comes in.
     pub fn next_at(&self) -> Option<Nanos> {
-        let waiting = self
-            .queue
-            .front()
-            .map(|first| self.line_free_at.max(first.arrival).saturating_add(self.settings.delay));
+        let waiting =
+            self.queue.front().map(|first| self.start_of(first).saturating_add(self.settings.delay));
         let flying = self.flying.front().map(|packet| packet.due);
         let held = self.held_back.peek().map(|packet| packet.due);
         [waiting, flying, held].into_iter().flatten().min()
@@ -339,22 +355,41 @@ mod tests {
         assert!(arrived.windows(2).all(|pair| pair[0].0 <= pair[1].0));
     }
 
+    fn change(link: &mut Direction<usize>, now: Nanos, word: &str) {
+        let mut settings = link.settings.clone();
+        settings.assign(word, now).unwrap();
+        link.change(now, settings);
+    }
+
     #[test]
-    fn a_cut_link_loses_what_comes_and_what_flies_and_passes_again_later() {
-        let mut link = direction("delay_ms=10");
-        let cut = |link: &mut Direction<usize>, now, value: &str| {
-            let mut settings = link.settings.clone();
-            settings.assign(value, now).unwrap();
-            link.change(now, settings);
-        };
-        link.offer(0, 100, 1);
-        cut(&mut link, 5 * MS, "cut=1");
-        link.offer(6 * MS, 100, 2);
+    fn a_cut_however_short_loses_what_comes_waits_and_flies_and_the_link_passes_again_later() {
+        let mut link = direction("rate_bps=12e6 delay_ms=10 reorder=0.5 reorder_ms=1");
+        // By the cut four fly, one is on the line and one waits.
+        (0..6).for_each(|number| link.offer(0, 1500, number));
+        change(&mut link, 4 * MS + MS / 2, "cut=1");
+        link.offer(5 * MS, 1500, 6);
+        assert_eq!(link.take(5 * MS), None);
+        change(&mut link, 5 * MS, "cut=0");
+        change(&mut link, 5 * MS, "reorder=0");
+        link.offer(5 * MS, 1500, 7);
+        assert_eq!(drain(&mut link), [(16 * MS, 7)]);
+        assert_eq!((link.counts.packets, link.counts.dropped_cut), (8, 7));
+        assert_eq!((link.queued_bytes, link.held_bytes), (0, 0));
+    }
+
+    #[test]
+    fn an_outage_ends_with_the_next_rate_that_is_told() {
+        let mut link = direction("rate_bps=0 delay_ms=10");
+        link.offer(0, 1500, 1);
         assert_eq!(link.take(20 * MS), None);
-        cut(&mut link, 20 * MS, "cut=0");
-        link.offer(20 * MS, 100, 3);
-        assert_eq!(drain(&mut link), [(30 * MS, 3)]);
-        assert_eq!(link.counts.dropped_cut, 2);
+        change(&mut link, 50 * MS, "rate_bps=12e6");
+        assert_eq!(drain(&mut link), [(61 * MS, 1)]);
+        // The line is as busy as it was before an outage that ends at once.
+        link.offer(100 * MS, 1500, 2);
+        link.offer(100 * MS, 1500, 3);
+        change(&mut link, 100 * MS, "rate_bps=0");
+        change(&mut link, 100 * MS, "rate_bps=12e6");
+        assert_eq!(drain(&mut link), [(111 * MS, 2), (112 * MS, 3)]);
     }
 
     #[test]

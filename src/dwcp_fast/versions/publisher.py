@@ -112,7 +112,7 @@ class DeltaPublisher(Closing):
         Raises:
             ConfigError: An option cannot be used.
             ConflictError: Another publisher opened the store at this moment.
-            OSError: The store cannot be read or written.
+            OSError: The store cannot be read or written, or `listen` not be listened on.
             TransportError: The store cannot be reached.
         """
         check_int("anchor_every", anchor_every, 1, 1024)
@@ -126,11 +126,13 @@ class DeltaPublisher(Closing):
         self._confirm = confirm
         self._confirm_timeout_s = confirm_timeout_s
         self._server: Server | None = None
+        self._coder = Coder(codec, block_bytes)
+        # Which codecs there are is the library's to say.
+        self._coder.snapshot(b"", 1)
         self._store: Store = open_store(base)
         self._name = secrets.token_hex(16)
         self._anchor_every = anchor_every
         self._keep = keep
-        self._coder = Coder(codec, block_bytes)
         self._threads = threads
         self._max_bytes = max_version_bytes
         self._lock = threading.Lock()
@@ -143,10 +145,17 @@ class DeltaPublisher(Closing):
         self._uncertain: str | None = "the publisher has just been opened"
         # Whether what the store holds has to be read before it can be relied on.
         self._doubt = True
-        self._settle(opening=True)
-        if listen is not None:
-            self._server = Server(listen, self._store, trust, clients, max_peers)
-            self._show()
+        try:
+            # First, as it may fail: to settle ends the right to publish of whoever had it.
+            if listen is not None:
+                self._server = Server(listen, self._store, trust, clients, max_peers)
+            self._settle(opening=True)
+        except BaseException:
+            if self._server is not None:
+                self._server.close()
+            if self._store is not base:
+                self._store.close()
+            raise
 
     @property
     def newest(self) -> int | None:

@@ -42,6 +42,10 @@ class PeerStatus:
     version: int | None
     failure: str | None
 
+    def holds(self, version: int) -> bool:
+        """Tell whether it has committed that version or a later one."""
+        return self.version is not None and self.version >= version
+
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as a dictionary of plain values."""
         return asdict(self)
@@ -122,7 +126,7 @@ class Server:
             asked = set(self._peers)
             while True:
                 left = asked & set(self._peers)
-                having = {one for one in left if (self._peers[one].version or -1) >= version}
+                having = {one for one in left if self._peers[one].holds(version)}
                 failed = [self._peers[one] for one in left - having if self._peers[one].failure is not None]
                 if (having or not asked) if not everybody else having == left:
                     return tuple(self._peers[one].peer for one in having)

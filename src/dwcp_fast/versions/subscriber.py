@@ -300,6 +300,8 @@ class DeltaSubscriber(Closing):
         refused: set[tuple[str, Form]] = set()
         try:
             while True:
+                # An interruption ends what is asked, which then looks as if it were not there.
+                check()
                 versions = self._newer(Head.load(stamp.data), self._held)
                 if versions is None:
                     self._seen = stamp
@@ -314,6 +316,7 @@ class DeltaSubscriber(Closing):
                 try:
                     state = self._follow(route.value, versions[-1], held, check, at_once)
                 except Refusal as refusal:
+                    check()
                     refusals.append(refusal)
                     if held is not None and isinstance(refusal.error, BaseMismatchError):
                         # The delta may be good, and what is held not what it says it is.
@@ -336,9 +339,10 @@ class DeltaSubscriber(Closing):
                 return state, report
         except Stopped:
             return None
-        except (DwcpError, ValueError):
-            # A damaged head is not read again before it changes.
-            self._seen = stamp
+        except (DwcpError, ValueError) as exc:
+            # A damaged head is not read again before it changes; one that could not be followed yet is.
+            if not getattr(exc, "retryable", False):
+                self._seen = stamp
             raise
 
     def _newer(self, head: Head, held: State | None) -> tuple[Retained, ...] | None:
