@@ -62,4 +62,8 @@ impl Dialling for Sending {
     fn stop(&self) -> &Cancel {
         &self.shared.cancel
     }
+
+    fn halt(&self) {
+        self.shared.halt.cancel();
+    }
 }
