@@ -1,5 +1,6 @@
 //! Keeps all lanes of a sender together below a rate, which may change at any time.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -47,15 +48,23 @@ impl Limiter {
         self.rate().map(|rate| (rate / 20).clamp(1_024, 1 << 20) as usize)
     }
 
-    /// Waits until `count` bytes may go out.
+    /// Waits until `count` bytes may go out. On a cancel they are left to others.
     pub(crate) fn pass(&self, count: usize, cancel: &Cancel) -> Result<(), NetError> {
         let turn = lock(&self.budget).ask(count as u64, self.epoch.elapsed());
         loop {
-            let early = lock(&self.budget).until(turn, self.epoch.elapsed());
-            if early.is_zero() {
-                return Ok(());
+            let early = {
+                let mut budget = lock(&self.budget);
+                let early = budget.until(turn, self.epoch.elapsed());
+                if early.is_zero() {
+                    budget.leave(turn);
+                    return Ok(());
+                }
+                early
+            };
+            if let Err(error) = cancel.sleep(early.min(SLICE)) {
+                lock(&self.budget).give_up(turn);
+                return Err(error);
             }
-            cancel.sleep(early.min(SLICE))?;
         }
     }
 
@@ -95,15 +104,26 @@ struct Budget {
     asked: f64,
     allowed: f64,
     at: Duration,
+    next: u64,
+    /// Who waits, in the order of turns.
+    row: VecDeque<Waiting>,
 }
 
-/// A place in the row: the number of the last byte that was asked for.
+/// A place in the row.
 #[derive(Clone, Copy)]
-struct Turn(f64);
+struct Turn(u64);
+
+/// Who has it.
+struct Waiting {
+    turn: u64,
+    count: f64,
+    /// The number of the last byte that was asked for.
+    last: f64,
+}
 
 impl Budget {
     fn new(bytes_per_s: Option<u64>) -> Budget {
-        Budget { bytes_per_s, asked: 0.0, allowed: 0.0, at: Duration::ZERO }
+        Budget { bytes_per_s, asked: 0.0, allowed: 0.0, at: Duration::ZERO, next: 0, row: VecDeque::new() }
     }
 
     fn advance(&mut self, now: Duration) {
@@ -128,14 +148,36 @@ impl Budget {
 
     fn ask(&mut self, count: u64, now: Duration) -> Turn {
         self.advance(now);
-        self.asked += count as f64;
-        Turn(self.asked)
+        let count = count as f64;
+        self.asked += count;
+        let turn = self.next;
+        self.next += 1;
+        self.row.push_back(Waiting { turn, count, last: self.asked });
+        Turn(turn)
+    }
+
+    fn place(&self, turn: Turn) -> Option<usize> {
+        self.row.binary_search_by_key(&turn.0, |waiting| waiting.turn).ok()
+    }
+
+    /// The bytes of that turn go out.
+    fn leave(&mut self, turn: Turn) {
+        self.place(turn).and_then(|place| self.row.remove(place));
+    }
+
+    /// The bytes of that turn do not go out, and those behind it move up.
+    fn give_up(&mut self, turn: Turn) {
+        let Some(place) = self.place(turn) else { return };
+        let Some(Waiting { count, .. }) = self.row.remove(place) else { return };
+        self.asked -= count;
+        self.row.range_mut(place..).for_each(|behind| behind.last -= count);
     }
 
     /// How long it is until that turn comes, as things stand.
     fn until(&mut self, turn: Turn, now: Duration) -> Duration {
         self.advance(now);
-        let missing = turn.0 - self.allowed;
+        let Some(place) = self.place(turn) else { return Duration::ZERO };
+        let missing = self.row[place].last - self.allowed;
         match self.bytes_per_s {
             // A millionth of a byte is what arithmetic has lost.
             Some(rate) if missing > 1e-6 => Duration::from_secs_f64(missing / rate.max(1) as f64),
@@ -156,11 +198,11 @@ mod tests {
             let turn = budget.ask(1_000, now);
             now += budget.until(turn, now);
             if now > end {
-                // It is given up, and the row moves up.
-                budget.asked -= 1_000.0;
+                budget.give_up(turn);
                 return passed;
             }
             assert!(budget.until(turn, now + Duration::from_nanos(2)).is_zero());
+            budget.leave(turn);
             passed += 1_000;
         }
     }
@@ -197,6 +239,30 @@ mod tests {
         budget.set_rate(Some(1_000), later);
         let turn = budget.ask(1_000, later);
         assert_eq!(budget.until(turn, later), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn what_is_given_up_is_left_to_those_behind() {
+        let mut budget = Budget::new(Some(1_000));
+        let start = Duration::from_secs(1);
+        let [first, second, third] = [400, 3_000, 250].map(|count| budget.ask(count, start));
+        budget.give_up(second);
+        // A burst of 50 ms had been saved up.
+        assert_eq!(budget.until(first, start), Duration::from_millis(350));
+        assert_eq!(budget.until(third, start), Duration::from_millis(600));
+        let later = start + Duration::from_millis(600);
+        assert!(budget.until(first, later).is_zero() && budget.until(third, later).is_zero());
+        [first, third].into_iter().for_each(|turn| budget.leave(turn));
+        assert!(budget.row.is_empty());
+
+        let limiter = Limiter::new(Some(1_000));
+        let cancel = Cancel::new();
+        cancel.cancel();
+        assert!(matches!(limiter.pass(1_000_000, &cancel), Err(NetError::Cancelled)));
+        let mut budget = lock(&limiter.budget);
+        let now = limiter.epoch.elapsed();
+        let turn = budget.ask(1_000, now);
+        assert!(budget.until(turn, now) <= Duration::from_secs(1));
     }
 
     #[test]
