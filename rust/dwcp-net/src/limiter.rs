@@ -11,6 +11,13 @@ use crate::error::NetError;
 /// How much time's worth of bytes may go out at once.
 const BURST_S: f64 = 0.05;
 
+/// The least to ask for at once: less is not worth a packet.
+const LEAST_PIECE: u64 = 1_024;
+
+/// For how long a lane may be silent in the middle of a block, since the others have their turns: well within what peers
+/// wait for, and what is taken for a stall.
+const SILENCE_S: f64 = 2.5;
+
 /// How often a lane that waits looks whether the rate is another by now.
 const SLICE: Duration = Duration::from_millis(100);
 
@@ -42,10 +49,24 @@ impl Limiter {
         lock(&self.budget).bytes_per_s
     }
 
-    /// How many bytes to ask for at once: a burst's worth, so that the stream is even and a cancel is noticed. None
-    /// while there is no rate to keep.
+    /// How many bytes a lane is to ask for at once: all lanes together a burst's worth, so that the stream is even on
+    /// each and a cancel is noticed. None while there is no rate to keep.
     pub(crate) fn piece(&self) -> Option<usize> {
-        self.rate().map(|rate| (rate / 20).clamp(1_024, 1 << 20) as usize)
+        let share = |rate| (rate / 20 / self.senders(rate)).clamp(LEAST_PIECE, 1 << 20) as usize;
+        self.rate().map(share)
+    }
+
+    /// How many of the `lanes` of a session may be given blocks, so that none is silent for long in the middle of one.
+    pub(crate) fn room(&self, lanes: usize) -> usize {
+        let Some(rate) = self.rate() else { return lanes };
+        let all = self.lanes.load(Ordering::SeqCst).max(lanes).max(1) as u64;
+        ((self.senders(rate).min(all) * lanes as u64).div_ceil(all)) as usize
+    }
+
+    /// How many lanes share a rate: those that there are, as far as their turns come often enough.
+    fn senders(&self, bytes_per_s: u64) -> u64 {
+        let most = (bytes_per_s as f64 * SILENCE_S / LEAST_PIECE as f64) as u64;
+        most.min(self.lanes.load(Ordering::SeqCst) as u64).max(1)
     }
 
     /// Waits until `count` bytes may go out. On a cancel they are left to others.
@@ -77,8 +98,7 @@ impl Limiter {
     /// What the system should pace each lane at, in bytes a second, so that a burst does not go out at once: never less
     /// than the limiter lets the lane have, if others have their share.
     pub(crate) fn pace(&self) -> Option<u64> {
-        let lanes = self.lanes.load(Ordering::SeqCst);
-        self.rate().map(|rate| pace(rate, lanes))
+        self.rate().map(|rate| pace(rate, self.senders(rate)))
     }
 }
 
@@ -91,8 +111,8 @@ impl Drop for Seat {
     }
 }
 
-fn pace(bytes_per_s: u64, lanes: usize) -> u64 {
-    let share = (AMONG_OTHERS / lanes.max(1) as f64).min(ALONE);
+fn pace(bytes_per_s: u64, lanes: u64) -> u64 {
+    let share = (AMONG_OTHERS / lanes as f64).min(ALONE);
     ((bytes_per_s as f64 * share) as u64).max(1)
 }
 
@@ -270,13 +290,33 @@ mod tests {
         assert_eq!(pace(1_000_000, 1), 1_250_000);
         assert_eq!(pace(1_000_000, 4), 500_000);
         assert_eq!(pace(1, 256), 1);
-        let limiter = Arc::new(Limiter::new(Some(1_000)));
+        let limiter = Arc::new(Limiter::new(Some(10_000)));
         let seats: Vec<Seat> = (0..4).map(|_| limiter.seat()).collect();
-        assert_eq!(limiter.pace(), Some(500));
+        assert_eq!(limiter.pace(), Some(5_000));
         drop(seats);
         limiter.set_rate(Some(2_000));
         assert_eq!((limiter.pace(), limiter.piece()), (Some(2_500), Some(1_024)));
         limiter.set_rate(None);
         assert_eq!((limiter.pace(), limiter.piece()), (None, None));
+    }
+
+    #[test]
+    fn no_lane_is_silent_for_long_while_the_others_have_their_turns() {
+        let limiter = Arc::new(Limiter::new(None));
+        let _seats: Vec<Seat> = (0..256).map(|_| limiter.seat()).collect();
+        assert_eq!(limiter.room(256), 256);
+        for rate in [1_000, 20_000, 100_000, 1_000_000, 1 << 30, 1 << 40] {
+            limiter.set_rate(Some(rate));
+            let (piece, room) = (limiter.piece().unwrap(), limiter.room(256));
+            let round = piece as f64 * room as f64 / rate as f64;
+            assert!(round <= 2.5, "{room} lanes send {piece} bytes in {round} s");
+            // TCP lets each have its share.
+            assert!(limiter.pace().unwrap() * room as u64 >= rate);
+            // A session that has some of the lanes has as large a part of the room.
+            assert_eq!(limiter.room(64), room.div_ceil(4));
+        }
+        assert_eq!((limiter.piece(), limiter.room(256)), (Some(1 << 20), 256));
+        limiter.set_rate(Some(1));
+        assert_eq!((limiter.room(256), limiter.room(1), limiter.pace()), (1, 1, Some(1)));
     }
 }

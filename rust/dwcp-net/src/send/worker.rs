@@ -238,7 +238,7 @@ impl Worker<'_> {
             lane.keep_alive()?;
             let now = thread_cpu();
             let spent = now.saturating_sub(std::mem::replace(&mut cpu, now));
-            let turn = lock(&self.shared.state).turn(self.id, self.epoch, spent);
+            let turn = lock(&self.shared.state).turn(self.id, self.epoch, spent, &self.shared.limiter);
             match turn {
                 Turn::Stale(None) => {
                     self.worthwhile = true;
