@@ -489,19 +489,6 @@ impl SenderSession {
         })
     }
 
-    /// Gives a task back that the driver could not do on this lane.
-    pub fn abandon(&mut self, lane: LaneId, task: BlockTask) {
-        let Some(block) = self.table.at(task.entry, task.offset) else { return };
-        let Some(state) = self.lanes.get_mut(&lane) else { return };
-        if let Some(place) = state.tasks.iter().position(|other| *other == block) {
-            state.tasks.swap_remove(place);
-            state.raw_bytes -= u64::from(task.raw_len);
-            if self.phase != Phase::Done {
-                self.again.push_back(block);
-            }
-        }
-    }
-
     /// The answer of the receiver, once the transfer is committed.
     #[must_use]
     pub fn outcome(&self) -> Option<Committed> {
