@@ -1,5 +1,6 @@
 //! Keeps all lanes of a sender together below a rate, which may change at any time.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,6 +10,13 @@ use crate::error::NetError;
 
 /// How much time's worth of bytes may go out at once.
 const BURST_S: f64 = 0.05;
+
+/// The least to ask for at once: less is not worth a packet.
+const LEAST_PIECE: u64 = 1_024;
+
+/// For how long a lane may be silent in the middle of a block, since the others have their turns: well within what peers
+/// wait for, and what is taken for a stall.
+const SILENCE_S: f64 = 2.5;
 
 /// How often a lane that waits looks whether the rate is another by now.
 const SLICE: Duration = Duration::from_millis(100);
@@ -41,21 +49,43 @@ impl Limiter {
         lock(&self.budget).bytes_per_s
     }
 
-    /// How many bytes to ask for at once: a burst's worth, so that the stream is even and a cancel is noticed. None
-    /// while there is no rate to keep.
+    /// How many bytes a lane is to ask for at once: all lanes together a burst's worth, so that the stream is even on
+    /// each and a cancel is noticed. None while there is no rate to keep.
     pub(crate) fn piece(&self) -> Option<usize> {
-        self.rate().map(|rate| (rate / 20).clamp(1_024, 1 << 20) as usize)
+        let share = |rate| (rate / 20 / self.senders(rate)).clamp(LEAST_PIECE, 1 << 20) as usize;
+        self.rate().map(share)
     }
 
-    /// Waits until `count` bytes may go out.
+    /// How many of the `lanes` of a session may be given blocks, so that none is silent for long in the middle of one.
+    pub(crate) fn room(&self, lanes: usize) -> usize {
+        let Some(rate) = self.rate() else { return lanes };
+        let all = self.lanes.load(Ordering::SeqCst).max(lanes).max(1) as u64;
+        ((self.senders(rate).min(all) * lanes as u64).div_ceil(all)) as usize
+    }
+
+    /// How many lanes share a rate: those that there are, as far as their turns come often enough.
+    fn senders(&self, bytes_per_s: u64) -> u64 {
+        let most = (bytes_per_s as f64 * SILENCE_S / LEAST_PIECE as f64) as u64;
+        most.min(self.lanes.load(Ordering::SeqCst) as u64).max(1)
+    }
+
+    /// Waits until `count` bytes may go out. On a cancel they are left to others.
     pub(crate) fn pass(&self, count: usize, cancel: &Cancel) -> Result<(), NetError> {
         let turn = lock(&self.budget).ask(count as u64, self.epoch.elapsed());
         loop {
-            let early = lock(&self.budget).until(turn, self.epoch.elapsed());
-            if early.is_zero() {
-                return Ok(());
+            let early = {
+                let mut budget = lock(&self.budget);
+                let early = budget.until(turn, self.epoch.elapsed());
+                if early.is_zero() {
+                    budget.leave(turn);
+                    return Ok(());
+                }
+                early
+            };
+            if let Err(error) = cancel.sleep(early.min(SLICE)) {
+                lock(&self.budget).give_up(turn);
+                return Err(error);
             }
-            cancel.sleep(early.min(SLICE))?;
         }
     }
 
@@ -68,8 +98,7 @@ impl Limiter {
     /// What the system should pace each lane at, in bytes a second, so that a burst does not go out at once: never less
     /// than the limiter lets the lane have, if others have their share.
     pub(crate) fn pace(&self) -> Option<u64> {
-        let lanes = self.lanes.load(Ordering::SeqCst);
-        self.rate().map(|rate| pace(rate, lanes))
+        self.rate().map(|rate| pace(rate, self.senders(rate)))
     }
 }
 
@@ -82,8 +111,8 @@ impl Drop for Seat {
     }
 }
 
-fn pace(bytes_per_s: u64, lanes: usize) -> u64 {
-    let share = (AMONG_OTHERS / lanes.max(1) as f64).min(ALONE);
+fn pace(bytes_per_s: u64, lanes: u64) -> u64 {
+    let share = (AMONG_OTHERS / lanes as f64).min(ALONE);
     ((bytes_per_s as f64 * share) as u64).max(1)
 }
 
@@ -95,15 +124,26 @@ struct Budget {
     asked: f64,
     allowed: f64,
     at: Duration,
+    next: u64,
+    /// Who waits, in the order of turns.
+    row: VecDeque<Waiting>,
 }
 
-/// A place in the row: the number of the last byte that was asked for.
+/// A place in the row.
 #[derive(Clone, Copy)]
-struct Turn(f64);
+struct Turn(u64);
+
+/// Who has it.
+struct Waiting {
+    turn: u64,
+    count: f64,
+    /// The number of the last byte that was asked for.
+    last: f64,
+}
 
 impl Budget {
     fn new(bytes_per_s: Option<u64>) -> Budget {
-        Budget { bytes_per_s, asked: 0.0, allowed: 0.0, at: Duration::ZERO }
+        Budget { bytes_per_s, asked: 0.0, allowed: 0.0, at: Duration::ZERO, next: 0, row: VecDeque::new() }
     }
 
     fn advance(&mut self, now: Duration) {
@@ -128,14 +168,36 @@ impl Budget {
 
     fn ask(&mut self, count: u64, now: Duration) -> Turn {
         self.advance(now);
-        self.asked += count as f64;
-        Turn(self.asked)
+        let count = count as f64;
+        self.asked += count;
+        let turn = self.next;
+        self.next += 1;
+        self.row.push_back(Waiting { turn, count, last: self.asked });
+        Turn(turn)
+    }
+
+    fn place(&self, turn: Turn) -> Option<usize> {
+        self.row.binary_search_by_key(&turn.0, |waiting| waiting.turn).ok()
+    }
+
+    /// The bytes of that turn go out.
+    fn leave(&mut self, turn: Turn) {
+        self.place(turn).and_then(|place| self.row.remove(place));
+    }
+
+    /// The bytes of that turn do not go out, and those behind it move up.
+    fn give_up(&mut self, turn: Turn) {
+        let Some(place) = self.place(turn) else { return };
+        let Some(Waiting { count, .. }) = self.row.remove(place) else { return };
+        self.asked -= count;
+        self.row.range_mut(place..).for_each(|behind| behind.last -= count);
     }
 
     /// How long it is until that turn comes, as things stand.
     fn until(&mut self, turn: Turn, now: Duration) -> Duration {
         self.advance(now);
-        let missing = turn.0 - self.allowed;
+        let Some(place) = self.place(turn) else { return Duration::ZERO };
+        let missing = self.row[place].last - self.allowed;
         match self.bytes_per_s {
             // A millionth of a byte is what arithmetic has lost.
             Some(rate) if missing > 1e-6 => Duration::from_secs_f64(missing / rate.max(1) as f64),
@@ -156,11 +218,11 @@ mod tests {
             let turn = budget.ask(1_000, now);
             now += budget.until(turn, now);
             if now > end {
-                // It is given up, and the row moves up.
-                budget.asked -= 1_000.0;
+                budget.give_up(turn);
                 return passed;
             }
             assert!(budget.until(turn, now + Duration::from_nanos(2)).is_zero());
+            budget.leave(turn);
             passed += 1_000;
         }
     }
@@ -200,17 +262,61 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_up_is_left_to_those_behind() {
+        let mut budget = Budget::new(Some(1_000));
+        let start = Duration::from_secs(1);
+        let [first, second, third] = [400, 3_000, 250].map(|count| budget.ask(count, start));
+        budget.give_up(second);
+        // A burst of 50 ms had been saved up.
+        assert_eq!(budget.until(first, start), Duration::from_millis(350));
+        assert_eq!(budget.until(third, start), Duration::from_millis(600));
+        let later = start + Duration::from_millis(600);
+        assert!(budget.until(first, later).is_zero() && budget.until(third, later).is_zero());
+        [first, third].into_iter().for_each(|turn| budget.leave(turn));
+        assert!(budget.row.is_empty());
+
+        let limiter = Limiter::new(Some(1_000));
+        let cancel = Cancel::new();
+        cancel.cancel();
+        assert!(matches!(limiter.pass(1_000_000, &cancel), Err(NetError::Cancelled)));
+        let mut budget = lock(&limiter.budget);
+        let now = limiter.epoch.elapsed();
+        let turn = budget.ask(1_000, now);
+        assert!(budget.until(turn, now) <= Duration::from_secs(1));
+    }
+
+    #[test]
     fn pacing_leaves_lanes_room_for_what_others_do_not_use() {
         assert_eq!(pace(1_000_000, 1), 1_250_000);
         assert_eq!(pace(1_000_000, 4), 500_000);
         assert_eq!(pace(1, 256), 1);
-        let limiter = Arc::new(Limiter::new(Some(1_000)));
+        let limiter = Arc::new(Limiter::new(Some(10_000)));
         let seats: Vec<Seat> = (0..4).map(|_| limiter.seat()).collect();
-        assert_eq!(limiter.pace(), Some(500));
+        assert_eq!(limiter.pace(), Some(5_000));
         drop(seats);
         limiter.set_rate(Some(2_000));
         assert_eq!((limiter.pace(), limiter.piece()), (Some(2_500), Some(1_024)));
         limiter.set_rate(None);
         assert_eq!((limiter.pace(), limiter.piece()), (None, None));
+    }
+
+    #[test]
+    fn no_lane_is_silent_for_long_while_the_others_have_their_turns() {
+        let limiter = Arc::new(Limiter::new(None));
+        let _seats: Vec<Seat> = (0..256).map(|_| limiter.seat()).collect();
+        assert_eq!(limiter.room(256), 256);
+        for rate in [1_000, 20_000, 100_000, 1_000_000, 1 << 30, 1 << 40] {
+            limiter.set_rate(Some(rate));
+            let (piece, room) = (limiter.piece().unwrap(), limiter.room(256));
+            let round = piece as f64 * room as f64 / rate as f64;
+            assert!(round <= 2.5, "{room} lanes send {piece} bytes in {round} s");
+            // TCP lets each have its share.
+            assert!(limiter.pace().unwrap() * room as u64 >= rate);
+            // A session that has some of the lanes has as large a part of the room.
+            assert_eq!(limiter.room(64), room.div_ceil(4));
+        }
+        assert_eq!((limiter.piece(), limiter.room(256)), (Some(1 << 20), 256));
+        limiter.set_rate(Some(1));
+        assert_eq!((limiter.room(256), limiter.room(1), limiter.pace()), (1, 1, Some(1)));
     }
 }

@@ -30,6 +30,11 @@ pub const MAX_COMPONENT: usize = 255;
 pub const MAX_TARGET: usize = 4_095;
 /// Most digests in one HAVE, SAME or DIGESTS.
 pub const MAX_RUN: usize = 65_535;
+/// Bytes of entries and digests that this side writes into one frame, where it may choose: 17 kbit/s carry it within
+/// an idle deadline of 30 s, in which a head has to end.
+pub const WRITTEN_HEAD: usize = 65_536;
+/// Most digests that this side writes into one HAVE or DIGESTS.
+pub const WRITTEN_RUN: usize = WRITTEN_HEAD / 16;
 /// Longest request of a FETCH.
 pub const MAX_REQUEST: usize = 65_536;
 /// Longest dictionary of a transfer: what the head of a DICTIONARY holds.

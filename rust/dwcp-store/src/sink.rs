@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dwcp_codec::digest::Digest;
 use dwcp_proto::frame::{Have, HaveSource};
-use dwcp_proto::limits::MAX_RUN;
+use dwcp_proto::limits::WRITTEN_RUN;
 use dwcp_proto::manifest::Manifest;
 
 use crate::{StoreError, Tick};
@@ -80,7 +80,8 @@ pub(crate) fn haves_of_blocks(entry: u32, source: HaveSource, digests: &[Option<
         let block = block as u32;
         match haves.last_mut() {
             Some(have)
-                if have.first_block + have.digests.len() as u32 == block && have.digests.len() < MAX_RUN =>
+                if have.first_block + have.digests.len() as u32 == block
+                    && have.digests.len() < WRITTEN_RUN =>
             {
                 have.digests.push(digest);
             }
@@ -97,11 +98,11 @@ mod tests {
     #[test]
     fn runs_end_at_gaps_and_at_the_longest_run_of_a_frame() {
         let digest = Digest::of(b"block");
-        let mut digests = vec![Some(digest); MAX_RUN + 3];
+        let mut digests = vec![Some(digest); WRITTEN_RUN + 3];
         digests[1] = None;
         let haves = haves_of_blocks(7, HaveSource::Staged, &digests);
         let runs: Vec<_> = haves.iter().map(|have| (have.first_block as usize, have.digests.len())).collect();
-        assert_eq!(runs, [(0, 1), (2, MAX_RUN), (MAX_RUN + 2, 1)]);
+        assert_eq!(runs, [(0, 1), (2, WRITTEN_RUN), (WRITTEN_RUN + 2, 1)]);
         assert!(haves_of_blocks(7, HaveSource::Staged, &[None, None]).is_empty());
     }
 }

@@ -59,7 +59,7 @@ impl Crew {
         let session = Session::new(names, receiving, patience, halt, Arc::clone(observer), Arc::default());
         let session = Arc::new(session);
         lock(&session.state).want(options.lanes.min(most));
-        // Ends the session if there are no threads to be had.
+        // Ends the session if there are no threads to be had; its lanes were shut then.
         let receiver = ReceiveSession::new(Arc::clone(&session));
         let side = Fetching { plan: Arc::clone(plan), session, stop, first: Mutex::new(Some(first)) };
         Ok(Crew { receiver, threads: lanes::Crew::start(side, range)? })
@@ -154,6 +154,10 @@ impl Dialling for Fetching {
 
     fn stop(&self) -> &Cancel {
         &self.stop
+    }
+
+    fn halt(&self) {
+        self.session.cancel.cancel();
     }
 }
 

@@ -56,6 +56,9 @@ pub(crate) trait Dialling: Send + Sync + 'static {
 
     /// Ends every wait.
     fn stop(&self) -> &Cancel;
+
+    /// Shuts all lanes at once.
+    fn halt(&self);
 }
 
 /// The threads of a session.
@@ -84,6 +87,8 @@ impl<D: Dialling> Crew<D> {
         });
         if let Err(error) = started {
             crew.side.stop().cancel();
+            // A lane that is up does not end because no more are to be made.
+            crew.side.halt();
             crew.join();
             return Err(error);
         }
@@ -167,6 +172,86 @@ impl<D: Dialling> Crew<D> {
 }
 
 fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, NetError> {
-    let started = std::thread::Builder::new().name(name.clone()).spawn(work);
-    started.map_err(|source| NetError::Io { action: "start the thread", addr: name, source })
+    let start = || {
+        #[cfg(test)]
+        tests::take_thread()?;
+        std::thread::Builder::new().name(name.clone()).spawn(work)
+    };
+    start().map_err(|source| NetError::Io { action: "start the thread", addr: name, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io;
+
+    use super::*;
+
+    thread_local! {
+        /// How many threads the system still lets this one start; any number, if none.
+        static THREADS: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    pub(super) fn take_thread() -> io::Result<()> {
+        THREADS.with(|threads| match threads.get() {
+            Some(0) => Err(io::ErrorKind::WouldBlock.into()),
+            left => {
+                threads.set(left.map(|left| left - 1));
+                Ok(())
+            }
+        })
+    }
+
+    /// Lanes that are up until they are shut.
+    struct Up {
+        stop: Cancel,
+        halt: Cancel,
+        wanted: u16,
+        /// Of each lane whether it was shut.
+        shut: Arc<Mutex<Vec<bool>>>,
+    }
+
+    impl Dialling for Up {
+        const NAME: &'static str = "up";
+        const RECEIVES: bool = false;
+
+        fn run(&self, _number: u16) {
+            let shut = self.halt.sleep(Duration::from_secs(10)).is_err();
+            lock(&self.shut).push(shut);
+        }
+
+        fn wanted(&self) -> u16 {
+            self.wanted
+        }
+
+        fn want(&self, _lanes: u16) {}
+
+        fn note(&self, _changes: &[LaneChange]) {}
+
+        fn await_flow(&self) -> Option<Flow> {
+            None
+        }
+
+        fn stop(&self) -> &Cancel {
+            &self.stop
+        }
+
+        fn halt(&self) {
+            self.halt.cancel();
+        }
+    }
+
+    #[test]
+    fn lanes_that_are_up_are_shut_when_there_is_no_thread_for_another_or_for_the_pacer() {
+        let pacer = LaneRange { least: 1, start: 1, most: 2 };
+        for (wanted, range) in [(2, None), (1, Some(pacer))] {
+            let shut = Arc::new(Mutex::default());
+            let (stop, halt) = (Cancel::new(), Cancel::new());
+            THREADS.set(Some(1));
+            let crew = Crew::start(Up { stop, halt, wanted, shut: Arc::clone(&shut) }, range);
+            THREADS.set(None);
+            assert!(matches!(crew.err(), Some(NetError::Io { action: "start the thread", .. })));
+            assert_eq!(*lock(&shut), [true]);
+        }
+    }
 }

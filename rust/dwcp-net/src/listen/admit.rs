@@ -54,8 +54,13 @@ fn refuse(shared: &Shared, peer: SocketAddr, error: &NetError) {
         NetError::PeerClosed { .. } => log::debug!("{peer} left before it was let in"),
         _ if shared.cancel.is_cancelled() => {}
         error => {
-            log::warn!("{peer} is turned away: {error}");
-            shared.observer.event(Event::Refused { peer, reason: error.to_string() });
+            let reason = match error {
+                // This side's own words, as the peer was told them.
+                NetError::Peer { message, .. } => message.clone(),
+                error => error.to_string(),
+            };
+            log::warn!("{peer} is turned away: {reason}");
+            shared.observer.event(Event::Refused { peer, reason });
         }
     }
 }

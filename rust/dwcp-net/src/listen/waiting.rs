@@ -63,7 +63,7 @@ impl Room {
             .iter_mut()
             .filter(|(_, guests)| guests.len() > fewest && guests.iter().any(|guest| guest.stream.is_some()))
             .max_by_key(|(_, guests)| guests.len());
-        let Some((network, guests)) = crowd else { return false };
+        let Some((&network, guests)) = crowd else { return false };
         let most = guests.len();
         let Some(index) = guests.iter().position(|guest| guest.stream.is_some()) else { return false };
         if let Some(stream) = guests.remove(index).stream {
@@ -72,6 +72,9 @@ impl Room {
             );
             // It may have gone by itself.
             let _ = stream.shutdown(Shutdown::Both);
+        }
+        if guests.is_empty() {
+            self.guests.remove(&network);
         }
         true
     }
@@ -101,5 +104,28 @@ impl Drop for Place {
                 room.guests.remove(&self.network);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_kept_of_networks_whose_connections_were_sent_away() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let room = Arc::new(WaitingRoom::default());
+        // Each from a network of its own, so that a crowd is one connection.
+        let enter = |network: usize, room| {
+            let peer = SocketAddr::from((Ipv4Addr::from(network as u32), 9));
+            WaitingRoom::enter(room, &stream, peer).unwrap()
+        };
+        let places: Vec<Place> = (1..=3 * MAX_WAITING).map(|network| enter(network, &room)).collect();
+        assert_eq!(lock(&room.0).guests.len(), MAX_WAITING);
+        drop(places);
+        assert!(lock(&room.0).guests.is_empty());
     }
 }

@@ -12,8 +12,11 @@ use crate::error::NetError;
 /// Opens a stored identity; followed by the certificate count and length-prefixed DER.
 const BLOB_MAGIC: &[u8; 8] = b"DWCPID1\n";
 
-/// The most certificates of a chain that are read from a file or blob.
+/// The most certificates of a chain, in a file or blob.
 const MAX_CHAIN: usize = 16;
+
+/// The most certificates of a file of authorities.
+const MAX_AUTHORITIES: usize = 1_024;
 
 /// The SHA-256 of a certificate in DER form; its text form is base64url.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,9 +69,9 @@ impl Identity {
     /// Reads a certificate chain and its private key from PEM files.
     ///
     /// # Errors
-    /// [`NetError::Pem`] when a file cannot be read or holds no certificate or key.
+    /// [`NetError::Pem`] when a file cannot be read, holds no certificate or key, or more than 16 certificates.
     pub fn load_pem(certificates: &Path, key: &Path) -> Result<Identity, NetError> {
-        let chain = read_certificates(certificates)?;
+        let chain = read_at_most(MAX_CHAIN, certificates)?;
         let key = PrivateKeyDer::from_pem_file(key).map_err(|error| pem_error(key, &error))?;
         Ok(Identity { chain, key: key.secret_der().to_vec() })
     }
@@ -134,14 +137,20 @@ impl fmt::Debug for Identity {
 /// Reads the certificates of a PEM file, for example the authorities of mutual TLS, in DER form.
 ///
 /// # Errors
-/// [`NetError::Pem`] when the file cannot be read or holds no certificate.
+/// [`NetError::Pem`] when the file cannot be read, or holds no certificate or more than 1,024.
 pub fn read_certificates(path: &Path) -> Result<Vec<Vec<u8>>, NetError> {
+    read_at_most(MAX_AUTHORITIES, path)
+}
+
+fn read_at_most(most: usize, path: &Path) -> Result<Vec<Vec<u8>>, NetError> {
     let mut chain = Vec::new();
     for certificate in CertificateDer::pem_file_iter(path).map_err(|error| pem_error(path, &error))? {
-        if chain.len() == MAX_CHAIN * MAX_CHAIN {
-            break;
+        let certificate = certificate.map_err(|error| pem_error(path, &error))?;
+        if chain.len() == most {
+            let reason = format!("more than {most} certificates in the file, the most that there may be");
+            return Err(NetError::Pem { path: path.to_owned(), reason });
         }
-        chain.push(certificate.map_err(|error| pem_error(path, &error))?.to_vec());
+        chain.push(certificate.to_vec());
     }
     if chain.is_empty() {
         return Err(NetError::Pem { path: path.to_owned(), reason: "no certificate in the file".to_owned() });
@@ -168,6 +177,29 @@ mod tests {
             assert!(Identity::from_blob(&blob[..cut]).is_err(), "{cut}");
         }
         assert!(Identity::from_blob(&[blob.as_slice(), b"x"].concat()).is_err());
+    }
+
+    #[test]
+    fn certificates_above_the_limit_are_refused_and_none_is_left_out() {
+        let pair = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["dwcp".to_owned()]).unwrap();
+        let certificate = params.self_signed(&pair).unwrap().pem();
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: String| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let certificates = |count| file("certificates", certificate.repeat(count));
+        let key = file("key", pair.serialize_pem());
+        let load = |count| Identity::load_pem(&certificates(count), &key);
+        let longest = load(MAX_CHAIN).unwrap();
+        assert_eq!(Identity::from_blob(&longest.to_blob()).unwrap().chain, longest.chain);
+        let error = load(MAX_CHAIN + 1).unwrap_err().to_string();
+        assert!(error.contains("more than 16 certificates"), "{error}");
+        assert_eq!(read_certificates(&certificates(MAX_AUTHORITIES)).unwrap().len(), MAX_AUTHORITIES);
+        let error = read_certificates(&certificates(MAX_AUTHORITIES + 1)).unwrap_err().to_string();
+        assert!(error.contains("more than 1024 certificates"), "{error}");
     }
 
     #[test]

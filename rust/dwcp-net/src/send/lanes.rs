@@ -84,4 +84,8 @@ impl Dialling for Sending {
     fn stop(&self) -> &Cancel {
         &self.shared.cancel
     }
+
+    fn halt(&self) {
+        self.shared.halt.cancel();
+    }
 }

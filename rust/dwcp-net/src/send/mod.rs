@@ -5,6 +5,8 @@ mod lanes;
 mod losses;
 mod shared;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 mod turns;
 mod worker;
 
@@ -289,6 +291,8 @@ impl Shared {
         if let Some(selector) = &self.selector {
             selector.allow(bytes_per_s);
         }
+        // More lanes may have blocks to send at a higher rate.
+        lock(&self.state).wake_all();
     }
 
     /// Takes note of what TCP tells of the lanes, if it is time to.

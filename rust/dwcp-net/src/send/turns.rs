@@ -7,6 +7,7 @@ use dwcp_proto::sender::{LaneId, Pace, SenderSession, Step};
 
 use super::shared::State;
 use crate::lanes::Flow;
+use crate::limiter::Limiter;
 use crate::transport::{Closer, Waker};
 
 /// A lane that nothing is known of.
@@ -86,7 +87,7 @@ pub(super) enum Turn {
 
 impl State {
     /// What a lane is to do, which has used `spent` of processor time since it last asked.
-    pub(super) fn turn(&mut self, lane: LaneId, epoch: u64, spent: Duration) -> Turn {
+    pub(super) fn turn(&mut self, lane: LaneId, epoch: u64, spent: Duration, limiter: &Limiter) -> Turn {
         if let Some(job) = &mut self.job {
             job.tally.cpu += spent;
         }
@@ -97,6 +98,10 @@ impl State {
             return Turn::Stale(None);
         }
         let busy = self.busy();
+        // At a low rate only the eldest send, and the others are there for when it rises.
+        let room = limiter.room(self.lanes.len());
+        let waits =
+            room < self.lanes.len() && self.lanes.keys().filter(|other| **other < lane).count() >= room;
         let leaving = self.lanes.get(&lane).is_some_and(|handle| handle.leaving);
         let Some(session) = self.session.as_mut().filter(|_| busy) else {
             if leaving {
@@ -111,7 +116,7 @@ impl State {
             handle.beat.rest(Instant::now());
         }
         let rests = leaving || self.lanes.get(&lane).is_some_and(|handle| handle.number >= self.wanted);
-        session.rest(lane, rests);
+        session.rest(lane, rests || waits);
         let step = session.next(lane);
         if let Some(teller) = session.teller().and_then(|teller| self.lanes.get(&teller)) {
             teller.waker.wake();

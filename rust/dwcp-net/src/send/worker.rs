@@ -238,7 +238,7 @@ impl Worker<'_> {
             lane.keep_alive()?;
             let now = thread_cpu();
             let spent = now.saturating_sub(std::mem::replace(&mut cpu, now));
-            let turn = lock(&self.shared.state).turn(self.id, self.epoch, spent);
+            let turn = lock(&self.shared.state).turn(self.id, self.epoch, spent, &self.shared.limiter);
             match turn {
                 Turn::Stale(None) => {
                     self.worthwhile = true;
@@ -422,11 +422,12 @@ impl Worker<'_> {
     fn part(&self, lane: &mut Lane, end: Result<(), NetError>) {
         let mut state = lock(&self.shared.state);
         state.progressed |= self.worthwhile && state.epoch == self.epoch;
-        if let Some(job) = &mut state.job {
-            job.tally.lanes_lost += u32::from(end.is_err());
-        }
+        // The end of a lane of an earlier session says nothing of the present job.
         if state.epoch != self.epoch || self.shared.halt.is_cancelled() {
             return;
+        }
+        if let Some(job) = &mut state.job {
+            job.tally.lanes_lost += u32::from(end.is_err());
         }
         let Err(error) = end else {
             state.detach(self.id, self.epoch);
@@ -517,4 +518,43 @@ fn padded_digest(base: &[u8], length: usize) -> Digest {
     let mut padded = base.to_vec();
     padded.resize(length, 0);
     Digest::of(&padded)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::super::tests::sender;
+    use super::*;
+    use crate::cancel::Cancel;
+    use crate::transport::{Patience, TcpTransport};
+
+    #[test]
+    fn only_the_lanes_of_its_own_session_are_lost_to_a_transfer() {
+        let (shared, _) = sender();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let patience = Patience::for_time(Duration::from_secs(10));
+        let transport = Box::new(TcpTransport::new(stream).unwrap());
+        let mut lane = Lane::new(transport, false, patience, &Cancel::new());
+        // The present session comes after that of one of them.
+        lock(&shared.state).epoch = 1;
+        for (epoch, lost) in [(0, 0), (1, 1)] {
+            let worker = Worker {
+                shared: &shared,
+                id: 0,
+                epoch,
+                wake: wake_pair().unwrap().1,
+                encoder: BlockEncoder::new(),
+                gauge: None,
+                block: Vec::new(),
+                base: Vec::new(),
+                worthwhile: false,
+                leaving: false,
+            };
+            worker.part(&mut lane, Err(NetError::PeerClosed { phase: "sending", hint: None }));
+            let state = lock(&shared.state);
+            assert_eq!(state.job.as_ref().map(|job| job.tally.lanes_lost), Some(lost));
+        }
+    }
 }

@@ -22,7 +22,6 @@ pub(crate) fn dial(
     cancel: &Cancel,
 ) -> Result<(TcpStream, Duration), NetError> {
     let end = Instant::now() + limit;
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let mut addresses = resolve(address, end, limit, cancel)?;
     if let Some(from) = from {
         addresses.retain(|target| target.is_ipv4() == from.is_ipv4());
@@ -32,19 +31,38 @@ pub(crate) fn dial(
             return Err(NetError::LocalAddress { address: from, source });
         }
     }
+    let unreachable = |source| NetError::Unreachable { addr: address.to_owned(), source };
+    let made = try_in_turn(&addresses, end, cancel, |target, end| {
+        let start = Instant::now();
+        let socket = prepare(target, from, buffer_bytes)?;
+        let stream = attempt(socket, target, end, cancel).map_err(unreachable)?;
+        Ok((stream, start.elapsed()))
+    })?;
+    made.ok_or_else(|| unreachable(io::Error::new(io::ErrorKind::NotFound, "the name has no address")))
+}
+
+/// Gives what `connect` makes of the first address that works, or says why the last one did not; none without an
+/// address. A kind of address that the system does not know works as little as one where nothing answers.
+fn try_in_turn<T>(
+    addresses: &[SocketAddr],
+    end: Instant,
+    cancel: &Cancel,
+    connect: impl Fn(SocketAddr, Instant) -> Result<T, NetError>,
+) -> Result<Option<T>, NetError> {
+    let mut last = None;
     for (index, target) in addresses.iter().enumerate() {
         cancel.check()?;
         // What is left is shared by the addresses that are left, so that one dead address does not use it all.
-        let left = end.saturating_duration_since(Instant::now()) / (addresses.len() - index) as u32;
-        let start = Instant::now();
-        let socket = prepare(*target, from, buffer_bytes)?;
-        match attempt(socket, *target, start + left, cancel) {
-            Ok(stream) => return Ok((stream, start.elapsed())),
-            Err(error) => last = error,
+        let now = Instant::now();
+        let left = end.saturating_duration_since(now) / (addresses.len() - index) as u32;
+        match connect(*target, now + left) {
+            Ok(made) => return Ok(Some(made)),
+            Err(error @ NetError::LocalAddress { .. }) => return Err(error),
+            Err(error) => last = Some(error),
         }
     }
     cancel.check()?;
-    Err(NetError::Unreachable { addr: address.to_owned(), source: last })
+    last.map_or(Ok(None), Err)
 }
 
 /// Looks a name up, on a thread of its own because the lookup itself cannot be stopped.
@@ -128,4 +146,24 @@ pub(crate) fn set_buffers(socket: &Socket, bytes: Option<u32>) -> io::Result<()>
         socket.set_recv_buffer_size(bytes as usize)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_of_address_without_sockets_does_not_keep_from_the_next() {
+        let addresses = ["[::1]:9".parse().unwrap(), "127.0.0.1:9".parse().unwrap()];
+        let end = Instant::now() + Duration::from_secs(10);
+        let connect = |target: SocketAddr, _| {
+            let source = io::ErrorKind::Unsupported.into();
+            let failed = NetError::Io { action: "make a socket for", addr: target.to_string(), source };
+            if target.is_ipv4() { Ok(target) } else { Err(failed) }
+        };
+        assert_eq!(try_in_turn(&addresses, end, &Cancel::new(), connect).unwrap(), Some(addresses[1]));
+        let error = try_in_turn(&addresses[..1], end, &Cancel::new(), connect).unwrap_err();
+        assert!(error.to_string().contains("[::1]:9"), "{error}");
+        assert!(try_in_turn(&[], end, &Cancel::new(), connect).unwrap().is_none());
+    }
 }

@@ -32,8 +32,6 @@ pub struct PathInfo {
     pub received_bytes: Option<u64>,
     /// Bytes a second that have last reached the peer.
     pub delivery_rate: Option<u64>,
-    /// The delivery rate is what there was to send, and the path may well carry more.
-    pub app_limited: bool,
     /// Bytes that wait in the system for their first sending.
     pub unsent_bytes: Option<u32>,
     /// Time in which there was something to send or to be acknowledged.
@@ -62,7 +60,6 @@ impl PathInfo {
     /// Reads `struct tcp_info` of Linux, of which a kernel gives as much as it knows.
     #[cfg_attr(not(any(target_os = "linux", target_os = "android", test)), allow(dead_code))]
     fn parse(info: &[u8]) -> Option<PathInfo> {
-        let byte = |at: usize| info.get(at).copied();
         let word = |at: usize| Some(u32::from_ne_bytes(*info.get(at..)?.first_chunk()?));
         let long = |at: usize| Some(u64::from_ne_bytes(*info.get(at..)?.first_chunk()?));
         let micros = |us: u32| Some(Duration::from_micros(us.into())).filter(|time| !time.is_zero());
@@ -81,7 +78,6 @@ impl PathInfo {
             acked_bytes: long(120),
             received_bytes: long(128),
             delivery_rate: long(160),
-            app_limited: byte(7)? & 1 != 0,
             unsent_bytes: word(144),
             busy: span(168),
             rwnd_limited: span(176),

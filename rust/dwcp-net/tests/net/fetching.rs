@@ -450,6 +450,10 @@ fn a_listener_lets_in_only_those_it_has_a_use_for() {
         log.clone(),
     );
     refused(connected.err().unwrap(), "takes nothing");
+    // Here it is not what a peer has reported.
+    serves.log.wait_for(|event| {
+        matches!(event, Event::Refused { reason, .. } if reason == "this listener sends, and takes nothing")
+    });
     // Whoever may not come in learns nothing of that.
     let DialSecurity::Paired { fingerprint, .. } = serves.dial.clone() else { unreachable!() };
     let token = dwcp_net::security::Token::from_bytes([1; 32]);

@@ -13,7 +13,9 @@ pub(crate) use entry::MIN_ENTRY_BYTES;
 pub use entry::{Candidate, Entry, EntryKind};
 
 use crate::error::ProtoError;
-use crate::limits::{Limits, MAX_BLOCKS, MAX_ENTRIES, MAX_HEAD, MAX_MANIFEST_BYTES, MAX_OBJECT, MIN_BLOCK};
+use crate::limits::{
+    Limits, MAX_BLOCKS, MAX_ENTRIES, MAX_HEAD, MAX_MANIFEST_BYTES, MAX_OBJECT, MIN_BLOCK, WRITTEN_HEAD,
+};
 use crate::wire::{Reader, Writer};
 
 const ID_DOMAIN: &[u8; 9] = b"dwcp-mani";
@@ -63,6 +65,8 @@ pub struct Manifest {
     starts: Vec<u64>,
     total_bytes: u64,
     transfer_id: TransferId,
+    /// The longest head of its parts, which is much longer than any entry.
+    longest_part: usize,
 }
 
 /// Refuses a block size that is no power of two or outside the limits.
@@ -116,9 +120,13 @@ impl Manifest {
         starts.push(blocks);
         check_tree(&entries)?;
         let transfer_id = transfer_id(block_bytes, &entries);
-        let manifest = Manifest { block_bytes, entries, starts, total_bytes, transfer_id };
-        let wire_bytes = manifest.part_ranges().map(|(_, bytes)| bytes as u64).sum();
-        bounded("manifest bytes", wire_bytes, MAX_MANIFEST_BYTES)?;
+        let longest_part = WRITTEN_HEAD;
+        let mut manifest = Manifest { block_bytes, entries, starts, total_bytes, transfer_id, longest_part };
+        if manifest.wire_bytes() > MAX_MANIFEST_BYTES {
+            // Fewer parts are a little shorter altogether.
+            manifest.longest_part = MAX_HEAD;
+        }
+        bounded("manifest bytes", manifest.wire_bytes(), MAX_MANIFEST_BYTES)?;
         Ok(manifest)
     }
 
@@ -214,7 +222,7 @@ impl Manifest {
         let mut end = first;
         for entry in self.entries.get(first..)? {
             let longer = bytes + entry.wire_bytes();
-            if longer > MAX_HEAD {
+            if longer > self.longest_part {
                 break;
             }
             (bytes, end) = (longer, end + 1);
@@ -229,6 +237,10 @@ impl Manifest {
             first = part.0.end;
             Some(part)
         })
+    }
+
+    fn wire_bytes(&self) -> u64 {
+        self.part_ranges().map(|(_, bytes)| bytes as u64).sum()
     }
 
     /// The number of the first block of an entry among the blocks of all.

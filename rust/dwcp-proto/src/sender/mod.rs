@@ -25,7 +25,7 @@ use crate::error::SessionError;
 use crate::frame::{
     BlockHead, Committed, DictionaryNote, Digests, ErrorFrame, Finish, Frame, Nack, Offer, Same,
 };
-use crate::limits::{MAX_RUN, MAX_UNACKED};
+use crate::limits::{MAX_UNACKED, WRITTEN_RUN};
 use crate::manifest::Manifest;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -380,7 +380,7 @@ impl SenderSession {
     fn next_telling(&mut self, lane: LaneId, first: u32) -> Step {
         let count = self.table.manifest().entries().len() as u32;
         if first < count {
-            let next = count.min(first + MAX_RUN as u32);
+            let next = count.min(first + WRITTEN_RUN as u32);
             self.phase = Phase::Telling { lane: Some(lane), next_entry: next };
             return Step::Send(Frame::Digests(Digests {
                 first_entry: first,
@@ -487,19 +487,6 @@ impl SenderSession {
                 }))
             }
         })
-    }
-
-    /// Gives a task back that the driver could not do on this lane.
-    pub fn abandon(&mut self, lane: LaneId, task: BlockTask) {
-        let Some(block) = self.table.at(task.entry, task.offset) else { return };
-        let Some(state) = self.lanes.get_mut(&lane) else { return };
-        if let Some(place) = state.tasks.iter().position(|other| *other == block) {
-            state.tasks.swap_remove(place);
-            state.raw_bytes -= u64::from(task.raw_len);
-            if self.phase != Phase::Done {
-                self.again.push_back(block);
-            }
-        }
     }
 
     /// The answer of the receiver, once the transfer is committed.

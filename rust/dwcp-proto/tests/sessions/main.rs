@@ -9,16 +9,16 @@ use std::sync::Arc;
 
 use dwcp_codec::block::BlockKind;
 use dwcp_codec::{CodecId, Digest};
-use dwcp_proto::TransferId;
 use dwcp_proto::error::{PathFault, ProtoError, SessionError};
 use dwcp_proto::frame::{
     Accept, BlockHead, Committed, Digests, ErrorCode, ErrorFrame, Finish, Frame, Have, HaveSource,
     ManifestPart, Nack, NackReason, Offer, Same,
 };
-use dwcp_proto::limits::{Limits, MAX_BLOCKS};
-use dwcp_proto::manifest::{Candidate, Entry, EntryKind, Manifest};
+use dwcp_proto::limits::{HEADER_BYTES, Limits, MAX_BLOCKS};
+use dwcp_proto::manifest::{Candidate, Entry, EntryKind, Manifest, ManifestAssembly};
 use dwcp_proto::receiver::{Action, ReceiverSession};
 use dwcp_proto::sender::{BlockTask, Resolution, SenderOptions, SenderSession, Step};
+use dwcp_proto::{FrameEncoder, TransferId};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -242,9 +242,32 @@ fn parts_of_a_large_manifest_fit_and_make_it_again() {
     let mut last = Action::None;
     for part in parts {
         assert_eq!(last, Action::None);
+        // A slow link has to carry each within an idle deadline.
+        let mut bytes = Vec::new();
+        FrameEncoder::new().encode(&Frame::Manifest(part.clone()), 0, &mut bytes).unwrap();
+        assert!(bytes.len() <= HEADER_BYTES + 65_536);
         last = receiver.receive(0, Frame::Manifest(part)).unwrap();
     }
     assert_eq!(last, Action::Prepare(Arc::new(manifest), true));
+}
+
+#[test]
+fn manifest_that_is_almost_too_long_is_told_in_fewer_parts() {
+    // Each takes 8,192 bytes of a head; heads of 64 KiB would be a little too long altogether.
+    let link = |number: usize| Entry {
+        target: vec![b't'; 4_095],
+        ..entry(EntryKind::Symlink, &format!("{number:07}{}", "/xxxxxxx".repeat(508)), 0)
+    };
+    let manifest = manifest_of((0..8_191).map(link).collect()).unwrap();
+    let Frame::Offer(offer) = offer(&manifest, 0) else { panic!() };
+    let mut assembly = ManifestAssembly::new(offer, &Limits::default()).unwrap();
+    let mut is_whole = false;
+    for part in manifest.parts() {
+        is_whole = assembly.push(part).unwrap();
+    }
+    assert!(is_whole);
+    assert_eq!(assembly.finish(), Ok(manifest));
+    assert!(manifest_of((0..8_192).map(link).collect()).is_err());
 }
 
 #[test]

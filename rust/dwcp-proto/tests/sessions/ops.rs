@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use dwcp_codec::block::BlockKind;
 use dwcp_codec::{CodecId, Dictionary, Digest};
+use dwcp_proto::SessionError;
 use dwcp_proto::frame::{
     Accept, BlockHead, Committed, DictionaryNote, DictionaryWord, Digests, ErrorCode, ErrorFrame, Finish,
     Frame, Have, HaveSource, ManifestPart, Nack, NackReason, Offer, Same, TransferId,
@@ -208,7 +209,9 @@ impl Pair {
             Ok(frame) if with_dictionary && !task.dictionary => panic!("{frame:?} was not agreed on"),
             Ok(Some(frame)) => self.forth.push((lane, frame)),
             Ok(None) => {}
-            Err(_) => self.sender.abandon(lane, task),
+            Err(SessionError::UnknownLane { .. }) => {}
+            // Something else may do.
+            Err(_) => self.tasks.push((lane, task)),
         }
     }
 

@@ -255,3 +255,19 @@ fn session_that_lost_frames_is_not_used_again() {
     assert_eq!((sender.outcome(), sender.next(1)), (Some(committed), Step::Done));
     assert_eq!(sender.begin(manifest, true), Err(SessionError::NotReusable));
 }
+
+#[test]
+fn digests_are_told_in_frames_that_a_slow_link_carries() {
+    let directory = |number: usize| entry(EntryKind::Directory, &number.to_string(), 0);
+    let manifest = Arc::new(manifest_of((0..=4_096).map(directory).collect()).unwrap());
+    let mut sender = SenderSession::new(Arc::clone(&manifest), true, SenderOptions::default());
+    sender.attach(0);
+    while sender.next(0) != Step::Wait {}
+    let accept = Accept { transfer_id: manifest.transfer_id(), staged_bytes: 0 };
+    sender.receive(0, Frame::Accept(accept)).unwrap();
+    let told = [(), ()].map(|()| match sender.next(0) {
+        Step::Send(Frame::Digests(digests)) => (digests.first_entry as usize, digests.digests.len()),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(told, [(0, 4_096), (4_096, 1)]);
+}

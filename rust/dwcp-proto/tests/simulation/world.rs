@@ -340,7 +340,6 @@ impl World {
                 }
                 lane.forth.write(self.now, &frame, &[]);
             }
-            Step::Block(task) if self.random.once_in(30) => self.sender.abandon(number, task),
             Step::Block(task) => self.send_block(number, &task),
             Step::Wait => self.help(number),
             Step::Done => {}

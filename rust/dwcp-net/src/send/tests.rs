@@ -1,0 +1,64 @@
+//! A sender whose lanes lead nowhere.
+
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dwcp_proto::frame::{Accept, Frame, Secret, SessionId};
+use dwcp_proto::limits::MIN_BLOCK;
+use dwcp_proto::sender::Step;
+use dwcp_proto::{Limits, Manifest};
+use dwcp_store::MemorySource;
+
+use super::SendOptions;
+use super::shared::{Job, Link, Shared, State};
+use super::turns::Turn;
+use crate::cancel::{Cancel, lock};
+use crate::limiter::{Limiter, Seat};
+use crate::report::Unobserved;
+use crate::transport::{TcpTransport, Transport, wake_pair};
+
+/// A sender with a job of 16 blocks and lanes 0 to 3.
+pub(super) fn sender() -> (Shared, Arc<Manifest>) {
+    let limiter = Arc::new(Limiter::new(None));
+    let (id, key, limits) = (SessionId([1; 16]), Secret::NONE, Limits::default());
+    let link = Link { id, key, max_lanes: 8, limits };
+    let cancels = (Cancel::new(), Cancel::new());
+    let shared = Shared::new(SendOptions::default(), limiter, cancels, Arc::new(Unobserved), link, None);
+    let bytes = Arc::new(vec![1; 16 * MIN_BLOCK as usize]);
+    let (manifest, source) = MemorySource::new(vec![("a".to_owned(), bytes)], MIN_BLOCK, &limits).unwrap();
+    let manifest = Arc::new(manifest);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut state = lock(&shared.state);
+    for number in 0..4 {
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let closer = TcpTransport::new(stream).unwrap().closer();
+        assert_eq!(state.attach(number, wake_pair().unwrap().0, closer), u32::from(number));
+    }
+    state.begin(Job::new(Arc::clone(&manifest), Arc::new(source), true, (Instant::now(), None)));
+    drop(state);
+    (shared, manifest)
+}
+
+#[test]
+fn only_so_many_lanes_are_given_blocks_as_a_low_rate_keeps_moving() {
+    let (shared, manifest) = sender();
+    let limiter = &shared.limiter;
+    let _seats: Vec<Seat> = (0..4).map(|_| limiter.seat()).collect();
+    let mut state = lock(&shared.state);
+    let step = |state: &mut State, lane| match state.turn(lane, 0, Duration::ZERO, limiter) {
+        Turn::Step(step) => step,
+        _ => panic!("lane {lane} has another turn"),
+    };
+    while step(&mut state, 0) != Step::Wait {}
+    let accept = Accept { transfer_id: manifest.transfer_id(), staged_bytes: 0 };
+    state.receive(0, 0, Frame::Accept(accept)).unwrap();
+    // Of more than two lanes each would be silent for longer.
+    limiter.set_rate(Some(1_000));
+    let sends = |state: &mut State, lane| matches!(step(state, lane), Step::Block(_));
+    assert_eq!([3, 2, 1, 0].map(|lane| sends(&mut state, lane)), [false, false, true, true]);
+    state.detach(0, 0);
+    assert_eq!([3, 2, 1].map(|lane| sends(&mut state, lane)), [false, true, true]);
+    limiter.set_rate(None);
+    assert!(sends(&mut state, 3));
+}
