@@ -226,6 +226,12 @@ mod tests {
 
         fn want(&self, _lanes: u16) {}
 
+        fn losses(&self, _lanes: &[(u32, Closer)]) -> Losses {
+            Losses::Fair
+        }
+
+        fn hurry(&self, _lanes: &[(u32, Closer)], _on: bool) {}
+
         fn note(&self, _changes: &[LaneChange]) {}
 
         fn await_flow(&self) -> Option<Flow> {
