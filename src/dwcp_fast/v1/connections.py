@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import select
+import selectors
 import socket
 import sys
-import termios
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from dwcp_fast.errors import DeadlineError, DwcpError
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,11 +171,11 @@ def attempt(connection: socket.socket, address: tuple[Any, ...], timeout_s: floa
     code = connection.connect_ex(address)
     # Shutting does nothing to a socket that has not begun to connect, and ends an attempt that has.
     stop.check()
-    if code == errno.EINPROGRESS:
-        waiting = select.poll()
-        waiting.register(connection, select.POLLOUT)
-        if not waiting.poll(timeout_s * 1000):
-            raise TimeoutError(f"no answer within {timeout_s} s")
+    if code in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(connection, selectors.EVENT_WRITE)
+            if not waiting.select(timeout_s):
+                raise TimeoutError(f"no answer within {timeout_s} s")
         code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         stop.check()
     if code:
@@ -187,7 +189,9 @@ def shut(connection: socket.socket) -> None:
 
 
 def unacknowledged(connection: socket.socket) -> int:
-    """Give how many bytes were handed to the system that the peer's has not taken."""
+    """Give how many bytes the system has that the peer's has not taken; 0 where it does not tell."""
+    if sys.platform == "win32":
+        return 0
     answer = bytearray(4)
     fcntl.ioctl(connection, termios.TIOCOUTQ, answer)
     return int.from_bytes(answer, sys.byteorder)

@@ -124,10 +124,13 @@ impl<D: Dialling> Crew<D> {
                 controller.begin(at_s);
                 self.side.note(controller.history());
             }
-            match self.side.losses(&lanes) {
-                Losses::Fair => {}
-                Losses::Ignored => controller.hold(at_s),
-                Losses::Minded => controller.surge(at_s),
+            // The system is asked about every lane for this.
+            if !controller.knows_losses() {
+                match self.side.losses(&lanes) {
+                    Losses::Fair => {}
+                    Losses::Ignored => controller.hold(at_s),
+                    Losses::Minded => controller.surge(at_s),
+                }
             }
             if let Some(sample) = survey.look(at_s, &lanes) {
                 controller.observe(&sample);

@@ -297,16 +297,20 @@ impl LaneController {
 
     /// As many lanes as may be are tried at once: each is slowed down by what gets lost at random.
     pub(crate) fn surge(&mut self, at_s: f64) {
-        if self.surged || self.wanted == self.range.most {
+        if std::mem::replace(&mut self.surged, true) || self.wanted == self.range.most {
             return;
         }
-        self.surged = true;
         let before = self.trial.take().map_or(self.wanted, |trial| trial.before);
         let rate = self.rate.unwrap_or(0.0);
         self.trial = Some(Trial { before, rate });
         // So many new lanes fill the queue before they lose anything, which says little.
         self.fall_at_s = at_s + SURGE_S;
         self.turn(at_s, self.range.most, rate, LaneReason::Random);
+    }
+
+    /// Whether what losses do to the lanes makes no difference any more: it was told, or there is no choice.
+    pub(crate) fn knows_losses(&self) -> bool {
+        self.surged || self.range.least == self.range.most
     }
 
     /// Whether lanes are to fill the link at once: it has become free, and no queue has shown since.
@@ -430,24 +434,20 @@ impl LaneController {
         };
         if self.wanted > trial.before {
             let gain = rate / trial.rate.max(1.0) - 1.0;
-            if gain < GAIN {
-                if self.extensions < EXTENSIONS && !self.full && (grows || gain > GAIN / 2.0) {
-                    self.extensions += 1;
-                    return;
-                }
-                self.rise_at_s = at_s + self.rise_dwell_s;
-                self.rise_dwell_s = (2.0 * self.rise_dwell_s).min(MOST_DWELL_S);
-                self.factor = 2;
-                self.sated = Some(rate.max(trial.rate));
-                self.restore(at_s);
-                self.trial = None;
-                self.rate = None;
-                self.stay(at_s, seen);
+            let gained = gain >= GAIN;
+            if !gained && self.extensions < EXTENSIONS && !self.full && (grows || gain > GAIN / 2.0) {
+                self.extensions += 1;
                 return;
             }
             self.restore(at_s);
             let share = f64::from(self.wanted) / f64::from(trial.before) - 1.0;
-            self.factor = if gain >= PROPORTIONAL * share && full < 1.0 - FULL { 4 } else { 2 };
+            let proportional = gain >= PROPORTIONAL * share && full < 1.0 - FULL;
+            self.factor = if gained && proportional { 4 } else { 2 };
+            if !gained {
+                self.rise_at_s = at_s + self.rise_dwell_s;
+                self.rise_dwell_s = (2.0 * self.rise_dwell_s).min(MOST_DWELL_S);
+                self.sated = Some(rate.max(trial.rate));
+            }
         } else if rate < (1.0 - COST) * trial.rate * self.kept(trial.before) {
             self.put_off_fall(at_s);
             self.trial = None;

@@ -16,13 +16,13 @@ const ENOUGH: u32 = 3;
 
 /// What looks at the lanes of a session have shown.
 #[derive(Debug, Default)]
-pub(super) struct Losses {
+pub(super) struct LossWatch {
     queued_at: Option<Instant>,
     /// Looks that showed random losses since the last that showed others; what was found stays.
     at_random: u32,
 }
 
-impl Losses {
+impl LossWatch {
     /// Takes what lanes showed at the look before, and show `now`.
     pub(super) fn see<'a>(
         &mut self,
@@ -72,8 +72,8 @@ mod tests {
     }
 
     /// Looks at one lane every 100 ms: its round trip and what it has lost by then.
-    fn looks(told: impl IntoIterator<Item = (u64, u32)>) -> Losses {
-        let (mut losses, mut now, mut before) = (Losses::default(), Instant::now(), path(50, 0));
+    fn looks(told: impl IntoIterator<Item = (u64, u32)>) -> LossWatch {
+        let (mut losses, mut now, mut before) = (LossWatch::default(), Instant::now(), path(50, 0));
         for (rtt_ms, lost) in told {
             let seen = path(rtt_ms, lost);
             losses.see([(&before, &seen)].into_iter(), now);

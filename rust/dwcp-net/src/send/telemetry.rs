@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_proto::sender::LaneId;
 
-use super::losses::Losses;
+use super::losses::LossWatch;
 use crate::report::{Limits, LivePath, PathReport};
 use crate::transport::{Closer, PathInfo};
 
@@ -82,7 +82,7 @@ pub(super) struct Telemetry {
     lanes: HashMap<LaneId, Watched>,
     looked: Option<Instant>,
     sums: Sums,
-    losses: Losses,
+    losses: LossWatch,
 }
 
 /// What was seen since the transfer began.

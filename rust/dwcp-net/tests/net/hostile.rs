@@ -101,6 +101,22 @@ impl Hand {
         while !matches!(self.recv(), Frame::Accept(_)) {}
     }
 
+    /// Sends `bytes` as the first block.
+    fn put(&mut self, bytes: &[u8]) {
+        self.send(&block(bytes, 0, Digest::of(bytes)), bytes);
+    }
+
+    /// Tells the end of a transfer of `bytes`.
+    fn finish(&mut self, bytes: &[u8]) {
+        ending(bytes).iter().for_each(|frame| self.send(frame, &[]));
+    }
+
+    /// Waits for the answer of a receiver that leaves.
+    fn expect_parting(&mut self, case: &str) {
+        assert!(matches!(self.word(), Frame::Committed(_)), "{case}");
+        assert_eq!(self.word(), Frame::Close, "{case}");
+    }
+
     /// Offers one buffer of `bytes`, with `frames` behind OFFER.
     pub fn offer_with(&mut self, bytes: &[u8], frames: &[Frame]) {
         let (manifest, _) = buffers(&[("a", bytes.to_vec())], 65_536);
@@ -333,14 +349,14 @@ fn late_copies_on_a_lane_that_is_lost_do_not_take_a_goodbye_back() {
     let receiving = std::thread::spawn(move || (session.receive(memory_sink(), Some(PATIENCE)), session));
     let bytes = noise(4, 60_000);
     first.offer(&bytes);
-    first.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
-    ending(&bytes).iter().for_each(|frame| first.send(frame, &[]));
+    first.put(&bytes);
+    first.finish(&bytes);
     let (report, session) = join(receiving);
     report.unwrap();
     let lost = |event: &Event| matches!(event, Event::LaneDown { .. });
     first.send(&Frame::Close, &[]);
     receiver.log.wait_for(lost);
-    second.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
+    second.put(&bytes);
     drop(second);
     receiver.log.wait_for_some(2, lost);
     assert!(session.receive(memory_sink(), Some(PATIENCE)).unwrap().is_none());
@@ -362,8 +378,8 @@ fn a_block_whose_transfer_is_in_place_when_its_body_comes_disturbs_nothing() {
     let late = second.encode(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
     let (begun, rest) = late.split_at(30_000);
     second.stream.write_all(begun).unwrap();
-    first.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
-    ending(&bytes).iter().for_each(|frame| first.send(frame, &[]));
+    first.put(&bytes);
+    first.finish(&bytes);
     let (report, session) = join(receiving);
     report.unwrap();
     assert!(contents(&sink) == [("a".to_owned(), bytes.clone())]);
@@ -399,16 +415,15 @@ fn a_sender_that_lost_the_answer_gets_it_from_a_receiver_that_is_leaving() {
     let (manifest, _) = buffers(&[("a", bytes.clone())], 65_536);
     let mut hand = Hand::enter(&receiver);
     hand.offer(&bytes);
-    hand.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
+    hand.put(&bytes);
     assert_eq!(hand.word(), Frame::Ack(1));
-    let ending = ending(&bytes);
-    ending.iter().for_each(|frame| hand.send(frame, &[]));
+    hand.finish(&bytes);
     // The receiver has its transfer and wants to leave, which it says on the lane; this sender never reads that.
     receiver.log.wait_for(|event| matches!(event, Event::Committed { .. }));
     let welcome = hand.welcome.clone().unwrap();
     drop(hand);
     let mut hand = Hand::enter_with(&receiver, &hello(Some(welcome.session), welcome.join_key));
-    ending.iter().for_each(|frame| hand.send(frame, &[]));
+    hand.finish(&bytes);
     let Frame::Committed(committed) = hand.word() else { panic!("no answer") };
     assert_eq!(committed.transfer_id, manifest.transfer_id());
     assert_eq!(hand.word(), Frame::Close);
@@ -423,12 +438,12 @@ fn what_a_sender_sends_before_it_has_read_the_answer_does_not_pass_for_having_re
     type Case = (&'static str, fn(&mut Hand, &[u8]));
     let cases: [Case; 3] = [
         ("a late copy", |hand, bytes| {
-            hand.send(&block(bytes, 0, Digest::of(bytes)), bytes);
+            hand.put(bytes);
             assert_eq!(hand.word(), Frame::Ack(2));
         }),
         ("the end told again", |hand, bytes| {
-            ending(bytes).iter().for_each(|frame| hand.send(frame, &[]));
-            hand.send(&block(bytes, 0, Digest::of(bytes)), bytes);
+            hand.finish(bytes);
+            hand.put(bytes);
             assert_eq!(hand.word(), Frame::Ack(2));
         }),
         ("an answer that was altered", |hand, _| {
@@ -441,20 +456,17 @@ fn what_a_sender_sends_before_it_has_read_the_answer_does_not_pass_for_having_re
         let received = receiver.receive_one(memory_sink());
         let mut hand = Hand::enter(&receiver);
         hand.offer(&bytes);
-        hand.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
+        hand.put(&bytes);
         assert_eq!(hand.word(), Frame::Ack(1));
-        let ending = ending(&bytes);
-        ending.iter().for_each(|frame| hand.send(frame, &[]));
-        assert!(matches!(hand.word(), Frame::Committed(_)), "{case}");
-        assert_eq!(hand.word(), Frame::Close, "{case}");
+        hand.finish(&bytes);
+        hand.expect_parting(case);
         act(&mut hand, &bytes);
         let welcome = hand.welcome.clone().unwrap();
         drop(hand);
         receiver.log.wait_for(|event| matches!(event, Event::LaneDown { .. }));
         let mut hand = Hand::enter_with(&receiver, &hello(Some(welcome.session), welcome.join_key));
-        ending.iter().for_each(|frame| hand.send(frame, &[]));
-        assert!(matches!(hand.word(), Frame::Committed(_)), "{case}");
-        assert_eq!(hand.word(), Frame::Close, "{case}");
+        hand.finish(&bytes);
+        hand.expect_parting(case);
         hand.send(&Frame::Close, &[]);
         join(received).unwrap();
     }
@@ -467,11 +479,10 @@ fn a_sender_that_asks_for_the_answer_again_and_again_does_not_keep_a_receiver_th
     let receiver = receiver(ListenSecurity::Insecure, DialSecurity::Insecure, options);
     let received = receiver.receive_one(memory_sink());
     let bytes = noise(4, 60_000);
-    let ending = ending(&bytes);
     let mut first = Hand::enter(&receiver);
     first.offer(&bytes);
-    first.send(&block(&bytes, 0, Digest::of(&bytes)), &bytes);
-    ending.iter().for_each(|frame| first.send(frame, &[]));
+    first.put(&bytes);
+    first.finish(&bytes);
     receiver.log.wait_for(|event| matches!(event, Event::Committed { .. }));
     let welcome = first.welcome.clone().unwrap();
     let mut lanes = Vec::new();
@@ -484,7 +495,7 @@ fn a_sender_that_asks_for_the_answer_again_and_again_does_not_keep_a_receiver_th
             return true;
         }
         hand.encoder.set_session(&welcome.session);
-        ending.iter().for_each(|frame| hand.send(frame, &[]));
+        hand.finish(&bytes);
         lanes.push(hand);
         false
     });
