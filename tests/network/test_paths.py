@@ -24,9 +24,9 @@ AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    """A file that does not compress."""
+    """A file that does not compress, and takes long enough for what the path loses to be seen."""
     path = tmp_path / "state"
-    path.write_bytes(os.urandom(4 * MIB))
+    path.write_bytes(os.urandom(16 * MIB))
     return path
 
 

@@ -29,8 +29,10 @@ impl LossWatch {
         lanes: impl Iterator<Item = (&'a PathInfo, &'a PathInfo)> + Clone,
         now: Instant,
     ) {
-        // A queue that one lane stands in is the queue of all.
-        if lanes.clone().any(|(_, path)| stands_in_queue(path)) {
+        // A queue is the queue of all. The round trips of a single lane are long, too, where the peer waits for more
+        // before it acknowledges the little that comes.
+        let queued = lanes.clone().filter(|(_, path)| stands_in_queue(path)).count();
+        if queued > 0 && 2 * queued >= lanes.clone().count() {
             self.queued_at = Some(now);
         }
         let lossy = |(before, path): &(&PathInfo, &'a PathInfo)| {
@@ -86,6 +88,22 @@ mod tests {
     fn losses_on_a_way_without_a_queue_are_random() {
         assert!(looks([(51, 1), (54, 2), (50, 2), (52, 8)]).are_random());
         assert!(!looks([(51, 1), (54, 2), (50, 2), (52, 2)]).are_random(), "too few to tell");
+    }
+
+    #[test]
+    fn one_lane_with_long_round_trips_among_others_is_no_queue() {
+        let look = |queued: usize| {
+            let (mut losses, now) = (LossWatch::default(), Instant::now());
+            let before = [path(50, 0); 4];
+            for step in 1..=3 {
+                let seen = [0, 1, 2, 3].map(|lane| path(if lane < queued { 90 } else { 50 }, step));
+                let earlier = before.map(|path| PathInfo { retransmitted_segments: step - 1, ..path });
+                losses.see(earlier.iter().zip(&seen), now + Duration::from_millis(100) * step);
+            }
+            losses
+        };
+        assert!(look(0).are_random() && look(1).are_random());
+        assert!(!look(2).are_random() && !look(4).are_random());
     }
 
     #[test]
