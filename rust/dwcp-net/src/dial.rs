@@ -122,7 +122,6 @@ pub(crate) fn open_lane(
     join: Option<(SessionId, Secret)>,
     halts: (&Cancel, &Cancel),
 ) -> Result<Dialled, NetError> {
-    let _slot = plan.slots.take(halts.0)?;
     let leave = plan.breaker.enter(halts.0)?;
     let made = make_from_some(plan, number, join, halts);
     match &made {
@@ -173,6 +172,7 @@ fn make_lane(
     (cancel, halt): (&Cancel, &Cancel),
 ) -> Result<Dialled, NetError> {
     let options = &plan.options;
+    let slot = plan.slots.take(cancel)?;
     let (stream, round_trip) = dial(&plan.address, from, options.socket_buffer_bytes, limit, cancel)?;
     let patience = Patience::for_time(limit);
     let tcp = TcpTransport::new(stream)?;
@@ -205,6 +205,8 @@ fn make_lane(
     // HELLO does not wait for the answer to the preface: that would cost every lane a round trip.
     let greeted = Instant::now();
     lane.send_behind(&preface::encode(ours.0, ours.1), &Frame::Hello(hello))?;
+    // Whoever connects next comes to the listener after this.
+    drop(slot);
     let mut answer = [0; PREFACE_BYTES];
     lane.recv_bytes(&mut answer).map_err(|error| explain(error, security))?;
     let answer_time = greeted.elapsed();

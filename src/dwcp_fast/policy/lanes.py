@@ -10,7 +10,7 @@ __all__ = ["DEFAULT_LANES", "LaneChange", "choose_congestion", "choose_lanes", "
 
 DEFAULT_LANES: Final = 4
 POLITE_LANES: Final = 1
-FAR: Final = (3, 8, 64)
+FAR: Final = (3, 16, 64)
 """Fewest, first and most lanes to a peer that is far. Another connection that shares a full link with the
 fewest keeps a quarter of it."""
 POLITE_FAR: Final = (1, 1, 8)

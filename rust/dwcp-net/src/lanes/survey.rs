@@ -46,7 +46,7 @@ impl Survey {
         let (moved, waiting) = if self.receives {
             (path.received_bytes?, closer.unread() < MOST_UNREAD)
         } else {
-            (path.acked_bytes?, path.unsent_bytes.is_none_or(|bytes| bytes > 0))
+            (path.delivered_bytes.or(path.acked_bytes)?, path.unsent_bytes.is_none_or(|bytes| bytes > 0))
         };
         let seconds = |time: std::time::Duration| time.as_secs_f64();
         Some(Reading {

@@ -169,7 +169,7 @@ fn serve_v3(
         lane.fail(ErrorCode::Limit, true, "the session has as many lanes as it may have");
         return Ok(());
     };
-    drop(place);
+    let _let_in = place.let_in();
     if opens {
         shared.observer.event(Event::SessionOpened { peer: lane.transport().peer_addr() });
         shared.registry.announce(&known);

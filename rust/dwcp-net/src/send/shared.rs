@@ -349,6 +349,12 @@ impl State {
         self.job.as_ref().is_some_and(|job| job.ended.is_none())
     }
 
+    /// Whether lane `number` is worth making now: a block for each is there at least.
+    pub(super) fn needs_lane(&self, number: u16) -> bool {
+        let blocks = || self.job.as_ref().map_or(0, |job| job.manifest.total_blocks());
+        self.busy() && (number == 0 || blocks() > u64::from(number))
+    }
+
     /// Takes up the session that `welcome` tells of.
     pub(super) fn open(&mut self, welcome: &Welcome) {
         self.renew(None);

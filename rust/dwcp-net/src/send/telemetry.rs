@@ -1,6 +1,7 @@
 //! What TCP tells of the lanes while they send, and what that comes to for a transfer.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use dwcp_proto::sender::LaneId;
@@ -21,12 +22,28 @@ const SHUT_PATIENCE: u32 = 2;
 /// A lane that has worked, and was well within this time, still does; one that is done waits for the others.
 const LATELY: Duration = Duration::from_secs(1);
 
+/// Takes the shortest round trip of all lanes of a way for that of each: one that came when the queue was full has never
+/// seen it empty.
+fn share_shortest_trips(seen: &mut [(Option<IpAddr>, PathInfo, PathInfo)]) {
+    let mut shortest: HashMap<Option<IpAddr>, Duration> = HashMap::new();
+    for (from, _, path) in &*seen {
+        if let Some(trip) = path.min_rtt {
+            shortest.entry(*from).and_modify(|known| *known = trip.min(*known)).or_insert(trip);
+        }
+    }
+    for (from, _, path) in seen {
+        path.min_rtt = shortest.get(from).copied();
+    }
+}
+
 /// What was seen of a lane.
 pub(super) type Sight = (LaneId, Option<PathInfo>, Option<String>);
 
 /// A lane that is up.
 struct Watched {
     closer: Closer,
+    /// Lanes from different addresses may take different ways.
+    from: Option<IpAddr>,
     since: Instant,
     first: PathInfo,
     last: PathInfo,
@@ -189,7 +206,8 @@ impl Telemetry {
     pub(super) fn watch(&mut self, lane: LaneId, closer: Closer) {
         let first = closer.path().unwrap_or_default();
         let (since, pulse) = (Instant::now(), Pulse::new(Instant::now()));
-        self.lanes.insert(lane, Watched { closer, since, first, last: first, pulse });
+        let from = closer.local_ip();
+        self.lanes.insert(lane, Watched { closer, from, since, first, last: first, pulse });
     }
 
     /// A lane has ended.
@@ -223,9 +241,13 @@ impl Telemetry {
         owes: impl Fn(LaneId) -> bool,
         now: Instant,
     ) -> Vec<(LaneId, Closer)> {
-        let seen =
-            sights.iter().filter_map(|(lane, path, _)| Some((&self.lanes.get(lane)?.last, path.as_ref()?)));
-        self.losses.see(seen, now);
+        let mut seen: Vec<_> = sights
+            .iter()
+            .filter_map(|(lane, path, _)| self.lanes.get(lane).map(|lane| (lane.from, lane.last)).zip(*path))
+            .map(|((from, last), path)| (from, last, path))
+            .collect();
+        share_shortest_trips(&mut seen);
+        self.losses.see(seen.iter().map(|(_, last, path)| (last, path)), now);
         for (lane, path, congestion) in sights {
             self.sums.congestion.extend(congestion);
             if let (Some(watched), Some(path)) = (self.lanes.get_mut(&lane), path) {
@@ -334,6 +356,17 @@ mod tests {
         let shares = [limits.application, limits.rwnd, limits.cwnd, limits.sndbuf];
         assert!(shares.iter().zip([0.5, 0.3, 0.2, 0.0]).all(|(share, good)| (share - good).abs() < 1e-9));
         assert_eq!(limits.most(), "application");
+    }
+
+    #[test]
+    fn a_lane_that_never_saw_the_queue_empty_is_measured_by_one_of_its_way_that_did() {
+        let way = |last| Some(IpAddr::from([192, 0, 2, last]));
+        let trip = |ms| PathInfo { min_rtt: Some(Duration::from_millis(ms)), ..PathInfo::default() };
+        let mut seen =
+            [(1, 50), (1, 97), (2, 80), (2, 81)].map(|(from, ms)| (way(from), PathInfo::default(), trip(ms)));
+        share_shortest_trips(&mut seen);
+        let shortest = seen.map(|(_, _, path)| path.min_rtt.unwrap().as_millis());
+        assert_eq!(shortest, [50, 50, 80, 80]);
     }
 
     #[test]

@@ -118,7 +118,7 @@ fn await_need(shared: &Shared, number: u16) -> Option<(u64, Option<Link>)> {
         if state.closing || shared.cancel.is_cancelled() || number >= state.wanted {
             return None;
         }
-        if state.busy() {
+        if state.needs_lane(number) {
             match &state.link {
                 Some(link) if number < link.max_lanes => return Some((state.epoch, Some(link.clone()))),
                 Some(_) => {}
