@@ -47,10 +47,17 @@ impl SenderSession {
         const SLOWER: f64 = 1.5;
         /// What keeps shorter blocks is not the way.
         const LEAST_BYTES: u32 = 16_384;
+        /// Lanes that share a way are as fast as each other within this, and on it a copy takes the place of what brings
+        /// more: so many blocks of theirs, or this share of all, may be sent again.
+        const ALIKE: f64 = 4.0;
+        const COPIES: u64 = 2;
+        const COPIED: u64 = 32;
         let (own, before) = (pace(lane).bytes_per_s, self.bytes_under_way(lane) as f64);
         if !self.is_tail(lane) || own <= 0.0 {
             return None;
         }
+        let copies = COPIES.max(self.table.manifest().total_blocks() / COPIED);
+        let may_copy = self.progress.helped_blocks < copies;
         let mut last: Option<(f64, LaneId, usize)> = None;
         for (other, state) in &self.lanes {
             let mut ahead = 0.0;
@@ -67,7 +74,7 @@ impl SenderSession {
                 let front = state.in_flight.front().map_or(0.0, |frame| f64::from(frame.raw_len));
                 let left_s = if waited_s >= STILL_S && bytes_per_s * waited_s >= SLOWER * front {
                     ahead / front.max(1.0) * waited_s
-                } else if bytes_per_s > 0.0 {
+                } else if bytes_per_s > 0.0 && (may_copy || own > ALIKE * bytes_per_s) {
                     ahead / bytes_per_s - waited_s
                 } else if waited_s >= STILL_S {
                     waited_s

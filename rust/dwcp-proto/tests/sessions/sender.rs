@@ -136,6 +136,28 @@ fn end_that_was_told_on_a_lane_that_stands_still_is_told_again_on_another() {
 }
 
 #[test]
+fn few_blocks_are_sent_twice_where_lanes_seem_to_share_a_way() {
+    let manifest = Arc::new(manifest_of(vec![entry(EntryKind::File, "f", 8 * u64::from(BLOCK))]).unwrap());
+    for (rate, copies) in [(1e6, 2), (1e5, 7)] {
+        let mut sender = sender_of(&manifest, vec![], 0);
+        for block in 0..8 {
+            let lane = u32::from(block > 0);
+            let task = task(sender.next(lane));
+            sender.resolve(lane, &task, in_full(block)).unwrap();
+        }
+        sender.receive(0, Frame::Ack(1)).unwrap();
+        let pace = |lane| Pace { bytes_per_s: if lane == 1 { rate } else { 2e6 }, waited_s: 0.0 };
+        let mut helped = 0;
+        while let Some(copy) = sender.help(0, pace, 0.0) {
+            sender.resolve(0, &copy, in_full((copy.offset / u64::from(BLOCK)) as u8)).unwrap();
+            helped += 1;
+            sender.receive(0, Frame::Ack(1 + helped)).unwrap();
+        }
+        assert_eq!(helped, copies, "the other lane has {rate} bytes/s");
+    }
+}
+
+#[test]
 fn finish_waits_for_blocks_that_replace_staged_ones() {
     let other = Have {
         entry: 0,
