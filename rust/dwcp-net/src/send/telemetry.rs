@@ -264,6 +264,11 @@ impl Telemetry {
         stalled.map(|(id, lane)| (*id, lane.closer.clone())).collect()
     }
 
+    /// Whether something of what is under way on a lane was acknowledged lately.
+    pub(super) fn moves(&self, lane: LaneId, now: Instant) -> bool {
+        self.lanes.get(&lane).is_some_and(|lane| lane.pulse.works(now))
+    }
+
     /// Whether what got lost in this session was lost at random.
     pub(super) fn losses_are_random(&self) -> bool {
         self.losses.are_random()
