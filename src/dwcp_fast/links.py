@@ -18,6 +18,7 @@ from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.lanes import LaneChange, choose_congestion, choose_lanes, explain_lanes, lane_range
 from dwcp_fast.policy.selection import ActionShare, Selection
 from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
+from dwcp_fast.rollout.switch import SWITCH
 from dwcp_fast.selector import load_selector
 from dwcp_fast.state import sent_index
 from dwcp_fast.throttle import bandwidth_now, follow_schedule
@@ -136,6 +137,7 @@ class NativeLink:
     def __init__(self, trust: Trust | None, cancel: _core.Cancel, choices: list[Choice[Any]]) -> None:
         """Note how to stop, and what was chosen."""
         self._cancel = cancel
+        self._guard = SWITCH.guard(cancel.cancel)
         self._choices = choices
         self._transport = "tcp" if isinstance(trust, Insecure) else "tls"
 
@@ -149,10 +151,12 @@ class NativeLink:
 
     def cancel(self) -> None:
         """Stop what is under way; the session is of no use afterwards."""
+        self._guard.release()
         self._cancel.cancel()
 
     def close(self) -> None:
         """Part in peace."""
+        self._guard.release()
         self._native.close()
 
 
@@ -178,16 +182,21 @@ class V3Link(NativeLink):
         self._options = options
         self._peer = address_of(target)
         settings = send_settings(options)
-        self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
+        with self._guard.told():
+            self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
         self._throttle = follow_schedule(self, options)
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers."""
-        return self._sent(self._native.send_buffers(list(objects.items()), self._options.block_bytes))
+        with self._guard.told():
+            told = self._native.send_buffers(list(objects.items()), self._options.block_bytes)
+        return self._sent(told)
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send files."""
-        return self._sent(self._native.send_scan(scan.native))
+        with self._guard.told():
+            told = self._native.send_scan(scan.native)
+        return self._sent(told)
 
     def set_bandwidth_limit(self, bytes_per_s: int | None) -> None:
         """Set the rate, and follow no schedule any more."""
@@ -222,6 +231,8 @@ class V1Link:
         check_v1(options, engine)
         self._peer = address_of(target)
         self._options = options
+        self.timeout_s = options.timeout_s
+        """Seconds that the next transfer may take, None for a day."""
         self._cancel = cancel
         self._stop = V1Stop()
         self._lanes = choose_lanes(options.streams, polite=options.polite)
@@ -278,7 +289,7 @@ class V1Link:
             payload_format=options.v1_payload,
             generation=options.v1_generation,
             connect_timeout_s=options.connect_timeout_s,
-            timeout_s=V1_TIMEOUT_S if options.timeout_s is None else options.timeout_s,
+            timeout_s=V1_TIMEOUT_S if self.timeout_s is None else self.timeout_s,
             idle_timeout_s=options.idle_timeout_s,
             stop=self._stop,
         )

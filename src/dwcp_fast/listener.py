@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
+import time
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -14,9 +15,10 @@ from dwcp_fast import _core
 from dwcp_fast.closing import Closing
 from dwcp_fast.dictionary import natives
 from dwcp_fast.errors import ConfigError
-from dwcp_fast.incoming import AsyncIncomingSession, IncomingSession
+from dwcp_fast.incoming import STOPPED, AsyncIncomingSession, IncomingSession, dismiss
 from dwcp_fast.links import Events, send_settings
 from dwcp_fast.options import ReceiveOptions, SendOptions, check_int
+from dwcp_fast.rollout.switch import SWITCH
 from dwcp_fast.state import (
     KeptPairing,
     forget_pairing,
@@ -221,6 +223,8 @@ class Listener(Closing):
     def accept(self, timeout_s: float | None = None) -> IncomingSession | None:
         """Wait for a peer: a sender, or one that has asked for something.
 
+        While the kill switch is on, v3 peers are turned away.
+
         Args:
             timeout_s: Seconds to wait; None waits until :meth:`cancel` is called.
 
@@ -230,9 +234,18 @@ class Listener(Closing):
         Raises:
             DwcpError: The listener was cancelled, or closed before (``code`` says which).
         """
-        native = self._native.accept(timeout_s)
-        if native is None:
-            return None
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            native = self._native.accept(timeout_s)
+            if native is None:
+                return None
+            why = SWITCH.refusal()
+            if why is None:
+                break
+            LOG.warning("v3 peer %s is turned away: %s", native.peer, why)
+            dismiss(native, STOPPED)
+            native.close()
+            timeout_s = None if end is None else max(0.0, end - time.monotonic())
         # By now the token belongs to this peer, and must still do so after a restart.
         self._keep()
         return IncomingSession(native, self._options, self._serve, self._transport)
