@@ -15,6 +15,7 @@ from dwcp_fast.options import SendOptions
 from dwcp_fast.paths import PathReport
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
+from dwcp_fast.policy.engine import Engine
 from dwcp_fast.policy.lanes import LaneChange, choose_congestion, choose_lanes, explain_lanes, lane_range
 from dwcp_fast.policy.selection import ActionShare, Selection
 from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
@@ -73,6 +74,9 @@ class Link(Protocol):
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send files."""
+
+    def engine(self) -> Engine:
+        """Tell which engine is at work."""
 
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
@@ -198,6 +202,10 @@ class V3Link(NativeLink):
             told = self._native.send_scan(scan.native)
         return self._sent(told)
 
+    def engine(self) -> Engine:
+        """Tell which engine is at work."""
+        return "v3"
+
     def set_bandwidth_limit(self, bytes_per_s: int | None) -> None:
         """Set the rate, and follow no schedule any more."""
         if self._throttle is not None:
@@ -255,6 +263,10 @@ class V1Link:
                 hint="send the files one by one, or use v3",
             )
         return self._send(scan.paths[0].read_bytes())
+
+    def engine(self) -> Engine:
+        """Tell which engine is at work."""
+        return "v1"
 
     def progress(self) -> Progress:
         """Tell nothing: v1 has no acknowledgement to tell it from."""

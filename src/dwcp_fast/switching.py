@@ -12,6 +12,7 @@ from dwcp_fast.errors import DeadlineError, NegotiationError, V3StoppedError
 from dwcp_fast.links import Events, Link, ScannedPaths, V1Link, V3Link
 from dwcp_fast.options import SendOptions
 from dwcp_fast.policy.choice import Choice
+from dwcp_fast.policy.engine import Engine
 from dwcp_fast.reports import Progress, SendReport
 from dwcp_fast.trust import Trust
 
@@ -55,6 +56,10 @@ class SwitchingLink:
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send files."""
         return self._carry(lambda link: link.send_scan(scan))
+
+    def engine(self) -> Engine:
+        """Tell which engine is at work."""
+        return self._link.engine()
 
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
