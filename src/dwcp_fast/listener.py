@@ -41,6 +41,7 @@ LOG: Final = logging.getLogger(__name__)
 DEFAULTS: Final = ReceiveOptions()
 V1_CLOSE_S: Final = 5.0
 MAX_CLIENTS: Final = 65_536
+MAX_V1_TRANSFERS: Final = 1_024
 EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
 OnV1 = Callable[["V1Delivery"], None]
 
@@ -380,7 +381,12 @@ def make_v1_receiver(options: ReceiveOptions, on_v1: OnV1 | None) -> "V1Receiver
     # Imported late: the engine is not needed, nor its libraries, while nobody is to be served by it.
     from dwcp_fast.v1 import V1Options, V1Receiver
 
-    v1_options = V1Options(generation=options.v1_generation, payload_format=options.v1_payload)
+    v1_options = V1Options(
+        generation=options.v1_generation,
+        payload_format=options.v1_payload,
+        # A fleet that goes back to v1 does so at once. The memory of all transfers together stays bounded.
+        max_transfers=min(options.max_sessions, MAX_V1_TRANSFERS),
+    )
     return V1Receiver(v1_options, on_delivery=on_v1)
 
 
