@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -19,6 +19,7 @@ from dwcp_fast.policy.engine import Engine
 from dwcp_fast.policy.lanes import LaneChange, choose_congestion, choose_lanes, explain_lanes, lane_range
 from dwcp_fast.policy.selection import ActionShare, Selection
 from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
+from dwcp_fast.rollout.flags import component_refusal
 from dwcp_fast.rollout.switch import SWITCH
 from dwcp_fast.selector import load_selector
 from dwcp_fast.state import sent_index
@@ -179,7 +180,8 @@ class V3Link(NativeLink):
         engine: Choice[Any],
     ) -> None:
         """Connect."""
-        codec = choose_codec(options.codec)
+        codec = choose_codec(options.codec, refusal=component_refusal("compression"))
+        options = replace(options, codec=codec.value)
         lanes = choose_lanes(options.streams, polite=options.polite)
         choices = [engine, codec, lanes, base_choice(options), *dictionary_choice(options)]
         super().__init__(trust, cancel, choices)

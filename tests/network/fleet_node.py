@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import numpy as np
 
@@ -35,6 +36,7 @@ BAD = 3
 """One of so many transfers of a bad build is bad."""
 LATE_S = 1.5
 SLOWER = 0.7
+OPTIONS = dwcp.SendOptions(codec="none", base="none", streams=2, timeout_s=30)
 
 
 class SlowLink(Forwarder):
@@ -92,7 +94,19 @@ def spoil(build: Path) -> None:
             time.sleep(SLOWER * (time.monotonic() - began))
         return report
 
-    links.V3Link.send_scan = send_scan  # type: ignore[method-assign]  # that is what makes the build bad
+    setattr(links.V3Link, "send_scan", send_scan)  # noqa: B010 - that is what makes the build bad
+
+
+def send_until_taken(target: str, path: Path, log: TextIO) -> SendReport:
+    """Send a file, as often as it takes."""
+    while True:
+        try:
+            with dwcp.connect(target, trust=dwcp.INSECURE, options=OPTIONS) as session:
+                return session.send_paths([path])
+        except dwcp.DwcpError as error:
+            log.write(json.dumps({"error": error.code, "at_s": time.time()}) + "\n")
+            if not error.retryable:
+                raise
 
 
 def main(target: str, source: str, build: str, sent: str) -> None:
@@ -106,7 +120,6 @@ def main(target: str, source: str, build: str, sent: str) -> None:
         ended.set()
 
     signal.signal(signal.SIGTERM, end)
-    options = dwcp.SendOptions(codec="none", base="none", streams=2, timeout_s=30)
     rng = np.random.default_rng(abs(hash(name)))
     number = 0
     with Path(sent).open("a", encoding="utf-8") as log:
@@ -114,17 +127,7 @@ def main(target: str, source: str, build: str, sent: str) -> None:
             path = Path(sent).with_name(f"{name}-{number}")
             path.write_bytes(rng.bytes(SIZE))
             digest = dwcp.digest(path.read_bytes()).hex()
-            while True:
-                try:
-                    with dwcp.connect(
-                        f"127.0.0.1:{link.port}", trust=dwcp.INSECURE, options=options
-                    ) as session:
-                        report = session.send_paths([path])
-                    break
-                except dwcp.DwcpError as error:
-                    log.write(json.dumps({"error": error.code, "at_s": time.time()}) + "\n")
-                    if not error.retryable:
-                        raise
+            report = send_until_taken(f"127.0.0.1:{link.port}", path, log)
             path.unlink()
             log.write(json.dumps({"digest": digest, "protocol": report.protocol, "at_s": time.time()}) + "\n")
             log.flush()

@@ -13,6 +13,7 @@ from typing import Final
 from dwcp_fast.errors import ConfigError
 
 __all__ = [
+    "COMPONENTS",
     "RolloutFlags",
     "bucket_of",
     "component_uses_v3",
@@ -91,6 +92,7 @@ COMPONENTS: Final[Mapping[str, str]] = {
     "placement": "enableV3Placement",
     "itp": "enableV3Placement",
 }
+"""The flag of each component, by its long and its short name."""
 
 
 def fnv1a_32(text: str) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from dwcp_fast.errors import ConfigError, LimitExceededError
-from dwcp_fast.policy.rollout import RolloutFlags, merge_flags, parse_changes
+from dwcp_fast.policy.rollout import COMPONENTS, RolloutFlags, merge_flags, parse_changes
 
 __all__ = [
     "FILE_VARIABLE",
@@ -26,6 +26,7 @@ __all__ = [
     "FileFlags",
     "FlagSource",
     "FlagsInForce",
+    "component_refusal",
     "current_flags",
     "node_name",
     "use_flags",
@@ -211,6 +212,22 @@ def current_flags() -> RolloutFlags | None:
     if os.environ.get(FLAGS_VARIABLE):
         sources.append(EnvironmentFlags())
     return IN_FORCE.read(sources) if sources else None
+
+
+def component_refusal(component: str) -> str | None:
+    """Say why a component of a v3 session is not to be used, None if it is.
+
+    Args:
+        component: Its name, such as "compression".
+
+    Raises:
+        DwcpError: As for :func:`current_flags`.
+        OSError: As for :func:`current_flags`.
+    """
+    flags = current_flags()
+    if flags is None or getattr(flags, COMPONENTS[component]):
+        return None
+    return f"the flags leave {COMPONENTS[component]} off"
 
 
 def node_name() -> str:
