@@ -3,7 +3,6 @@
 A source that cannot be read keeps what it said last; the log says why, once a minute for each cause.
 """
 
-import errno
 import json
 import logging
 import os
@@ -37,8 +36,6 @@ FILE_VARIABLE: Final = "DWCP_FLAGS_FILE"
 FLAGS_VARIABLE: Final = "DWCP_FLAGS"
 NODE_VARIABLE: Final = "DWCP_NODE_NAME"
 MAX_FILE_BYTES: Final = 64 << 10
-READS: Final = 5
-"""How many times a file is read that changes while it is read."""
 QUIET_S: Final = 60.0
 MAX_CAUSES: Final = 64
 
@@ -72,30 +69,24 @@ class FileFlags:
         return str(self._path)
 
     def read(self) -> dict[str, object]:
-        """Read the file as it was at one moment.
+        """Read the file.
 
         Raises:
             ConfigError: It is not what :func:`~dwcp_fast.policy.rollout.parse_flags` reads, or no file.
             LimitExceededError: It is too long.
-            OSError: It cannot be read, or does not stay the same for as long as reading takes.
+            OSError: It cannot be read.
         """
         # A pipe in its place must not make anybody wait.
         descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ConfigError(f"flag file {self._path} is no regular file")
-            for _ in range(READS):
-                before = os.fstat(descriptor)
-                file.seek(0)
-                text = file.read(MAX_FILE_BYTES + 1)
-                after = os.fstat(descriptor)
-                if len(text) > MAX_FILE_BYTES:
-                    raise LimitExceededError(
-                        f"flag file {self._path} has over {MAX_FILE_BYTES} bytes, which is the limit"
-                    )
-                if (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size):
-                    return parse_changes(text)
-        raise OSError(errno.EAGAIN, f"it changed {READS} times while it was read", str(self._path))
+            text = file.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise LimitExceededError(
+                f"flag file {self._path} has over {MAX_FILE_BYTES} bytes, which is the limit"
+            )
+        return parse_changes(text)
 
 
 class EnvironmentFlags:
