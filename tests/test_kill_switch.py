@@ -1,5 +1,6 @@
 """The kill switch reaches sessions that run: they go on in v1, or end and say why."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import dwcp_fast as dwcp
 from dwcp_fast import errors
 from dwcp_fast.policy.rollout import RolloutFlags
 from dwcp_fast.rollout.flags import FILE_VARIABLE
-from dwcp_fast.rollout.switch import KillSwitch
+from dwcp_fast.rollout.switch import SWITCH, KillSwitch
 from dwcp_fast.v1 import V1Delivery
 from two_ends import LOCAL, WAIT_S, accepted, meanwhile, pairing_of
 
@@ -237,3 +238,42 @@ def test_the_thread_that_watches_ends_with_the_last_session() -> None:
     again = switch.guard(ended.set)
     switch.force(True)
     assert ended.wait(WAIT_S) and again.why == "force_v1 is on"
+
+
+def test_a_caller_that_cancels_after_the_switch_is_not_carried_on_in_v1() -> None:
+    deliveries: list[V1Delivery] = []
+    options = dwcp.ReceiveOptions(allow_v1=("127.0.0.0/8",))
+    on_v1 = serve_v1(deliveries, threading.Event())
+    with dwcp.listen(LOCAL, options=options, on_v1=on_v1) as listener:
+        with dwcp.connect(pairing_of(listener)) as sending:
+            dwcp.force_v1(True)
+            sending.cancel()
+            with pytest.raises(errors.V3StoppedError):
+                sending.send({"state": b"state"})
+    assert deliveries == []
+
+
+def test_a_session_that_is_made_while_the_switch_goes_on_is_stopped_too() -> None:
+    switch = KillSwitch(RolloutFlags, look_s=2 * WAIT_S)
+    switch.force(True)
+    ended = threading.Event()
+    guard = switch.guard(ended.set)
+    assert ended.wait(WAIT_S) and guard.why is not None
+
+
+def test_a_child_of_a_fork_has_sessions_of_its_own() -> None:
+    ended = threading.Event()
+    guard = SWITCH.guard(ended.set)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            own = threading.Event()
+            held = SWITCH.guard(own.set)
+            SWITCH.force(True)
+            code = 0 if own.wait(WAIT_S) and held.why and not ended.is_set() else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not guard.is_over
+    guard.release()
