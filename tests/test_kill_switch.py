@@ -1,6 +1,7 @@
 """The kill switch reaches sessions that run: they go on in v1, or end and say why."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -244,12 +245,14 @@ def test_a_caller_that_cancels_after_the_switch_is_not_carried_on_in_v1() -> Non
     deliveries: list[V1Delivery] = []
     options = dwcp.ReceiveOptions(allow_v1=("127.0.0.0/8",))
     on_v1 = serve_v1(deliveries, threading.Event())
-    with dwcp.listen(LOCAL, options=options, on_v1=on_v1) as listener:
-        with dwcp.connect(pairing_of(listener)) as sending:
-            dwcp.force_v1(True)
-            sending.cancel()
-            with pytest.raises(errors.V3StoppedError):
-                sending.send({"state": b"state"})
+    with (
+        dwcp.listen(LOCAL, options=options, on_v1=on_v1) as listener,
+        dwcp.connect(pairing_of(listener)) as sending,
+    ):
+        dwcp.force_v1(True)
+        sending.cancel()
+        with pytest.raises(errors.V3StoppedError):
+            sending.send({"state": b"state"})
     assert deliveries == []
 
 
@@ -274,6 +277,11 @@ def test_a_child_of_a_fork_has_sessions_of_its_own() -> None:
             code = 0 if own.wait(WAIT_S) and held.why and not ended.is_set() else 2
         finally:
             os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    deadline = time.monotonic() + WAIT_S
+    while (ended_as := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
+    assert os.waitstatus_to_exitcode(ended_as[1]) == 0
     assert not guard.is_over
     guard.release()

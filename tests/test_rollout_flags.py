@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -289,7 +290,15 @@ def test_changes_of_several_processes_at_once_are_all_kept(flags_file: Path) -> 
             finally:
                 os._exit(code)
         children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * len(names)
+    deadline = time.monotonic() + WAIT_S
+    codes = []
+    for child in children:
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+            if time.monotonic() > deadline:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.01)
+        codes.append(os.waitstatus_to_exitcode(ended[1]))
+    assert codes == [0] * len(names)
     flags = read_flags(flags_file)
     assert flags == merge_flags(ALL, dict.fromkeys(names, True))
 
