@@ -11,7 +11,7 @@ import pytest
 import dwcp_fast as dwcp
 from dwcp_fast import errors
 from dwcp_fast.cli.program import run
-from dwcp_fast.policy.rollout import RolloutFlags, merge_flags
+from dwcp_fast.policy.rollout import RolloutFlags, enable_all, merge_flags
 from dwcp_fast.policy.stages import RolloutPlan
 from dwcp_fast.rollout import outcomes as written
 from dwcp_fast.rollout.controller import Controller
@@ -170,6 +170,52 @@ def test_a_controller_does_not_fight_with_whoever_changes_the_flags(tmp_path: Pa
     assert controller.step().rollout.status == "rolled-back"
     read = read_flags(flags)
     assert read is not None and read.v3RolloutPercentage == 25 and read.forceV1Mode
+
+
+@pytest.mark.parametrize("broken", ["", '{"v3RolloutPercentage": 101}', " " * 70_000])
+def test_flags_that_are_broken_do_not_keep_a_bad_v3_on(tmp_path: Path, flags: Path, broken: str) -> None:
+    now = [1000.0]
+    place = tmp_path / "n.jsonl"
+    controller = Controller(flags, (place,), clock=lambda: now[0])
+    controller.start(PLAN)
+    flags.write_text(broken)
+    assert controller.step().choice.value == "wait"
+    place.write_text(line("v3", 1001.0, failure="transport") * 2)
+    now[0] = 1002.0
+    assert controller.step().rollout.status == "rolled-back"
+    assert read_flags(flags) == merge_flags(enable_all(RolloutFlags(), 0), {"forceV1Mode": True})
+    other = tmp_path / "other.json"
+    other.write_text(broken)
+    with pytest.raises(errors.DwcpError):
+        Controller(other).rollback("of something that is no flags file")
+    assert other.read_text() == broken
+
+
+def test_a_watch_outlives_files_that_cannot_be_read_for_a_moment(
+    tmp_path: Path, flags: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, place = str(flags), tmp_path / "out" / "n.jsonl"
+    place.parent.mkdir()
+    assert run(["rollout", "start", "--flags", name]) == 0
+    watch = ["rollout", "watch", "--flags", name, "--outcomes", str(place), "--every", "20ms"]
+    with meanwhile(lambda: run(watch)) as watching:
+        deadline = time.monotonic() + WAIT_S
+        while "running" not in capsys.readouterr().err:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        place.mkdir()
+        (place / "n.jsonl").mkdir()
+        state = flags.with_name("flags.json.rollout")
+        kept = state.read_text()
+        state.write_text("{")
+        time.sleep(0.2)
+        assert not watching.done()
+        state.write_text(kept)
+        (place / "n.jsonl").rmdir()
+        (place / "n.jsonl").write_text(line("v3", time.time(), failure="transport") * 9)
+        assert watching.result(WAIT_S) == 1
+    assert "error" in capsys.readouterr().err
+    logging.getLogger().handlers.clear()
 
 
 def test_a_rollback_needs_no_rollout(flags: Path) -> None:

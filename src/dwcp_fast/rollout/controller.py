@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dwcp_fast.errors import ConfigError, ConflictError
+from dwcp_fast.errors import ConfigError, ConflictError, LimitExceededError
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.rollout import RolloutFlags, enable_all, merge_flags
 from dwcp_fast.policy.stages import (
@@ -102,7 +102,6 @@ class Controller:
 
         Raises:
             ConfigError: There is no rollout, or its state cannot be read.
-            DwcpError: The flags cannot be read.
             OSError: A file cannot be read.
         """
         now = self._clock()
@@ -153,7 +152,7 @@ class Controller:
             OSError: A file cannot be read or written.
         """
         # The flags first: they are what stops v3.
-        change_flags(self._flags, killed)
+        self._kill()
         rollout = self._load() if self._state.exists() else begin(RolloutPlan(), self._clock())
         rollout = take_back(rollout, why, self._clock())
         self._save(rollout)
@@ -164,7 +163,7 @@ class Controller:
             return
         if new.status == "rolled-back" != old.status:
             LOG.warning("the rollout is taken back: %s", new.why)
-            change_flags(self._flags, killed)
+            self._kill()
         elif new.percentage != old.percentage:
             LOG.info("the rollout goes to %d %%: %s", new.percentage, new.why)
 
@@ -175,16 +174,29 @@ class Controller:
             change_flags(self._flags, raised)
         self._save(new)
 
+    def _kill(self) -> None:
+        # Where there is a rollout its file is a flags file, and that it is broken must not keep v3 on.
+        instead = enable_all(RolloutFlags(), 0) if self._state.exists() else None
+        change_flags(self._flags, killed, instead=instead)
+
     def _found(self) -> Rollout:
         """Give where the rollout stands; a kill switch that somebody else turned on ends it."""
         if not self._state.exists():
             raise ConfigError(f"there is no rollout of {self._flags}", hint="dwcp rollout start begins one")
         rollout = self._load()
-        flags = read_flags(self._flags) or RolloutFlags()
-        if rollout.status == "running" and flags.forceV1Mode:
+        if rollout.status == "running" and self._is_killed():
             rollout = take_back(rollout, "somebody else turned forceV1Mode on", self._clock())
             self._save(rollout)
         return rollout
+
+    def _is_killed(self) -> bool:
+        try:
+            flags = read_flags(self._flags)
+        except (ConfigError, LimitExceededError) as exc:
+            # The nodes go on with what they read last, and so does this.
+            LOG.warning("%s cannot be used: %s", self._flags, exc)
+            return False
+        return flags is not None and flags.forceV1Mode
 
     def _check(self, flags: RolloutFlags, rollout: Rollout) -> None:
         if flags.forceV1Mode or flags.v3RolloutPercentage != rollout.percentage:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -9,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from dwcp_fast.errors import DeadlineError
+from dwcp_fast.errors import ConfigError, DeadlineError, LimitExceededError
 from dwcp_fast.policy.rollout import RolloutFlags, format_flags, merge_flags
 from dwcp_fast.rollout.flags import FileFlags
 from dwcp_fast.staging import replace_file
 
 __all__ = ["change_flags", "read_flags"]
 
+LOG: Final = logging.getLogger(__name__)
 PATIENCE_S: Final = 10.0
 LOOK_S: Final = 0.02
 
@@ -39,24 +41,33 @@ def read_flags(path: Path) -> RolloutFlags | None:
         return None
 
 
-def change_flags(path: Path, change: Callable[[RolloutFlags], RolloutFlags]) -> RolloutFlags:
+def change_flags(
+    path: Path, change: Callable[[RolloutFlags], RolloutFlags], *, instead: RolloutFlags | None = None
+) -> RolloutFlags:
     """Change the flags in a file, whole or not at all; of two that do it at once, neither is lost.
 
     Args:
         path: The file; if there is none, it is made.
         change: Gives the new flags for those in the file.
+        instead: What is changed where the file holds something else; with None it stays as it is.
 
     Returns:
         The new flags.
 
     Raises:
         DeadlineError: Another program keeps the file for longer than 10 s.
-        DwcpError: The file holds something else, and stays as it is; or what `change` raises.
+        DwcpError: The file holds something else; or what `change` raises.
         OSError: It cannot be read or written.
     """
     with held(path):
-        old = read_flags(path)
-        new = change(old or RolloutFlags())
+        try:
+            old = read_flags(path)
+        except (ConfigError, LimitExceededError) as exc:
+            if instead is None:
+                raise
+            LOG.warning("%s is written anew, since it cannot be used: %s", path, exc)
+            old = None
+        new = change(old or instead or RolloutFlags())
         if new != old:
             replace_file(path, [f"{format_flags(new)}\n".encode()])
     return new
