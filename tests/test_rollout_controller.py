@@ -16,7 +16,8 @@ from dwcp_fast.policy.stages import RolloutPlan
 from dwcp_fast.rollout import outcomes as written
 from dwcp_fast.rollout.controller import Controller
 from dwcp_fast.rollout.flagfile import change_flags, read_flags
-from dwcp_fast.rollout.outcomes import OUTCOMES_VARIABLE, failure_code, read_outcomes
+from dwcp_fast.rollout.history import read_outcomes
+from dwcp_fast.rollout.outcomes import OUTCOMES_VARIABLE, failure_code
 from two_ends import LOCAL, WAIT_S, accepted, meanwhile, pairing_of
 
 PLAN = RolloutPlan(hold_s=10.0, window_s=10.0, min_transfers=3, min_failures=2)

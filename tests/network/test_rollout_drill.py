@@ -16,7 +16,7 @@ import pytest
 
 import dwcp_fast as dwcp
 from dwcp_fast.cli.program import run
-from dwcp_fast.rollout.outcomes import read_outcomes
+from dwcp_fast.rollout.history import read_outcomes
 
 from .conftest import DWCP, WAIT_S, Machine, Recv
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from statistics import median
 from typing import Final, Literal, get_args
 
 from dwcp_fast.errors import ConfigError
@@ -223,7 +222,9 @@ def latency_of(outcomes: Sequence[Outcome]) -> float:
 
 def rate_of(outcomes: Sequence[Outcome]) -> float:
     """Give the median of the bytes per second."""
-    return median(outcome.bytes_raw / max(outcome.seconds, 1e-9) for outcome in outcomes)
+    ordered = sorted(outcome.bytes_raw / max(outcome.seconds, 1e-9) for outcome in outcomes)
+    middle = len(ordered) // 2
+    return (ordered[middle] + ordered[~middle]) / 2
 
 
 def judge(rollout: Rollout, measured: Measured, now_s: float) -> Choice[Move]:

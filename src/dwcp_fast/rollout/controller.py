@@ -24,7 +24,7 @@ from dwcp_fast.policy.stages import (
     take_back,
 )
 from dwcp_fast.rollout.flagfile import change_flags, read_flags
-from dwcp_fast.rollout.outcomes import read_outcomes
+from dwcp_fast.rollout.history import read_outcomes
 from dwcp_fast.staging import replace_file
 
 __all__ = ["Controller", "Look"]

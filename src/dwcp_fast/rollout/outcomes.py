@@ -1,32 +1,36 @@
-"""How transfers ended, as lines of a file: written by the nodes that send, read by whoever judges a rollout.
+"""How transfers end, as lines of a file: written by the nodes that send.
 
 A node takes part where ``DWCP_OUTCOMES_FILE`` names its file.
 """
 
-import contextlib
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 from dwcp_fast.errors import ConfigError, DwcpError
 from dwcp_fast.policy.engine import Engine
-from dwcp_fast.policy.stages import Outcome
 from dwcp_fast.reports import SendReport
 from dwcp_fast.rollout.flags import node_name
 
-__all__ = ["OUTCOMES_VARIABLE", "failure_code", "failures_recorded", "read_outcomes", "recorded"]
+__all__ = [
+    "MAX_FILE_BYTES",
+    "OUTCOMES_VARIABLE",
+    "append",
+    "failure_code",
+    "failures_recorded",
+    "older",
+    "recorded",
+]
 
 LOG: Final = logging.getLogger(__name__)
 OUTCOMES_VARIABLE: Final = "DWCP_OUTCOMES_FILE"
 MAX_FILE_BYTES: Final = 8 << 20
 """A longer file becomes the one before, so that two of them are kept."""
-MAX_LINE_BYTES: Final = 16 << 10
 NOT_FAILURES: Final = frozenset({"cancelled", "closed", "v3-stopped"})
 """Ends that somebody wanted: they say nothing about the engine."""
 
@@ -109,71 +113,3 @@ def append(path: Path, told: dict[str, Any], record: dict[str, Any] | None) -> N
 def older(path: Path) -> Path:
     """Name the file before."""
     return path.with_name(f"{path.name}.1")
-
-
-def read_outcomes(places: tuple[Path, ...], since_s: float) -> list[Outcome]:
-    """Read how transfers ended.
-
-    Args:
-        places: Files, and directories with files named ``*.jsonl``. What is missing has nothing to tell yet.
-        since_s: Seconds since 1970 before which nothing is of interest.
-
-    Returns:
-        The outcomes, file by file. Lines that are none are left out, and logged.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
-    found: list[Outcome] = []
-    for place in places:
-        for path in sorted(place.glob("*.jsonl")) if place.is_dir() else [place]:
-            for one in (older(path), path):
-                with contextlib.suppress(FileNotFoundError):
-                    # A file that nobody wrote to since then has nothing of interest.
-                    if one.stat().st_mtime >= since_s:
-                        found += (outcome for outcome in read_lines(one) if outcome.at_s >= since_s)
-    return found
-
-
-def read_lines(path: Path) -> Iterator[Outcome]:
-    """Read the outcomes in a file."""
-    bad = 0
-    with path.open("rb") as file:
-        # Whoever writes it keeps it short; another file is read no further than that.
-        left = MAX_FILE_BYTES + MAX_LINE_BYTES
-        while left > 0 and (line := file.readline(MAX_LINE_BYTES)):
-            left -= len(line)
-            if not line.endswith(b"\n"):
-                # Somebody is writing it, or it is too long.
-                continue
-            outcome = parse_outcome(line)
-            if outcome is None:
-                bad += 1
-            else:
-                yield outcome
-    if bad:
-        LOG.warning("%s has %d lines that are no outcomes", path, bad)
-
-
-def parse_outcome(line: bytes) -> Outcome | None:
-    """Read one line, None if it is no outcome."""
-    try:
-        told = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(told, dict):
-        return None
-    at_s, seconds, bytes_raw = told.get("at_s"), told.get("seconds"), told.get("bytes_raw")
-    node, protocol, failure = told.get("node"), told.get("protocol"), told.get("failure")
-    if not (is_number(at_s) and is_number(seconds) and type(bytes_raw) is int and bytes_raw >= 0):
-        return None
-    if protocol not in {"v1", "v3"} or not isinstance(node, str) or not isinstance(failure, str | None):
-        return None
-    return Outcome(
-        at_s=at_s, node=node, protocol=protocol, failure=failure, seconds=seconds, bytes_raw=bytes_raw
-    )
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value is a number of seconds."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
