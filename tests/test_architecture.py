@@ -165,6 +165,7 @@ ROOMS_BELOW = {
     "errors": set[str](),
     "options": {"errors"},
     "policy": {"errors", "options"},
+    "rollout": {"errors", "options", "policy", "reports", "staging"},
     "v1": {"errors", "options", "policy", "_v1engine"},
 }
 """Rooms low in the house, with all that each may use of ours."""

@@ -29,6 +29,7 @@ CLASSES: list[type[DwcpError]] = [
         ("PeerError", "peer-failed", 1, False, errors.TransportError),
         ("NegotiationError", "negotiation", 10, False, DwcpError),
         ("AuthError", "auth", 5, False, errors.NegotiationError),
+        ("V3StoppedError", "v3-stopped", 10, True, errors.NegotiationError),
         ("DeadlineError", "deadline", 7, True, TimeoutError),
         ("LimitExceededError", "limit", 8, False, DwcpError),
         ("ConflictError", "conflict", 1, False, DwcpError),
@@ -44,7 +45,7 @@ def test_codes_never_change(
 
 
 def test_every_class_is_listed_and_has_a_code_of_its_own() -> None:
-    assert len(CLASSES) == 14
+    assert len(CLASSES) == 15
     assert len({found.code for found in CLASSES}) == len(CLASSES)
 
 

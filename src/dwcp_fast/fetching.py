@@ -54,11 +54,13 @@ class FetchLink(NativeLink):
             "local_addresses": list(options.local_addresses),
         }
         security = dial_security(target, trust)
-        self._native = _core.Fetcher(address_of(target), security, settings, cancel, events)
+        with self._guard.told():
+            self._native = _core.Fetcher(address_of(target), security, settings, cancel, events)
 
     def fetch(self, request: bytes, timeout_s: float | None) -> Received:
         """Take the answer into new memory."""
-        outcome = self._native.fetch_buffers(request, self._receive.max_total_bytes, timeout_s)
+        with self._guard.told():
+            outcome = self._native.fetch_buffers(request, self._receive.max_total_bytes, timeout_s)
         received = received_buffers(*outcome, self._transport)
         self._found(received.report)
         return received
@@ -67,14 +69,18 @@ class FetchLink(NativeLink):
         self, buffers: Mapping[str, BufferLike], request: bytes, timeout_s: float | None
     ) -> ReceiveReport:
         """Take the answer into the caller's memory."""
-        told = self._native.fetch_into(request, dict(buffers), timeout_s)
+        with self._guard.told():
+            told = self._native.fetch_into(request, dict(buffers), timeout_s)
         return self._found(receive_report(told, self._transport))
 
     def fetch_into(self, directory: Path, request: bytes, timeout_s: float | None) -> ReceiveReport:
         """Take the answer into a directory."""
         receive = self._receive
         keep = receive.symlinks == "keep"
-        told = self._native.fetch_tree(request, directory, receive.overwrite, keep, receive.sync, timeout_s)
+        with self._guard.told():
+            told = self._native.fetch_tree(
+                request, directory, receive.overwrite, keep, receive.sync, timeout_s
+            )
         return self._found(receive_report(told, self._transport))
 
     def _found(self, report: ReceiveReport) -> ReceiveReport:

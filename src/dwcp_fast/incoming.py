@@ -1,10 +1,11 @@
 """The sessions of peers that were let in by a listener: received from, or sent to."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
@@ -15,10 +16,13 @@ from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.received import Received, receive_report, received_buffers
 from dwcp_fast.reports import Progress, ReceiveReport, SendReport, make_progress
+from dwcp_fast.rollout.switch import SWITCH
 from dwcp_fast.told import SendTold
 from dwcp_fast.waiting import Worker
 
-__all__ = ["AsyncIncomingSession", "IncomingSession"]
+__all__ = ["STOPPED", "AsyncIncomingSession", "IncomingSession", "dismiss"]
+
+STOPPED: Final = "the kill switch of this side is on: it uses no v3"
 
 
 class IncomingSession(Closing):
@@ -39,6 +43,7 @@ class IncomingSession(Closing):
         self._options = options
         self._serve = serve or SendOptions()
         self._transport = transport
+        self._guard = SWITCH.guard(partial(dismiss, native, STOPPED))
 
     @property
     def peer(self) -> str:
@@ -69,7 +74,8 @@ class IncomingSession(Closing):
             TransportError: The peer is gone with a request, or reports a failure.
             ConfigError: The peer sends.
         """
-        return self._server().next_request(timeout_s)
+        with self._guard.told():
+            return self._server().next_request(timeout_s)
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Answer the request with named buffers.
@@ -90,8 +96,9 @@ class IncomingSession(Closing):
             IntegrityError: Bytes were altered on the way, more than once.
             DeadlineError: It took longer than ``timeout_s`` of the options given as ``serve``.
         """
-        server = self._server()
-        return self._sent(server.send_buffers(list(objects.items()), self._serve.block_bytes))
+        with self._guard.told():
+            told = self._server().send_buffers(list(objects.items()), self._serve.block_bytes)
+        return self._sent(told)
 
     def send_paths(self, paths: Sequence[str | PathLike[str]]) -> SendReport:
         """Answer the request with files and directories.
@@ -111,7 +118,9 @@ class IncomingSession(Closing):
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Answer with what :func:`~dwcp_fast.links.scan_paths` found; raises as :meth:`send_paths` does."""
-        return self._sent(self._server().send_scan(scan.native))
+        with self._guard.told():
+            told = self._server().send_scan(scan.native)
+        return self._sent(told)
 
     def refuse(self, reason: str) -> None:
         """Refuse what the peer asks for; its fetch fails with the reason, and the session ends.
@@ -122,7 +131,8 @@ class IncomingSession(Closing):
         Raises:
             ConfigError: The peer sends.
         """
-        self._server().refuse(reason)
+        with self._guard.told():
+            self._server().refuse(reason)
 
     def receive(self, timeout_s: float | None = None) -> "Received | None":
         """Receive the next state of buffers into new memory.
@@ -140,7 +150,8 @@ class IncomingSession(Closing):
             IntegrityError: Bytes were altered on the way.
             DwcpError: The sender offers files, the peer fetches, or the listener was cancelled.
         """
-        outcome = self._receiver().receive_buffers(self._options.max_total_bytes, timeout_s)
+        with self._guard.told():
+            outcome = self._receiver().receive_buffers(self._options.max_total_bytes, timeout_s)
         return None if outcome is None else received_buffers(*outcome, self._transport)
 
     def receive_into(
@@ -161,7 +172,8 @@ class IncomingSession(Closing):
             BufferError: A buffer is not contiguous or read-only.
             DwcpError: The sender offers another name or length; otherwise as for :meth:`receive`.
         """
-        told = self._receiver().receive_into(dict(buffers), timeout_s)
+        with self._guard.told():
+            told = self._receiver().receive_into(dict(buffers), timeout_s)
         return None if told is None else receive_report(told, self._transport)
 
     def receive_tree(self, into: str | PathLike[str], timeout_s: float | None = None) -> ReceiveReport | None:
@@ -183,9 +195,10 @@ class IncomingSession(Closing):
                 for :meth:`receive`.
         """
         options = self._options
-        told = self._receiver().receive_tree(
-            Path(into), options.overwrite, options.symlinks == "keep", options.sync, timeout_s
-        )
+        with self._guard.told():
+            told = self._receiver().receive_tree(
+                Path(into), options.overwrite, options.symlinks == "keep", options.sync, timeout_s
+            )
         return None if told is None else receive_report(told, self._transport)
 
     def progress(self) -> Progress:
@@ -194,6 +207,7 @@ class IncomingSession(Closing):
 
     def close(self) -> None:
         """End the session, also from another thread; a second time does nothing. What is staged stays."""
+        self._guard.release()
         self._native.close()
 
     def _receiver(self) -> _core.Receiver:
@@ -209,6 +223,15 @@ class IncomingSession(Closing):
     def _sent(self, told: SendTold) -> SendReport:
         choices = [choose_codec(self._serve.codec), base_choice(self._serve)]
         return send_report(told, self.peer, self._transport, choices)
+
+
+def dismiss(native: _core.Receiver | _core.Server, reason: str) -> None:
+    """End a session and tell the peer why."""
+    if isinstance(native, _core.Server):
+        native.refuse(reason)
+        native.close()
+    else:
+        native.dismiss(reason)
 
 
 class AsyncIncomingSession:

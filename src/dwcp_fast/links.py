@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -15,9 +15,12 @@ from dwcp_fast.options import SendOptions
 from dwcp_fast.paths import PathReport
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
+from dwcp_fast.policy.engine import Engine
 from dwcp_fast.policy.lanes import LaneChange, choose_congestion, choose_lanes, explain_lanes, lane_range
 from dwcp_fast.policy.selection import ActionShare, Selection
 from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
+from dwcp_fast.rollout.flags import component_refusal
+from dwcp_fast.rollout.switch import SWITCH
 from dwcp_fast.selector import load_selector
 from dwcp_fast.state import sent_index
 from dwcp_fast.throttle import bandwidth_now, follow_schedule
@@ -72,6 +75,9 @@ class Link(Protocol):
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send files."""
+
+    def engine(self) -> Engine:
+        """Tell which engine is at work."""
 
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
@@ -136,6 +142,7 @@ class NativeLink:
     def __init__(self, trust: Trust | None, cancel: _core.Cancel, choices: list[Choice[Any]]) -> None:
         """Note how to stop, and what was chosen."""
         self._cancel = cancel
+        self._guard = SWITCH.guard(cancel.cancel)
         self._choices = choices
         self._transport = "tcp" if isinstance(trust, Insecure) else "tls"
 
@@ -149,10 +156,12 @@ class NativeLink:
 
     def cancel(self) -> None:
         """Stop what is under way; the session is of no use afterwards."""
+        self._guard.release()
         self._cancel.cancel()
 
     def close(self) -> None:
         """Part in peace."""
+        self._guard.release()
         self._native.close()
 
 
@@ -171,23 +180,33 @@ class V3Link(NativeLink):
         engine: Choice[Any],
     ) -> None:
         """Connect."""
-        codec = choose_codec(options.codec)
+        codec = choose_codec(options.codec, refusal=component_refusal("compression"))
+        options = replace(options, codec=codec.value)
         lanes = choose_lanes(options.streams, polite=options.polite)
         choices = [engine, codec, lanes, base_choice(options), *dictionary_choice(options)]
         super().__init__(trust, cancel, choices)
         self._options = options
         self._peer = address_of(target)
         settings = send_settings(options)
-        self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
+        with self._guard.told():
+            self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
         self._throttle = follow_schedule(self, options)
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers."""
-        return self._sent(self._native.send_buffers(list(objects.items()), self._options.block_bytes))
+        with self._guard.told():
+            told = self._native.send_buffers(list(objects.items()), self._options.block_bytes)
+        return self._sent(told)
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send files."""
-        return self._sent(self._native.send_scan(scan.native))
+        with self._guard.told():
+            told = self._native.send_scan(scan.native)
+        return self._sent(told)
+
+    def engine(self) -> Engine:
+        """Tell which engine is at work."""
+        return "v3"
 
     def set_bandwidth_limit(self, bytes_per_s: int | None) -> None:
         """Set the rate, and follow no schedule any more."""
@@ -222,6 +241,8 @@ class V1Link:
         check_v1(options, engine)
         self._peer = address_of(target)
         self._options = options
+        self.timeout_s = options.timeout_s
+        """Seconds that the next transfer may take, None for a day."""
         self._cancel = cancel
         self._stop = V1Stop()
         self._lanes = choose_lanes(options.streams, polite=options.polite)
@@ -244,6 +265,10 @@ class V1Link:
                 hint="send the files one by one, or use v3",
             )
         return self._send(scan.paths[0].read_bytes())
+
+    def engine(self) -> Engine:
+        """Tell which engine is at work."""
+        return "v1"
 
     def progress(self) -> Progress:
         """Tell nothing: v1 has no acknowledgement to tell it from."""
@@ -278,7 +303,7 @@ class V1Link:
             payload_format=options.v1_payload,
             generation=options.v1_generation,
             connect_timeout_s=options.connect_timeout_s,
-            timeout_s=V1_TIMEOUT_S if options.timeout_s is None else options.timeout_s,
+            timeout_s=V1_TIMEOUT_S if self.timeout_s is None else self.timeout_s,
             idle_timeout_s=options.idle_timeout_s,
             stop=self._stop,
         )

@@ -176,6 +176,7 @@ class ReceiveOptions:
         dictionaries: Dictionaries that a sender need not give, since they are known by their digest.
         max_lanes: Most lanes of one session, 1 to 256.
         max_sessions: Most sessions of a listener at once; whoever comes beyond is told to try again.
+            Also most v1 transfers at once, where v1 is served.
         idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
         handshake_timeout_s: Seconds for the handshake of a lane.
         allow_v1: Networks (``"10.0.0.0/8"``) whose peers may use v1, which has neither authentication nor

@@ -37,6 +37,8 @@ from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.received import Received
 from dwcp_fast.reports import Progress, ReceiveReport, SendReport
+from dwcp_fast.rollout.outcomes import failures_recorded, recorded
+from dwcp_fast.switching import SwitchingLink
 from dwcp_fast.throttle import check_rate
 from dwcp_fast.trust import Trust
 from dwcp_fast.waiting import Worker
@@ -130,7 +132,8 @@ class Session(Closing):
             DeadlineError: It took longer than ``options.timeout_s``.
             NegotiationError: v1 is used, and there is not exactly one object.
         """
-        return self._sender().send(objects)
+        link = self._sender()
+        return recorded(link.engine, lambda: link.send(objects))
 
     def send_paths(self, paths: Sequence[str | os.PathLike[str]]) -> SendReport:
         """Send files and directories as one state.
@@ -149,7 +152,8 @@ class Session(Closing):
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send what :func:`~dwcp_fast.links.scan_paths` found; raises what :meth:`send_paths` raises."""
-        return self._sender().send_scan(scan)
+        link = self._sender()
+        return recorded(link.engine, lambda: link.send_scan(scan))
 
     def fetch(self, request: bytes = b"", *, timeout_s: float | None = None) -> Received:
         """Ask for a state of buffers, and receive it into new memory.
@@ -300,11 +304,17 @@ class AsyncSession:
     async def send_paths(self, paths: Sequence[str | os.PathLike[str]]) -> SendReport:
         """Send files and directories; see :meth:`Session.send_paths`."""
         session = self._entered()
+        # A token of its own: that of the session is used up when the kill switch ends v3.
+        scanning = _core.Cancel()
 
         def send() -> SendReport:
-            return session.send_scan(scan_paths(paths, self._options, self._cancel))
+            return session.send_scan(scan_paths(paths, self._options, scanning))
 
-        return await self._worker.run(send, session.cancel)
+        def cancel() -> None:
+            scanning.cancel()
+            session.cancel()
+
+        return await self._worker.run(send, cancel)
 
     async def fetch(self, request: bytes = b"", *, timeout_s: float | None = None) -> Received:
         """Ask for buffers; see :meth:`Session.fetch`."""
@@ -396,4 +406,6 @@ def open_link(
         return FetchLink(target, trust, options, receive, cancel, events, engine)
     if engine.value == "v1":
         return V1Link(target, options, cancel, engine)
-    return V3Link(target, trust, options, cancel, events, engine)
+    made = SwitchingLink if options.protocol == "auto" else V3Link
+    with failures_recorded(lambda: engine.value):
+        return made(target, trust, options, cancel, events, engine)

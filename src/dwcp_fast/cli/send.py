@@ -27,6 +27,7 @@ from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.lanes import choose_lanes
 from dwcp_fast.reports import SendReport
+from dwcp_fast.rollout.flags import component_refusal
 from dwcp_fast.session import connect
 from dwcp_fast.trust import Insecure, MutualTls, address_of
 
@@ -130,7 +131,7 @@ def tell_plan(output: Output, scan: ScannedPaths, options: SendOptions, target: 
     """Print what would be done."""
     choices: list[Choice[Any]] = [
         engine_for(options.protocol),
-        choose_codec(options.codec),
+        choose_codec(options.codec, refusal=component_refusal("compression")),
         choose_lanes(options.streams, polite=options.polite),
     ]
     why = {choice.name: f"{choice.value}: {choice.why}" for choice in choices}
