@@ -49,15 +49,16 @@ impl SenderSession {
         const LEAST_BYTES: u32 = 16_384;
         /// Lanes that share a way are as fast as each other within this. On it a copy takes the place of what brings more.
         const ALIKE: f64 = 4.0;
-        /// So many blocks may be sent again, or one in so many of all, that are under way on lanes that are alike, and on
-        /// others. Where many share a way that is full, lanes stand still for a second, too.
-        const COPIES: [(u64, u64); 2] = [(2, 32), (4, 8)];
+        /// One block in so many may be sent again of those under way on lanes that are alike, and of others, and a few in any
+        /// case. Where many share a way that is full, lanes stand still for a second, too.
+        const COPIES: [u64; 2] = [32, 16];
+        const LEAST_COPIES: u64 = 2;
         let (own, before) = (pace(lane).bytes_per_s, self.bytes_under_way(lane) as f64);
         if !self.is_tail(lane) || own <= 0.0 {
             return None;
         }
         let blocks = self.table.manifest().total_blocks();
-        let may_copy = COPIES.map(|(least, one_in)| self.progress.helped_blocks < least.max(blocks / one_in));
+        let may_copy = COPIES.map(|one_in| self.progress.helped_blocks < LEAST_COPIES.max(blocks / one_in));
         let mut last: Option<(f64, LaneId, usize)> = None;
         for (other, state) in &self.lanes {
             let mut ahead = 0.0;
