@@ -12,6 +12,7 @@
 //!
 //! The [`LaneController`] knows no clock and no sockets: it is given [`Sample`]s.
 
+mod baseline;
 mod crew;
 mod slots;
 mod survey;
@@ -21,6 +22,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use baseline::Baseline;
 pub(crate) use crew::{Crew, Dialling, Flow, Losses, TICK};
 pub(crate) use slots::Slots;
 use survey::Survey;
@@ -87,6 +89,14 @@ pub struct LaneRange {
     pub most: u16,
 }
 
+impl LaneRange {
+    fn in_order(self) -> LaneRange {
+        let most = self.most.max(1);
+        let start = self.start.clamp(1, most);
+        LaneRange { least: self.least.clamp(1, start), start, most }
+    }
+}
+
 /// What was seen at a moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
@@ -122,6 +132,8 @@ pub enum LaneReason {
     Firm,
     /// What gets lost is lost at random, and slows each lane down.
     Random,
+    /// The way to the peer has become another.
+    Moved,
 }
 
 impl LaneReason {
@@ -137,6 +149,7 @@ impl LaneReason {
             LaneReason::Refused => "no more lanes could be made",
             LaneReason::Firm => "losses are not minded any more",
             LaneReason::Random => "losses were random",
+            LaneReason::Moved => "the mode was changed",
         }
     }
 }
@@ -231,12 +244,10 @@ pub(crate) struct LaneController {
 
 impl LaneController {
     pub(crate) fn new(range: LaneRange) -> LaneController {
-        let most = range.most.max(1);
-        let start = range.start.clamp(1, most);
-        let range = LaneRange { least: range.least.clamp(1, start), start, most };
+        let range = range.in_order();
         LaneController {
             range,
-            wanted: start,
+            wanted: range.start,
             phase: Phase::Settling { since_s: 0.0, ready_s: None },
             trial: None,
             extensions: 0,
@@ -270,6 +281,19 @@ impl LaneController {
         (self.trial, self.freed_at_s) = (None, None);
         if lanes != self.wanted {
             self.turn(at_s, lanes, self.rate.unwrap_or(0.0), LaneReason::Firm);
+        }
+    }
+
+    /// The way to the peer is another from a moment on: nothing holds of what was found, and the number is to be in
+    /// another range, with as many as that begins with at least.
+    pub(crate) fn relocate(&mut self, at_s: f64, range: LaneRange) {
+        self.range = range.in_order();
+        let rate = self.rate.take().unwrap_or(0.0);
+        (self.trial, self.freed_at_s, self.surged) = (None, None, false);
+        self.forget(at_s);
+        let lanes = self.wanted.max(self.range.start).min(self.range.most);
+        if lanes != self.wanted {
+            self.turn(at_s, lanes, rate, LaneReason::Moved);
         }
     }
 
