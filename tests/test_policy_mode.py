@@ -91,9 +91,8 @@ def test_what_gets_worse_is_acted_on_within_2_s_whatever_was_before(
     # Back at the better link for a moment, and just after another switch, the cooldown is no hindrance.
     _, changed_s = follow(detector, [worse, worse, *[NEAR] * noisy], at_s)
     switches, _ = follow(detector, [worse] * 20, changed_s)
-    first = (switches or [None])[0]
-    assert first is not None and first.at_s - changed_s < 2
-    assert first.mode == detector.mode == ("internet" if worse == FAR else "hybrid")
+    assert switches and switches[0].seconds - changed_s < 2
+    assert switches[0].mode == detector.mode == ("internet" if worse == FAR else "hybrid")
 
 
 def test_a_better_mode_waits_for_the_cooldown_and_for_a_whole_window() -> None:
@@ -104,7 +103,7 @@ def test_a_better_mode_waits_for_the_cooldown_and_for_a_whole_window() -> None:
     # One sample that speaks against it puts it off until the window is past it.
     switches, _ = follow(detector, [*[NEAR] * 20, FAR, *[NEAR] * 30], at_s)
     assert [switch.mode for switch in switches] == ["datacenter"]
-    assert switches[0].at_s - at_s > 21 * SAMPLE_S + 9 * SAMPLE_S - 1e-6
+    assert switches[0].seconds - at_s > 21 * SAMPLE_S + 9 * SAMPLE_S - 1e-6
 
 
 @given(
@@ -169,20 +168,19 @@ def test_a_forced_mode_and_the_flags_leave_nothing_to_detect() -> None:
 
 def test_each_mode_says_what_it_means_in_numbers() -> None:
     datacenter, internet = treatment_of("datacenter", None), treatment_of("internet", None)
-    assert datacenter is not None and internet is not None
     assert (datacenter.lanes, datacenter.far) == ((4, 4, 4), False)
     assert (internet.lanes, internet.far) == ((3, 8, 64), True)
-    assert treatment_of("hybrid", None) == internet and treatment_of("auto", None) is None
+    assert treatment_of("hybrid", None) == internet
     fixed = treatment_of("internet", 7)
-    assert fixed is not None and fixed.lanes == (7, 7, 7) and fixed.far
+    assert fixed.lanes == (7, 7, 7) and fixed.far
 
 
 def test_switches_are_explained_by_their_measurements() -> None:
     choice = Choice("mode", "unknown", "nothing was measured yet")
-    assert explain_modes(choice, (), 0.0) == choice
+    assert explain_modes(choice, ()) == choice
     switches = (
         ModeSwitch(
-            at_s=12.0,
+            seconds=2.0,
             before="unknown",
             mode="datacenter",
             rtt_ms=0.4,
@@ -190,7 +188,7 @@ def test_switches_are_explained_by_their_measurements() -> None:
             limited=False,
         ),
         ModeSwitch(
-            at_s=20.0,
+            seconds=10.0,
             before="datacenter",
             mode="internet",
             rtt_ms=83.0,
@@ -198,7 +196,7 @@ def test_switches_are_explained_by_their_measurements() -> None:
             limited=True,
         ),
     )
-    assert explain_modes(choice, switches, 10.0) == Choice(
+    assert explain_modes(choice, switches) == Choice(
         "mode",
         "internet",
         "unknown to begin with, datacenter after 2.0 s since round trips took 0.4 ms and the link carried "

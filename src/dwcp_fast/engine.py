@@ -12,7 +12,7 @@ from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.engine import Engine, choose_engine
 from dwcp_fast.policy.rollout import RolloutFlags, parse_flags
 
-__all__ = ["FLAGS_VARIABLE", "engine_for", "force_v1", "is_v1_forced"]
+__all__ = ["FLAGS_VARIABLE", "current_flags", "engine_for", "force_v1", "is_v1_forced"]
 
 LOG: Final = logging.getLogger(__name__)
 FLAGS_VARIABLE: Final = "DWCP_FLAGS_FILE"

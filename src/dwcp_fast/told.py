@@ -9,6 +9,7 @@ __all__ = [
     "ActionTold",
     "FetchSettings",
     "LaneChangeTold",
+    "LinkTold",
     "LivePathTold",
     "PatchTold",
     "PathTold",
@@ -105,6 +106,18 @@ class PathTold(TypedDict):
     limits: dict[str, float] | None
 
 
+class LinkTold(TypedDict):
+    """What TCP counted in the transfer so far."""
+
+    lane_seconds: float
+    cwnd_seconds: float
+    waiting_seconds: float
+    queued_seconds: float
+    acked_bytes: int
+    lost_segments: int
+    rtt_ms: float | None
+
+
 class LivePathTold(TypedDict):
     """What TCP shows of the path at present."""
 
@@ -112,6 +125,7 @@ class LivePathTold(TypedDict):
     cwnd_bytes: int
     delivery_bytes_per_s: int
     retransmitted_segments: int
+    link: LinkTold
 
 
 class SendTold(TypedDict):
@@ -184,6 +198,7 @@ class SendSettings(TypedDict):
 
     lanes: int
     adaptive: tuple[int, int, int] | None
+    far: bool | None
     block_bytes: int
     codec: str
     dictionary: "_core.Dictionary | None"
@@ -204,6 +219,7 @@ class FetchSettings(TypedDict):
 
     lanes: int
     adaptive: tuple[int, int, int] | None
+    far: bool | None
     max_block_bytes: int
     max_entries: int
     max_object_bytes: int

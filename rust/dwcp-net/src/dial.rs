@@ -84,6 +84,10 @@ impl Plan {
     }
 }
 
+/// A peer that takes so long to answer TCP is far. One that is behind something on this machine is as far as it takes to
+/// answer by itself, and it may be busy.
+const FAR: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(25)];
+
 /// A lane that was let in.
 pub(crate) struct Dialled {
     pub(crate) lane: Lane,
@@ -97,9 +101,12 @@ pub(crate) struct Dialled {
 impl Dialled {
     /// Whether the way to the peer is so long that the number of lanes may matter.
     pub(crate) fn is_far(&self) -> bool {
-        /// A peer that is behind something on this machine is as far as it takes to answer, and it may be busy.
-        const FAR: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(25)];
         self.round_trip >= FAR[0] || self.answer_time >= FAR[1]
+    }
+
+    /// Whether the peer seems to be behind something near, which answers for it: then TCP tells nothing of the way.
+    pub(crate) fn is_relayed(&self) -> bool {
+        self.round_trip < FAR[0] && self.answer_time >= FAR[1]
     }
 }
 

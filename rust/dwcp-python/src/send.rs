@@ -166,6 +166,12 @@ impl Sender {
         Ok(())
     }
 
+    /// Whether the receiver was taken to be far when the session was opened.
+    #[getter]
+    fn is_far(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.session.object(py)?.is_far())
+    }
+
     /// Go by another way from now on, with lanes between these numbers, far or near, and a round trip of so many seconds.
     fn relocate(&self, py: Python<'_>, lanes: (u16, u16, u16), far: bool, round_trip_s: f64) -> PyResult<()> {
         let session = self.session.object(py)?;

@@ -20,6 +20,7 @@ from dwcp_fast.policy.rollout import RolloutFlags
 __all__ = [
     "SAMPLE_S",
     "FoundMode",
+    "KnownMode",
     "ModeDetector",
     "ModeRules",
     "ModeSwitch",
@@ -27,17 +28,18 @@ __all__ = [
     "choose_mode",
     "detector_for",
     "explain_modes",
+    "far_if_forced",
     "treatment_of",
 ]
 
-FoundMode = Literal["unknown", "datacenter", "hybrid", "internet"]
-"""What a session is in, from what is best known to be good to what is worst."""
+KnownMode = Literal["datacenter", "hybrid", "internet"]
+FoundMode = Literal["unknown", KnownMode]
 
 SAMPLE_S: Final = 0.2
 """Seconds between two samples."""
 
 DATACENTER, HYBRID, INTERNET = range(3)
-NAMES: Final[tuple[FoundMode, ...]] = ("datacenter", "hybrid", "internet")
+NAMES: Final[tuple[KnownMode, ...]] = ("datacenter", "hybrid", "internet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,7 @@ class ModeSwitch:
     """A change of the mode.
 
     Attributes:
-        at_s: Seconds by the clock of the samples.
+        seconds: When, by the clock of the samples; in a report, from the beginning of the session on.
         before: The mode before.
         mode: The mode from then on.
         rtt_ms: Milliseconds of a round trip that were measured last, None if none was.
@@ -101,7 +103,7 @@ class ModeSwitch:
         limited: Whether the link was what limited that.
     """
 
-    at_s: float
+    seconds: float
     before: FoundMode
     mode: FoundMode
     rtt_ms: float | None
@@ -164,7 +166,7 @@ class ModeDetector:
         target = self._worse() or self._better(sample.at_s)
         return None if target is None else self._switch(target, sample)
 
-    def _worse(self) -> FoundMode | None:
+    def _worse(self) -> KnownMode | None:
         """The mildest worse mode that the last samples all show, if they do."""
         recent = list(self._window)[-self._rules.alarm :]
         if len(recent) < self._rules.alarm:
@@ -173,7 +175,7 @@ class ModeDetector:
         shown = min(self._bounds(sample, margin)[0] for sample in recent)
         return NAMES[shown] if shown > self._rank() else None
 
-    def _better(self, at_s: float) -> FoundMode | None:
+    def _better(self, at_s: float) -> KnownMode | None:
         """The better mode that all of the window speaks for, if there is one and it is time."""
         if len(self._window) < self._rules.window or at_s < self._ready_at_s():
             return None
@@ -221,7 +223,7 @@ class ModeDetector:
             self._improved_at_s = at_s
         self._switched_at_s = at_s
         return ModeSwitch(
-            at_s=at_s,
+            seconds=at_s,
             before=before,
             mode=mode,
             rtt_ms=sample.rtt_ms,
@@ -262,7 +264,7 @@ def detector_for(requested: Mode, *, flags: RolloutFlags | None = None) -> ModeD
     return ModeDetector(hybrid=flags is None or flags.enableHybridMode)
 
 
-def treatment_of(mode: Mode, streams: int | None, *, polite: bool = False) -> Treatment | None:
+def treatment_of(mode: KnownMode, streams: int | None, *, polite: bool = False) -> Treatment:
     """Give what a mode means for a session.
 
     Hybrid and internet mean the same: what tells them apart, lanes and congestion control find out by
@@ -274,10 +276,8 @@ def treatment_of(mode: Mode, streams: int | None, *, polite: bool = False) -> Tr
         polite: Whether others on the link go first.
 
     Returns:
-        The treatment, None for ``"auto"``: that of whatever mode is found.
+        The treatment.
     """
-    if mode == "auto":
-        return None
     near = choose_lanes(streams, polite=polite).value
     fixed = (near, near, near)
     if mode == "datacenter":
@@ -285,13 +285,17 @@ def treatment_of(mode: Mode, streams: int | None, *, polite: bool = False) -> Tr
     return Treatment(lanes=lane_range(streams, polite=polite) or fixed, far=True)
 
 
-def explain_modes(choice: Choice[str], switches: Sequence[ModeSwitch], began_s: float) -> Choice[str]:
+def far_if_forced(requested: Mode) -> bool | None:
+    """Tell whether the peer is to be taken for far; None leaves that to the handshake."""
+    return None if requested == "auto" else treatment_of(requested, None).far
+
+
+def explain_modes(choice: Choice[str], switches: Sequence[ModeSwitch]) -> Choice[str]:
     """Say how the mode was found.
 
     Args:
         choice: What it was to begin with.
-        switches: How it was changed.
-        began_s: When the session began, by the clock of the switches.
+        switches: How it was changed, with times from the beginning of the session on.
 
     Returns:
         The last mode and how it came to that.
@@ -299,5 +303,5 @@ def explain_modes(choice: Choice[str], switches: Sequence[ModeSwitch], began_s: 
     if not switches:
         return choice
     steps = [f"{choice.value} to begin with"]
-    steps += [f"{switch.mode} after {switch.at_s - began_s:.1f} s since {switch.why}" for switch in switches]
+    steps += [f"{switch.mode} after {switch.seconds:.1f} s since {switch.why}" for switch in switches]
     return Choice(choice.name, switches[-1].mode, ", ".join(steps))

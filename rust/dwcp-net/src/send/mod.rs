@@ -138,6 +138,7 @@ pub(crate) fn check_lanes(lanes: u16, adaptive: Option<LaneRange>) -> Result<(),
 pub struct SendSession {
     shared: Arc<Shared>,
     crew: Arc<Crew<Sending>>,
+    is_far: bool,
 }
 
 impl SendSession {
@@ -169,13 +170,21 @@ impl SendSession {
             open_lane(&plan, 0, None, (&cancel, &halt)).map_err(|error| first_failure(error, &cancel))?;
         observer.event(Event::SessionOpened { peer: first.lane.transport().peer_addr() });
         let most = first.welcome.max_lanes;
-        let range = options.adaptive.filter(|_| options.distance.is_far(first.is_far()));
+        let is_far = options.distance.is_far(first.is_far());
+        let range = options.adaptive.filter(|_| is_far);
         let range = range.map(|range| LaneRange { most: range.most.min(most), ..range });
         let limiter = Arc::new(Limiter::new(options.bandwidth_limit));
         let link = Link::new(&first.welcome);
         let shared = Arc::new(Shared::new(options, limiter, (cancel, halt), observer, link, None));
+        lock(&shared.state).telemetry.is_relayed = first.is_relayed();
         let crew = Crew::start(Sending::new(Arc::clone(&shared), plan, first), range)?;
-        Ok(SendSession { shared, crew })
+        Ok(SendSession { shared, crew, is_far })
+    }
+
+    /// Whether the receiver was taken to be far when the session was opened.
+    #[must_use]
+    pub fn is_far(&self) -> bool {
+        self.is_far
     }
 
     /// Sends the state that `manifest` describes and `source` holds; comes back when the receiver has it in place.

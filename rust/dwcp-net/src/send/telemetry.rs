@@ -88,6 +88,8 @@ pub(super) struct Telemetry {
     sums: Sums,
     losses: LossWatch,
     link: LinkCounts,
+    /// Something near answers for the peer, so that round trips are not those of the way to it.
+    pub(super) is_relayed: bool,
 }
 
 /// What was seen since the transfer began.
@@ -264,7 +266,7 @@ impl Telemetry {
             }
         }
         trips.sort();
-        self.link.rtt = trips.get(trips.len() / 2).copied();
+        self.link.rtt = trips.get(trips.len() / 2).copied().filter(|_| !self.is_relayed);
         self.sums.round(self.lanes.values().map(|lane| &lane.last));
         if !self.lanes.values().any(|lane| lane.pulse.works(now)) {
             return Vec::new();
