@@ -8,6 +8,8 @@ from dwcp_fast.buffers import BufferLike
 from dwcp_fast.told import (
     FetchSettings,
     PatchTold,
+    ProbeSettings,
+    ProbeTold,
     ProgressTold,
     ReceiveSettings,
     ReceiveTold,
@@ -205,6 +207,10 @@ class Scan:
     def has_base(self) -> bool: ...
     @property
     def total_bytes(self) -> int: ...
+
+def probe_link(
+    address: str, security: DialSecurity, settings: ProbeSettings, cancel: Cancel
+) -> ProbeTold: ...
 
 @final
 class Sender:

@@ -7,12 +7,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActionTold",
+    "CountsTold",
     "FetchSettings",
     "LaneChangeTold",
     "LinkTold",
     "LivePathTold",
     "PatchTold",
     "PathTold",
+    "ProbeSettings",
+    "ProbeTold",
     "ProgressTold",
     "ReceiveSettings",
     "ReceiveTold",
@@ -126,6 +129,32 @@ class LivePathTold(TypedDict):
     delivery_bytes_per_s: int
     retransmitted_segments: int
     link: LinkTold
+
+
+class ProbeSettings(TypedDict):
+    """How to probe."""
+
+    lanes: int
+    burst_s: float
+    burst_bytes: int
+    connect_timeout_s: float
+    local_addresses: list[str]
+
+
+CountsTold = tuple[float, LinkTold]
+"""What was counted, and when."""
+
+
+class ProbeTold(TypedDict):
+    """What a probe has seen."""
+
+    peer: str
+    lanes: int
+    handshake_ms: float
+    relayed: bool
+    calm: PathTold | None
+    burst: PathTold | None
+    counts: list[CountsTold]
 
 
 class SendTold(TypedDict):

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dwcp_proto::frame::{
-    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, Frame, Hello, Secret, Security, SessionId, Takes, Welcome,
+    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, FEATURE_FILL, Frame, Hello, Secret, Security, SessionId,
+    Takes, Welcome,
 };
 use dwcp_proto::limits::PREFACE_BYTES;
 use dwcp_proto::{error::SessionError, preface};
@@ -45,6 +46,8 @@ pub(crate) struct DialOptions {
     pub(crate) fetches: Option<Takes>,
     /// This side has a dictionary to offer, or takes those that it is offered.
     pub(crate) dictionaries: bool,
+    /// This side would like to send FILL.
+    pub(crate) fills: bool,
     /// Where lanes come from, in turn; the system chooses if there is none.
     pub(crate) local_addresses: Vec<IpAddr>,
 }
@@ -203,7 +206,8 @@ fn make_lane(
         version: ours.1,
         security,
         lane: number,
-        features: if options.dictionaries { FEATURE_DICTIONARY } else { 0 },
+        features: (if options.dictionaries { FEATURE_DICTIONARY } else { 0 })
+            | if options.fills { FEATURE_FILL } else { 0 },
         session,
         secret,
         max_block: options.max_block,

@@ -36,5 +36,5 @@ pub use report::{
     CodecShare, Event, Limits, LinkCounts, LivePath, Observer, PathReport, Progress, ReceiveReport,
     SendReport, Unobserved, thread_cpu,
 };
-pub use send::{CodecChoice, Selection, SendOptions, SendSession};
+pub use send::{CodecChoice, ProbeOptions, ProbeReport, Selection, SendOptions, SendSession, probe};
 pub use serve::ServeSession;

@@ -120,7 +120,7 @@ struct Limits {
 
 /// What TCP showed of the path of a transfer.
 #[derive(IntoPyObject)]
-struct Path {
+pub struct Path {
     rtt_ms: f64,
     min_rtt_ms: Option<f64>,
     jitter_ms: f64,
@@ -160,7 +160,7 @@ impl From<PathReport> for Path {
 
 /// What TCP counted in the transfer so far.
 #[derive(IntoPyObject)]
-struct LinkCounts {
+pub struct LinkCounts {
     lane_seconds: f64,
     cwnd_seconds: f64,
     waiting_seconds: f64,

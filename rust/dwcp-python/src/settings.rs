@@ -184,7 +184,7 @@ pub fn distance(far: Option<bool>) -> Distance {
 }
 
 /// Addresses from text; what Python checked does not fail.
-fn addresses(texts: &[String]) -> PyResult<Vec<IpAddr>> {
+pub fn addresses(texts: &[String]) -> PyResult<Vec<IpAddr>> {
     let read = |text: &String| {
         text.parse().map_err(|error| PyValueError::new_err(format!("the address {text:?}: {error}")))
     };

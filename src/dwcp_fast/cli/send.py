@@ -9,6 +9,7 @@ from dwcp_fast.cli.files import FILE
 from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.security import security_options, server_name_option
 from dwcp_fast.cli.transfer import (
+    MODE,
     POLITE,
     STREAMS,
     SYMLINKS,
@@ -20,12 +21,13 @@ from dwcp_fast.cli.transfer import (
 )
 from dwcp_fast.cli.units import help_with_example
 from dwcp_fast.cli.v1 import Dialect, v1_options
-from dwcp_fast.engine import engine_for
+from dwcp_fast.engine import current_flags, engine_for
 from dwcp_fast.links import ScannedPaths, scan_paths
-from dwcp_fast.options import Protocol, SendOptions, Symlinks
+from dwcp_fast.options import Mode, Protocol, SendOptions, Symlinks
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.lanes import choose_lanes
+from dwcp_fast.policy.mode import choose_mode
 from dwcp_fast.reports import SendReport
 from dwcp_fast.session import connect
 from dwcp_fast.trust import Insecure, MutualTls, address_of
@@ -51,6 +53,7 @@ __all__ = ["send"]
     show_default=True,
     help="Which engine.",
 )
+@MODE
 @STREAMS
 @POLITE
 @encoding_options("all lanes together send")
@@ -74,6 +77,7 @@ def send(
     paths: tuple[Path, ...],
     to: str,
     protocol: Protocol,
+    mode: Mode,
     streams: int | None,
     polite: bool,
     encoding: Encoding,
@@ -89,6 +93,7 @@ def send(
     """Send files and directories."""
     options = SendOptions(
         protocol=protocol,
+        mode=mode,
         streams=streams,
         polite=polite,
         timeout_s=timeout,
@@ -130,6 +135,7 @@ def tell_plan(output: Output, scan: ScannedPaths, options: SendOptions, target: 
     """Print what would be done."""
     choices: list[Choice[Any]] = [
         engine_for(options.protocol),
+        choose_mode(options.mode, flags=current_flags()),
         choose_codec(options.codec),
         choose_lanes(options.streams, polite=options.polite),
     ]

@@ -29,6 +29,7 @@ __all__ = [
     "detector_for",
     "explain_modes",
     "far_if_forced",
+    "mode_shown",
     "treatment_of",
 ]
 
@@ -188,19 +189,7 @@ class ModeDetector:
         return None
 
     def _bounds(self, sample: LinkSample, margin: float) -> tuple[int, int]:
-        """The best and the worst mode that a sample allows, with thresholds made worse by a share."""
-        rules = self._rules
-        carried = sample.carried_bits_per_s
-        fast = carried is not None and carried >= rules.fast_bits_per_s * (1 - margin)
-        slow = sample.limited and carried is not None and not fast
-        rtt_ms = sample.rtt_ms
-        if slow or (rtt_ms is not None and rtt_ms > rules.far_ms * (1 + margin)):
-            return INTERNET, INTERNET
-        if rtt_ms is None:
-            return DATACENTER, INTERNET
-        between = HYBRID if self._hybrid else INTERNET
-        least = DATACENTER if rtt_ms < rules.near_ms * (1 + margin) else between
-        return least, least if fast else INTERNET
+        return bounds_of(sample, self._rules, margin=margin, hybrid=self._hybrid)
 
     def _rank(self) -> int:
         return DATACENTER if self._mode == "unknown" else NAMES.index(self._mode)
@@ -230,6 +219,29 @@ class ModeDetector:
             carried_bits_per_s=sample.carried_bits_per_s,
             limited=sample.limited,
         )
+
+
+def bounds_of(
+    sample: LinkSample, rules: ModeRules, *, margin: float = 0.0, hybrid: bool = True
+) -> tuple[int, int]:
+    """Give the best and the worst mode that a sample allows, with thresholds made worse by a share."""
+    carried = sample.carried_bits_per_s
+    fast = carried is not None and carried >= rules.fast_bits_per_s * (1 - margin)
+    slow = sample.limited and carried is not None and not fast
+    rtt_ms = sample.rtt_ms
+    if slow or (rtt_ms is not None and rtt_ms > rules.far_ms * (1 + margin)):
+        return INTERNET, INTERNET
+    if rtt_ms is None:
+        return DATACENTER, INTERNET
+    between = HYBRID if hybrid else INTERNET
+    least = DATACENTER if rtt_ms < rules.near_ms * (1 + margin) else between
+    return least, least if fast else INTERNET
+
+
+def mode_shown(sample: LinkSample) -> FoundMode:
+    """Give the mode that a single sample shows, if it shows one."""
+    best, worst = bounds_of(sample, RULES)
+    return NAMES[best] if best == worst else "unknown"
 
 
 def choose_mode(requested: Mode, *, flags: RolloutFlags | None = None) -> Choice[str]:

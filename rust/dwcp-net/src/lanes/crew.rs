@@ -143,6 +143,7 @@ impl<D: Dialling> Crew<D> {
             let at_s = epoch.elapsed().as_secs_f64();
             if transfer.replace(started) != Some(started) {
                 controller.begin(at_s);
+                controller.count_from(at_s - started.elapsed().as_secs_f64());
                 self.side.note(controller.history());
             }
             if let Some(range) = lock(&self.moved).take() {

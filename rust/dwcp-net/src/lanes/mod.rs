@@ -314,6 +314,11 @@ impl LaneController {
             vec![LaneChange { at_s: 0.0, lanes: self.wanted, bytes_per_s: 0.0, reason: LaneReason::Start }];
     }
 
+    /// What is told of the transfer counts from this moment.
+    pub(crate) fn count_from(&mut self, at_s: f64) {
+        self.began_s = Some(at_s);
+    }
+
     /// How the number of lanes has changed since the transfer began.
     pub(crate) fn history(&self) -> &[LaneChange] {
         &self.history

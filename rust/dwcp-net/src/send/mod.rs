@@ -3,6 +3,7 @@
 mod choice;
 mod lanes;
 mod losses;
+mod probe;
 mod shared;
 mod telemetry;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use crate::transport::{Closer, try_congestion};
 use choice::Selector;
 pub use choice::{CodecChoice, Selection};
 use lanes::Sending;
+pub use probe::{ProbeOptions, ProbeReport, probe};
 use shared::Job;
 use shared::State;
 pub(crate) use shared::{Link, Shared, max_dictionary};
@@ -161,6 +163,7 @@ impl SendSession {
             max_block: options.block_bytes,
             fetches: None,
             dictionaries: options.dictionary.is_some(),
+            fills: false,
             local_addresses: options.local_addresses.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);

@@ -19,6 +19,10 @@ const STALLED: Duration = Duration::from_secs(4);
 const STALLED_TRIPS: u32 = 8;
 const SHUT_PATIENCE: u32 = 2;
 
+/// Where the way has become another, a queue stands in front of it at first that hides how short its round trips are, and
+/// what is lost was sent into it: for so long nothing is concluded from losses.
+const UPHEAVAL: Duration = Duration::from_secs(4);
+
 /// A lane that has worked, and was well within this time, still does; one that is done waits for the others.
 const LATELY: Duration = Duration::from_secs(1);
 
@@ -88,6 +92,7 @@ pub(super) struct Telemetry {
     sums: Sums,
     losses: LossWatch,
     link: LinkCounts,
+    relocated_at: Option<Instant>,
     /// Something near answers for the peer, so that round trips are not those of the way to it.
     pub(super) is_relayed: bool,
 }
@@ -202,7 +207,7 @@ impl Telemetry {
 
     /// The way of all lanes is another from now on.
     pub(super) fn relocate(&mut self) {
-        self.losses = LossWatch::default();
+        (self.losses, self.relocated_at) = (LossWatch::default(), Some(Instant::now()));
         self.lanes.values_mut().for_each(|lane| lane.baseline = Some(Baseline::default()));
     }
 
@@ -237,6 +242,11 @@ impl Telemetry {
             return Vec::new();
         }
         self.looked = Some(now);
+        self.all()
+    }
+
+    /// The lanes to look at, whatever the time.
+    pub(super) fn all(&self) -> Vec<(LaneId, Closer)> {
         self.lanes.iter().map(|(lane, watched)| (*lane, watched.closer.clone())).collect()
     }
 
@@ -250,7 +260,9 @@ impl Telemetry {
     ) -> Vec<(LaneId, Closer)> {
         let seen =
             sights.iter().filter_map(|(lane, path, _)| Some((&self.lanes.get(lane)?.last, path.as_ref()?)));
-        self.losses.see(seen, now);
+        if self.relocated_at.is_none_or(|at| now.saturating_duration_since(at) >= UPHEAVAL) {
+            self.losses.see(seen, now);
+        }
         let mut trips = Vec::new();
         for (lane, path, congestion) in sights {
             self.sums.congestion.extend(congestion);
