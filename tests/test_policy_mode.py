@@ -141,6 +141,14 @@ def test_a_link_that_alternates_for_an_hour_is_followed_ever_more_rarely(good_s:
     assert sum(switch.mode == "datacenter" for switch in switches) <= 2 + 4 + (3600 - 450) / 480
 
 
+def test_a_switch_tells_a_round_trip_even_where_the_last_sample_has_none() -> None:
+    detector = ModeDetector()
+    _, at_s = follow(detector, [FAR] * 10)
+    _, at_s = follow(detector, [NEAR] * 9, at_s + 40)
+    switches, _ = follow(detector, [(None, 8 * GBPS, False)], at_s)
+    assert [(switch.mode, switch.rtt_ms) for switch in switches] == [("datacenter", 1.0)]
+
+
 def test_what_was_measured_a_minute_ago_is_not_known_any_more() -> None:
     detector = ModeDetector()
     _, at_s = follow(detector, [NEAR] * 20)
@@ -234,11 +242,13 @@ IDLE = LinkCounts(
         (replace(BUSY, waiting_seconds=3.0), False),
         (replace(BUSY, queued_seconds=3.0), False),
         (replace(BUSY, queued_seconds=3.0, lost_segments=4), True),
+        # It stands still.
+        (replace(BUSY, rtt_ms=None), False),
     ],
 )
 def test_a_link_counts_as_the_limit_only_if_nothing_else_was(after: LinkCounts, limited: bool) -> None:
     sample = sample_between(IDLE, after, seconds=2.0, at_s=9.0)
-    assert sample == LinkSample(9.0, 40.0, 200e6, limited)
+    assert sample == LinkSample(9.0, after.rtt_ms, 200e6, limited)
 
 
 def test_counts_of_two_transfers_or_of_nothing_are_no_sample() -> None:

@@ -61,6 +61,7 @@ def sample_between(
     The link is taken to have been the limit only if for most of the time bytes waited on the lanes and it
     was for the path to take them, and if besides a queue stood or packets were lost. Else it may have been
     the application, a cap, a receiver, or a connection that was still growing.
+    While nothing is acknowledged the link stands still, which is no rate of it.
 
     Args:
         before: What was counted at first.
@@ -83,5 +84,6 @@ def sample_between(
     ]
     is_full = (after.queued_seconds - before.queued_seconds) / lanes_s >= MOST
     is_lossy = after.lost_segments > before.lost_segments
-    limited = all(share >= MOST for share in shares) and (is_full or is_lossy)
+    held_up = all(share >= MOST for share in shares) and (is_full or is_lossy)
+    limited = held_up and after.rtt_ms is not None
     return LinkSample(at_s, after.rtt_ms, acked * 8 / seconds, limited)

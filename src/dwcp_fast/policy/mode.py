@@ -7,7 +7,7 @@ nothing becomes a datacenter because nothing was heard to the contrary.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from dwcp_fast.errors import ConfigError
@@ -165,7 +165,10 @@ class ModeDetector:
         if is_stale and self._mode != "unknown":
             return self._switch("unknown", LinkSample(sample.at_s, None, None, False))
         target = self._worse() or self._better(sample.at_s)
-        return None if target is None else self._switch(target, sample)
+        if target is None:
+            return None
+        shown = next((told for told in reversed(self._window) if told.rtt_ms is not None), sample)
+        return self._switch(target, replace(shown, at_s=sample.at_s))
 
     def _worse(self) -> KnownMode | None:
         """The mildest worse mode that the last samples all show, if they do."""
