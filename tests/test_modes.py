@@ -145,6 +145,11 @@ def test_a_session_goes_by_what_is_found_only_where_that_means_something_else() 
         wait_for(1)
         line.show = grows(80.0, 0.2)
         wait_for(2)
+    # Nobody is left to look once there is nothing to look at.
+    deadline = time.monotonic() + WAIT_S
+    while any(thread.name == "dwcp-mode" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     assert before == 0 and [event["mode"] for event in events] == ["datacenter", "internet"]
     # What the handshake had found was a datacenter's already.
     assert line.moves == [Treatment(lanes=(3, 8, 64), far=True)]

@@ -30,7 +30,8 @@ from dwcp_fast.policy.mode import (
 __all__ = ["ModeKeeper", "Movable"]
 
 LOG: Final = logging.getLogger(__name__)
-JOIN_S: Final = 2.0
+IDLE_S: Final = 1.0
+"""Seconds without a transfer after which nobody looks any more, so that short ones need no thread each."""
 
 
 class Movable(Protocol):
@@ -67,6 +68,9 @@ class ModeKeeper:
         self._choice = choose_mode(options.mode, flags=flags)
         self._detector = detector_for(options.mode, flags=flags)
         self._treatment: Treatment | None = None
+        self._session: Movable | None = None
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
         self._began_s = time.monotonic()
         self._switches: list[ModeSwitch] = []
 
@@ -89,32 +93,57 @@ class ModeKeeper:
         if self._treatment is None:
             # What the handshake has chosen is what the mode of such a link means.
             self._treatment = self._meaning("internet" if session.is_far else "datacenter")
-        ended = threading.Event()
-        thread = threading.Thread(target=self._follow, args=(session, ended), name="dwcp-mode", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            # The interpreter is about to end, or the system has no threads left.
-            LOG.debug("the mode stays as it is: %s", error)
-            yield count
-            return
+        self._look_at(session)
         try:
             yield count
         finally:
-            ended.set()
-            thread.join(JOIN_S)
+            self._session = None
 
-    def _follow(self, session: Movable, ended: threading.Event) -> None:
-        before_s, before = 0.0, None
+    def _look_at(self, session: Movable) -> None:
+        """Have a thread look at a session: that of the transfer before, if it is still there."""
+        with self._lock:
+            self._session = session
+            if self._thread is not None and self._thread.is_alive():
+                return
+            self._thread = threading.Thread(target=self._follow, name="dwcp-mode", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError as error:
+                # The interpreter is about to end, or the system has no threads left.
+                self._thread = None
+                LOG.debug("the mode stays as it is: %s", error)
+
+    def _follow(self) -> None:
+        """Look at the session until there was no transfer for a while."""
+        before: tuple[float, LinkCounts] | None = None
+        idle_s = 0.0
+        while True:
+            time.sleep(SAMPLE_S)
+            session = self._session
+            if session is not None:
+                before, idle_s = self._sample(session, before), 0.0
+                continue
+            before, idle_s = None, idle_s + SAMPLE_S
+            with self._lock:
+                # A transfer that begins now finds either this thread at work or none.
+                if idle_s >= IDLE_S and self._session is None:
+                    self._thread = None
+                    return
+
+    def _sample(
+        self, session: Movable, before: tuple[float, LinkCounts] | None
+    ) -> tuple[float, LinkCounts] | None:
+        """Look at a session, and act on what has become of it since the look before."""
         try:
-            while not ended.wait(SAMPLE_S):
-                counts, now_s = session.counts(), time.monotonic() - self._began_s
-                if counts is not None and before is not None:
-                    self._compare(session, before, counts, now_s - before_s, now_s)
-                before_s, before = now_s, counts
+            counts, now_s = session.counts(), time.monotonic() - self._began_s
+            if counts is not None and before is not None:
+                before_s, earlier = before
+                self._compare(session, earlier, counts, now_s - before_s, now_s)
         except DwcpError as error:
             # The session was closed under it, or there is no thread for another lane.
             LOG.debug("the mode stays as it is: %s", error)
+            return None
+        return None if counts is None else (now_s, counts)
 
     def _compare(
         self, session: Movable, before: LinkCounts, after: LinkCounts, seconds: float, now_s: float
