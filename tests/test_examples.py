@@ -21,6 +21,7 @@ MODULES = [
 DOCUMENTS = [
     "README.md",
     "docs/guide/dictionaries.md",
+    "docs/guide/modes.md",
     "docs/guide/patches.md",
     "docs/guide/snapshots.md",
     "docs/guide/versions.md",

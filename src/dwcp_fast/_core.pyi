@@ -8,6 +8,8 @@ from dwcp_fast.buffers import BufferLike
 from dwcp_fast.told import (
     FetchSettings,
     PatchTold,
+    ProbeSettings,
+    ProbeTold,
     ProgressTold,
     ReceiveSettings,
     ReceiveTold,
@@ -206,6 +208,10 @@ class Scan:
     @property
     def total_bytes(self) -> int: ...
 
+def probe_link(
+    address: str, security: DialSecurity, settings: ProbeSettings, cancel: Cancel
+) -> ProbeTold: ...
+
 @final
 class Sender:
     def __new__(
@@ -220,6 +226,9 @@ class Sender:
     def send_scan(self, scan: Scan) -> SendTold: ...
     def progress(self) -> ProgressTold: ...
     def set_bandwidth_limit(self, bytes_per_s: int | None) -> None: ...
+    @property
+    def is_far(self) -> bool: ...
+    def relocate(self, lanes: tuple[int, int, int], far: bool, round_trip_s: float) -> None: ...
     def close(self) -> None: ...
 
 @final

@@ -9,7 +9,7 @@ from dwcp_fast.policy.engine import Engine, choose_engine
 from dwcp_fast.rollout.flags import FILE_VARIABLE, current_flags, node_name
 from dwcp_fast.rollout.switch import SWITCH
 
-__all__ = ["FLAGS_VARIABLE", "engine_for", "force_v1", "is_v1_forced"]
+__all__ = ["FLAGS_VARIABLE", "current_flags", "engine_for", "force_v1", "is_v1_forced"]
 
 LOG: Final = logging.getLogger(__name__)
 FLAGS_VARIABLE: Final = FILE_VARIABLE

@@ -7,10 +7,12 @@ from typing import Any
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.dictionary import natives
+from dwcp_fast.engine import current_flags
 from dwcp_fast.links import Events, NativeLink
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.lanes import choose_lanes, explain_lanes, lane_range
+from dwcp_fast.policy.mode import choose_mode, far_if_forced
 from dwcp_fast.received import Received, receive_report, received_buffers
 from dwcp_fast.reports import ReceiveReport
 from dwcp_fast.told import FetchSettings
@@ -37,11 +39,14 @@ class FetchLink(NativeLink):
         """Connect."""
         lanes = choose_lanes(options.streams, polite=options.polite)
         adaptive = lane_range(options.streams, polite=options.polite)
-        super().__init__(trust, cancel, [engine, lanes])
+        # What the link is like the side that sends measures: here the mode is the one that is asked for.
+        mode = choose_mode(options.mode, flags=current_flags())
+        super().__init__(trust, cancel, [engine, mode, lanes])
         self._receive = receive
         settings: FetchSettings = {
             "lanes": min(lanes.value, receive.max_lanes),
             "adaptive": None if adaptive is None else bounded(adaptive, receive.max_lanes),
+            "far": far_if_forced(options.mode),
             "max_block_bytes": receive.max_block_bytes,
             "max_entries": receive.max_entries,
             "max_object_bytes": receive.max_object_bytes,

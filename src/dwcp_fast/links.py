@@ -11,12 +11,15 @@ from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.dictionary import native
 from dwcp_fast.errors import ConfigError, NegotiationError
+from dwcp_fast.modes import ModeKeeper
 from dwcp_fast.options import SendOptions
 from dwcp_fast.paths import PathReport
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.engine import Engine
 from dwcp_fast.policy.lanes import LaneChange, choose_congestion, choose_lanes, explain_lanes, lane_range
+from dwcp_fast.policy.link import LinkCounts
+from dwcp_fast.policy.mode import Treatment, far_if_forced
 from dwcp_fast.policy.selection import ActionShare, Selection
 from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
 from dwcp_fast.rollout.flags import component_refusal
@@ -183,7 +186,8 @@ class V3Link(NativeLink):
         codec = choose_codec(options.codec, refusal=component_refusal("compression"))
         options = replace(options, codec=codec.value)
         lanes = choose_lanes(options.streams, polite=options.polite)
-        choices = [engine, codec, lanes, base_choice(options), *dictionary_choice(options)]
+        self._mode = ModeKeeper(options, events)
+        choices = [engine, self._mode.choice, codec, lanes, base_choice(options), *dictionary_choice(options)]
         super().__init__(trust, cancel, choices)
         self._options = options
         self._peer = address_of(target)
@@ -194,19 +198,35 @@ class V3Link(NativeLink):
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers."""
-        with self._guard.told():
-            told = self._native.send_buffers(list(objects.items()), self._options.block_bytes)
-        return self._sent(told)
+        buffers, block_bytes = list(objects.items()), self._options.block_bytes
+        return self._sent(lambda: self._native.send_buffers(buffers, block_bytes))
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send files."""
-        with self._guard.told():
-            told = self._native.send_scan(scan.native)
-        return self._sent(told)
+        return self._sent(lambda: self._native.send_scan(scan.native))
 
     def engine(self) -> Engine:
         """Tell which engine is at work."""
         return "v3"
+
+    def choices(self) -> list[Choice[Any]]:
+        """Tell what was chosen and why, the mode as it is now."""
+        mode = self._mode.choice
+        return [mode if choice.name == mode.name else choice for choice in self._choices]
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the receiver was found to be far when it was dialled."""
+        return self._native.is_far
+
+    def counts(self) -> LinkCounts | None:
+        """Tell what TCP has counted in the transfer that is under way."""
+        path = self.progress().path
+        return None if path is None else path.link
+
+    def relocate(self, treatment: Treatment, round_trip_s: float) -> None:
+        """Go by another treatment from now on."""
+        self._native.relocate(treatment.lanes, treatment.far, round_trip_s)
 
     def set_bandwidth_limit(self, bytes_per_s: int | None) -> None:
         """Set the rate, and follow no schedule any more."""
@@ -224,10 +244,13 @@ class V3Link(NativeLink):
             self._throttle.stop()
         super().close()
 
-    def _sent(self, told: SendTold) -> SendReport:
-        report = send_report(told, self._peer, self._transport, self._choices)
-        self._choices = with_findings(self._choices, report.selection, report.lane_changes)
-        return report
+    def _sent(self, send: Callable[[], SendTold]) -> SendReport:
+        with self._guard.told(), self._mode.keep(self) as before:
+            told = send()
+        report = send_report(told, self._peer, self._transport, self.choices())
+        self._choices = with_findings(self.choices(), report.selection, report.lane_changes)
+        mode = self._mode.choice.value
+        return replace(report, mode=mode, mode_switches=self._mode.switches_since(before))
 
 
 class V1Link:
@@ -332,6 +355,7 @@ def check_v1(options: SendOptions, engine: Choice[Any]) -> None:
         NegotiationError: There is any of it.
     """
     asked = {
+        "mode": None if options.mode == "auto" else options.mode,
         "bandwidth_bits_per_s": options.bandwidth_bits_per_s,
         "bandwidth_schedule": options.bandwidth_schedule,
         "congestion": None if options.congestion in V1_CONGESTION else options.congestion,
@@ -349,6 +373,7 @@ def send_settings(options: SendOptions) -> SendSettings:
     return {
         "lanes": choose_lanes(options.streams, polite=options.polite).value,
         "adaptive": lane_range(options.streams, polite=options.polite),
+        "far": far_if_forced(options.mode),
         "block_bytes": options.block_bytes,
         "codec": options.codec,
         "dictionary": native(options.dictionary),

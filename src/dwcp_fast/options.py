@@ -15,6 +15,7 @@ __all__ = [
     "BandwidthSchedule",
     "CommonContent",
     "Generation",
+    "Mode",
     "Payload",
     "Protocol",
     "ReceiveOptions",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 Protocol = Literal["auto", "v1", "v3"]
+Mode = Literal["auto", "datacenter", "internet", "hybrid"]
 Symlinks = Literal["keep", "refuse"]
 Generation = Literal["A", "B", "C"]
 Payload = Literal["hde", "raw"]
@@ -73,6 +75,9 @@ class SendOptions:
     Attributes:
         protocol: ``"v3"``, ``"v1"`` (one object, neither authenticated nor verified), or ``"auto"``: v3
             unless the rollout says otherwise for this node.
+        mode: What kind of link there is: ``"datacenter"``, ``"hybrid"`` or ``"internet"``, which stays as it
+            is asked for, or ``"auto"``, which is found from what the link shows, and found anew when that
+            changes. `streams`, `codec` and `congestion` go before it where they are asked for.
         streams: Number of lanes, 1 to 256; None leaves it to the policy, and to what is found while data
             flows if the peer is far.
         polite: Whether others on the link go first: ``congestion="auto"`` does not come to BBR then, which
@@ -109,6 +114,7 @@ class SendOptions:
     """
 
     protocol: Protocol = "auto"
+    mode: Mode = "auto"
     streams: int | None = None
     polite: bool = False
     codec: str = "auto"
@@ -131,6 +137,7 @@ class SendOptions:
     def __post_init__(self) -> None:
         """Check every field."""
         check_choice("protocol", self.protocol, get_args(Protocol))
+        check_choice("mode", self.mode, get_args(Mode))
         if self.streams is not None:
             check_int("streams", self.streams, 1, MAX_LANES)
         check_codec(self.codec)

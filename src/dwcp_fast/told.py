@@ -7,11 +7,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActionTold",
+    "CountsTold",
     "FetchSettings",
     "LaneChangeTold",
+    "LinkTold",
     "LivePathTold",
     "PatchTold",
     "PathTold",
+    "ProbeSettings",
+    "ProbeTold",
     "ProgressTold",
     "ReceiveSettings",
     "ReceiveTold",
@@ -105,6 +109,18 @@ class PathTold(TypedDict):
     limits: dict[str, float] | None
 
 
+class LinkTold(TypedDict):
+    """What TCP counted in the transfer so far."""
+
+    lane_seconds: float
+    cwnd_seconds: float
+    waiting_seconds: float
+    queued_seconds: float
+    acked_bytes: int
+    lost_segments: int
+    rtt_ms: float | None
+
+
 class LivePathTold(TypedDict):
     """What TCP shows of the path at present."""
 
@@ -112,6 +128,33 @@ class LivePathTold(TypedDict):
     cwnd_bytes: int
     delivery_bytes_per_s: int
     retransmitted_segments: int
+    link: LinkTold
+
+
+class ProbeSettings(TypedDict):
+    """How to probe."""
+
+    lanes: int
+    burst_s: float
+    burst_bytes: int
+    connect_timeout_s: float
+    local_addresses: list[str]
+
+
+CountsTold = tuple[float, LinkTold]
+"""What was counted, and when."""
+
+
+class ProbeTold(TypedDict):
+    """What a probe has seen."""
+
+    peer: str
+    lanes: int
+    handshake_ms: float
+    relayed: bool
+    calm: PathTold | None
+    burst: PathTold | None
+    counts: list[CountsTold]
 
 
 class SendTold(TypedDict):
@@ -184,6 +227,7 @@ class SendSettings(TypedDict):
 
     lanes: int
     adaptive: tuple[int, int, int] | None
+    far: bool | None
     block_bytes: int
     codec: str
     dictionary: "_core.Dictionary | None"
@@ -204,6 +248,7 @@ class FetchSettings(TypedDict):
 
     lanes: int
     adaptive: tuple[int, int, int] | None
+    far: bool | None
     max_block_bytes: int
     max_entries: int
     max_object_bytes: int

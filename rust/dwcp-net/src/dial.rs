@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dwcp_proto::frame::{
-    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, Frame, Hello, Secret, Security, SessionId, Takes, Welcome,
+    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, FEATURE_FILL, Frame, Hello, Secret, Security, SessionId,
+    Takes, Welcome,
 };
 use dwcp_proto::limits::PREFACE_BYTES;
 use dwcp_proto::{error::SessionError, preface};
@@ -45,6 +46,8 @@ pub(crate) struct DialOptions {
     pub(crate) fetches: Option<Takes>,
     /// This side has a dictionary to offer, or takes those that it is offered.
     pub(crate) dictionaries: bool,
+    /// This side would like to send FILL.
+    pub(crate) fills: bool,
     /// Where lanes come from, in turn; the system chooses if there is none.
     pub(crate) local_addresses: Vec<IpAddr>,
 }
@@ -84,6 +87,10 @@ impl Plan {
     }
 }
 
+/// A peer that takes so long to answer TCP is far. One that is behind something on this machine is as far as it takes to
+/// answer by itself, and it may be busy.
+const FAR: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(25)];
+
 /// A lane that was let in.
 pub(crate) struct Dialled {
     pub(crate) lane: Lane,
@@ -97,9 +104,12 @@ pub(crate) struct Dialled {
 impl Dialled {
     /// Whether the way to the peer is so long that the number of lanes may matter.
     pub(crate) fn is_far(&self) -> bool {
-        /// A peer that is behind something on this machine is as far as it takes to answer, and it may be busy.
-        const FAR: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(25)];
         self.round_trip >= FAR[0] || self.answer_time >= FAR[1]
+    }
+
+    /// Whether the peer seems to be behind something near, which answers for it: then TCP tells nothing of the way.
+    pub(crate) fn is_relayed(&self) -> bool {
+        self.round_trip < FAR[0] && self.answer_time >= FAR[1]
     }
 }
 
@@ -196,7 +206,8 @@ fn make_lane(
         version: ours.1,
         security,
         lane: number,
-        features: if options.dictionaries { FEATURE_DICTIONARY } else { 0 },
+        features: (if options.dictionaries { FEATURE_DICTIONARY } else { 0 })
+            | if options.fills { FEATURE_FILL } else { 0 },
         session,
         secret,
         max_block: options.max_block,

@@ -9,6 +9,7 @@ from dwcp_fast import __version__
 from dwcp_fast.cli.delta import delta
 from dwcp_fast.cli.demo import demo
 from dwcp_fast.cli.dictionary import dictionary
+from dwcp_fast.cli.link import link
 from dwcp_fast.cli.output import report_failure, report_usage
 from dwcp_fast.cli.pull import pull
 from dwcp_fast.cli.recv import recv
@@ -56,6 +57,7 @@ program.add_command(dictionary)
 program.add_command(snap)
 program.add_command(select)
 program.add_command(rollout)
+program.add_command(link)
 program.add_command(demo)
 
 

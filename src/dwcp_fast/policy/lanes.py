@@ -22,7 +22,7 @@ class LaneChange:
     """A change of the number of lanes.
 
     Attributes:
-        seconds: When, from the first block of the transfer on.
+        seconds: When, from the beginning of the transfer on.
         lanes: How many there were to be from then on.
         bytes_per_s: What all lanes together had delivered before, in bytes a second; 0 if nothing was
             measured yet.

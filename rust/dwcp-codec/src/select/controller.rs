@@ -277,6 +277,12 @@ impl Controller {
         self.link.allow(bytes_per_s);
     }
 
+    /// The way to the receiver is another from now on, with a round trip of so many seconds.
+    pub fn relocate(&mut self, round_trip_s: f64) {
+        self.settings.round_trip_s = Some(round_trip_s);
+        self.link.relocate(round_trip_s);
+    }
+
     /// A transfer begins: the time since the last one tells nothing of the link.
     pub fn resume(&mut self) {
         self.link.resume();

@@ -151,6 +151,15 @@ impl Link {
         }
     }
 
+    /// The way is another, with a round trip of so many seconds: neither how long answers took at least nor how much it
+    /// can carry at most is known of it. What it is taken to carry goes on to follow what is seen.
+    pub(super) fn relocate(&mut self, round_trip_s: f64) {
+        self.round_trip_s = round_trip_s;
+        (self.least_latency_s, self.bound) = (f64::INFINITY, f64::INFINITY);
+        self.is_confirmed = self.allowed.is_finite();
+        self.most_seen = self.seen();
+    }
+
     /// A transfer begins, of which nothing is under way.
     pub(super) fn resume(&mut self) {
         self.last_ack_s = None;

@@ -14,6 +14,7 @@
 
 use std::collections::VecDeque;
 
+mod baseline;
 mod crew;
 mod slots;
 mod survey;
@@ -23,6 +24,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use baseline::Baseline;
 pub(crate) use crew::{Crew, Dialling, Flow, Losses, TICK};
 pub(crate) use slots::Slots;
 use survey::Survey;
@@ -98,6 +100,14 @@ pub struct LaneRange {
     pub most: u16,
 }
 
+impl LaneRange {
+    fn in_order(self) -> LaneRange {
+        let most = self.most.max(1);
+        let start = self.start.clamp(1, most);
+        LaneRange { least: self.least.clamp(1, start), start, most }
+    }
+}
+
 /// What was seen at a moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
@@ -133,6 +143,8 @@ pub enum LaneReason {
     Firm,
     /// What gets lost is lost at random, and slows each lane down.
     Random,
+    /// The way to the peer has become another.
+    Moved,
 }
 
 impl LaneReason {
@@ -148,6 +160,7 @@ impl LaneReason {
             LaneReason::Refused => "no more lanes could be made",
             LaneReason::Firm => "losses are not minded any more",
             LaneReason::Random => "losses were random",
+            LaneReason::Moved => "the mode was changed",
         }
     }
 }
@@ -249,12 +262,10 @@ pub(crate) struct LaneController {
 
 impl LaneController {
     pub(crate) fn new(range: LaneRange) -> LaneController {
-        let most = range.most.max(1);
-        let start = range.start.clamp(1, most);
-        let range = LaneRange { least: range.least.clamp(1, start), start, most };
+        let range = range.in_order();
         LaneController {
             range,
-            wanted: start,
+            wanted: range.start,
             phase: Phase::Settling { since_s: 0.0, ready_s: None },
             trial: None,
             extensions: 0,
@@ -295,6 +306,20 @@ impl LaneController {
         }
     }
 
+    /// The way to the peer is another from a moment on: nothing holds of what was found, and the number is to be in
+    /// another range, with as many as that begins with at least.
+    pub(crate) fn relocate(&mut self, at_s: f64, range: LaneRange) {
+        self.range = range.in_order();
+        let rate = self.rate.take().unwrap_or(0.0);
+        (self.trial, self.freed_at_s, self.surged) = (None, None, false);
+        self.forget(at_s);
+        self.forget_queue();
+        let lanes = self.wanted.max(self.range.start).min(self.range.most);
+        if lanes != self.wanted {
+            self.turn(at_s, lanes, rate, LaneReason::Moved);
+        }
+    }
+
     /// How many lanes there are to be.
     pub(crate) fn wanted(&self) -> u16 {
         self.wanted
@@ -307,11 +332,15 @@ impl LaneController {
         }
         self.phase = Phase::Settling { since_s: at_s, ready_s: None };
         (self.extensions, self.odd, self.clear_since_s, self.freed_at_s) = (0, 0, None, None);
-        (self.full_rate, self.queued_at_s, self.queued_s) = (0.0, None, 0.0);
-        self.lately.clear();
+        self.forget_queue();
         self.began_s = Some(at_s);
         self.history =
             vec![LaneChange { at_s: 0.0, lanes: self.wanted, bytes_per_s: 0.0, reason: LaneReason::Start }];
+    }
+
+    /// What is told of the transfer counts from this moment.
+    pub(crate) fn count_from(&mut self, at_s: f64) {
+        self.began_s = Some(at_s);
     }
 
     /// How the number of lanes has changed since the transfer began.
@@ -555,6 +584,11 @@ impl LaneController {
         (self.rise_at_s, self.fall_at_s) = (at_s, at_s);
         (self.rise_dwell_s, self.fall_dwell_s) = (DWELL_S, DWELL_S);
         (self.factor, self.fell, self.sated) = (2, false, None);
+    }
+
+    fn forget_queue(&mut self) {
+        (self.full_rate, self.queued_at_s, self.queued_s) = (0.0, None, 0.0);
+        self.lately.clear();
     }
 
     fn rise(&mut self, at_s: f64, rate: f64, reason: LaneReason) {

@@ -299,3 +299,23 @@ fn lanes_that_random_losses_slow_down_are_all_there_at_once() {
     world.controller.surge(world.now_s);
     assert!((12..=40).contains(&world.controller.wanted()), "{:?}", world.controller.history());
 }
+
+#[test]
+fn session_whose_way_becomes_long_finds_its_lanes_anew() {
+    for seed in 0..20 {
+        let near = Link { mbps: 2_000.0, trip_s: 0.001, queue_s: 0.001, ..CLEAN };
+        let fixed = LaneRange { least: 4, start: 4, most: 4 };
+        let mut world = World::new(near, fixed, seed);
+        world.run(10.0);
+        assert_eq!(world.controller.wanted(), 4);
+        world.link = Link { lane_mbps: 1.3, ..CLEAN };
+        world.controller.relocate(world.now_s, DEFAULT);
+        assert_eq!(world.controller.wanted(), 8);
+        world.run(15.0);
+        assert_eq!(world.controller.wanted(), 64, "{:?}", world.controller.history());
+        world.link = near;
+        world.controller.relocate(world.now_s, fixed);
+        world.run(10.0);
+        assert_eq!(world.controller.wanted(), 4);
+    }
+}

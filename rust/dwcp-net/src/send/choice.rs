@@ -96,6 +96,11 @@ impl Selector {
         }
     }
 
+    /// The way to the receiver is another from now on.
+    pub(super) fn relocate(&self, round_trip: Duration) {
+        self.with(|controller| controller.relocate(round_trip.as_secs_f64()));
+    }
+
     /// A transfer begins; tells where things stand.
     pub(super) fn begin(&self) -> Summary {
         self.transfer.fetch_add(1, Ordering::SeqCst);

@@ -21,6 +21,7 @@ use super::choice::Selector;
 use super::telemetry::Telemetry;
 use super::turns::LaneHandle;
 use crate::cancel::Cancel;
+use crate::distance::Distance;
 use crate::error::NetError;
 use crate::lanes::LaneChange;
 use crate::limiter::Limiter;
@@ -98,6 +99,7 @@ impl Shared {
                 last_failure: None,
                 round_trip: None,
                 telemetry: Telemetry::default(),
+                distance: options.distance,
             }),
             options,
             registry,
@@ -260,6 +262,8 @@ pub(crate) struct State {
     pub(super) last_failure: Option<NetError>,
     pub(super) round_trip: Option<Duration>,
     pub(super) telemetry: Telemetry,
+    /// How far the receiver is taken to be.
+    pub(super) distance: Distance,
 }
 
 impl State {

@@ -179,9 +179,12 @@ pub(crate) fn work(
         leaving: false,
     };
     let end = guard(|| {
-        let at_random = lock(&shared.state).telemetry.losses_are_random();
+        let (at_random, distance) = {
+            let state = lock(&shared.state);
+            (state.telemetry.losses_are_random(), state.distance)
+        };
         let sized = shared.options.socket_buffer_bytes.is_some();
-        lane.control(&shared.options.congestion, at_random, sized)?;
+        lane.control(&shared.options.congestion, distance, at_random, sized)?;
         worker.serve(&mut lane).or_else(|error| worker.hear_out(&mut lane, error))
     });
     let end = match end {

@@ -16,7 +16,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(crate) use congestion::{congestion_on_offer, try_congestion};
+pub(crate) use congestion::{congestion_by_default, congestion_on_offer, try_congestion};
 pub(crate) use connect::{dial, set_buffers};
 pub use path::PathInfo;
 pub use tcp::TcpTransport;
