@@ -211,6 +211,18 @@ pub struct Settings {
     pub limit_bytes_per_s: Option<f64>,
 }
 
+impl Settings {
+    /// Whether an acknowledgement comes soon enough to be waited for.
+    fn is_near(&self) -> bool {
+        self.round_trip_s.is_some_and(|time| time < NEAR_S)
+    }
+
+    /// Whether most of what has no acknowledgement is only on its way.
+    pub(super) fn is_far(&self) -> bool {
+        self.round_trip_s.is_some_and(|time| time >= NEAR_S)
+    }
+}
+
 /// Chooses for one session; all its lanes share it.
 #[derive(Clone, Debug)]
 pub struct Controller {
@@ -244,7 +256,7 @@ impl Controller {
     pub fn new(settings: Settings) -> Controller {
         let settings = Settings { lanes: settings.lanes.max(1), cores: settings.cores.max(1), ..settings };
         // One acknowledgement over a long way tells of the queues on it, too, which may take all at once.
-        let first_rate = if is_near(&settings) { f64::INFINITY } else { unknown_rate(&settings) };
+        let first_rate = if settings.is_near() { f64::INFINITY } else { unknown_rate(&settings) };
         Controller {
             settings,
             link: Link::new(&settings, first_rate),
@@ -374,6 +386,18 @@ impl Controller {
         self.link.look(under_way.map(|(bytes, since_s)| (bytes as f64, since_s)), waiting)
     }
 
+    /// Whether lanes had better tell what the system has not sent.
+    #[must_use]
+    pub fn wants_unsent(&self) -> bool {
+        self.settings.is_far()
+    }
+
+    /// Takes note of a look, at `at_s`, at how much of what a lane has written the system has not sent: `bytes`, and
+    /// `before` when it last looked, with what it has written since.
+    pub fn unsent(&mut self, bytes: u64, before: u64, at_s: f64) {
+        self.link.hold(bytes as f64, before as f64, at_s);
+    }
+
     /// Takes note of what will not happen with a lane that has ended: a decision of which nothing came, and
     /// acknowledgements for so many bytes.
     pub fn give_up(&mut self, decision: Option<&Decision>, wire_bytes: u64) {
@@ -386,7 +410,7 @@ impl Controller {
     #[must_use]
     pub fn wait(&self, at_s: f64) -> f64 {
         match self.link.telling() {
-            Some((_, since_s)) if !self.link.has_answered() && is_near(&self.settings) => {
+            Some((_, since_s)) if !self.link.has_answered() && self.settings.is_near() => {
                 (since_s + FIRST_WAIT_S - at_s).max(0.0)
             }
             _ => 0.0,
@@ -406,7 +430,7 @@ impl Controller {
     /// The action of least cost.
     fn cheapest(&self, terms: &Terms<'_>) -> Action {
         // What takes long makes late whatever may show that the link is faster than it seems.
-        let is_sure = self.link.is_confirmed() || (self.link.rate().is_none() && terms.rate < SURELY_SLOW);
+        let is_sure = self.link.is_confirmed() || terms.is_surely_slow;
         let possible = Action::ALL.into_iter().filter(|action| {
             action.is_possible(terms.width) && (is_sure || !matches!(action, Action::Zstd6 | Action::Zstd9))
         });
@@ -484,6 +508,7 @@ impl Controller {
     /// What the link is taken to carry while nothing was acknowledged: the longer that takes, the less.
     fn presumed_rate(&self, at_s: f64) -> f64 {
         let unknown = unknown_rate(&self.settings);
+        let unknown = unknown.max(self.link.taken(at_s));
         let Some((bytes, since_s)) = self.link.telling() else { return unknown };
         let waited_s = at_s - since_s - self.settings.round_trip_s.unwrap_or(0.0);
         if waited_s > 0.0 { unknown.min(bytes / waited_s) } else { unknown }
@@ -503,7 +528,9 @@ impl Controller {
             MEANWHILE * raw_bytes * self.encode_s * f64::from(self.settings.lanes) / self.processors();
         let even_s = self.even_s();
         let backlog_s = (self.link.backlog_s(at_s, rate) - meanwhile_s).clamp(0.0, MOST_BACKLOG * even_s);
-        let terms = Terms { estimates, width, raw_bytes, rate, backlog_s };
+        // How long a round trip takes tells nothing of how much fits in it.
+        let is_surely_slow = known.is_none() && rate < SURELY_SLOW.min(unknown_rate(&self.settings));
+        let terms = Terms { estimates, width, raw_bytes, rate, is_surely_slow, backlog_s };
         self.price += WEIGHT * (even_s / (even_s + backlog_s) - self.price);
         let best = match look {
             Look::Predicted(_) | Look::Compressible => self.cheapest(&terms),
@@ -557,11 +584,9 @@ struct Terms<'a> {
     raw_bytes: f64,
     /// What the link carries, in bytes a second, and how long it takes for what is on the way to it.
     rate: f64,
+    /// Whether it has kept quiet for so long that it carries no more than that for sure.
+    is_surely_slow: bool,
     backlog_s: f64,
-}
-
-fn is_near(settings: &Settings) -> bool {
-    settings.round_trip_s.is_some_and(|time| time < NEAR_S)
 }
 
 /// What a link of which nothing but its round trip is known is taken to carry, in bytes a second.

@@ -318,3 +318,24 @@ fn stream_of_little_blocks_comes_to_know_the_link() {
     assert!((0.5..2.0).contains(&(rate / 8.192e6)), "{rate}");
     assert_ne!(controller.decide(Look::Compressible, None, 8_192, 0.2).reason, Reason::Start);
 }
+
+#[test]
+fn fast_link_far_away_is_not_taken_for_a_slow_one() {
+    let contents = vec![TEXT; 256];
+    let transfers: [&[Content]; 2] = [&contents, &contents];
+    for (mbps, round_trip_s) in [(1_000.0, 0.1), (5_000.0, 0.02), (5_000.0, 0.1), (5_000.0, 0.3)] {
+        let at_once = World { queue_bytes: 3.2e6, answer_s: 0.001, round_trip_s, ..World::new(8, 2, mbps) };
+        for world in [at_once.clone().beginning_slowly(), at_once] {
+            let best = best_fixed_each(&world, &transfers);
+            let plain = session(&world, &transfers, &Policy::Fixed(Action::None));
+            for (turn, run) in session(&world, &transfers, &Policy::Auto).iter().enumerate() {
+                let (fixed, plain) = (run.seconds / best[turn], run.seconds / plain[turn].seconds);
+                let world = format!("{mbps} Mbps, {round_trip_s} s, {} steps", world.rates.len());
+                assert!(
+                    fixed < 1.4 && plain < 1.02,
+                    "{world}, transfer {turn}: {fixed:.2}, of none {plain:.2}"
+                );
+            }
+        }
+    }
+}

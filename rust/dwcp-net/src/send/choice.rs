@@ -250,6 +250,8 @@ pub(super) struct Gauge<'a> {
     /// When the lane last looked for acknowledgements, and what the controller said of those that were not there.
     looked: Instant,
     waiting: f64,
+    /// What the controller was told that the system has not sent of this lane, with what was written since.
+    unsent: u64,
     queue: Queue,
     /// When the work on the last block ended, or waiting did, and how long the thread had waited for processors by
     /// then.
@@ -279,6 +281,7 @@ impl<'a> Gauge<'a> {
             acknowledged: 0,
             looked: now.wall,
             waiting: 0.0,
+            unsent: 0,
             cycle: now,
             read: now,
             encoded: now,
@@ -296,9 +299,10 @@ impl<'a> Gauge<'a> {
         self.queued = self.queue.waited();
     }
 
-    /// The lane has looked whether anything came, and read it.
-    pub(super) fn looked(&mut self) {
+    /// The lane has looked whether anything came, and read it. `unsent` tells what the system has not sent, if it knows.
+    pub(super) fn looked(&mut self, unsent: impl FnOnce() -> Option<u32>) {
         self.looked = Instant::now();
+        self.look_at_unsent(unsent);
         if !self.sent.is_empty() || self.waiting > 0.0 {
             let age = |sent: &Sent| self.looked.saturating_duration_since(sent.written).as_secs_f64();
             let now = self.selector.transfer.load(Ordering::SeqCst);
@@ -309,6 +313,16 @@ impl<'a> Gauge<'a> {
             let waiting = self.selector.with(|controller| controller.looked(under_way, before));
             self.waiting = waiting.unwrap_or(0.0);
         }
+    }
+
+    fn look_at_unsent(&mut self, unsent: impl FnOnce() -> Option<u32>) {
+        if self.unsent == 0 || self.transfer != self.selector.transfer.load(Ordering::SeqCst) {
+            return;
+        }
+        let Some(unsent) = unsent().map(u64::from) else { return };
+        let before = std::mem::replace(&mut self.unsent, unsent);
+        let at_s = self.selector.since_epoch(self.looked);
+        self.selector.with(|controller| controller.unsent(unsent, before, at_s));
     }
 
     /// The peer has taken `count` frames altogether.
@@ -340,7 +354,7 @@ impl<'a> Gauge<'a> {
         self.in_hand = None;
         let transfer = self.selector.transfer.load(Ordering::SeqCst);
         if std::mem::replace(&mut self.transfer, transfer) != transfer {
-            self.waiting = 0.0;
+            (self.waiting, self.unsent) = (0.0, 0);
         }
     }
 
@@ -378,9 +392,12 @@ impl<'a> Gauge<'a> {
                 controller.encoded(decision, raw_bytes, wire_bytes, cpu_s);
             }
             let phase = decision.map_or_else(|| controller.phase(), |decision| decision.phase);
-            (phase, controller.sending(wire_bytes, at_s))
+            (phase, controller.sending(wire_bytes, at_s), controller.wants_unsent())
         });
-        let (phase, ahead_bytes) = told.unwrap_or_default();
+        let (phase, ahead_bytes, wants_unsent) = told.unwrap_or_default();
+        if wants_unsent {
+            self.unsent += wire_bytes;
+        }
         let transfer = self.transfer;
         self.in_hand =
             Some(Sent { transfer, raw_bytes, wire_bytes, phase, ahead_bytes, from, written: from });
@@ -454,8 +471,10 @@ impl Drop for Gauge<'_> {
         let of_now = self.sent.iter().chain(&self.in_hand).filter(|sent| sent.transfer == now);
         let wire_bytes = of_now.map(|sent| sent.wire_bytes).sum();
         let decision = self.decision.as_ref().filter(|_| self.in_hand.is_none());
+        let at_s = self.selector.since_epoch(Instant::now());
         self.selector.with(|controller| {
             controller.looked(std::iter::empty(), self.waiting);
+            controller.unsent(0, self.unsent, at_s);
             controller.give_up(decision, wire_bytes);
         });
     }
