@@ -196,6 +196,15 @@ pub struct Delivery {
     pub at_s: f64,
 }
 
+/// What was found out about a link.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KnownLink {
+    /// What it carries, in bytes a second.
+    pub bytes_per_s: f64,
+    /// Whether everything waited for it at some time, so that it carries no more.
+    pub was_limit: bool,
+}
+
 /// Where a controller works.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
@@ -209,6 +218,8 @@ pub struct Settings {
     pub is_local: bool,
     /// What the lanes together may send, in bytes a second, where that is bounded.
     pub limit_bytes_per_s: Option<f64>,
+    /// What an earlier session has found out about the link.
+    pub known: Option<KnownLink>,
 }
 
 impl Settings {
@@ -410,7 +421,9 @@ impl Controller {
     #[must_use]
     pub fn wait(&self, at_s: f64) -> f64 {
         match self.link.telling() {
-            Some((_, since_s)) if !self.link.has_answered() && self.settings.is_near() => {
+            Some((_, since_s))
+                if self.link.rate().is_none() && !self.link.has_answered() && self.settings.is_near() =>
+            {
                 (since_s + FIRST_WAIT_S - at_s).max(0.0)
             }
             _ => 0.0,
@@ -474,6 +487,8 @@ impl Controller {
         Summary {
             price: self.price,
             link_bytes_per_s: self.link.rate(),
+            link_was_limit: self.link.is_confirmed(),
+            known_bytes_per_s: self.settings.known.map(|known| known.bytes_per_s),
             processors: self.processors(),
             blocked_share: self.link.blocked_share(),
             guard_trips: self.guard.trips(),

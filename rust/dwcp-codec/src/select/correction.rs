@@ -137,8 +137,14 @@ mod tests {
 
     #[test]
     fn blocks_of_which_next_to_nothing_is_left_teach_nothing_of_full_ones() {
-        let settings =
-            Settings { lanes: 1, cores: 1, round_trip_s: None, is_local: false, limit_bytes_per_s: None };
+        let settings = Settings {
+            lanes: 1,
+            cores: 1,
+            round_trip_s: None,
+            is_local: false,
+            limit_bytes_per_s: None,
+            known: None,
+        };
         let mut decision = Controller::new(settings).decide(Look::Unseen, None, 1 << 20, 0.0);
         (decision.action, decision.predicted) = (Action::Zstd1, true);
         let full = [Estimate { ratio: 0.5, ns_per_byte: 2.0 }; COUNT];

@@ -121,13 +121,15 @@ impl Link {
 
     pub(super) fn new(settings: &Settings, first_rate: f64) -> Link {
         let (lanes, allowed) = (settings.lanes, settings.limit_bytes_per_s.map(|rate| rate.max(1.0)));
+        let known = settings.known.filter(|known| known.bytes_per_s >= 1.0);
+        let rate = known.map(|known| known.bytes_per_s.min(allowed.unwrap_or(f64::INFINITY))).or(allowed);
         Link {
             is_local: settings.is_local,
             lanes: f64::from(lanes),
             round_trip_s: settings.round_trip_s.unwrap_or(0.0),
             first_rate,
             allowed: allowed.unwrap_or(f64::INFINITY),
-            rate: allowed,
+            rate,
             growth: MOST_GROWTH,
             decay: 1.0 - 1.0 / f64::from(4 + 2 * lanes.min(64)),
             busy_wall_s: 0.0,
@@ -143,7 +145,7 @@ impl Link {
             unsent: settings.is_far().then_some(0.0),
             most_seen: 0.0,
             bound: f64::INFINITY,
-            is_confirmed: allowed.is_some(),
+            is_confirmed: allowed.is_some() || known.is_some_and(|known| known.was_limit),
             was_limit: false,
             busy_bytes: 0.0,
             busy_s: 0.0,
@@ -436,7 +438,8 @@ mod tests {
     #[test]
     fn words_between_blocks_do_not_make_the_link_seem_fast() {
         let (round_trip_s, limit_bytes_per_s) = (Some(0.0005), None);
-        let settings = Settings { lanes: 4, cores: 4, round_trip_s, is_local: false, limit_bytes_per_s };
+        let settings =
+            Settings { lanes: 4, cores: 4, round_trip_s, is_local: false, limit_bytes_per_s, known: None };
         let mut link = Link::new(&settings, f64::INFINITY);
         let deliver = |link: &mut Link, wire_bytes: u64, since_s: f64, at_s: f64| {
             link.delivered(&Delivery {

@@ -20,7 +20,7 @@ mod tests;
 
 pub use actions::{Action, UnknownAction};
 pub use calibration::calibration_sample;
-pub use controller::{Controller, Decision, Delivery, Estimate, Look, Outcome, Reason, Settings};
+pub use controller::{Controller, Decision, Delivery, Estimate, KnownLink, Look, Outcome, Reason, Settings};
 pub use features::{FEATURES, Features};
 pub use model::{Model, ModelError, Prediction, Reference};
 pub use summary::{ActionShare, Summary};

@@ -1,7 +1,7 @@
 //! The controller in virtual time: lanes on a few cores before a link with a bounded queue.
 
 use super::Action;
-use super::controller::{Controller, Decision, Look, Outcome, Reason, Settings};
+use super::controller::{Controller, Decision, KnownLink, Look, Outcome, Reason, Settings};
 pub(super) use super::controller::{Delivery, Estimate};
 
 const BLOCK: f64 = 1_048_576.0;
@@ -85,6 +85,8 @@ pub(super) struct World {
     pub(super) has_model: bool,
     /// How many times as long as its processor time work takes, since others use the processors.
     pub(super) starved: f64,
+    /// What the controller is told of an earlier session.
+    pub(super) known: Option<KnownLink>,
     /// How much the model is wrong: a factor for sizes above none and one for times.
     pub(super) wrong: (f64, f64),
 }
@@ -104,6 +106,7 @@ impl World {
             has_model: true,
             starved: 1.0,
             wrong: (1.0, 1.0),
+            known: None,
         }
     }
 
@@ -128,6 +131,7 @@ impl World {
             round_trip_s: Some(self.round_trip_s),
             is_local: self.is_near,
             limit_bytes_per_s: None,
+            known: self.known,
         }
     }
 

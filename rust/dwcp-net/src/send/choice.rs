@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockEncoder, BlockKind, EncodedBlock};
 use dwcp_codec::select::{
-    Action, Controller, Decision, Delivery, Estimate, Features, Look, Model, Outcome, Settings, Summary,
-    calibration_sample,
+    Action, Controller, Decision, Delivery, Estimate, Features, KnownLink, Look, Model, Outcome, Settings,
+    Summary, calibration_sample,
 };
 use dwcp_codec::{Codec, CodecError, page, probe};
 
 use crate::cancel::{lock, wait};
 use crate::report::thread_cpu;
+use crate::send::SendOptions;
 
 /// What is timed to compare this machine with that of a model's times.
 const CALIBRATED: [Action; 2] = [Action::Lz4, Action::Zstd1];
@@ -65,6 +66,7 @@ pub(super) struct Selector {
     epoch: Instant,
     lanes: u16,
     limit_bytes_per_s: Mutex<Option<u64>>,
+    known: Option<KnownLink>,
     controller: Mutex<Option<Controller>>,
     /// Something was acknowledged.
     answered: Condvar,
@@ -74,12 +76,13 @@ pub(super) struct Selector {
 
 impl Selector {
     /// None if there is nothing to choose.
-    pub(super) fn new(choice: &CodecChoice, lanes: u16, limit_bytes_per_s: Option<u64>) -> Option<Selector> {
-        let CodecChoice::Auto { model } = choice else { return None };
+    pub(super) fn new(options: &SendOptions, limit_bytes_per_s: Option<u64>) -> Option<Selector> {
+        let CodecChoice::Auto { model } = &options.codec else { return None };
         Some(Selector {
             model: model.clone(),
             epoch: Instant::now(),
-            lanes,
+            lanes: options.lanes,
+            known: options.known_link,
             limit_bytes_per_s: Mutex::new(limit_bytes_per_s),
             controller: Mutex::default(),
             answered: Condvar::new(),
@@ -128,6 +131,8 @@ impl Selector {
                 round_trip_s: if is_local { Some(0.0) } else { answer_time.map(|time| time.as_secs_f64()) },
                 is_local,
                 limit_bytes_per_s: lock(&self.limit_bytes_per_s).map(|rate| rate as f64),
+                // Over the loopback interface it is the processors that tell how fast the link is.
+                known: self.known.filter(|_| !is_local),
             };
             match slowness {
                 Some(slowness) => Controller::calibrated(settings, slowness),
@@ -494,9 +499,13 @@ mod tests {
         }
     }
 
+    fn automatic(lanes: u16) -> SendOptions {
+        SendOptions { codec: CodecChoice::Auto { model: None }, lanes, ..SendOptions::default() }
+    }
+
     #[test]
     fn block_is_counted_before_the_peer_can_have_it() {
-        let selector = Selector::new(&CodecChoice::Auto { model: None }, 1, None).unwrap();
+        let selector = Selector::new(&automatic(1), None).unwrap();
         selector.settle(true, None);
         let before = selector.begin();
         let mut gauge = Gauge::new(&selector);
@@ -529,7 +538,7 @@ mod tests {
     }
 
     fn selector() -> Selector {
-        let selector = Selector::new(&CodecChoice::Auto { model: None }, 2, None).unwrap();
+        let selector = Selector::new(&automatic(2), None).unwrap();
         selector.settle(true, None);
         selector.begin();
         selector
