@@ -16,6 +16,7 @@ use super::correction::{Corrections, PRIORS};
 use super::guard::{Guard, Mode};
 use super::link::Link;
 use super::summary::Summary;
+use super::told::{Decision, Delivery, Estimate, Look, Outcome, Reason, Settings};
 
 /// How much work for the link, in seconds of it, waits where a second of processor time is worth as much as one of the
 /// link: enough not to let the link run dry between two blocks, of which it is so many, and little enough not to matter
@@ -37,8 +38,6 @@ const MOST_BACKLOG: f64 = 50.0;
 const MOST_CARRIED_S: f64 = 1.0;
 /// The weight of the newest block in running means.
 const WEIGHT: f64 = 0.1;
-/// A round trip below this many seconds lets hope for a fast link, and is worth waiting for.
-const NEAR_S: f64 = 0.01;
 /// The most that a link is taken to carry before anything was acknowledged, in bytes a second: to a receiver on this
 /// machine, and to another one.
 const UNKNOWN_RATE: [f64; 2] = [5e9, 3e8];
@@ -63,176 +62,6 @@ const PLAIN_RATIO: f64 = 0.9;
 const LOOK_EVERY: u32 = 8;
 /// A block that takes longer than this, in seconds, is always looked at: the look costs nothing beside it.
 const QUICK_S: f64 = 0.002;
-
-/// What an action is expected to make of a block.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Estimate {
-    /// Bytes on the wire for each byte of the block.
-    pub ratio: f64,
-    /// Processor time for compressing, in nanoseconds for each byte of the block.
-    pub ns_per_byte: f64,
-}
-
-/// What is known of a block before it is decided on.
-#[derive(Clone, Copy, Debug)]
-pub enum Look<'a> {
-    /// A model's estimates, in the order of [`Action::ALL`].
-    Predicted(&'a [Estimate; Action::ALL.len()]),
-    /// There is no model; a probe takes the block for worth compressing.
-    Compressible,
-    /// A probe takes it for not worth compressing.
-    Incompressible,
-    /// Nobody has looked.
-    Unseen,
-}
-
-/// What led to a decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Reason {
-    /// The link is not known yet.
-    Start,
-    /// The model's estimates for this block, corrected by what the last blocks gave.
-    Model,
-    /// The means of earlier blocks: there is no model.
-    Means,
-    /// A probe found nothing to gain in this block.
-    Probe,
-    /// The last blocks were not worth compressing at this rate of the link, so this one was not looked at.
-    Bypass,
-    /// To measure what sending everything so would give.
-    Trial,
-    /// A trial has shown that sending everything so is faster.
-    Guard,
-}
-
-impl Reason {
-    /// All reasons, by number.
-    pub const ALL: [Reason; 7] = [
-        Reason::Start,
-        Reason::Model,
-        Reason::Means,
-        Reason::Probe,
-        Reason::Bypass,
-        Reason::Trial,
-        Reason::Guard,
-    ];
-
-    /// Its name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Reason::Start => "start",
-            Reason::Model => "model",
-            Reason::Means => "means",
-            Reason::Probe => "probe",
-            Reason::Bypass => "bypass",
-            Reason::Trial => "trial",
-            Reason::Guard => "guard",
-        }
-    }
-}
-
-/// An action for a block, and why.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Decision {
-    /// What to do.
-    pub action: Action,
-    /// What that is expected to give.
-    pub expected: Estimate,
-    /// What led to it.
-    pub reason: Reason,
-    /// Whether `expected` was made from a model's prediction.
-    pub predicted: bool,
-    /// The phase of the guard, which [`Controller::delivered`] wants back.
-    pub phase: u32,
-    /// How long it was expected to be on the wire, in bytes.
-    expected_bytes: f64,
-    /// Whether a faster link would make a difference to it.
-    tells: bool,
-}
-
-/// What a block really took. Times are in seconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Outcome {
-    /// Length of the block.
-    pub raw_bytes: u64,
-    /// Length on the wire.
-    pub wire_bytes: u64,
-    /// Processor time of looking at the block and encoding it.
-    pub encode_cpu_s: f64,
-    /// Processor time of writing it to the socket, encryption included.
-    pub write_cpu_s: f64,
-    /// Processor time of everything, the two above and reading and digesting included.
-    pub cpu_s: f64,
-    /// Time that the parts took in which nothing but a processor was waited for.
-    pub busy_wall_s: f64,
-    /// Processor time of those parts.
-    pub busy_cpu_s: f64,
-    /// Time that writing took.
-    pub write_wall_s: f64,
-    /// Time in which the lane could have gone on but for want of a processor, where the system tells.
-    pub delay_s: Option<f64>,
-    /// Time since the same lane's last block, or since it had work.
-    pub cycle_s: f64,
-}
-
-/// A block that the peer has acknowledged. Times are in seconds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Delivery {
-    /// Length of the block.
-    pub raw_bytes: u64,
-    /// Length on the wire.
-    pub wire_bytes: u64,
-    /// What [`Controller::sending`] told of it.
-    pub ahead_bytes: f64,
-    /// Its decision's phase.
-    pub phase: u32,
-    /// From the begin of its writing to the acknowledgement.
-    pub since_s: f64,
-    /// The least that it can have been under way after it was written.
-    pub latency_s: f64,
-    /// When it was acknowledged.
-    pub at_s: f64,
-}
-
-/// What was found out about a link.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct KnownLink {
-    /// What it carries, in bytes a second.
-    pub bytes_per_s: f64,
-    /// Whether everything waited for it at some time, so that it carries no more.
-    pub was_limit: bool,
-}
-
-/// Where a controller works.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Settings {
-    /// Lanes that encode and write at the same time.
-    pub lanes: u32,
-    /// Processors that there are for them.
-    pub cores: u32,
-    /// The time of a round trip, as far as it is known.
-    pub round_trip_s: Option<f64>,
-    /// Whether the receiver works on the same machine.
-    pub is_local: bool,
-    /// What the lanes together may send, in bytes a second, where that is bounded.
-    pub limit_bytes_per_s: Option<f64>,
-    /// What an earlier session has found out about the link.
-    pub known: Option<KnownLink>,
-}
-
-impl Settings {
-    /// Whether an acknowledgement comes soon enough to be waited for.
-    fn is_near(&self) -> bool {
-        self.round_trip_s.is_some_and(|time| time < NEAR_S)
-    }
-
-    /// Whether most of what has no acknowledgement is only on its way.
-    pub(super) fn is_far(&self) -> bool {
-        self.round_trip_s.is_some_and(|time| time >= NEAR_S)
-    }
-}
 
 /// Chooses for one session; all its lanes share it.
 #[derive(Clone, Debug)]

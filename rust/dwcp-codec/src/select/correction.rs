@@ -1,7 +1,7 @@
 //! What the last blocks teach about the estimates for the next ones.
 
 use super::Action;
-use super::controller::{Decision, Estimate, Look};
+use super::told::{Decision, Estimate, Look};
 
 const COUNT: usize = Action::ALL.len();
 /// The weight of the newest block.
@@ -132,7 +132,8 @@ impl Corrections {
 
 #[cfg(test)]
 mod tests {
-    use super::super::controller::{Controller, Settings};
+    use super::super::controller::Controller;
+    use super::super::told::Settings;
     use super::*;
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the link is taken to carry.
 
-use super::controller::{Delivery, Outcome, Settings};
+use super::told::{Delivery, Outcome, Settings};
 
 /// The share of its time that a lane has to be kept waiting for, for the link to be what everything waits for.
 const BLOCKED: f64 = 0.1;

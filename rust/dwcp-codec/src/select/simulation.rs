@@ -1,8 +1,9 @@
 //! The controller in virtual time: lanes on a few cores before a link with a bounded queue.
 
 use super::Action;
-use super::controller::{Controller, Decision, KnownLink, Look, Outcome, Reason, Settings};
-pub(super) use super::controller::{Delivery, Estimate};
+use super::controller::Controller;
+use super::told::{Decision, KnownLink, Look, Outcome, Reason, Settings};
+pub(super) use super::told::{Delivery, Estimate};
 
 const BLOCK: f64 = 1_048_576.0;
 pub(super) const MBPS: f64 = 125_000.0;

@@ -1,7 +1,7 @@
 //! What was chosen, and where that led.
 
 use super::Action;
-use super::controller::Reason;
+use super::told::Reason;
 
 /// What was done to the blocks that one action was chosen for.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -1,9 +1,10 @@
 //! What the controller must not lose, in virtual time.
 
 use super::Action;
-use super::controller::{Controller, KnownLink, Look, Reason, Settings};
+use super::controller::Controller;
 use super::guard::{Guard, Mode};
 use super::simulation::*;
+use super::told::{KnownLink, Look, Reason, Settings};
 
 /// Blocks of a stream: half a gigabyte.
 const BLOCKS: usize = 512;
