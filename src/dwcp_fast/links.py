@@ -11,6 +11,7 @@ from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.dictionary import native
 from dwcp_fast.errors import ConfigError, NegotiationError
+from dwcp_fast.link_memory import KnownLink, recall_link, remember_link
 from dwcp_fast.modes import ModeKeeper
 from dwcp_fast.options import SendOptions
 from dwcp_fast.paths import PathReport
@@ -191,7 +192,12 @@ class V3Link(NativeLink):
         super().__init__(trust, cancel, choices)
         self._options = options
         self._peer = address_of(target)
-        settings = send_settings(options)
+        # What a bounded rate lets through tells nothing of the link.
+        is_bounded = options.bandwidth_bits_per_s is not None or options.bandwidth_schedule is not None
+        self._remembers = options.link_memory and options.codec == "auto" and not is_bounded
+        self._link: KnownLink | None = None
+        known = recall_link(self._peer) if self._remembers else None
+        settings = send_settings(options, known)
         with self._guard.told():
             self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
         self._throttle = follow_schedule(self, options)
@@ -232,6 +238,7 @@ class V3Link(NativeLink):
         """Set the rate, and follow no schedule any more."""
         if self._throttle is not None:
             self._throttle.stop()
+        self._remembers = False
         self.set_rate(bytes_per_s)
 
     def set_rate(self, bytes_per_s: int | None) -> None:
@@ -243,12 +250,18 @@ class V3Link(NativeLink):
         if self._throttle is not None:
             self._throttle.stop()
         super().close()
+        link, self._link = self._link, None
+        if self._remembers and link is not None:
+            remember_link(self._peer, link)
 
     def _sent(self, send: Callable[[], SendTold]) -> SendReport:
         with self._guard.told(), self._mode.keep(self) as before:
             told = send()
         report = send_report(told, self._peer, self._transport, self.choices())
         self._choices = with_findings(self.choices(), report.selection, report.lane_changes)
+        selection = report.selection
+        if selection is not None and selection.link_bytes_per_s is not None:
+            self._link = KnownLink(selection.link_bytes_per_s, selection.link_was_limit)
         mode = self._mode.choice.value
         return replace(report, mode=mode, mode_switches=self._mode.switches_since(before))
 
@@ -368,8 +381,8 @@ def check_v1(options: SendOptions, engine: Choice[Any]) -> None:
         )
 
 
-def send_settings(options: SendOptions) -> SendSettings:
-    """Make of options what the native side takes."""
+def send_settings(options: SendOptions, known: KnownLink | None = None) -> SendSettings:
+    """Make of options, and of what an earlier session has found out, what the native side takes."""
     return {
         "lanes": choose_lanes(options.streams, polite=options.polite).value,
         "adaptive": lane_range(options.streams, polite=options.polite),
@@ -378,6 +391,7 @@ def send_settings(options: SendOptions) -> SendSettings:
         "codec": options.codec,
         "dictionary": native(options.dictionary),
         "codec_model": load_selector(options.codec_model) if options.codec == "auto" else None,
+        "known_link": None if known is None else (known.bytes_per_s, known.was_limit),
         "idle_timeout_s": options.idle_timeout_s,
         "connect_timeout_s": options.connect_timeout_s,
         "reconnect_s": options.reconnect_s,

@@ -87,6 +87,8 @@ class SendOptions:
             receiver, and what is shorter than 128 KiB is made with it if the receiver takes it.
         codec_model: File with a model for ``codec="auto"``, as ``dwcp select train`` makes it; None for the
             one that comes with the package.
+        link_memory: Whether ``codec="auto"`` begins with what the last session to the same address found out
+            about the link, and keeps what this one does, in ``links.json`` of the state directory.
         block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
         bandwidth_bits_per_s: Most bits per second on the wire, all lanes together; None for no limit.
         bandwidth_schedule: The same by the time of day, as :func:`parse_schedule` reads it, such as
@@ -120,6 +122,7 @@ class SendOptions:
     codec: str = "auto"
     dictionary: CommonContent | None = None
     codec_model: Path | None = None
+    link_memory: bool = True
     block_bytes: int = MIB
     bandwidth_bits_per_s: int | None = None
     bandwidth_schedule: str | None = None

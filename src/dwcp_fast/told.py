@@ -77,6 +77,8 @@ class SelectionTold(TypedDict):
     reasons: dict[str, int]
     price: float
     link_bytes_per_s: float | None
+    link_was_limit: bool
+    known_bytes_per_s: float | None
     processors: float
     blocked_share: float
     trials: int
@@ -232,6 +234,7 @@ class SendSettings(TypedDict):
     codec: str
     dictionary: "_core.Dictionary | None"
     codec_model: "_core.SelectorModel | None"
+    known_link: tuple[float, bool] | None
     idle_timeout_s: float
     connect_timeout_s: float
     reconnect_s: float

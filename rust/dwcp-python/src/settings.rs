@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dwcp_codec::select::KnownLink;
 use dwcp_net::{CodecChoice, Distance, FetchOptions, LaneRange, SendOptions};
 use dwcp_proto::Limits;
 use pyo3::exceptions::PyValueError;
@@ -31,6 +32,8 @@ pub struct SendSettings {
     pub dictionary: Option<Py<Dictionary>>,
     /// What predicts for `auto`; without it `auto` goes by what earlier blocks gave.
     pub codec_model: Option<Py<SelectorModel>>,
+    /// What an earlier session has found out about the link: bytes a second, and whether everything waited for it.
+    pub known_link: Option<(f64, bool)>,
     /// Silence that a lane may last, in seconds.
     pub idle_timeout_s: f64,
     /// Time for a handshake, in seconds.
@@ -66,6 +69,7 @@ impl SendSettings {
             block_bytes: self.block_bytes,
             codec,
             dictionary: self.dictionary.map(|dictionary| Arc::clone(dictionary.get().shared())),
+            known_link: self.known_link.map(|(bytes_per_s, was_limit)| KnownLink { bytes_per_s, was_limit }),
             idle_timeout: seconds(self.idle_timeout_s)?,
             connect_timeout: seconds(self.connect_timeout_s)?,
             reconnect_for: seconds(self.reconnect_s)?,

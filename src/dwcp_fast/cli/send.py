@@ -58,6 +58,12 @@ __all__ = ["send"]
 @STREAMS
 @POLITE
 @encoding_options("all lanes together send")
+@click.option(
+    "--link-memory/--no-link-memory",
+    default=True,
+    show_default=True,
+    help="Whether --codec auto begins with what the last session found out about the link, and keeps it.",
+)
 @TIMEOUT
 @redialling_options("receiver")
 @click.option(
@@ -82,6 +88,7 @@ def send(
     streams: int | None,
     polite: bool,
     encoding: Encoding,
+    link_memory: bool,
     timeout: float | None,
     redialling: Redialling,
     base: tuple[str, ...],
@@ -97,6 +104,7 @@ def send(
         mode=mode,
         streams=streams,
         polite=polite,
+        link_memory=link_memory,
         timeout_s=timeout,
         base=make_base(base),
         symlinks=symlinks,

@@ -56,6 +56,8 @@ def explain_selection(selection: Selection) -> str:
         link = "the link was not known"
     else:
         link = f"the link carried {selection.link_bytes_per_s * 8 / 1e6:,.0f} Mbps"
+        if selection.known_bytes_per_s is not None:
+            link += f" (by an earlier session {selection.known_bytes_per_s * 8 / 1e6:,.0f})"
     trips = f"; the guard stepped in {selection.guard_trips} times" if selection.guard_trips else ""
     return (
         f"{used}; {link} and kept lanes waiting {selection.blocked_share:.0%} of their time, "

@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
+use dwcp_codec::select::KnownLink;
 use dwcp_codec::{Codec, Dictionary};
 use dwcp_proto::error::ProtoError;
 use dwcp_proto::frame::Committed;
@@ -57,6 +58,8 @@ pub struct SendOptions {
     pub block_bytes: u32,
     /// How blocks are compressed where it helps.
     pub codec: CodecChoice,
+    /// What an earlier session has found out about the link, for [`CodecChoice::Auto`].
+    pub known_link: Option<KnownLink>,
     /// What short blocks have in common; offered to the receiver, and used if that knows of dictionaries and does not
     /// decline it. At most 1,048,552 bytes.
     pub dictionary: Option<Arc<Dictionary>>,
@@ -90,6 +93,7 @@ impl Default for SendOptions {
             adaptive: None,
             block_bytes: 1 << 20,
             codec: CodecChoice::Fixed(Codec::None),
+            known_link: None,
             dictionary: None,
             idle_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),

@@ -236,7 +236,7 @@ impl Worker<'_> {
                 self.take(frame)?;
             }
             if let Some(gauge) = &mut self.gauge {
-                gauge.looked();
+                gauge.looked(|| lane.transport().path().and_then(|path| path.unsent_bytes));
             }
             lane.keep_alive()?;
             let now = thread_cpu();
