@@ -289,18 +289,10 @@ where
             return Ok(());
         }
         let kind = self.code_block(&mut worker.blocks, &mut worker.spare, slot, new, base)?;
-        let share = match kind {
-            Some(BlockKind::Plain | BlockKind::Planes) => UNUSED_BASE_SHARE,
-            Some(BlockKind::Runs) => NEW_RUNS_SHARE,
-            // Elements that are given do not shift.
-            Some(BlockKind::Sparse | BlockKind::Difference)
-                if self.options.width.is_none() && elsewhere > 0 =>
-            {
-                NEW_RUNS_SHARE
-            }
-            _ => return Ok(()),
-        };
-        slot.pending = self.options.search && slot.is_over(new.len() / share, new.len());
+        let Some(kind) = kind else { return Ok(()) };
+        let payload_bytes = slot.payload_length(new.len());
+        slot.pending = self.options.search
+            && may_be_elsewhere(kind, payload_bytes, new.len(), elsewhere, self.options.width);
         Ok(())
     }
 
@@ -586,6 +578,25 @@ where
             }
         }
     }
+}
+
+/// Whether a block of `length` bytes that was told by `kind` is to be looked for elsewhere; `elsewhere` is the share of it
+/// that seems to have nothing to do with the base at its place.
+pub(super) fn may_be_elsewhere(
+    kind: BlockKind,
+    payload_bytes: usize,
+    length: usize,
+    elsewhere: usize,
+    width: Option<u8>,
+) -> bool {
+    let share = match kind {
+        BlockKind::Plain | BlockKind::Planes => UNUSED_BASE_SHARE,
+        BlockKind::Runs => NEW_RUNS_SHARE,
+        // Elements that are given do not shift.
+        BlockKind::Sparse | BlockKind::Difference if width.is_none() && elsewhere > 0 => NEW_RUNS_SHARE,
+        _ => return false,
+    };
+    payload_bytes > length / share
 }
 
 /// Adds to a patch in memory.

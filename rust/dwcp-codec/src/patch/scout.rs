@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::source::Source;
+use crate::kernel::LINE_BYTES;
 use crate::matcher::{Index, Origin};
 
 /// Of so many bytes of what may be found again,
@@ -61,6 +62,29 @@ where
         elsewhere += u64::from(is_elsewhere);
     }
     Ok(if elsewhere * LONG_SHARE > places { LONG_BLOCK_BYTES } else { BLOCK_BYTES })
+}
+
+/// How many places are looked at to see how a version of elements changes, and how many bytes there.
+const ELEMENT_PLACES: usize = 32;
+const ELEMENT_PLACE_BYTES: usize = 1 << 10;
+
+/// Whether a new version of elements of `width` bytes, as long as the old one, seems to be told by some of these, each at
+/// its place: no more than three of four changed, and nothing moved.
+pub(super) fn changes_some_elements(old: &[u8], new: &[u8], width: u8) -> bool {
+    let step = (new.len() / ELEMENT_PLACES).max(ELEMENT_PLACE_BYTES).next_multiple_of(LINE_BYTES);
+    let places = old.chunks(step).zip(new.chunks(step));
+    let (mut changed, mut all) = (0, 0);
+    for (old, new) in places {
+        let (old, new) =
+            (&old[..old.len().min(ELEMENT_PLACE_BYTES)], &new[..new.len().min(ELEMENT_PLACE_BYTES)]);
+        if share_elsewhere(old, new, Some(width)) == ALL_SHARES {
+            return false;
+        }
+        let elements = old.chunks_exact(width.into()).zip(new.chunks_exact(width.into()));
+        all += elements.len();
+        changed += elements.filter(|(old, new)| old != new).count();
+    }
+    changed <= all / 4 * 3
 }
 
 /// Remembers parts of base and target, and adds up what a search might have saved so far.

@@ -1,12 +1,15 @@
 //! Making the patch of a held version that becomes the new one on the way, block by block.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::compare::FillDigests;
-use super::encode::{Encoded, Part, append};
+use super::encode::{Encoded, Part, append, may_be_elsewhere};
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead};
 use super::in_place::is_undone_in_place;
 use super::parallel::{self, Kept};
 use super::room::room;
+use super::scout::{ALL_SHARES, share_elsewhere};
 use super::slot::Coded;
 use super::snapshot::SnapshotOptions;
 use super::write::Writer;
@@ -65,30 +68,41 @@ const MOST_SPARE_BYTES: usize = 32 << 20;
 static WORKERS: Kept<Worker> = Kept::new();
 
 /// The patch from `held`, whose blocks have the digests `leaves`, to `next`. Most blocks of `held` are those of `next`
-/// afterwards; on an error all are as they were.
-///
-/// Nothing is looked for elsewhere, whatever `options` say: blocks are changed while others are still to be coded.
+/// afterwards; on an error all are as they were, and so they are if `None` is returned: then `options` want blocks to be
+/// looked for elsewhere, which cannot be done once others are changed.
 pub(super) fn step<N: Next>(
     held: &mut [u8],
     next: &N,
     leaves: &[Digest],
     options: &SnapshotOptions,
     threads: usize,
-) -> Result<Step, N::Error> {
+) -> Result<Option<Step>, N::Error> {
     let head = PatchHead::new(options.block_bytes, held.len() as u64, held.len() as u64)?;
     let mut workers = WORKERS.take(threads);
     let length = options.block_bytes as usize;
     let known = (0..).zip(leaves);
     let mut blocks: Vec<Block> = known.map(|(index, leaf)| Block::of(index, *leaf)).collect();
     let jobs = blocks.iter_mut().zip(held.chunks_mut(length));
+    let has_moved = AtomicBool::new(false);
     let coded = parallel::for_each(&mut workers, jobs, |worker, (block, held)| {
+        if has_moved.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         let Worker { encoder, fills, buffer, spare } = worker;
         let at = block.index as usize * length;
         let new = next.block(at, held, buffer)?;
         let Some(new) = new.filter(|new| *new != held) else { return Ok(()) };
-        block.code(encoder, fills, spare, options, held, new)?;
+        if block.code(encoder, fills, spare, options, held, new)? {
+            has_moved.store(true, Ordering::Relaxed);
+        }
         Ok(())
     });
+    if coded.is_ok() && has_moved.into_inner() {
+        undo(&blocks, held, length)?;
+        keep_payloads(&mut workers, blocks);
+        WORKERS.put_back(workers, options.block_bytes);
+        return Ok(None);
+    }
     let written = coded.and_then(|()| write(head, &blocks, held, next, &mut workers[0].buffer));
     let (patch, made) = match written {
         Ok(written) => written,
@@ -101,7 +115,7 @@ pub(super) fn step<N: Next>(
     let left = left.map(|block| block.index).collect();
     keep_payloads(&mut workers, blocks);
     WORKERS.put_back(workers, options.block_bytes);
-    Ok(Step { patch, made, left })
+    Ok(Some(Step { patch, made, left }))
 }
 
 /// Keeps the memory of payloads for the next ones.
@@ -124,7 +138,8 @@ impl Block {
         Block { index, leaf, digest: leaf, told: Coded::Same, is_new: false }
     }
 
-    /// Codes the new block, `new`, and makes it of `held` if that can be undone.
+    /// Codes the new block, `new`, and makes it of `held` if that can be undone. Says whether it is to be looked for
+    /// elsewhere: then `held` is as it was.
     fn code(
         &mut self,
         encoder: &mut BlockEncoder,
@@ -133,15 +148,23 @@ impl Block {
         options: &SnapshotOptions,
         held: &mut [u8],
         new: &[u8],
-    ) -> Result<(), PatchError> {
+    ) -> Result<bool, PatchError> {
         if let Some(byte) = page::fill_byte(new) {
             self.digest = fills.digest(byte, new);
             self.told = Coded::fill(byte);
-            return Ok(());
+            return Ok(false);
+        }
+        let elsewhere = if options.search { share_elsewhere(held, new, options.width) } else { 0 };
+        if elsewhere == ALL_SHARES {
+            return Ok(true);
         }
         let made = encoder.encode_elements(options.codec, new, Some(held), options.width);
         let made = made.map_err(|source| PatchError::Codec { index: self.index, source })?;
-        self.is_new = is_undone_in_place(made.kind, held.len());
+        let (kind, payload_bytes) = (made.kind, made.wire.len());
+        if options.search && may_be_elsewhere(kind, payload_bytes, new.len(), elsewhere, options.width) {
+            return Ok(true);
+        }
+        self.is_new = is_undone_in_place(kind, held.len());
         self.told = Coded::of(made, || spare.pop().unwrap_or_default());
         self.digest = if self.is_new {
             // What is held has this digest, even if somebody wrote to the new version meanwhile.
@@ -151,7 +174,7 @@ impl Block {
         } else {
             Digest::of(new)
         };
-        Ok(())
+        Ok(false)
     }
 }
 
