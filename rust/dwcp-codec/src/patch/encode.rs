@@ -98,7 +98,7 @@ const MISSING_IN_BASE_SHARE: usize = 16;
 /// What was found elsewhere is also coded without, for comparison, if its payload is more than this share.
 const FOUND_LITTLE_SHARE: usize = 8;
 /// Where less than one line in this many differs from the base, the block is at its place.
-const NEAR_SHARE: usize = 8;
+pub(super) const NEAR_SHARE: usize = 8;
 /// Of base and target that have no more together, there is always an index if there is anything to look for.
 const INDEXED_AT_ONCE_BYTES: u64 = 8 << 20;
 /// What is looked for near its place first if there is less than so many times as much as is worth an index.
@@ -274,6 +274,7 @@ where
             base = Some(Base {
                 bytes: old,
                 dirty: Some(DirtyLines { words: &worker.dirty, count: pair.dirty }),
+                is_partial: false,
             });
         }
         if let Some(byte) = fill {

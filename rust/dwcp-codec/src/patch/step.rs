@@ -3,19 +3,20 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::compare::FillDigests;
-use super::encode::{Encoded, Part, append, may_be_elsewhere};
+use super::encode::{Encoded, NEAR_SHARE, Part, append, may_be_elsewhere};
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead};
 use super::in_place::is_undone_in_place;
 use super::parallel::{self, Kept};
 use super::room::room;
-use super::scout::{ALL_SHARES, share_elsewhere};
+use super::scout::{ALL_SHARES, share_elsewhere_before};
 use super::slot::Coded;
 use super::snapshot::SnapshotOptions;
 use super::write::Writer;
-use crate::block::{BlockDecoder, BlockEncoder, BlockKind};
+use crate::block::{Base, BlockDecoder, BlockEncoder, BlockKind, DirtyLines};
 use crate::codec::CodecId;
-use crate::digest::{BlockHasher, Digest};
+use crate::digest::Digest;
+use crate::kernel::{LINE_BYTES, Level, lines, pair};
 use crate::page;
 
 /// A new version of a held one, as long as that.
@@ -55,9 +56,18 @@ struct Block {
 /// What one thread keeps.
 #[derive(Default)]
 struct Worker {
+    buffer: Vec<u8>,
+    tools: Tools,
+}
+
+/// What blocks are coded with.
+#[derive(Default)]
+struct Tools {
     encoder: BlockEncoder,
     fills: FillDigests,
-    buffer: Vec<u8>,
+    /// What lines of the held block were.
+    old: Vec<u8>,
+    dirty: Vec<u64>,
     /// Memory of payloads that were written.
     spare: Vec<Vec<u8>>,
 }
@@ -88,11 +98,11 @@ pub(super) fn step<N: Next>(
         if has_moved.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let Worker { encoder, fills, buffer, spare } = worker;
+        let Worker { buffer, tools } = worker;
         let at = block.index as usize * length;
         let new = next.block(at, held, buffer)?;
         let Some(new) = new.filter(|new| *new != held) else { return Ok(()) };
-        if block.code(encoder, fills, spare, options, held, new)? {
+        if block.code(tools, options, held, new)? {
             has_moved.store(true, Ordering::Relaxed);
         }
         Ok(())
@@ -121,14 +131,14 @@ pub(super) fn step<N: Next>(
 /// Keeps the memory of payloads for the next ones.
 fn keep_payloads(workers: &mut [Worker], blocks: Vec<Block>) {
     let count = workers.len();
-    let mut bytes: usize = workers.iter().flat_map(|worker| &worker.spare).map(Vec::capacity).sum();
+    let mut bytes: usize = workers.iter().flat_map(|worker| &worker.tools.spare).map(Vec::capacity).sum();
     for (number, block) in blocks.into_iter().enumerate() {
         if let Coded::Payload(_, _, payload) = block.told {
             bytes += payload.capacity();
             if bytes > MOST_SPARE_BYTES {
                 return;
             }
-            workers[number % count].spare.push(payload);
+            workers[number % count].tools.spare.push(payload);
         }
     }
 }
@@ -142,39 +152,57 @@ impl Block {
     /// elsewhere: then `held` is as it was.
     fn code(
         &mut self,
-        encoder: &mut BlockEncoder,
-        fills: &mut FillDigests,
-        spare: &mut Vec<Vec<u8>>,
+        tools: &mut Tools,
         options: &SnapshotOptions,
         held: &mut [u8],
         new: &[u8],
     ) -> Result<bool, PatchError> {
+        let Tools { encoder, fills, old, dirty, spare } = tools;
         if let Some(byte) = page::fill_byte(new) {
             self.digest = fills.digest(byte, new);
             self.told = Coded::fill(byte);
             return Ok(false);
         }
-        let elsewhere = if options.search { share_elsewhere(held, new, options.width) } else { 0 };
-        if elsewhere == ALL_SHARES {
-            return Ok(true);
+        let length = held.len();
+        if old.len() < length {
+            old.resize(length, 0);
         }
-        let made = encoder.encode_elements(options.codec, new, Some(held), options.width);
-        let made = made.map_err(|source| PatchError::Codec { index: self.index, source })?;
-        let (kind, payload_bytes) = (made.kind, made.wire.len());
-        if options.search && may_be_elsewhere(kind, payload_bytes, new.len(), elsewhere, options.width) {
-            return Ok(true);
-        }
-        self.is_new = is_undone_in_place(kind, held.len());
-        self.told = Coded::of(made, || spare.pop().unwrap_or_default());
-        self.digest = if self.is_new {
-            // What is held has this digest, even if somebody wrote to the new version meanwhile.
-            let mut hasher = BlockHasher::new();
-            encoder.carry_over(new, held, |piece| hasher.update(piece));
-            hasher.digest_with(&[])
+        let old = &mut old[..length];
+        // The payload tells of what is held from here on, even if somebody writes to the new version meanwhile.
+        let (digest, count) = pair::hash_and_take(Level::detected(), held, new, old, dirty);
+        self.digest = digest;
+        let is_near = count * LINE_BYTES < length / NEAR_SHARE;
+        let elsewhere = if options.search && !is_near {
+            share_elsewhere_before(old, dirty, held, options.width)
         } else {
-            Digest::of(new)
+            0
         };
-        Ok(false)
+        if elsewhere == ALL_SHARES {
+            lines::put_lines(old, dirty, held);
+            return Ok(true);
+        }
+        if count * LINE_BYTES > length / 2 {
+            // The few others, so that all of what was held is at hand.
+            lines::put_other_lines(held, dirty, old);
+        }
+        let dirty_lines = DirtyLines { words: dirty, count };
+        let is_partial = count * LINE_BYTES <= length / 2;
+        let base = Base { bytes: old, dirty: Some(dirty_lines), is_partial };
+        let made = encoder.encode_compared(None, options.codec, held, Some(base), options.width);
+        let told = made
+            .map(|made| (made.kind, made.wire.len(), Coded::of(made, || spare.pop().unwrap_or_default())));
+        let is_moved = told.as_ref().is_ok_and(|(kind, payload_bytes, _)| {
+            options.search && may_be_elsewhere(*kind, *payload_bytes, length, elsewhere, options.width)
+        });
+        self.is_new = !is_moved && told.as_ref().is_ok_and(|(kind, ..)| is_undone_in_place(*kind, length));
+        if !self.is_new {
+            lines::put_lines(old, dirty, held);
+        }
+        let (_, _, told) = told.map_err(|source| PatchError::Codec { index: self.index, source })?;
+        if !is_moved {
+            self.told = told;
+        }
+        Ok(is_moved)
     }
 }
 
