@@ -184,7 +184,8 @@ impl Snapshot {
             overlay.put(at / width, &mut block[..whole]);
         };
         let next = Onto { overlay, check };
-        let is_stepwise = !self.options.search || self.options.width.is_some();
+        let names_some = || overlay.names_some(self.bytes.len() / width);
+        let is_stepwise = !self.options.search || (self.options.width.is_some() && names_some());
         if is_stepwise && let Some(patch) = self.step(&next, threads, put)? {
             return Ok(patch);
         }
