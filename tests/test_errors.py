@@ -27,8 +27,10 @@ CLASSES: list[type[DwcpError]] = [
         ("TransportError", "transport", 4, True, ConnectionError),
         ("PeerClosedError", "peer-closed", 4, True, errors.TransportError),
         ("PeerError", "peer-failed", 1, False, errors.TransportError),
+        ("QmpError", "qmp", 1, False, errors.PeerError),
         ("NegotiationError", "negotiation", 10, False, DwcpError),
         ("AuthError", "auth", 5, False, errors.NegotiationError),
+        ("NotConvergingError", "not-converging", 7, True, DwcpError),
         ("DeadlineError", "deadline", 7, True, TimeoutError),
         ("LimitExceededError", "limit", 8, False, DwcpError),
         ("ConflictError", "conflict", 1, False, DwcpError),
@@ -44,7 +46,7 @@ def test_codes_never_change(
 
 
 def test_every_class_is_listed_and_has_a_code_of_its_own() -> None:
-    assert len(CLASSES) == 14
+    assert len(CLASSES) == 16
     assert len({found.code for found in CLASSES}) == len(CLASSES)
 
 

@@ -1,7 +1,9 @@
 """The guest of these tests: Debian's kernel, one static program as init, and QEMU processes that run it."""
 
 import bisect
+import contextlib
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -57,7 +59,11 @@ def kernel() -> tuple[Path, Path]:
     if not list(cache.glob("boot/vmlinuz-*")):
         cache.mkdir(parents=True, exist_ok=True)
         told = subprocess.run(
-            ["apt-cache", "depends", "linux-image-cloud-amd64"], capture_output=True, text=True, timeout=60, check=True
+            ["apt-cache", "depends", "linux-image-cloud-amd64"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         found = re.search(r"Depends: (linux-image-\S+)", told.stdout)
         if found is None:
@@ -92,7 +98,9 @@ def build_initramfs(into: Path) -> Path:
     return made
 
 
-def add_to(archive: bytearray, name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)) -> None:
+def add_to(
+    archive: bytearray, name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)
+) -> None:
     """Add a file to an archive in the kernel's ``newc`` format."""
     fields = (len(archive), mode, 0, 0, 1, 0, len(data), 0, 0, *device, len(name) + 1, 0)
     archive += b"070701" + b"".join(b"%08X" % value for value in fields) + name.encode() + b"\0"
@@ -185,15 +193,15 @@ class Console:
 
     def complaints(self) -> list[str]:
         """What the guest found wrong, or its kernel."""
-        return [line for line in self.lines if line.startswith("BAD") or "Kernel panic" in line or "BUG:" in line]
+        return [
+            line for line in self.lines if line.startswith("BAD") or "Kernel panic" in line or "BUG:" in line
+        ]
 
 
 def with_shutdown(connection: socket.socket) -> None:
     """End a connection so that a thread that reads from it ends too."""
-    try:
+    with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
     connection.close()
 
 
@@ -227,14 +235,32 @@ class Machine:
         self.watch = folder / f"{name}.watch"
         serial = folder / f"{name}.serial"
         log = (folder / f"{name}.log").open("wb")
-        command = [QEMU, "-accel", "tcg,thread=single", "-machine", "pc", "-cpu", "qemu64", "-m", str(memory_mib)]
+        command = [
+            QEMU,
+            "-accel",
+            "tcg,thread=single",
+            "-machine",
+            "pc",
+            "-cpu",
+            "qemu64",
+            "-m",
+            str(memory_mib),
+        ]
         command += ["-nodefaults", "-display", "none", "-no-reboot"]
         command += ["-kernel", str(kernel()[0]), "-initrd", str(initramfs)]
-        command += ["-append", f"console=ttyS0 quiet panic=-1 nokaslr mitigations=off random.trust_cpu=on {append}"]
+        command += [
+            "-append",
+            f"console=ttyS0 quiet panic=-1 nokaslr mitigations=off random.trust_cpu=on {append}",
+        ]
         for socket_path, id_ in ((self.monitor, "qmp"), (self.watch, "watch")):
             command += ["-chardev", f"socket,id={id_},path={socket_path},server=on,wait=off"]
             command += ["-mon", f"chardev={id_},mode=control"]
-        command += ["-chardev", f"socket,id=serial,path={serial},server=on,wait=off", "-serial", "chardev:serial"]
+        command += [
+            "-chardev",
+            f"socket,id=serial,path={serial},server=on,wait=off",
+            "-serial",
+            "chardev:serial",
+        ]
         if disk is not None:
             command += ["-blockdev", f"driver=file,node-name=disk0-file,filename={disk}"]
             command += ["-blockdev", "driver=raw,node-name=disk0,file=disk0-file"]
@@ -294,4 +320,4 @@ def downtime_s(source: Console, target: Console) -> float:
 def longest_gap_s(console: Console, since: float = 0.0) -> float:
     """The longest time between two ticks on one console."""
     times = [at for at, _ in console.ticks if at >= since]
-    return max((later - earlier for earlier, later in zip(times, times[1:], strict=False)), default=0.0)
+    return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)

@@ -1,4 +1,4 @@
-"""A plain tunnel in place of the relay: a TCP connection for each connection, nothing compressed or encrypted.
+"""A plain tunnel in place of the relay: a TCP connection for each connection, neither coded nor encrypted.
 
 It is what a move is compared with, and carries moves in tests that are not about the relay.
 """
@@ -19,7 +19,7 @@ NAME_BYTES: Final = 16
 
 
 class Pump:
-    """What both ends of the tunnel have: connections, each carried on by two threads, and a count of bytes."""
+    """What both ends have: connections, each carried on by two threads, and a count of bytes."""
 
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
@@ -38,6 +38,8 @@ class Pump:
     def _carry(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
         try:
             while data := source.recv(CHUNK):
+                if not self.passes(data):
+                    break
                 sink.sendall(data)
                 if counts:
                     self.sent += len(data)
@@ -46,6 +48,10 @@ class Pump:
             self.failed = True
             cut(source)
             cut(sink)
+
+    def passes(self, data: bytes) -> bool:
+        """Whether these bytes are carried."""
+        return True
 
     def stats(self) -> RelayStats:
         """Count."""
@@ -128,6 +134,7 @@ class SourceTunnel(Pump):
                 far.sendall(name.encode().ljust(NAME_BYTES))
                 if far.recv(1) != b"+":
                     raise OSError("the other side has no such channel")
+                far.settimeout(None)
             except OSError:
                 self.failed = True
                 cut(near)

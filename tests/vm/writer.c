@@ -10,6 +10,7 @@
  * Commands on the console, one a line: v (verify all), r N (set the rate), w N (write only the first N pages),
  * x N (write N pages at once), d 1 and d 0 (start and end writing to the disk), p (power off). */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
@@ -164,8 +165,12 @@ static void write_record(void) {
 
 static void set_disk(int on) {
     if (on && disk < 0) {
-        if (mount("/dev/vda", "/mnt", "ext4", 0, NULL) != 0) say("BAD mount\n");
-        disk = open("/mnt/log", O_WRONLY | O_CREAT | O_APPEND, 0644);
+        /* The disk is looked for while this runs. */
+        for (int i = 0; i < 1000 && access("/dev/vda", F_OK) != 0; i++) usleep(10000);
+        if (mount("/dev/vda", "/mnt", "ext4", 0, NULL) != 0)
+            say("BAD mount\n");
+        else
+            disk = open("/mnt/log", O_WRONLY | O_CREAT | O_APPEND, 0644);
     } else if (!on && disk >= 0) {
         fsync(disk);
         close(disk);
@@ -176,14 +181,14 @@ static void set_disk(int on) {
 }
 
 static void insert_modules(void) {
-    static const char *const NAMES[] = {"virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev",
+    static const char *const NAMES[] = {"virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev",
                                         "virtio_pci", "virtio_blk"};
     for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++) {
         char path[80];
         snprintf(path, sizeof path, "/modules/%s.ko", NAMES[i]);
         int file = open(path, O_RDONLY);
         if (file >= 0) {
-            syscall(SYS_finit_module, file, "", 0);
+            if (syscall(SYS_finit_module, file, "", 0) != 0) say("BAD module %s: %s\n", NAMES[i], strerror(errno));
             close(file);
         }
     }
@@ -262,7 +267,7 @@ int main(void) {
         if (owed > rate / 10) owed = rate / 10;
         for (; owed >= 1; owed--) write_page((next(&random) >> 16) % working_set);
         for (int i = 0; i < 8; i++) is_good(checked++ % page_count);
-        if (disk >= 0) write_record();
+        for (int i = 0; disk >= 0 && i < 4; i++) write_record();
         nanosleep(&rest, NULL);
     }
 }

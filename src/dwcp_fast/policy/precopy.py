@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Forecast", "Round", "forecast", "why_not_converging"]
+__all__ = ["Forecast", "Round", "fit_writing", "forecast", "why_not_converging"]
 
 MAX_ROUNDS: Final = 200
 GAIN: Final = 0.95
 """A round has come nearer to the end if it left less than this share of the least that was left before."""
 SETTLED: Final = 1e-3
 """A round that leaves all but this share of what the one before left gets no further."""
+
+LEAST_NEW: Final = 0.02
+"""Shares of new pages below this cannot be told from none by sampling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,8 @@ class Forecast:
         seconds: Until the guest runs elsewhere; where it does not converge, until that is known.
         wire_bytes: On the link.
         rounds: How often memory is gone through, the last time with the guest standing still.
-        downtime_s: For how long the guest stands still; where it does not converge, the least that is reached.
+        downtime_s: For how long the guest stands still; where it does not converge, the least that is
+            reached.
         why: Why it converges or does not.
     """
 
@@ -112,8 +116,9 @@ def forecast(
         if settled:
             break
     why = (
-        f"the guest writes {in_mb(dirty_bytes_per_s)} MB/s, of which {in_mb(left)} MB are left after each round, "
-        f"and {in_mb(rate)} MB/s can be sent: it would stand still for {least:.2g} s, {max_downtime_s:g} s are allowed"
+        f"the guest writes {in_mb(dirty_bytes_per_s)} MB/s, of which {in_mb(left)} MB are left after each "
+        f"round, and {in_mb(rate)} MB/s can be sent: it would stand still for {least:.2g} s, "
+        f"{max_downtime_s:g} s are allowed"
     )
     if rtt_s >= max_downtime_s:
         why = f"one round trip takes {rtt_s:g} s, and the guest may stand still for {max_downtime_s:g} s"
@@ -127,11 +132,39 @@ def forecast(
     )
 
 
+def fit_writing(
+    once_bytes: float, twice_bytes: float, probe_s: float, memory_bytes: float
+) -> tuple[float, float]:
+    """Find out how fast a guest writes, and how much it writes again and again.
+
+    With ``D`` and ``W`` as for :func:`forecast`, twice the time leaves ``1 + exp(-D t / W)`` times the dirty
+    bytes.
+
+    Args:
+        once_bytes: Memory that was dirty after `probe_s` seconds.
+        twice_bytes: Memory that was dirty after twice as many.
+        probe_s: The shorter time.
+        memory_bytes: Memory of the guest, the largest working set there is.
+
+    Returns:
+        Bytes written a second, and the working set in bytes.
+    """
+    if once_bytes <= 0:
+        return twice_bytes / (2 * probe_s), memory_bytes
+    again = min(max(twice_bytes / once_bytes - 1, LEAST_NEW), 1.0)
+    working_set = min(once_bytes / (1 - again), memory_bytes) if again < 1 else memory_bytes
+    left = 1 - once_bytes / working_set
+    if left <= LEAST_NEW:
+        # All of it is written in less than the time of a probe; how fast cannot be told, and need not be.
+        left = LEAST_NEW
+    return -math.log(left) * working_set / probe_s, working_set
+
+
 def why_not_converging(rounds: Sequence[Round], *, max_downtime_s: float, patience_rounds: int) -> str | None:
     """Tell why a move will not end by itself, from how its rounds went.
 
-    It will not if `patience_rounds` rounds one after the other left no less than what was reached before them,
-    and each more than the guest may stand still for.
+    It will not if `patience_rounds` rounds one after the other left no less than what was reached before
+    them, and each more than the guest may stand still for.
 
     Args:
         rounds: Those so far, oldest first.
@@ -149,8 +182,9 @@ def why_not_converging(rounds: Sequence[Round], *, max_downtime_s: float, patien
         return None
     last = recent[-1]
     return (
-        f"after {last.number} rounds {in_mb(last.remaining_bytes)} MB are left, no less than before: the guest writes "
-        f"{in_mb(last.dirty_bytes_per_s)} MB/s and {in_mb(last.bytes_per_s)} MB/s are sent, so that it would "
+        f"after {last.number} rounds {in_mb(last.remaining_bytes)} MB are left, no less than before: the "
+        f"guest writes {in_mb(last.dirty_bytes_per_s)} MB/s and {in_mb(last.bytes_per_s)} MB/s are sent, so "
+        f"that it would "
         f"stand still for {last.downtime_s:.2g} s where {max_downtime_s:g} s are allowed"
     )
 

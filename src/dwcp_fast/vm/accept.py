@@ -37,8 +37,9 @@ Listen = Callable[[str, Channels], TargetCarrier]
 class Acceptance(Closing):
     """A QEMU that waits for a guest, and a listener that it comes through.
 
-    The guest runs here only when the other side has said that it no longer runs there: QEMU is told not to start
-    it by itself. When the link is lost before that was said, the listener waits for the other side to come back.
+    The guest runs here only when the other side has said that it no longer runs there: QEMU is told not to
+    start it by itself. When the link is lost before that was said, the listener waits for the other side to
+    come back.
     """
 
     def __init__(
@@ -72,15 +73,13 @@ class Acceptance(Closing):
         self._stopped = threading.Event()
         self._pairing_file = served_pairing(Path(qmp))
         self._stack = ExitStack()
-        self._settled = False
+        self._settled = self._told = False
         try:
             self._machine = Machine(qmp)
             self._stack.callback(self._machine.close)
             self._exports = Exports(self._machine)
             self._loaded = self._check_state()
             self._folder = self._stack.enter_context(socket_folder(options.socket_dir))
-            self._door = ControlDoor(self._folder / "control.sock")
-            self._stack.callback(self._door.close)
             self._channels = {
                 CONTROL: self._folder / "control.sock",
                 MIGRATION: self._folder / "migration.sock",
@@ -125,16 +124,26 @@ class Acceptance(Closing):
                 run here, and it does not.
             DeadlineError: The other side did not come, or not back, in time.
         """
+        report: AcceptReport | None = None
         limit_s = timeout_s
         while True:
-            self._await_peer(limit_s)
-            try:
-                return self._converse()
-            except (TransportError, DeadlineError, FormatError) as error:
-                if isinstance(error, QmpError) or not self._is_in_doubt():
-                    raise
-                LOG.warning("the link was lost, and it is not known whether the guest may run here: %s", error)
-                self._events({"type": "in-doubt", "message": str(error)})
+            # Made anew each time: nothing of a conversation that broke is to be taken for one that begins.
+            with ControlDoor(self._channels[CONTROL]) as door:
+                try:
+                    self._await_peer(limit_s)
+                except DeadlineError:
+                    if report is None:
+                        raise
+                    return self._end(report)
+                try:
+                    report = self._converse(door, report)
+                    if self._told:
+                        return self._end(report)
+                except (TransportError, DeadlineError, FormatError) as error:
+                    if report is None and (isinstance(error, QmpError) or not self._is_in_doubt()):
+                        raise
+                    LOG.warning("the link was lost before both sides knew where the guest runs: %s", error)
+                    self._events({"type": "in-doubt", "message": str(error)})
             self._settled = True
             limit_s = self._options.settle_s
             address = self._relay.address
@@ -150,7 +159,12 @@ class Acceptance(Closing):
         )
         pairing_file = self._pairing_file if self._trust is None else None
         return TargetRelay(
-            address, channels, trust=self._trust, options=options, events=self._events, pairing_file=pairing_file
+            address,
+            channels,
+            trust=self._trust,
+            options=options,
+            events=self._events,
+            pairing_file=pairing_file,
         )
 
     def _check_state(self) -> bool:
@@ -185,9 +199,10 @@ class Acceptance(Closing):
         if self._stopped.is_set():
             raise KeyboardInterrupt
 
-    def _converse(self) -> AcceptReport:
+    def _converse(self, door: ControlDoor, earlier: AcceptReport | None) -> AcceptReport:
+        """Do what the other side wants; `earlier` is the report if the guest runs here already."""
         started = time.monotonic()
-        with self._door.accept(HELLO_S) as control:
+        with door.accept(HELLO_S) as control:
             first = control.receive(HELLO_S)
             if first is None:
                 raise DeadlineError(f"the other side says nothing in {HELLO_S:g} s")
@@ -196,7 +211,8 @@ class Acceptance(Closing):
                     self._prepare(first)
                     control.send("ready", qemu=self._machine.version)
                 elif first["type"] == "settle":
-                    control.send("state", loaded=self._loaded or self._has_loaded(), running=self._is_running())
+                    has = self._loaded or self._has_loaded()
+                    control.send("state", loaded=has, running=self._is_running())
                 else:
                     raise FormatError(f"the other side begins with {first['type']!r}")
             except QmpError as error:
@@ -204,7 +220,7 @@ class Acceptance(Closing):
                 raise
             running = self._follow(control)
             stats = self._relay.stats()
-            report = AcceptReport(
+            report = earlier or AcceptReport(
                 seconds=time.monotonic() - started,
                 stream_bytes=stats.stream_bytes,
                 wire_bytes=stats.wire_bytes,
@@ -212,7 +228,7 @@ class Acceptance(Closing):
                 running=running,
                 settled=self._settled,
             )
-            self._part(control)
+            self._told = self._hear_bye(control)
         return report
 
     def _prepare(self, told: dict[str, Any]) -> None:
@@ -226,7 +242,9 @@ class Acceptance(Closing):
         if channels:
             parameters = {"multifd-channels": channels, "multifd-compression": "none"}
             self._machine.qmp.execute("migrate-set-parameters", parameters)
-        disks = [(only(one, "name", str), only(one, "length_bytes", int)) for one in only(told, "disks", list)]
+        disks = [
+            (only(one, "name", str), only(one, "length_bytes", int)) for one in only(told, "disks", list)
+        ]
         if disks:
             self._exports.start(self._channels[DISKS], disks)
         uri = f"unix:{self._channels[MIGRATION]}"
@@ -281,15 +299,20 @@ class Acceptance(Closing):
         self._machine.wait_for(frozenset({"running"}), START_S)
         return True
 
-    def _part(self, control: Control) -> None:
-        """Let the other side hear that the guest runs before the listener is gone."""
+    def _hear_bye(self, control: Control) -> bool:
+        """Whether the other side heard that the guest runs."""
         try:
-            control.receive(PARTING_S)
+            message = control.receive(PARTING_S)
         except DwcpError as error:
             LOG.debug("the other side left: %s", error)
+            return False
+        return message is not None and message["type"] == "bye"
+
+    def _end(self, report: AcceptReport) -> AcceptReport:
+        """Nobody has to come back with the same pairing string."""
         if self._trust is None:
-            # The guest is here: nobody has to come back with the same pairing string.
             self._pairing_file.unlink(missing_ok=True)
+        return report
 
     def _abandon(self) -> None:
         """Let go of a guest that runs on the other side."""
@@ -313,8 +336,8 @@ class Acceptance(Closing):
 
 
 IN_DOUBT_HINT: Final = (
-    "the guest is here, and does not run: run both commands again to settle where it runs; only if the other side is "
-    "gone for good, start it by hand with `cont`"
+    "the guest is here, and does not run: run both commands again to settle where it runs; only if the "
+    "other side is gone for good, start it by hand with `cont`"
 )
 
 

@@ -160,7 +160,9 @@ class Machine(Closing):
             # Names that QEMU makes up are not the same on the other side.
             name = str(device.get("device") or "") if not node or node.startswith("#") else node
             if not name:
-                raise QmpError(f"a disk of {self.qmp.address} has no name by which the other side could know it")
+                raise QmpError(
+                    f"a disk of {self.qmp.address} has no name by which the other side could know it"
+                )
             yield Disk(name, node or name, int(inserted["image"]["virtual-size"]))
 
     def wait_for(self, statuses: frozenset[str], timeout_s: float) -> str:

@@ -46,9 +46,8 @@ Dial = Callable[[str, Channels], Carrier]
 class Migration:
     """A guest on its way.
 
-    At every time its QEMUs are such that it runs on one side at most. It is started on the other side only when
-    QEMU here has counted the move as done, after which it does not run here again unless the other side says that
-    it has no guest.
+    At any time it runs on one side at most. It is started on the other side only when QEMU here has counted
+    the move as done, after which it does not run here again unless the other side says that it has no guest.
     """
 
     def __init__(
@@ -97,7 +96,8 @@ class Migration:
             NotConvergingError: The guest writes faster than can be sent; it goes on here.
             DeadlineError: The move took too long; the guest goes on here.
             QmpError: A QEMU refused or failed; the guest goes on here.
-            TransportError: The link failed. The guest goes on here, unless the message says that it stands still.
+            TransportError: The link failed. The guest goes on here, unless the message says that it stands
+                still.
             AuthError: The other side does not let this one in; nothing was done.
             KeyboardInterrupt: It was cancelled; the guest goes on here.
         """
@@ -110,7 +110,9 @@ class Migration:
             if status == "postmigrate" and migration.status == "completed":
                 return self._settle(machine, channels, Watch(machine, None, self._events), None)
             if status not in {"running", "paused"} or not migration.has_ended:
-                raise QmpError(f"the guest is {status} and its migration {migration.status}: it cannot be moved now")
+                raise QmpError(
+                    f"the guest is {status} and its migration {migration.status}: it cannot be moved now"
+                )
             self._was_running = status == "running"
             return self._move(machine, channels)
 
@@ -136,6 +138,7 @@ class Migration:
         relay = self._dial(self._to, channels)
         try:
             watch = Watch(machine, relay, self._events)
+            watch.disk_bytes = sum(disk.length_bytes for disk in disks)
             control = Control.dial(channels[CONTROL], options.connect_timeout_s)
             with control:
                 settings = machine.settings()
@@ -221,7 +224,9 @@ class Migration:
                 watch.rounds, max_downtime_s=options.max_downtime_s, patience_rounds=options.patience_rounds
             )
             if why is not None and state.status == "active":
-                raise NotConvergingError(why, hint="allow a longer --max-downtime, or move it when it writes less")
+                raise NotConvergingError(
+                    why, hint="allow a longer --max-downtime, or move it when it writes less"
+                )
             watch.wait(POLL_S)
 
     def _check(self, watch: Watch, control: Control) -> None:
@@ -237,7 +242,7 @@ class Migration:
             raise PeerError(f"the other side says {message['type']!r}: {message.get('message', '')}")
 
     def _has_left(self, machine: Machine) -> bool:
-        """End QEMU's migration, and tell whether it was too late for that: then the guest may not go on here."""
+        """End QEMU's migration, and tell if it was too late for that: then the guest may not go on here."""
         deadline = time.monotonic() + END_S
         asked = False
         while True:
@@ -250,12 +255,12 @@ class Migration:
                 asked = True
                 machine.qmp.execute("migrate_cancel")
             if time.monotonic() > deadline:
-                raise DeadlineError(f"QEMU's migration is still {state.status} after {END_S:g} s of being cancelled")
+                raise DeadlineError(
+                    f"QEMU's migration is still {state.status} after {END_S:g} s of being cancelled"
+                )
             time.sleep(POLL_S)
 
-    def _go_on_here(
-        self, machine: Machine, mirrors: Mirrors, control: Control, error: BaseException
-    ) -> None:
+    def _go_on_here(self, machine: Machine, mirrors: Mirrors, control: Control, error: BaseException) -> None:
         """See to it that the guest does here what it did before."""
         mirrors.abandon()
         if self._was_running:
@@ -272,7 +277,7 @@ class Migration:
         self._events({"type": "goes-on", "status": machine.status()})
 
     def _why(self, error: BaseException, relay: Carrier) -> BaseException:
-        """Give the reason behind an error: sockets that QEMU lost were lost by the relay, for its own reason."""
+        """Give the reason behind an error: sockets that QEMU lost were lost by the relay, which knows why."""
         if isinstance(error, KeyboardInterrupt | NotConvergingError | DeadlineError | IntegrityError):
             return error
         stats = relay.stats()
@@ -286,9 +291,7 @@ class Migration:
                     return reason
         return error
 
-    def _hand_over(
-        self, machine: Machine, control: Control, relay: Carrier, watch: Watch
-    ) -> MigrationReport:
+    def _hand_over(self, machine: Machine, control: Control, relay: Carrier, watch: Watch) -> MigrationReport:
         """Have the other side start the guest, which no longer runs here."""
         self._have_it_started(machine, control)
         watch.note_running()
@@ -304,7 +307,7 @@ class Migration:
     def _settle(
         self, machine: Machine, channels: Channels, watch: Watch, failure: BaseException | None
     ) -> MigrationReport:
-        """Find out whether the guest runs on the other side, and let it run there, or here if it never came."""
+        """Find out if the guest runs on the other side, and let it run there, or here if it never came."""
         deadline = time.monotonic() + self._options.settle_s
         last = failure
         while True:
@@ -318,8 +321,8 @@ class Migration:
             if time.monotonic() > deadline:
                 raise TransportError(
                     f"the guest has stopped here, and whether it runs there could not be learnt: {last}",
-                    hint="it stands still on both sides, or runs there. Run both commands again to settle it; only "
-                    "if the other side is gone for good, let it go on here with `cont`",
+                    hint="it stands still on both sides or runs there: run both commands again to settle it; "
+                    "only if the other side is gone for good, let it go on here with `cont`",
                 )
             time.sleep(REDIAL_S)
 
@@ -340,7 +343,6 @@ class Migration:
                 return watch.report(settled=True)
         finally:
             relay.close()
-
 
     def _have_it_started(self, machine: Machine, control: Control) -> None:
         """Tell the other side that the guest no longer runs here, and hear that it runs there."""

@@ -1,4 +1,4 @@
-"""Disks that move with a guest: served by QEMU's NBD server on one side, mirrored by block jobs on the other."""
+"""Disks that move with a guest: served by QEMU's NBD server there, mirrored by block jobs here."""
 
 import logging
 import time
@@ -56,7 +56,11 @@ class Mirrors:
         if lost:
             raise QmpError(f"QEMU gave up mirroring a disk: {lost[0]}")
         ours = [told[job] for job in self._jobs]
-        return sum(job["offset"] for job in ours), sum(job["len"] for job in ours), all(job["ready"] for job in ours)
+        return (
+            sum(job["offset"] for job in ours),
+            sum(job["len"] for job in ours),
+            all(job["ready"] for job in ours),
+        )
 
     def complete(self, seen: Callable[[], Sequence[dict[str, Any]]]) -> None:
         """Copy what is left while the guest stands still, and end.
@@ -77,7 +81,9 @@ class Mirrors:
             if event.get("event") != "BLOCK_JOB_COMPLETED" or told.get("device") not in self._jobs:
                 continue
             if told.get("error") or told.get("offset") != told.get("len"):
-                raise QmpError(f"a disk was not mirrored to its end: {told.get('error', 'bytes are missing')}")
+                raise QmpError(
+                    f"a disk was not mirrored to its end: {told.get('error', 'bytes are missing')}"
+                )
         self._drop()
 
     def abandon(self) -> None:

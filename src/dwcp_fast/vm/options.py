@@ -23,7 +23,8 @@ class MigrateOptions:
         streams: Number of lanes; None finds it.
         codec: How pages are compressed: ``"auto"``, ``"none"``, ``"lz4"`` or ``"zstd:N"``.
         congestion: Congestion control of the lanes, as for :class:`~dwcp_fast.SendOptions`.
-        page_cache_bytes: Memory, on either side, for pages that were sent, against which later ones are coded.
+        page_cache_bytes: Memory, on either side, for pages that were sent, against which later ones are
+            coded.
         multifd: Connections over which QEMU itself spreads memory; 0 for one, whose pages are understood.
         keep: Directory into which the guest's memory is written as it is sent; a base for its way back.
         timeout_s: Most that the whole move may take, in seconds; None for no limit.

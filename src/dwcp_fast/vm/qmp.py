@@ -44,7 +44,9 @@ class Qmp(Closing):
         self._pending = bytearray()
         self._socket = connect(address, timeout_s)
         try:
-            greeting = self._read(time.monotonic() + timeout_s, "its greeting; another client may be connected")
+            greeting = self._read(
+                time.monotonic() + timeout_s, "its greeting; another client may be connected"
+            )
             told = greeting.get("QMP")
             if not isinstance(told, dict):
                 raise FormatError(f"{address} is no QMP monitor: it greets with {list(greeting)[:4]}")
@@ -161,7 +163,9 @@ def connect(address: str, timeout_s: float) -> socket.socket:
     except OSError as error:
         made.close()
         if "too long" in str(error):
-            raise ConfigError(f"the path of a Unix socket is too long: {len(address)} bytes, {address}") from error
+            raise ConfigError(
+                f"the path of a Unix socket is too long: {len(address)} bytes, {address}"
+            ) from error
         if error.filename is None and error.strerror:
             raise OSError(error.errno, error.strerror, address) from error
         raise

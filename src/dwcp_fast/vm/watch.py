@@ -37,7 +37,7 @@ class Watch:
         self._last_moment = -MOMENT_S
         self._state = MigrationState("none")
         self._round_began: tuple[float, int] = (0.0, 0)
-        self._disk_bytes = 0
+        self.disk_bytes = 0
         self._timeline: list[Moment] = []
         self.events: list[dict[str, Any]] = []
         self.rounds: list[Round] = []
@@ -75,8 +75,7 @@ class Watch:
             self._relay.wait(0.1)
 
     def note_disks(self, copied: int, total: int) -> None:
-        """Note how far the disks are."""
-        self._disk_bytes = total
+        """Note how far the disks are; what is written meanwhile counts too."""
         now = self.seconds()
         if now - self._last_moment >= MOMENT_S:
             self._note_moment(MigrationState("disks", remaining_bytes=total - copied, sent_bytes=copied), now)
@@ -100,7 +99,7 @@ class Watch:
             qemu_downtime_s=self._state.downtime_s,
             memory_bytes=self._state.total_bytes,
             sent_bytes=self._state.sent_bytes,
-            disk_bytes=self._disk_bytes,
+            disk_bytes=self.disk_bytes,
             wire_bytes=stats.wire_bytes if stats else 0,
             rounds=tuple(self.rounds),
             pages=stats.pages if stats else {},
