@@ -147,7 +147,9 @@ def test_unsafe_code_lives_only_in_the_files_made_for_it(repository: Path, crate
     assert found <= UNSAFE_FILES[crate]
 
 
-@pytest.mark.parametrize(("crate", "level"), [("codec", "deny"), ("proto", "forbid"), ("vm", "forbid"), ("store", "deny")])
+@pytest.mark.parametrize(
+    ("crate", "level"), [("codec", "deny"), ("proto", "forbid"), ("vm", "forbid"), ("store", "deny")]
+)
 def test_the_compiler_refuses_unsafe_code_too(repository: Path, crate: str, level: str) -> None:
     root = (repository / "rust" / f"dwcp-{crate}" / "src" / "lib.rs").read_text(encoding="utf-8")
     assert re.search(rf"^#!\[{level}\(unsafe_code\)\]$", root, flags=re.MULTILINE)

@@ -1,0 +1,1 @@
+"""Moves a running virtual machine: QEMU live migration through a relay."""
