@@ -102,6 +102,7 @@ impl FetchSession {
             max_block,
             fetches: Some(Takes { max_entries, max_object }),
             dictionaries: max_dictionary > 0,
+            relays: false,
             local_addresses: options.local_addresses.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);

@@ -35,7 +35,7 @@ pub enum CodecChoice {
 
 impl CodecChoice {
     /// The codec of all blocks, none where each has its own.
-    pub(super) fn fixed(&self) -> Codec {
+    pub(crate) fn fixed(&self) -> Codec {
         match self {
             CodecChoice::Fixed(codec) => *codec,
             CodecChoice::Auto { .. } => Codec::None,
@@ -44,7 +44,7 @@ impl CodecChoice {
 
     /// Begins to measure what the first lane has to know of this machine. For a receiver at `address` that is on it too,
     /// it need not know that, and the measurement would only take a processor away from the transfer.
-    pub(super) fn prepare(&self, address: &str) {
+    pub(crate) fn prepare(&self, address: &str) {
         if matches!(self, CodecChoice::Auto { model: Some(_) }) && !is_this_machine(address) {
             // Where there is no thread to be had, the first lane measures itself.
             let _ = std::thread::Builder::new().name("dwcp-calibrate".to_owned()).spawn(measured);
@@ -59,7 +59,7 @@ fn is_this_machine(address: &str) -> bool {
 }
 
 /// What chooses for all lanes of a session.
-pub(super) struct Selector {
+pub(crate) struct Selector {
     model: Option<Arc<Model>>,
     /// Times are told from here on.
     epoch: Instant,
@@ -74,7 +74,7 @@ pub(super) struct Selector {
 
 impl Selector {
     /// None if there is nothing to choose.
-    pub(super) fn new(choice: &CodecChoice, lanes: u16, limit_bytes_per_s: Option<u64>) -> Option<Selector> {
+    pub(crate) fn new(choice: &CodecChoice, lanes: u16, limit_bytes_per_s: Option<u64>) -> Option<Selector> {
         let CodecChoice::Auto { model } = choice else { return None };
         Some(Selector {
             model: model.clone(),
@@ -88,7 +88,7 @@ impl Selector {
     }
 
     /// From now on, all lanes together may send so many bytes a second.
-    pub(super) fn allow(&self, limit_bytes_per_s: Option<u64>) {
+    pub(crate) fn allow(&self, limit_bytes_per_s: Option<u64>) {
         let mut controller = lock(&self.controller);
         *lock(&self.limit_bytes_per_s) = limit_bytes_per_s;
         if let Some(controller) = controller.as_mut() {
@@ -97,7 +97,7 @@ impl Selector {
     }
 
     /// A transfer begins; tells where things stand.
-    pub(super) fn begin(&self) -> Summary {
+    pub(crate) fn begin(&self) -> Summary {
         self.transfer.fetch_add(1, Ordering::SeqCst);
         lock(&self.controller).as_mut().map_or_else(Summary::default, |controller| {
             controller.resume();
@@ -106,14 +106,14 @@ impl Selector {
     }
 
     /// Where things stand, and what was done since they stood where `earlier` tells.
-    pub(super) fn summary(&self, earlier: &Summary) -> Selection {
+    pub(crate) fn summary(&self, earlier: &Summary) -> Selection {
         let summary = lock(&self.controller).as_ref().map(Controller::summary).unwrap_or_default();
         Selection { has_model: self.model.is_some(), summary: summary.since(earlier) }
     }
 
     /// Makes the controller on the first lane, of which is known whether the peer has an address of this machine, and
     /// how long it took to answer where this side has dialled.
-    pub(super) fn settle(&self, is_here: bool, answer_time: Option<Duration>) {
+    pub(crate) fn settle(&self, is_here: bool, answer_time: Option<Duration>) {
         /// Who takes longer is elsewhere, behind something on this machine that passes the connection on.
         const LOCAL: Duration = Duration::from_millis(10);
         let is_local = is_here && answer_time.is_none_or(|time| time < LOCAL);
@@ -242,7 +242,7 @@ struct Sent {
 }
 
 /// What one lane measures and tells the controller.
-pub(super) struct Gauge<'a> {
+pub(crate) struct Gauge<'a> {
     selector: &'a Selector,
     sent: VecDeque<Sent>,
     /// Frames that the peer has acknowledged.
@@ -268,7 +268,7 @@ pub(super) struct Gauge<'a> {
 }
 
 impl<'a> Gauge<'a> {
-    pub(super) fn new(selector: &'a Selector) -> Gauge<'a> {
+    pub(crate) fn new(selector: &'a Selector) -> Gauge<'a> {
         let now = Mark::now();
         let queue = Queue::of_this_thread();
         Gauge {
@@ -290,14 +290,14 @@ impl<'a> Gauge<'a> {
     }
 
     /// The lane has waited for something other than room to write.
-    pub(super) fn waited(&mut self) {
+    pub(crate) fn waited(&mut self) {
         self.cycle = Mark::now();
         self.looked = self.cycle.wall;
         self.queued = self.queue.waited();
     }
 
     /// The lane has looked whether anything came, and read it.
-    pub(super) fn looked(&mut self) {
+    pub(crate) fn looked(&mut self) {
         self.looked = Instant::now();
         if !self.sent.is_empty() || self.waiting > 0.0 {
             let age = |sent: &Sent| self.looked.saturating_duration_since(sent.written).as_secs_f64();
@@ -312,7 +312,7 @@ impl<'a> Gauge<'a> {
     }
 
     /// The peer has taken `count` frames altogether.
-    pub(super) fn acknowledged(&mut self, count: u32) {
+    pub(crate) fn acknowledged(&mut self, count: u32) {
         let newly = count.saturating_sub(std::mem::replace(&mut self.acknowledged, count)) as usize;
         let now = Instant::now();
         let at_s = self.selector.since_epoch(now);
@@ -333,7 +333,7 @@ impl<'a> Gauge<'a> {
     }
 
     /// The block in hand was read.
-    pub(super) fn read(&mut self) {
+    pub(crate) fn read(&mut self) {
         self.read = Mark::now();
         self.encode_cpu_s = 0.0;
         self.decision = None;
@@ -345,7 +345,7 @@ impl<'a> Gauge<'a> {
     }
 
     /// Encodes the block in hand as it is best.
-    pub(super) fn encode<'e>(
+    pub(crate) fn encode<'e>(
         &mut self,
         encoder: &'e mut BlockEncoder,
         src: &'e [u8],
@@ -368,7 +368,7 @@ impl<'a> Gauge<'a> {
     }
 
     /// The block in hand is about to be written.
-    pub(super) fn prepared(&mut self, raw_bytes: u64, wire_bytes: u64) {
+    pub(crate) fn prepared(&mut self, raw_bytes: u64, wire_bytes: u64) {
         self.encoded = Mark::now();
         let from = self.encoded.wall;
         let at_s = self.selector.since_epoch(from);
@@ -388,7 +388,7 @@ impl<'a> Gauge<'a> {
 
     /// The block in hand was written, in a frame that the peer acknowledges. Tells how long its answer is worth
     /// waiting for.
-    pub(super) fn written(&mut self) -> Duration {
+    pub(crate) fn written(&mut self) -> Duration {
         let now = Mark::now();
         let Some(sent) = self.in_hand.take() else { return Duration::ZERO };
         let (raw_bytes, wire_bytes) = (sent.raw_bytes, sent.wire_bytes);

@@ -31,9 +31,10 @@ use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
 use crate::security::DialSecurity;
 use crate::transport::{Closer, try_congestion};
-use choice::Selector;
 pub use choice::{CodecChoice, Selection};
+pub(crate) use choice::{Gauge, Selector};
 use lanes::Sending;
+pub(crate) use losses::LossWatch;
 use shared::Job;
 use shared::State;
 pub(crate) use shared::{Link, Shared, max_dictionary};
@@ -156,6 +157,7 @@ impl SendSession {
             max_block: options.block_bytes,
             fetches: None,
             dictionaries: options.dictionary.is_some(),
+            relays: false,
             local_addresses: options.local_addresses.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);

@@ -9,5 +9,6 @@ mod fetching_hostile;
 mod hostile;
 mod link;
 mod paths;
+mod relay;
 mod support;
 mod transfer;

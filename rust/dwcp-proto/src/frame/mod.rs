@@ -1,6 +1,7 @@
 //! The frames of a lane.
 
 mod head;
+mod relay;
 mod stream;
 
 use std::fmt;
@@ -11,9 +12,10 @@ use dwcp_codec::{CodecId, Digest};
 pub use crate::id::{SessionId, TransferId};
 use crate::limits::MAX_TEXT;
 pub use crate::manifest::ManifestPart;
+pub use relay::{BasePart, FEATURE_RELAY, RecordHead, RecordWord, Relay, Taken};
 pub use stream::{FrameDecoder, FrameEncoder, Pending};
 
-/// One frame without the body of a BLOCK, which the driver moves by itself.
+/// One frame without the body of a BLOCK or RECORD, which the driver moves by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// First on every lane, from the side that dials.
@@ -52,6 +54,14 @@ pub enum Frame {
     Fetch(Fetch),
     /// The dictionary of the transfer, or a word about it.
     Dictionary(DictionaryNote),
+    /// Begins a relay, or answers that.
+    Relay(Relay),
+    /// Pages of the base of a relay.
+    Base(BasePart),
+    /// One record of a stream; its body follows the head.
+    Record(RecordHead),
+    /// How many records of a stream are done with.
+    Taken(Taken),
 }
 
 impl Frame {
@@ -81,6 +91,10 @@ impl Frame {
             Frame::KeepAlive => FrameKind::KeepAlive,
             Frame::Fetch(_) => FrameKind::Fetch,
             Frame::Dictionary(_) => FrameKind::Dictionary,
+            Frame::Relay(_) => FrameKind::Relay,
+            Frame::Base(_) => FrameKind::Base,
+            Frame::Record(_) => FrameKind::Record,
+            Frame::Taken(_) => FrameKind::Taken,
         }
     }
 }
@@ -107,10 +121,14 @@ enum FrameKind {
     KeepAlive = 0x10,
     Fetch = 0x11,
     Dictionary = 0x12,
+    Relay = 0x13,
+    Base = 0x14,
+    Record = 0x15,
+    Taken = 0x16,
 }
 
 impl FrameKind {
-    const ALL: [FrameKind; 18] = [
+    const ALL: [FrameKind; 22] = [
         FrameKind::Hello,
         FrameKind::Welcome,
         FrameKind::Offer,
@@ -129,6 +147,10 @@ impl FrameKind {
         FrameKind::KeepAlive,
         FrameKind::Fetch,
         FrameKind::Dictionary,
+        FrameKind::Relay,
+        FrameKind::Base,
+        FrameKind::Record,
+        FrameKind::Taken,
     ];
 
     fn name(self) -> &'static str {
@@ -151,6 +173,10 @@ impl FrameKind {
             FrameKind::KeepAlive => "KEEPALIVE",
             FrameKind::Fetch => "FETCH",
             FrameKind::Dictionary => "DICTIONARY",
+            FrameKind::Relay => "RELAY",
+            FrameKind::Base => "BASE",
+            FrameKind::Record => "RECORD",
+            FrameKind::Taken => "TAKEN",
         }
     }
 }
