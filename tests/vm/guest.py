@@ -29,8 +29,10 @@ MODULES: Final = (
     "block/virtio_blk",
 )
 ODD_KIB: Final = 8
-"""More memory than a whole number of 256 KiB. Without KVM, QEMU before 8.2.2 loses writes of a running guest from
-the second round on (fixed upstream by commit 03bfc2188f07), where it looks for written pages 64 at a time; it does
+"""More memory than a whole number of 256 KiB. Without KVM, QEMU before 8.2.2 loses writes of a running guest
+from
+the second round on (fixed upstream by commit 03bfc2188f07), where it looks for written pages 64 at a time;
+it does
 not where the length of memory keeps it from that."""
 BOOT_S: Final = 90.0
 ANSWER_S: Final = 60.0

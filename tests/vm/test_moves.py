@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dwcp_fast.demo.link import Link, LinkShape
-from dwcp_fast.errors import NotConvergingError, PeerError, QmpError, TransportError
+from dwcp_fast.errors import PeerError, QmpError, TransportError
 from dwcp_fast.vm.accept import Acceptance
 from dwcp_fast.vm.migrate import Migration
 from dwcp_fast.vm.options import AcceptOptions, MigrateOptions
@@ -18,8 +18,6 @@ from dwcp_fast.vm.options import AcceptOptions, MigrateOptions
 from .guest import downtime_s
 from .moves import Acceptor, Pair, move, until
 from .tunnel import SourceTunnel
-
-SLOW = LinkShape(rate_bps=100e6, delay_s=0.002)
 
 
 def test_a_writing_guest_moves_and_finds_its_memory_right(pair: Pair) -> None:
@@ -42,18 +40,9 @@ def test_a_paused_guest_arrives_paused(pair: Pair) -> None:
     pair.check_moved()
 
 
-def test_a_guest_that_writes_faster_than_is_sent_goes_on_where_it_was(pair: Pair) -> None:
-    pair.source.console.ask("r 12000", "RATE")
-    before = pair.source.qmp.execute("query-migrate-capabilities")
-    options = MigrateOptions(patience_rounds=3, max_downtime_s=0.05)
-    with Link(SLOW) as link, pytest.raises(NotConvergingError, match="MB are left, no less than before"):
-        move(pair, options=options, through=link)
-    pair.check_stayed()
-    assert pair.source.qmp.execute("query-migrate-capabilities") == before
-
-
 def test_a_move_that_is_cancelled_leaves_the_guest_where_it_was(pair: Pair) -> None:
-    with Link(SLOW) as link, Acceptor(pair.target) as acceptor:
+    before = pair.source.qmp.execute("query-migrate-capabilities")
+    with Link(LinkShape(rate_bps=100e6, delay_s=0.002)) as link, Acceptor(pair.target) as acceptor:
         host, _, port = acceptor.address.rpartition(":")
         link.retarget(host, int(port))
         migration = Migration(str(pair.source.monitor), f"127.0.0.1:{link.port}", dial=SourceTunnel)
@@ -63,9 +52,10 @@ def test_a_move_that_is_cancelled_leaves_the_guest_where_it_was(pair: Pair) -> N
         acceptor.end()
         assert isinstance(acceptor.error, TransportError) and "KeyboardInterrupt" in str(acceptor.error)
     pair.check_stayed()
+    assert pair.source.qmp.execute("query-migrate-capabilities") == before
 
 
-@pytest.mark.parametrize("moment", range(4))
+@pytest.mark.parametrize("moment", range(int(os.environ.get("VM_TEST_MOMENTS", "2"))))
 def test_a_link_that_is_cut_at_any_moment_leaves_the_guest_on_one_side(pair: Pair, moment: int) -> None:
     pair.source.console.ask("r 1000", "RATE")
     chance = random.Random(moment)
