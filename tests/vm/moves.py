@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 from dwcp_fast.demo.link import Link
 from dwcp_fast.errors import DwcpError
 from dwcp_fast.vm.accept import Acceptance
-from dwcp_fast.vm.carrying import Carrier
+from dwcp_fast.vm.carrying import SourceCarrier
 from dwcp_fast.vm.migrate import Migration
 from dwcp_fast.vm.options import AcceptOptions, MigrateOptions
 from dwcp_fast.vm.report import AcceptReport, MigrationReport
@@ -166,7 +166,7 @@ def move(
     *,
     options: MigrateOptions | None = None,
     through: Link | None = None,
-    dial: Callable[[str, Mapping[str, Path]], Carrier] = SourceTunnel,
+    dial: Callable[[str, Mapping[str, Path]], SourceCarrier] = SourceTunnel,
     events: Events | None = None,
     acceptor: Acceptor | None = None,
 ) -> MigrationReport:

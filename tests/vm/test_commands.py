@@ -1,4 +1,4 @@
-"""``dwcp vm`` as it is typed: two processes and the relay between them, ended at any moment, wrong or right."""
+"""``dwcp vm`` as it is typed: two processes and the relay between them, ended at any moment."""
 
 import json
 import os

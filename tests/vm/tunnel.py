@@ -23,6 +23,7 @@ class Pump:
 
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self.failed = False
@@ -33,7 +34,9 @@ class Pump:
         with self._lock:
             self._sockets += [near, far]
         for source, sink, counts in ((near, far, counts_near), (far, near, not counts_near)):
-            threading.Thread(target=self._carry, args=(source, sink, counts), daemon=True).start()
+            thread = threading.Thread(target=self._carry, args=(source, sink, counts), daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def _carry(self, source: socket.socket, sink: socket.socket, counts: bool) -> None:
         try:
@@ -74,12 +77,16 @@ class Pump:
             page_bytes=0,
             opaque="a plain tunnel",
             compressed_by_qemu=False,
-            codec_mix=[],
+            cpu_seconds=0.0,
+            codec_mix=(),
             timeline=(),
         )
 
     def wait(self, timeout_s: float | None) -> RelayStats:
-        """Tell of the failure, if there was one."""
+        """Let all connections come to their ends, or tell of a failure."""
+        for thread in list(self._threads):
+            if not self.failed:
+                thread.join(timeout_s)
         if self.failed:
             raise PeerClosedError("the tunnel broke")
         return self.stats()

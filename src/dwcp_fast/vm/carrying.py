@@ -1,16 +1,14 @@
 """What carries the streams of a move between the two sides, as the two sides use it."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from dwcp_fast.vm.relay import RelayStats
 
-__all__ = ["Carrier", "TargetCarrier", "socket_folder"]
-
-Message = Mapping[str, Any]
+__all__ = ["Carrier", "SourceCarrier", "TargetCarrier", "socket_folder"]
 
 
 class Carrier(Protocol):
@@ -22,9 +20,6 @@ class Carrier(Protocol):
     def wait(self, timeout_s: float | None) -> RelayStats:
         """Wait for its end in peace, or raise what it failed by."""
 
-    def finish(self) -> None:
-        """Open no further streams."""
-
     def stop(self, reason: str = "cancelled") -> None:
         """Shut every socket of both sides."""
 
@@ -32,11 +27,23 @@ class Carrier(Protocol):
         """End it."""
 
 
+class SourceCarrier(Carrier, Protocol):
+    """The side that dials."""
+
+    def finish(self) -> None:
+        """Open no further streams."""
+
+
 class TargetCarrier(Carrier, Protocol):
     """The side that listens."""
 
-    address: str
-    pairing: str | None
+    @property
+    def address(self) -> str:
+        """``HOST:PORT`` that is listened on."""
+
+    @property
+    def pairing(self) -> str | None:
+        """The string for the other side."""
 
     def accept(self, timeout_s: float | None = None) -> None:
         """Wait for the other side."""

@@ -20,7 +20,7 @@ from dwcp_fast.errors import (
 )
 from dwcp_fast.policy.precopy import why_not_converging
 from dwcp_fast.trust import Trust
-from dwcp_fast.vm.carrying import Carrier, socket_folder
+from dwcp_fast.vm.carrying import Carrier, SourceCarrier, socket_folder
 from dwcp_fast.vm.control import CONTROL, DISKS, MIGRATION, Control
 from dwcp_fast.vm.machine import Disk, Machine, capabilities_of_a_move
 from dwcp_fast.vm.mirrors import Mirrors
@@ -38,9 +38,10 @@ UNLIMITED_BYTES_PER_S: Final = 1 << 50
 POLL_S: Final = 0.02
 ANSWER_S: Final = 60.0
 END_S: Final = 60.0
+PARTING_S: Final = 5.0
 REDIAL_S: Final = 0.5
 Channels = Mapping[str, Path]
-Dial = Callable[[str, Channels], Carrier]
+Dial = Callable[[str, Channels], SourceCarrier]
 
 
 class Migration:
@@ -116,7 +117,7 @@ class Migration:
             self._was_running = status == "running"
             return self._move(machine, channels)
 
-    def _dial_out(self, to: str, channels: Channels) -> Carrier:
+    def _dial_out(self, to: str, channels: Channels) -> SourceCarrier:
         options = self._options
         bits = options.bandwidth_bits_per_s
         relay_options = RelayOptions(
@@ -291,18 +292,24 @@ class Migration:
                     return reason
         return error
 
-    def _hand_over(self, machine: Machine, control: Control, relay: Carrier, watch: Watch) -> MigrationReport:
+    def _hand_over(
+        self, machine: Machine, control: Control, relay: SourceCarrier, watch: Watch
+    ) -> MigrationReport:
         """Have the other side start the guest, which no longer runs here."""
         self._have_it_started(machine, control)
         watch.note_running()
         report = watch.report(settled=False)
+        self._part(control, relay)
+        return report
+
+    def _part(self, control: Control, relay: SourceCarrier) -> None:
+        """Say that it is known here where the guest runs, and see that this is heard."""
         with suppress(DwcpError, OSError):
             control.send("bye")
         control.close()
         relay.finish()
         with suppress(DwcpError):
-            relay.wait(5.0)
-        return report
+            relay.wait(PARTING_S)
 
     def _settle(
         self, machine: Machine, channels: Channels, watch: Watch, failure: BaseException | None
@@ -338,8 +345,7 @@ class Migration:
                     self._resume(machine, "it never arrived there")
                 self._have_it_started(machine, control)
                 watch.note_running()
-                with suppress(DwcpError, OSError):
-                    control.send("bye")
+                self._part(control, relay)
                 return watch.report(settled=True)
         finally:
             relay.close()
