@@ -142,20 +142,15 @@ def test_a_file_at_the_place_of_a_socket_stays_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "options"),
-    [
-        ({"Disk": "x"}, {}),
-        ({"": "x"}, {}),
-        ({"disk": "x" * 200}, {}),
-        ({"disk": "x"}, {"base": Path("/a"), "keep": Path("/a")}),
-    ],
+    ("channel", "socket_name", "keep"),
+    [("Disk", "x", None), ("", "x", None), ("disk", "x" * 200, None), ("disk", "x", Path("/a"))],
 )
 def test_what_cannot_be_used_is_refused_by_name(
-    tmp_path: Path, channels: dict[str, str], options: dict[str, Path]
+    tmp_path: Path, channel: str, socket_name: str, keep: Path | None
 ) -> None:
-    paths = {name: tmp_path / path for name, path in channels.items()}
+    options = RelayOptions(base=Path("/a") if keep else None, keep=keep)
     with pytest.raises(ConfigError):
-        TargetRelay("127.0.0.1:0", paths, options=RelayOptions(**options))
+        TargetRelay("127.0.0.1:0", {channel: tmp_path / socket_name}, options=options)
 
 
 @pytest.mark.parametrize(
