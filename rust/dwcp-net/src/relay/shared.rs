@@ -77,7 +77,8 @@ pub(super) struct State {
     pub(super) connected: u32,
     /// No further streams: the session is over once those that are there have ended.
     pub(super) finishing: bool,
-    pub(super) finished: bool,
+    finished: bool,
+    ended: Option<Instant>,
     failure: Option<NetError>,
     parting: Option<ErrorFrame>,
     pub(super) report: RelayReport,
@@ -160,6 +161,7 @@ impl Shared {
                 connected: 0,
                 finishing: false,
                 finished: false,
+                ended: None,
                 failure: None,
                 parting: None,
                 report: RelayReport::default(),
@@ -203,6 +205,7 @@ impl Shared {
         };
         state.report.error = Some(error.to_string());
         state.failure = Some(error);
+        state.ended = Some(Instant::now());
         state.shut_streams();
         state.wake_all();
         drop(state);
@@ -293,6 +296,13 @@ impl State {
         self.finished || self.failure.is_some()
     }
 
+    /// The session has ended in peace.
+    pub(super) fn conclude(&mut self) {
+        self.finished = true;
+        self.ended = Some(Instant::now());
+        self.wake_all();
+    }
+
     pub(super) fn parting(&self) -> Option<&ErrorFrame> {
         self.parting.as_ref()
     }
@@ -315,7 +325,9 @@ impl State {
         self.report.lanes_lost += u32::from(lost && !self.is_over());
         if self.lanes.is_empty() {
             self.lonely_since = Instant::now();
-            self.finished |= !lost && self.failure.is_none() && self.is_settled();
+            if !lost && !self.is_over() && self.is_settled() {
+                self.conclude();
+            }
         }
         self.wake_all();
     }
@@ -327,7 +339,7 @@ impl State {
         }
         if self.next_stream > 0 && self.is_settled() {
             // All that was to come has come; only the goodbye was lost.
-            self.finished = true;
+            self.conclude();
             return None;
         }
         Some(NetError::PeerClosed { phase: "relaying", hint: Some("it did not come back") })
@@ -390,7 +402,8 @@ impl State {
     fn snapshot(&self, started: Instant) -> RelayReport {
         let mut report = self.report.clone();
         report.finished = self.finished;
-        report.elapsed = started.elapsed();
+        let now = self.present(started);
+        report.elapsed = now.at;
         report.unacknowledged_bytes = self.outbox.wire_bytes();
         report.streams = self.next_stream;
         report.streams_open = self.open_streams();
@@ -398,20 +411,29 @@ impl State {
         report.records_resent = self.outbox.resent();
         report.rtt = self.round_trip;
         report.cpu = self.cpu;
+        if report.timeline.last() != Some(&now) {
+            report.timeline.push(now);
+        }
         report
     }
 
-    pub(super) fn tick(&mut self, started: Instant) {
-        let tick = RelayTick {
-            at: started.elapsed(),
+    /// Where things stand now, or stood at the end.
+    fn present(&self, started: Instant) -> RelayTick {
+        RelayTick {
+            at: self.ended.unwrap_or_else(Instant::now).saturating_duration_since(started),
             stream_bytes: self.report.stream_bytes,
             wire_bytes: self.report.wire_bytes,
             lanes: self.lanes.len() as u32,
             rtt: self.round_trip,
             unacknowledged_bytes: self.outbox.wire_bytes(),
-        };
-        if self.report.timeline.len() < super::watch::MOST_TICKS {
-            self.report.timeline.push(tick);
+        }
+    }
+
+    /// Notes where things stand.
+    pub(super) fn tick(&mut self, started: Instant) {
+        if self.report.timeline.len() < super::watch::MOST_TICKS && !self.is_over() {
+            let now = self.present(started);
+            self.report.timeline.push(now);
         }
     }
 }

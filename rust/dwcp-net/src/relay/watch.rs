@@ -47,7 +47,7 @@ fn watch(shared: &Shared) {
         state.losses.see(known, Instant::now());
         let rtt = paths.iter().filter_map(|(_, path)| path.rtt).min();
         state.round_trip = rtt.or(state.round_trip);
-        if ticked.elapsed() >= TICK || state.is_over() {
+        if ticked.elapsed() >= TICK {
             ticked = Instant::now();
             state.tick(shared.started);
         }

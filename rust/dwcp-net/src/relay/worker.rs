@@ -169,8 +169,7 @@ impl Worker<'_> {
         }
         let is_source = self.shared.side == Side::Source;
         if is_source && !state.is_over() && state.finishing && state.is_quiet() {
-            state.finished = true;
-            state.wake_all();
+            state.conclude();
             self.shared.changed.notify_all();
         }
         if state.is_over() {
