@@ -13,9 +13,14 @@ from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.security import security_options, server_name_option
 from dwcp_fast.cli.transfer import LISTEN, STREAMS, TIMEOUT, duration_option, length_option
 from dwcp_fast.cli.units import help_with_example, reading
+from dwcp_fast.errors import NotConvergingError
 from dwcp_fast.options import parse_duration, parse_rate
 from dwcp_fast.trust import Insecure, MutualTls
+from dwcp_fast.vm.accept import Acceptance
+from dwcp_fast.vm.estimate import estimate as estimate_move
+from dwcp_fast.vm.migrate import Migration
 from dwcp_fast.vm.options import AcceptOptions, MigrateOptions
+from dwcp_fast.vm.picture import require_pictures, write_page
 from dwcp_fast.vm.report import AcceptReport, MigrationReport
 
 __all__ = ["vm"]
@@ -83,8 +88,6 @@ def accept(
     printer: Output,
 ) -> None:
     """Take a guest."""
-    from dwcp_fast.vm.accept import Acceptance
-
     options = AcceptOptions(
         base=base,
         keep=keep,
@@ -170,9 +173,6 @@ def migrate(
     printer: Output,
 ) -> None:
     """Move a guest."""
-    from dwcp_fast.vm.migrate import Migration
-    from dwcp_fast.vm.picture import require_pictures, write_page
-
     options = MigrateOptions(
         max_downtime_s=max_downtime,
         disks=disks,
@@ -241,9 +241,6 @@ def estimate(
     qmp: str, link: int, rtt: float, ratio: float, max_downtime: float, probe: int, printer: Output
 ) -> int:
     """Tell if a guest would arrive."""
-    from dwcp_fast.errors import NotConvergingError
-    from dwcp_fast.vm.estimate import estimate as estimate_move
-
     found = estimate_move(
         qmp, link_bits_per_s=link, rtt_s=rtt, ratio=ratio, max_downtime_s=max_downtime, probe_s=probe
     )
