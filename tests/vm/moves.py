@@ -10,6 +10,7 @@ from typing import Any, Final, Self
 
 from dwcp_fast.demo.link import Link
 from dwcp_fast.errors import DwcpError
+from dwcp_fast.trust import Insecure
 from dwcp_fast.vm.accept import Acceptance
 from dwcp_fast.vm.carrying import SourceCarrier
 from dwcp_fast.vm.migrate import Migration
@@ -53,6 +54,7 @@ class Pair:
         except BaseException:
             self._stack.close()
             raise
+        self._same = both
         self.both_ran = False
         self._done = threading.Event()
         self._watching = threading.Thread(target=self._watch, daemon=True)
@@ -69,6 +71,13 @@ class Pair:
         self._done.set()
         self._watching.join(30)
         assert not self.both_ran, "the guest ran on both sides"
+
+    def turn(self, folder: Path, initramfs: Path) -> None:
+        """Have another QEMU wait where the guest came from."""
+        self.source = self.target
+        self.target = self._stack.enter_context(
+            Machine(folder, "back", initramfs, incoming="defer", **self._same)
+        )
 
     def running(self) -> list[Machine]:
         """The machines on which the guest runs."""
@@ -118,14 +127,16 @@ class Acceptor:
         *,
         options: AcceptOptions | None = None,
         timeout_s: float = 30.0,
-        listen: Callable[..., Any] = TargetTunnel,
+        listen: Callable[..., Any] | None = TargetTunnel,
+        trust: Insecure | None = None,
     ) -> None:
-        """Listen."""
+        """Listen; through the relay itself if `listen` is None."""
         self.events: Events = []
         self.acceptance = Acceptance(
             str(machine.monitor),
             "127.0.0.1:0",
             options=options or AcceptOptions(settle_s=20),
+            trust=trust,
             events=self.events.append,
             listen=listen,
         )
