@@ -237,6 +237,7 @@ class Machine:
         self.name = name
         self.monitor = folder / f"{name}.qmp"
         self.watch = folder / f"{name}.watch"
+        states = folder / f"{name}.states"
         serial = folder / f"{name}.serial"
         log = (folder / f"{name}.log").open("wb")
         command = [
@@ -256,7 +257,7 @@ class Machine:
             "-append",
             f"console=ttyS0 quiet panic=-1 nokaslr mitigations=off random.trust_cpu=on {append}",
         ]
-        for socket_path, id_ in ((self.monitor, "qmp"), (self.watch, "watch")):
+        for socket_path, id_ in ((self.monitor, "qmp"), (self.watch, "watch"), (states, "states")):
             command += ["-chardev", f"socket,id={id_},path={socket_path},server=on,wait=off"]
             command += ["-mon", f"chardev={id_},mode=control"]
         command += [
@@ -277,6 +278,8 @@ class Machine:
         try:
             self.console = Console(serial)
             self.qmp = Qmp(str(self.watch))
+            # Two threads ask what the guest does.
+            self._states, self._asking = Qmp(str(states)), threading.Lock()
         except BaseException:
             self.process.kill()
             self.process.wait()
@@ -285,7 +288,8 @@ class Machine:
     def status(self) -> str:
         """QEMU's word for the state of the guest, or ``gone``."""
         try:
-            told: str = self.qmp.execute("query-status")["status"]
+            with self._asking:
+                told: str = self._states.execute("query-status")["status"]
         except OSError:
             return "gone"
         return told
@@ -297,6 +301,7 @@ class Machine:
     def close(self) -> None:
         """End the process."""
         self.qmp.close()
+        self._states.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait(10)
