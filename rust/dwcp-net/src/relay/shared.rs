@@ -15,7 +15,6 @@ use dwcp_proto::relay::{Inbox, Outbox};
 use dwcp_vm::{BaseIndex, PageCounts};
 
 use super::RelayOptions;
-use super::backlog::Backlog;
 use super::base::Base;
 use super::report::{RelayReport, RelayTick, again};
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
@@ -35,6 +34,16 @@ const PARTING: Duration = Duration::from_millis(1_500);
 /// What goes back to the side that dials is under way in no larger amount: the buffers of one connection hold it, so
 /// that neither side can wait for the other to read while both write.
 const MOST_RETURNING: u64 = 128 << 10;
+
+/// Records that wait for a lane: what waits when a machine is stopped is added to the time for which it stands still.
+const MOST_WAITING: usize = 2;
+
+/// What others wait for is late after this much more than records take, and this many times as long.
+const LATE_S: f64 = 0.2;
+const LATE: f64 = 2.0;
+
+/// The weight of the newest record in how long records take.
+const WEIGHT: f64 = 0.05;
 
 /// Which side this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +75,8 @@ pub(super) struct Stream {
 pub(super) struct State {
     pub(super) outbox: Outbox<Arc<Vec<u8>>>,
     pub(super) inbox: Inbox<Vec<u8>>,
-    pub(super) backlog: Backlog,
+    /// How long records took lately until they were taken, in seconds.
+    latency_s: f64,
     pub(super) lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
     pub(super) wanted: u16,
@@ -151,7 +161,7 @@ impl Shared {
             state: Mutex::new(State {
                 outbox: Outbox::default(),
                 inbox: Inbox::new(side == Side::Target),
-                backlog: Backlog::new(now),
+                latency_s: 0.0,
                 lanes: HashMap::new(),
                 next_lane: 0,
                 wanted: options.lanes,
@@ -379,6 +389,16 @@ impl State {
         }
     }
 
+    /// A record was taken so long after it was given to its lane.
+    pub(super) fn took(&mut self, seconds: f64) {
+        self.latency_s += WEIGHT * (seconds - self.latency_s);
+    }
+
+    /// After how long a record is late that others wait for.
+    pub(super) fn patience_s(&self) -> f64 {
+        LATE_S + LATE * self.latency_s
+    }
+
     /// Whether another record of so many bytes may be added.
     pub(super) fn has_room(&self, side: Side, raw_len: u64) -> bool {
         if self.outbox.is_full(raw_len) {
@@ -386,8 +406,8 @@ impl State {
         }
         match side {
             Side::Source => {
-                self.outbox.waiting() < self.lanes.len().max(2)
-                    && self.outbox.wire_bytes() < self.backlog.window()
+                // What a lane has no room for waits here, and in nobody else's buffers.
+                self.outbox.waiting() < MOST_WAITING
             }
             Side::Target => self.outbox.pending_bytes() + raw_len <= MOST_RETURNING,
         }

@@ -182,10 +182,15 @@ impl Worker<'_> {
         if surplus && !state.outbox.owes(self.id) {
             return Turn::Leave;
         }
-        match state.outbox.next(self.id).filter(|_| !surplus) {
+        let (at_s, patience_s) = (self.shared.started.elapsed().as_secs_f64(), state.patience_s());
+        let found = if surplus {
+            None
+        } else {
+            let late = state.outbox.help(self.id, at_s, patience_s);
+            late.or_else(|| state.outbox.next(self.id, at_s))
+        };
+        match found {
             Some((id, record)) => {
-                let idle = state.outbox.wire_bytes() == 0;
-                state.backlog.sending(id, idle, Instant::now());
                 // Whoever reads a socket may have waited for room.
                 self.shared.changed.notify_all();
                 Turn::Send(id, record)
@@ -207,12 +212,11 @@ impl Worker<'_> {
                 self.record(&head)
             }
             Frame::Taken(taken) => {
-                let now = Instant::now();
+                let now_s = self.shared.started.elapsed().as_secs_f64();
                 let mut state = lock(&self.shared.state);
-                let state = &mut *state;
-                for (id, lane, wire_len) in state.outbox.taken(taken)? {
-                    state.backlog.taken(id, wire_len, now);
-                    if let Some(handle) = lane.and_then(|lane| state.lanes.get_mut(&lane)) {
+                for (lane, at_s) in state.outbox.taken(taken)? {
+                    state.took(now_s - at_s);
+                    if let Some(handle) = state.lanes.get_mut(&lane) {
                         handle.taken += 1;
                         // It measures how long that took.
                         if std::mem::take(&mut handle.idle) {
