@@ -18,6 +18,9 @@ pub const MAX_PENDING: usize = 4_096;
 /// The most streams of a session at once, and altogether.
 pub const MAX_STREAMS: u32 = 1_024;
 
+/// Records at the front of a stream that are looked at for one that is late.
+const LOOKED_AT: u64 = 32;
+
 /// The name of a record: its stream, and its number in it.
 pub type RecordId = (u32, u64);
 
@@ -98,19 +101,20 @@ impl<B: Clone> Outbox<B> {
         None
     }
 
-    /// A record that all others of its stream wait for, if another lane has had it for longer than `patience_s`: it is
-    /// to be sent a second time, over this one, once.
+    /// One of the records that the others of their stream wait for, if another lane has had it for longer than
+    /// `patience_s`: it is to be sent a second time, over this one, once.
     pub fn help(&mut self, lane: LaneId, at_s: f64, patience_s: f64) -> Option<(RecordId, Record<B>)> {
         for (stream, outgoing) in &self.streams {
-            let id = (*stream, outgoing.taken);
-            if let Some(under_way) = self.records.get_mut(&id)
-                && under_way.lane.is_some_and(|other| other != lane)
-                && !under_way.helped
-                && at_s - under_way.at_s > patience_s
-            {
+            let front = (*stream, outgoing.taken)..(*stream, outgoing.taken + LOOKED_AT);
+            let late = self.records.range_mut(front).find(|(_, under_way)| {
+                under_way.lane.is_some_and(|other| other != lane)
+                    && !under_way.helped
+                    && at_s - under_way.at_s > patience_s
+            });
+            if let Some((id, under_way)) = late {
                 (under_way.lane, under_way.at_s, under_way.helped) = (Some(lane), at_s, true);
                 self.helped += 1;
-                return Some((id, under_way.record.clone()));
+                return Some((*id, under_way.record.clone()));
             }
         }
         None
@@ -124,11 +128,11 @@ impl<B: Clone> Outbox<B> {
         }
     }
 
-    /// The peer is done with records of a stream. Gives the lane of each that it is newly done with, and when that had it.
+    /// The peer is done with records of a stream. Gives the lane of each that it is newly done with.
     ///
     /// # Errors
     /// [`ProtoError::Limit`] for more than were sent.
-    pub fn taken(&mut self, taken: Taken) -> Result<Vec<(LaneId, f64)>, ProtoError> {
+    pub fn taken(&mut self, taken: Taken) -> Result<Vec<LaneId>, ProtoError> {
         let sent = self.streams.get(&taken.stream).map_or(0, |outgoing| outgoing.next);
         if taken.count > sent {
             return Err(ProtoError::Limit {
@@ -147,7 +151,7 @@ impl<B: Clone> Outbox<B> {
             if let Some(under_way) = self.records.remove(&id) {
                 self.pending_bytes -= u64::from(under_way.record.raw_len);
                 self.wire_bytes -= under_way.wire_len;
-                done.extend(under_way.lane.map(|lane| (lane, under_way.at_s)));
+                done.extend(under_way.lane);
             }
         }
         Ok(done)
@@ -351,7 +355,7 @@ mod tests {
             outbox.taken(Taken { stream: 7, count: 5 }),
             Err(ProtoError::Limit { limit: 4, .. })
         ));
-        assert_eq!(outbox.taken(Taken { stream: 7, count: 2 }).unwrap(), [(2, 1.0)]);
+        assert_eq!(outbox.taken(Taken { stream: 7, count: 2 }).unwrap(), [2]);
         outbox.taken(Taken { stream: 7, count: 4 }).unwrap();
         assert!(outbox.is_empty() && outbox.wire_bytes() == 0 && outbox.pending_bytes() == 0);
     }
@@ -363,14 +367,16 @@ mod tests {
         outbox.next(1, 0.0).unwrap();
         outbox.next(2, 0.0).unwrap();
         assert!(outbox.help(2, 0.5, 1.0).is_none(), "it is not late");
-        assert!(outbox.help(1, 2.0, 1.0).is_none(), "it is on that very lane");
+        // What is on that very lane is not helped by it.
+        assert_eq!(outbox.help(1, 2.0, 1.0).unwrap().0, (0, 1));
         assert_eq!(outbox.help(2, 2.0, 1.0).unwrap().0, (0, 0));
         assert!(outbox.help(3, 9.0, 1.0).is_none());
-        // The lane that has it now is lost; the first would have been no loss.
-        outbox.lose(1);
+        // The lanes that have them now are lost; the first would have been no loss.
         assert_eq!(outbox.waiting(), 1);
         outbox.lose(2);
-        assert_eq!((outbox.next(3, 9.0).unwrap().0, outbox.waiting()), ((0, 0), 2));
+        assert_eq!(outbox.next(3, 9.0).unwrap().0, (0, 0));
+        outbox.lose(1);
+        assert_eq!((outbox.next(3, 9.0).unwrap().0, outbox.waiting()), ((0, 1), 1));
     }
 
     #[test]

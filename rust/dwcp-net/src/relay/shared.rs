@@ -38,11 +38,12 @@ const MOST_RETURNING: u64 = 128 << 10;
 /// Records that wait for a lane: what waits when a machine is stopped is added to the time for which it stands still.
 const MOST_WAITING: usize = 2;
 
-/// What others wait for is late after this much more than records take, and this many times as long.
-const LATE_S: f64 = 0.2;
-const LATE: f64 = 2.0;
+/// What others wait for is late after this much more than a record takes, as many times as long: while there is something
+/// else to send, and while there is not.
+const LATE_S: (f64, f64) = (0.2, 0.05);
+const LATE: (f64, f64) = (2.0, 1.2);
 
-/// The weight of the newest record in how long records take.
+/// The weight of the newest record in how long writing takes.
 const WEIGHT: f64 = 0.05;
 
 /// Which side this is.
@@ -75,8 +76,8 @@ pub(super) struct Stream {
 pub(super) struct State {
     pub(super) outbox: Outbox<Arc<Vec<u8>>>,
     pub(super) inbox: Inbox<Vec<u8>>,
-    /// How long records took lately until they were taken, in seconds.
-    latency_s: f64,
+    /// How long it took lately to write a record, in seconds.
+    writing_s: f64,
     pub(super) lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
     pub(super) wanted: u16,
@@ -161,7 +162,7 @@ impl Shared {
             state: Mutex::new(State {
                 outbox: Outbox::default(),
                 inbox: Inbox::new(side == Side::Target),
-                latency_s: 0.0,
+                writing_s: 0.0,
                 lanes: HashMap::new(),
                 next_lane: 0,
                 wanted: options.lanes,
@@ -389,14 +390,17 @@ impl State {
         }
     }
 
-    /// A record was taken so long after it was given to its lane.
-    pub(super) fn took(&mut self, seconds: f64) {
-        self.latency_s += WEIGHT * (seconds - self.latency_s);
+    /// It took so long to write a record.
+    pub(super) fn wrote(&mut self, seconds: f64) {
+        self.writing_s += WEIGHT * (seconds - self.writing_s);
     }
 
     /// After how long a record is late that others wait for.
     pub(super) fn patience_s(&self) -> f64 {
-        LATE_S + LATE * self.latency_s
+        let trip_s = self.round_trip.unwrap_or_default().as_secs_f64();
+        // What was written waits behind what the system holds, which is less than a record.
+        let usual_s = 2.0 * self.writing_s + trip_s;
+        if self.outbox.waiting() > 0 { LATE_S.0 + LATE.0 * usual_s } else { LATE_S.1 + LATE.1 * usual_s }
     }
 
     /// Whether another record of so many bytes may be added.
