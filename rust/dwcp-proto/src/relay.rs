@@ -18,6 +18,9 @@ pub const MAX_PENDING: usize = 4_096;
 /// The most streams of a session at once, and altogether.
 pub const MAX_STREAMS: u32 = 1_024;
 
+/// Records at the front of a stream that are looked at for one that is late.
+const LOOKED_AT: u64 = 32;
+
 /// The name of a record: its stream, and its number in it.
 pub type RecordId = (u32, u64);
 
@@ -38,6 +41,10 @@ struct UnderWay<B> {
     lane: Option<LaneId>,
     /// How many bytes it has on the wire, once that is known.
     wire_len: u64,
+    /// When it was given to a lane, in seconds since a moment of the driver's choice.
+    at_s: f64,
+    /// It was sent a second time although its lane is not lost.
+    helped: bool,
 }
 
 #[derive(Default)]
@@ -54,6 +61,7 @@ pub struct Outbox<B> {
     pending_bytes: u64,
     wire_bytes: u64,
     resent: u64,
+    helped: u64,
 }
 
 impl<B> Default for Outbox<B> {
@@ -65,6 +73,7 @@ impl<B> Default for Outbox<B> {
             pending_bytes: 0,
             wire_bytes: 0,
             resent: 0,
+            helped: 0,
         }
     }
 }
@@ -76,17 +85,36 @@ impl<B: Clone> Outbox<B> {
         let id = (stream, outgoing.next);
         outgoing.next += 1;
         self.pending_bytes += u64::from(record.raw_len);
-        self.records.insert(id, UnderWay { record, lane: None, wire_len: 0 });
+        self.records.insert(id, UnderWay { record, lane: None, wire_len: 0, at_s: 0.0, helped: false });
         self.waiting.push_back(id);
     }
 
-    /// The record that a lane is to send next.
-    pub fn next(&mut self, lane: LaneId) -> Option<(RecordId, Record<B>)> {
+    /// The record that a lane is to send next, at a moment in seconds.
+    pub fn next(&mut self, lane: LaneId, at_s: f64) -> Option<(RecordId, Record<B>)> {
         // A record that was taken while it waited to be sent again is not sent.
         while let Some(id) = self.waiting.pop_front() {
             if let Some(under_way) = self.records.get_mut(&id) {
-                under_way.lane = Some(lane);
+                (under_way.lane, under_way.at_s) = (Some(lane), at_s);
                 return Some((id, under_way.record.clone()));
+            }
+        }
+        None
+    }
+
+    /// One of the records that the others of their stream wait for, if another lane has had it for longer than
+    /// `patience_s`: it is to be sent a second time, over this one, once.
+    pub fn help(&mut self, lane: LaneId, at_s: f64, patience_s: f64) -> Option<(RecordId, Record<B>)> {
+        for (stream, outgoing) in &self.streams {
+            let front = (*stream, outgoing.taken)..(*stream, outgoing.taken + LOOKED_AT);
+            let late = self.records.range_mut(front).find(|(_, under_way)| {
+                under_way.lane.is_some_and(|other| other != lane)
+                    && !under_way.helped
+                    && at_s - under_way.at_s > patience_s
+            });
+            if let Some((id, under_way)) = late {
+                (under_way.lane, under_way.at_s, under_way.helped) = (Some(lane), at_s, true);
+                self.helped += 1;
+                return Some((*id, under_way.record.clone()));
             }
         }
         None
@@ -100,12 +128,11 @@ impl<B: Clone> Outbox<B> {
         }
     }
 
-    /// The peer is done with records of a stream. Gives each that it is newly done with, by its lane and its bytes on the
-    /// wire.
+    /// The peer is done with records of a stream. Gives the lane of each that it is newly done with.
     ///
     /// # Errors
     /// [`ProtoError::Limit`] for more than were sent.
-    pub fn taken(&mut self, taken: Taken) -> Result<Vec<(RecordId, Option<LaneId>, u64)>, ProtoError> {
+    pub fn taken(&mut self, taken: Taken) -> Result<Vec<LaneId>, ProtoError> {
         let sent = self.streams.get(&taken.stream).map_or(0, |outgoing| outgoing.next);
         if taken.count > sent {
             return Err(ProtoError::Limit {
@@ -124,7 +151,7 @@ impl<B: Clone> Outbox<B> {
             if let Some(under_way) = self.records.remove(&id) {
                 self.pending_bytes -= u64::from(under_way.record.raw_len);
                 self.wire_bytes -= under_way.wire_len;
-                done.push((id, under_way.lane, under_way.wire_len));
+                done.extend(under_way.lane);
             }
         }
         Ok(done)
@@ -179,10 +206,10 @@ impl<B: Clone> Outbox<B> {
         self.records.is_empty()
     }
 
-    /// How many records were given back by lanes.
+    /// How many records were sent again.
     #[must_use]
     pub fn resent(&self) -> u64 {
-        self.resent
+        self.resent + self.helped
     }
 }
 
@@ -309,9 +336,9 @@ mod tests {
     fn what_a_lost_lane_had_goes_over_another_before_the_rest() {
         let mut outbox = Outbox::default();
         (0..4).for_each(|byte| outbox.push(7, data(byte)));
-        assert_eq!(outbox.next(1).unwrap().0, (7, 0));
-        assert_eq!(outbox.next(2).unwrap().0, (7, 1));
-        assert_eq!(outbox.next(1).unwrap().0, (7, 2));
+        assert_eq!(outbox.next(1, 0.0).unwrap().0, (7, 0));
+        assert_eq!(outbox.next(2, 1.0).unwrap().0, (7, 1));
+        assert_eq!(outbox.next(1, 2.0).unwrap().0, (7, 2));
         outbox.sending((7, 0), 5);
         outbox.sending((7, 1), 6);
         assert_eq!((outbox.wire_bytes(), outbox.pending_bytes(), outbox.waiting()), (11, 40, 1));
@@ -319,17 +346,37 @@ mod tests {
         assert_eq!((outbox.wire_bytes(), outbox.waiting(), outbox.resent()), (6, 3, 2));
         // One of them was taken all the same.
         let done = outbox.taken(Taken { stream: 7, count: 1 }).unwrap();
-        assert_eq!(done, [((7, 0), None, 0)]);
-        assert_eq!(outbox.next(2).unwrap().0, (7, 2));
-        assert_eq!(outbox.next(2).unwrap().0, (7, 3));
-        assert!(outbox.next(2).is_none());
+        assert!(done.is_empty());
+        assert_eq!(outbox.next(2, 3.0).unwrap().0, (7, 2));
+        assert_eq!(outbox.next(2, 3.0).unwrap().0, (7, 3));
+        assert!(outbox.next(2, 3.0).is_none());
         assert!(outbox.taken(Taken { stream: 7, count: 0 }).unwrap().is_empty());
         assert!(matches!(
             outbox.taken(Taken { stream: 7, count: 5 }),
             Err(ProtoError::Limit { limit: 4, .. })
         ));
+        assert_eq!(outbox.taken(Taken { stream: 7, count: 2 }).unwrap(), [2]);
         outbox.taken(Taken { stream: 7, count: 4 }).unwrap();
         assert!(outbox.is_empty() && outbox.wire_bytes() == 0 && outbox.pending_bytes() == 0);
+    }
+
+    #[test]
+    fn record_that_the_others_wait_for_is_sent_a_second_time_and_no_more() {
+        let mut outbox = Outbox::default();
+        (0..3).for_each(|byte| outbox.push(0, data(byte)));
+        outbox.next(1, 0.0).unwrap();
+        outbox.next(2, 0.0).unwrap();
+        assert!(outbox.help(2, 0.5, 1.0).is_none(), "it is not late");
+        // What is on that very lane is not helped by it.
+        assert_eq!(outbox.help(1, 2.0, 1.0).unwrap().0, (0, 1));
+        assert_eq!(outbox.help(2, 2.0, 1.0).unwrap().0, (0, 0));
+        assert!(outbox.help(3, 9.0, 1.0).is_none());
+        // The lanes that have them now are lost; the first would have been no loss.
+        assert_eq!(outbox.waiting(), 1);
+        outbox.lose(2);
+        assert_eq!(outbox.next(3, 9.0).unwrap().0, (0, 0));
+        outbox.lose(1);
+        assert_eq!((outbox.next(3, 9.0).unwrap().0, outbox.waiting()), ((0, 1), 1));
     }
 
     #[test]

@@ -39,7 +39,7 @@ from dwcp_fast.errors import ConfigError, DeadlineError, DwcpError
 from dwcp_fast.links import Events
 from dwcp_fast.listener import reachable_host
 from dwcp_fast.options import check_codec, check_congestion, check_int, check_seconds
-from dwcp_fast.policy.lanes import choose_lanes, lane_range
+from dwcp_fast.policy.lanes import choose_lanes
 from dwcp_fast.selector import load_selector
 from dwcp_fast.state import KeptPairing, read_pairing, write_pairing
 from dwcp_fast.told import ActionTold, RelaySettings, RelayTold
@@ -53,6 +53,9 @@ MIGRATION: Final = "migration"
 CHANNEL: Final = re.compile(r"[a-z0-9._-]{1,32}")
 PAGE_BYTES: Final = 4_096
 MAX_LANES: Final = 64
+FAR: Final = (3, 8, 16)
+"""Fewest, first and most lanes to a peer that is far; what each has unsent is late when a machine stops."""
+
 MAX_CACHE_BYTES: Final = 1 << 40
 MAX_SOCKET_PATH: Final = 107
 UNTOLD: Final[RelayTold] = {
@@ -436,7 +439,7 @@ def make_settings(channels: Mapping[str, Path], options: RelayOptions) -> RelayS
     return {
         "channels": [(name, Path(path)) for name, path in channels.items()],
         "lanes": choose_lanes(options.lanes).value,
-        "adaptive": lane_range(options.lanes),
+        "adaptive": FAR if options.lanes is None else None,
         "codec": options.codec,
         "codec_model": load_selector(None) if options.codec == "auto" else None,
         "page_cache_bytes": options.page_cache_bytes,

@@ -163,13 +163,7 @@ fn serve_v3(
             return Err(error);
         }
     };
-    let mut entered = enter(shared, &known, &mut lane, number, (version, security, asked));
-    if let (Known::Relays(relayed), true, Ok(Some(_))) = (&known, opens, &entered)
-        && let Err(error) = relayed.agree(&mut lane)
-    {
-        lane.fail(error.code(), false, &error.for_peer());
-        entered = Err(error);
-    }
+    let entered = enter(shared, &known, &mut lane, number, (version, security, asked));
     if opens && !matches!(entered, Ok(Some(_))) {
         shared.registry.remove(&known.id());
     }
@@ -178,6 +172,13 @@ fn serve_v3(
         return Ok(());
     };
     drop(place);
+    if let (Known::Relays(relayed), true) = (&known, opens)
+        && let Err(error) = relayed.agree(&mut lane)
+    {
+        shared.registry.remove(&known.id());
+        lane.fail(error.code(), false, &error.for_peer());
+        return Err(error);
+    }
     if opens {
         shared.observer.event(Event::SessionOpened { peer: lane.transport().peer_addr() });
         shared.registry.announce(&known);

@@ -3,7 +3,6 @@
 //! The side that dials is where streams are opened: whoever connects to one of its sockets has a connection made at the
 //! other side to the socket of the same channel. Both directions of each stream are carried in records over all lanes.
 
-mod backlog;
 mod base;
 mod report;
 mod shared;

@@ -15,7 +15,6 @@ use dwcp_proto::relay::{Inbox, Outbox};
 use dwcp_vm::{BaseIndex, PageCounts};
 
 use super::RelayOptions;
-use super::backlog::Backlog;
 use super::base::Base;
 use super::report::{RelayReport, RelayTick, again};
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
@@ -35,6 +34,17 @@ const PARTING: Duration = Duration::from_millis(1_500);
 /// What goes back to the side that dials is under way in no larger amount: the buffers of one connection hold it, so
 /// that neither side can wait for the other to read while both write.
 const MOST_RETURNING: u64 = 128 << 10;
+
+/// Records that wait for a lane: what waits when a machine is stopped is added to the time for which it stands still.
+const MOST_WAITING: usize = 2;
+
+/// What others wait for is late after this much more than a record takes, as many times as long: while there is something
+/// else to send, and while there is not.
+const LATE_S: (f64, f64) = (0.2, 0.05);
+const LATE: (f64, f64) = (2.0, 1.2);
+
+/// The weight of the newest record in how long writing takes.
+const WEIGHT: f64 = 0.05;
 
 /// Which side this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +76,8 @@ pub(super) struct Stream {
 pub(super) struct State {
     pub(super) outbox: Outbox<Arc<Vec<u8>>>,
     pub(super) inbox: Inbox<Vec<u8>>,
-    pub(super) backlog: Backlog,
+    /// How long it took lately to write a record, in seconds.
+    writing_s: f64,
     pub(super) lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
     pub(super) wanted: u16,
@@ -151,7 +162,7 @@ impl Shared {
             state: Mutex::new(State {
                 outbox: Outbox::default(),
                 inbox: Inbox::new(side == Side::Target),
-                backlog: Backlog::new(now),
+                writing_s: 0.0,
                 lanes: HashMap::new(),
                 next_lane: 0,
                 wanted: options.lanes,
@@ -379,6 +390,19 @@ impl State {
         }
     }
 
+    /// It took so long to write a record.
+    pub(super) fn wrote(&mut self, seconds: f64) {
+        self.writing_s += WEIGHT * (seconds - self.writing_s);
+    }
+
+    /// After how long a record is late that others wait for.
+    pub(super) fn patience_s(&self) -> f64 {
+        let trip_s = self.round_trip.unwrap_or_default().as_secs_f64();
+        // What was written waits behind what the system holds, which is less than a record.
+        let usual_s = 2.0 * self.writing_s + trip_s;
+        if self.outbox.waiting() > 0 { LATE_S.0 + LATE.0 * usual_s } else { LATE_S.1 + LATE.1 * usual_s }
+    }
+
     /// Whether another record of so many bytes may be added.
     pub(super) fn has_room(&self, side: Side, raw_len: u64) -> bool {
         if self.outbox.is_full(raw_len) {
@@ -386,8 +410,8 @@ impl State {
         }
         match side {
             Side::Source => {
-                self.outbox.waiting() < self.lanes.len().max(2)
-                    && self.outbox.wire_bytes() < self.backlog.window()
+                // What a lane has no room for waits here, and in nobody else's buffers.
+                self.outbox.waiting() < MOST_WAITING
             }
             Side::Target => self.outbox.pending_bytes() + raw_len <= MOST_RETURNING,
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_proto::frame::RecordWord;
 use dwcp_proto::relay::{MAX_STREAMS, Record};
-use dwcp_vm::{MAX_STREAM_BYTES, NoBase, PageDecoder, PageEncoder};
+use dwcp_vm::{NoBase, PageDecoder, PageEncoder};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::MIGRATION;
@@ -20,7 +20,11 @@ use crate::cancel::{CANCEL_SLICE, lock, wait};
 use crate::error::NetError;
 use crate::transport::SOCKET_SLICE;
 
-/// What is read at once of what goes back.
+/// What is read at once, of a stream that goes to the other side: enough to compress well, and little to wait for on a lane
+/// that has just begun.
+const READ_BYTES: usize = 128 << 10;
+
+/// The same of what goes back.
 const RETURN_BYTES: usize = 32 << 10;
 
 /// How often a socket that is not there yet is tried.
@@ -316,9 +320,9 @@ fn read(shared: &Arc<Shared>, number: u32, channel: &str, socket: &UnixStream) -
     } else {
         None
     };
-    let most = if is_source { MAX_STREAM_BYTES } else { RETURN_BYTES };
+    let most = if is_source { READ_BYTES } else { RETURN_BYTES };
     let mut held = Vec::new();
-    let mut buffer = vec![0; most.min(256 << 10)];
+    let mut buffer = vec![0; most];
     let mut end = false;
     while !end {
         if !await_bytes(shared, socket).map_err(failed("wait for", channel))?

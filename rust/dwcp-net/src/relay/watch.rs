@@ -51,6 +51,10 @@ fn watch(shared: &Shared) {
             ticked = Instant::now();
             state.tick(shared.started);
         }
+        if !state.outbox.is_empty() {
+            // A record may be late by now that others wait for.
+            state.wake_one();
+        }
         let random = can_ignore && state.losses.are_random();
         let failure = state.expire(shared.options.reconnect_for);
         let over = state.is_over();

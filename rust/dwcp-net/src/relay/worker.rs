@@ -13,6 +13,7 @@ use dwcp_proto::{ProtoError, SessionError};
 use super::shared::{Shared, Side, State};
 use super::streams;
 use crate::cancel::lock;
+use crate::congestion::is_far;
 use crate::dial::WORTHWHILE;
 use crate::error::NetError;
 use crate::lane::{Lane, guard};
@@ -22,6 +23,9 @@ use crate::transport::WakeReceiver;
 
 /// What is shorter is not compressed: it is waited for.
 const SMALL: usize = 1_024;
+
+/// What the system may keep of a lane to a peer that is far, before it was able to send it: it is as late as that.
+const MOST_UNSENT_BYTES: u32 = 32 << 10;
 
 /// Bytes of header and head of a RECORD.
 const HEAD_BYTES: u64 = 60;
@@ -66,6 +70,9 @@ pub(super) fn work(
     let end = guard(|| {
         let at_random = lock(&shared.state).losses.are_random();
         lane.control(&shared.options.congestion, at_random, false)?;
+        if is_far(lane.transport()) {
+            lane.closer().limit_unsent(MOST_UNSENT_BYTES);
+        }
         worker.serve(&mut lane)
     });
     let altered = match &end {
@@ -182,10 +189,15 @@ impl Worker<'_> {
         if surplus && !state.outbox.owes(self.id) {
             return Turn::Leave;
         }
-        match state.outbox.next(self.id).filter(|_| !surplus) {
+        let (at_s, patience_s) = (self.shared.started.elapsed().as_secs_f64(), state.patience_s());
+        let found = if surplus {
+            None
+        } else {
+            let late = state.outbox.help(self.id, at_s, patience_s);
+            late.or_else(|| state.outbox.next(self.id, at_s))
+        };
+        match found {
             Some((id, record)) => {
-                let idle = state.outbox.wire_bytes() == 0;
-                state.backlog.sending(id, idle, Instant::now());
                 // Whoever reads a socket may have waited for room.
                 self.shared.changed.notify_all();
                 Turn::Send(id, record)
@@ -207,12 +219,9 @@ impl Worker<'_> {
                 self.record(&head)
             }
             Frame::Taken(taken) => {
-                let now = Instant::now();
                 let mut state = lock(&self.shared.state);
-                let state = &mut *state;
-                for (id, lane, wire_len) in state.outbox.taken(taken)? {
-                    state.backlog.taken(id, wire_len, now);
-                    if let Some(handle) = lane.and_then(|lane| state.lanes.get_mut(&lane)) {
+                for lane in state.outbox.taken(taken)? {
+                    if let Some(handle) = state.lanes.get_mut(&lane) {
                         handle.taken += 1;
                         // It measures how long that took.
                         if std::mem::take(&mut handle.idle) {
@@ -290,7 +299,11 @@ impl Worker<'_> {
         let (stream, number) = id;
         let (word, raw_len) = (record.word, record.raw_len);
         let frame = Frame::Record(RecordHead { stream, word, kind, codec, number, raw_len, digest });
+        let begun = Instant::now();
         lane.send_block(&frame, body, &self.shared.limiter, &self.shared.halt)?;
+        if raw.len() >= SMALL {
+            lock(&self.shared.state).wrote(begun.elapsed().as_secs_f64());
+        }
         if let Some(gauge) = &mut self.gauge {
             let worth_waiting = gauge.written();
             // A record is not waited for: the machine that moves is.
