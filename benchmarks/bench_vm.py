@@ -4,8 +4,8 @@ The same guest for all, that writes a part of its memory again and again; conten
 round, each with a guest that was just booted, over the same link: one of user space that ends TCP on either
 side (`dwcp_fast.demo.link`), which flatters whoever uses one connection, and loses no packets. The time is
 from the command until the guest runs on the other side, the bytes are those on the link, and the stop is
-what is heard of the guest: the longest time between two of its ticks around the change of place. A guest whose
-memory is not what it wrote ends the run.
+what is heard of the guest: the longest time between two of its ticks around the change of place.
+A guest whose memory is not what it wrote ends the run.
 """
 
 import argparse

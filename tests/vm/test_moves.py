@@ -4,13 +4,14 @@ import os
 import random
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dwcp_fast.demo.link import Link, LinkShape
-from dwcp_fast.errors import PeerError, QmpError, TransportError
+from dwcp_fast.errors import DeadlineError, PeerError, QmpError, TransportError
 from dwcp_fast.vm.accept import Acceptance
 from dwcp_fast.vm.migrate import Migration
 from dwcp_fast.vm.options import AcceptOptions, MigrateOptions
@@ -53,6 +54,22 @@ def test_a_move_that_is_cancelled_leaves_the_guest_where_it_was(pair: Pair) -> N
         assert isinstance(acceptor.error, TransportError) and "KeyboardInterrupt" in str(acceptor.error)
     pair.check_stayed()
     assert pair.source.qmp.execute("query-migrate-capabilities") == before
+
+
+class Stuck(SourceTunnel):
+    """A tunnel that takes a megabyte of memory, and then nothing."""
+
+    def passes(self, data: bytes) -> bool:
+        if self.sent > 1_000_000:
+            time.sleep(30)
+        return True
+
+
+def test_a_move_that_stands_still_is_given_up(pair: Pair) -> None:
+    options = MigrateOptions(stall_s=1)
+    with Acceptor(pair.target) as acceptor, pytest.raises(DeadlineError, match="nothing went on for"):
+        move(pair, dial=Stuck, options=options, acceptor=acceptor)
+    pair.check_stayed()
 
 
 @pytest.mark.parametrize("moment", range(int(os.environ.get("VM_TEST_MOMENTS", "2"))))

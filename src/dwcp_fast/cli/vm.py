@@ -144,6 +144,7 @@ def accept(
     help="Rounds without gain after which it is given up.",
 )
 @TIMEOUT
+@duration_option("--stall", "Longest time in which nothing may go on.", "60s")
 @duration_option("--settle", "How long to look for a link that was lost at the very end.", "60s")
 @duration_option("--idle-timeout", "Longest silence of a lane.", "30s")
 @click.option("--report", type=FILE, metavar="HTML", help="Write a page with a picture of how it went.")
@@ -165,6 +166,7 @@ def migrate(
     keep: Path | None,
     patience: int,
     timeout: float | None,
+    stall: float,
     settle: float,
     idle_timeout: float,
     report: Path | None,
@@ -184,6 +186,7 @@ def migrate(
         multifd=multifd,
         keep=keep,
         timeout_s=timeout,
+        stall_s=stall,
         patience_rounds=patience,
         settle_s=settle,
         idle_timeout_s=idle_timeout,

@@ -237,6 +237,7 @@ class Migration:
         limit_s = self._options.timeout_s
         if limit_s is not None and watch.seconds() > limit_s:
             raise DeadlineError(f"the move took more than {limit_s:g} s")
+        watch.check_progress(self._options.stall_s)
         watch.check_relay()
         message = control.receive(0)
         if message is not None:

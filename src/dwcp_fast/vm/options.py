@@ -28,6 +28,7 @@ class MigrateOptions:
         multifd: Connections over which QEMU itself spreads memory; 0 for one, whose pages are understood.
         keep: Directory into which the guest's memory is written as it is sent; a base for its way back.
         timeout_s: Most that the whole move may take, in seconds; None for no limit.
+        stall_s: Longest time in which nothing may go on, in seconds.
         patience_rounds: Rounds without gain after which the move is given up.
         settle_s: Seconds in which a lost link is looked for again when the guest has stopped here already.
         connect_timeout_s: Seconds to reach the other side.
@@ -45,6 +46,7 @@ class MigrateOptions:
     multifd: int = 0
     keep: Path | None = None
     timeout_s: float | None = None
+    stall_s: float = 60.0
     patience_rounds: int = 8
     settle_s: float = 60.0
     connect_timeout_s: float = 10.0
@@ -68,6 +70,7 @@ class MigrateOptions:
         check_int("multifd", self.multifd, 0, MAX_LANES)
         if self.timeout_s is not None:
             check_seconds("timeout_s", self.timeout_s)
+        check_seconds("stall_s", self.stall_s)
         check_int("patience_rounds", self.patience_rounds, 2, 1000)
         check_seconds("settle_s", self.settle_s)
         check_seconds("connect_timeout_s", self.connect_timeout_s)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from dwcp_fast.errors import DeadlineError
 from dwcp_fast.policy.precopy import Round
 from dwcp_fast.vm.carrying import Carrier
 from dwcp_fast.vm.machine import Machine, MigrationState
@@ -36,6 +37,7 @@ class Watch:
         self._running_at: float | None = None
         self._last_moment = -MOMENT_S
         self._state = MigrationState("none")
+        self._last_change: tuple[float, object] = (0.0, None)
         self._round_began: tuple[float, int] = (0.0, 0)
         self.disk_bytes = 0
         self._timeline: list[Moment] = []
@@ -54,6 +56,7 @@ class Watch:
             self._note_round(state, now)
         elif state.round != self._state.round:
             self._round_began = (now, state.sent_bytes)
+        self._note_change(now, (state.status, state.round, state.sent_bytes))
         changed = state.status != self._state.status
         self._state = state
         if changed or now - self._last_moment >= MOMENT_S:
@@ -74,9 +77,16 @@ class Watch:
         if self._relay is not None and self._relay.stats().state == "failed":
             self._relay.wait(0.1)
 
+    def check_progress(self, limit_s: float) -> None:
+        """Raise if nothing went on for so many seconds, whatever is to blame."""
+        since_s = self.seconds() - self._last_change[0]
+        if since_s > limit_s:
+            raise DeadlineError(f"nothing went on for {since_s:.0f} s: the most is {limit_s:g} s")
+
     def note_disks(self, copied: int, total: int) -> None:
         """Note how far the disks are; what is written meanwhile counts too."""
         now = self.seconds()
+        self._note_change(now, copied)
         if now - self._last_moment >= MOMENT_S:
             self._note_moment(MigrationState("disks", remaining_bytes=total - copied, sent_bytes=copied), now)
             self._tell({"type": "disks", "copied_bytes": copied, "total_bytes": total})
@@ -111,6 +121,10 @@ class Watch:
             settled=settled,
             timeline=tuple(self._timeline),
         )
+
+    def _note_change(self, now: float, seen: object) -> None:
+        if seen != self._last_change[1]:
+            self._last_change = (now, seen)
 
     def _note_round(self, state: MigrationState, now: float) -> None:
         began, sent = self._round_began
