@@ -53,7 +53,7 @@ def receiving(listener: Listener) -> Iterator[list[str | None]]:
 
 
 def test_a_forced_mode_is_told_and_stays_forced() -> None:
-    modes: list[tuple[KnownMode, int]] = [("datacenter", 4), ("internet", 8)]
+    modes: list[tuple[KnownMode, int]] = [("datacenter", 4), ("internet", 16)]
     for mode, lanes in modes:
         with listen("127.0.0.1:0") as listener, receiving(listener):
             # Long enough for the number of lanes to be thought of.
@@ -152,7 +152,7 @@ def test_a_session_goes_by_what_is_found_only_where_that_means_something_else() 
         time.sleep(0.05)
     assert before == 0 and [event["mode"] for event in events] == ["datacenter", "internet"]
     # What the handshake had found was a datacenter's already.
-    assert line.moves == [Treatment(lanes=(3, 8, 64), far=True)]
+    assert line.moves == [Treatment(lanes=(3, 16, 64), far=True)]
     assert [switch.mode for switch in keeper.switches_since(1)] == ["internet"]
     assert "80.0 ms" in keeper.choice.why
 

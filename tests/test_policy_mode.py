@@ -177,7 +177,7 @@ def test_a_forced_mode_and_the_flags_leave_nothing_to_detect() -> None:
 def test_each_mode_says_what_it_means_in_numbers() -> None:
     datacenter, internet = treatment_of("datacenter", None), treatment_of("internet", None)
     assert (datacenter.lanes, datacenter.far) == ((4, 4, 4), False)
-    assert (internet.lanes, internet.far) == ((3, 8, 64), True)
+    assert (internet.lanes, internet.far) == ((3, 16, 64), True)
     assert treatment_of("hybrid", None) == internet
     fixed = treatment_of("internet", 7)
     assert fixed.lanes == (7, 7, 7) and fixed.far
