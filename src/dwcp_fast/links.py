@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
@@ -66,6 +66,10 @@ class ScannedPaths:
 
 class Link(Protocol):
     """What a session needs of the engine below it."""
+
+    @property
+    def protocol(self) -> Literal["v3", "v1"]:
+        """The engine."""
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers."""
@@ -131,6 +135,7 @@ def scan_paths(
 class NativeLink:
     """What a v3 session is to both who sends and who fetches."""
 
+    protocol: Final = "v3"
     _native: _core.Sender | _core.Fetcher
 
     def __init__(self, trust: Trust | None, cancel: _core.Cancel, choices: list[Choice[Any]]) -> None:
@@ -213,6 +218,8 @@ class V3Link(NativeLink):
 
 class V1Link:
     """v1: connects anew for each transfer of one object, and neither authenticates nor verifies."""
+
+    protocol: Final = "v1"
 
     def __init__(self, target: str, options: SendOptions, cancel: _core.Cancel, engine: Choice[Any]) -> None:
         """Note where to send; nothing is connected yet."""

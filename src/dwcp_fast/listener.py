@@ -16,6 +16,7 @@ from dwcp_fast.dictionary import natives
 from dwcp_fast.errors import ConfigError
 from dwcp_fast.incoming import AsyncIncomingSession, IncomingSession
 from dwcp_fast.links import Events, send_settings
+from dwcp_fast.metrics.meter import METER
 from dwcp_fast.options import ReceiveOptions, SendOptions, check_int
 from dwcp_fast.state import (
     KeptPairing,
@@ -368,7 +369,12 @@ def make_v1_receiver(options: ReceiveOptions, on_v1: OnV1 | None) -> "V1Receiver
     from dwcp_fast.v1 import V1Options, V1Receiver
 
     v1_options = V1Options(generation=options.v1_generation, payload_format=options.v1_payload)
-    return V1Receiver(v1_options, on_delivery=on_v1)
+
+    def take(delivery: "V1Delivery") -> None:
+        METER.count_v1_delivery(len(delivery.payload), delivery.wire_bytes, delivery.duration_s)
+        on_v1(delivery)
+
+    return V1Receiver(v1_options, on_delivery=take)
 
 
 def bind_as_before(

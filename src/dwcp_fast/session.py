@@ -21,7 +21,7 @@ receiver's word that it holds exactly the sender's state, or raises; where the e
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,6 +33,7 @@ from dwcp_fast.engine import engine_for
 from dwcp_fast.errors import ConfigError, NegotiationError
 from dwcp_fast.fetching import FetchLink
 from dwcp_fast.links import Events, Link, ScannedPaths, V1Link, V3Link, scan_paths
+from dwcp_fast.metrics.meter import METER
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.received import Received
@@ -109,6 +110,7 @@ class Session(Closing):
         """Take over a link."""
         self._link = link
         self._options = options
+        self._mark = METER.opened(self, "fetch" if isinstance(link, FetchLink) else "send")
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers as one state.
@@ -130,7 +132,7 @@ class Session(Closing):
             DeadlineError: It took longer than ``options.timeout_s``.
             NegotiationError: v1 is used, and there is not exactly one object.
         """
-        return self._sender().send(objects)
+        return self._sent(lambda link: link.send(objects))
 
     def send_paths(self, paths: Sequence[str | os.PathLike[str]]) -> SendReport:
         """Send files and directories as one state.
@@ -149,7 +151,7 @@ class Session(Closing):
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send what :func:`~dwcp_fast.links.scan_paths` found; raises what :meth:`send_paths` raises."""
-        return self._sender().send_scan(scan)
+        return self._sent(lambda link: link.send_scan(scan))
 
     def fetch(self, request: bytes = b"", *, timeout_s: float | None = None) -> Received:
         """Ask for a state of buffers, and receive it into new memory.
@@ -174,7 +176,8 @@ class Session(Closing):
             ConfigError: The session sends, or `request` is too long.
             DwcpError: The listener offers files, or the session was cancelled.
         """
-        return self._fetcher().fetch(request, timeout_s)
+        link = self._fetcher()
+        return METER.measure("received", "v3", link.progress, lambda: link.fetch(request, timeout_s))
 
     def fetch_to(
         self, buffers: Mapping[str, BufferLike], request: bytes = b"", *, timeout_s: float | None = None
@@ -195,7 +198,10 @@ class Session(Closing):
             BufferError: A buffer is not contiguous or read-only.
             DwcpError: The listener offers another name or length; otherwise as for :meth:`fetch`.
         """
-        return self._fetcher().fetch_to(buffers, request, timeout_s)
+        link = self._fetcher()
+        return METER.measure(
+            "received", "v3", link.progress, lambda: link.fetch_to(buffers, request, timeout_s)
+        )
 
     def fetch_into(
         self,
@@ -222,7 +228,10 @@ class Session(Closing):
             DwcpError: The listener offers what is refused, such as a link out of the directory; otherwise as
                 for :meth:`fetch`.
         """
-        return self._fetcher().fetch_into(Path(directory), request, timeout_s)
+        link, into = self._fetcher(), Path(directory)
+        return METER.measure(
+            "received", "v3", link.progress, lambda: link.fetch_into(into, request, timeout_s)
+        )
 
     def progress(self) -> Progress:
         """Tell, from any thread, where the transfer stands."""
@@ -253,6 +262,11 @@ class Session(Closing):
     def close(self) -> None:
         """End the session; a second time does nothing."""
         self._link.close()
+        self._mark.close()
+
+    def _sent(self, send: Callable[[Link], SendReport]) -> SendReport:
+        link = self._sender()
+        return METER.measure("sent", link.protocol, link.progress, lambda: send(link))
 
     def _sender(self) -> Link:
         if isinstance(self._link, FetchLink):
@@ -389,6 +403,22 @@ def open_link(
     events: Events | None,
 ) -> Link | FetchLink:
     """Connect with the engine that is to be used now."""
+    try:
+        return make_link(target, trust, options, receive, cancel, events)
+    except BaseException as error:
+        METER.count_error("connect", error)
+        raise
+
+
+def make_link(
+    target: str,
+    trust: Trust | None,
+    options: SendOptions,
+    receive: ReceiveOptions | None,
+    cancel: _core.Cancel,
+    events: Events | None,
+) -> Link | FetchLink:
+    """Make the link of the engine that is to be used now."""
     engine = engine_for(options.protocol)
     if receive is not None:
         if engine.value == "v1":

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActionTold",
+    "EventsTold",
     "FetchSettings",
     "LaneChangeTold",
     "LivePathTold",
@@ -166,6 +167,16 @@ class ReceiveTold(TypedDict):
     cpu_seconds: float
     codec_mix: list[ShareTold]
     peer: str
+
+
+class EventsTold(TypedDict):
+    """What has happened on all sessions and listeners of this process."""
+
+    lanes_opened: int
+    lanes_lost: int
+    reconnects: int
+    integrity_failures: int
+    peers_refused: int
 
 
 class ProgressTold(TypedDict):

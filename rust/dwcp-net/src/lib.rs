@@ -21,6 +21,7 @@ mod report;
 pub mod security;
 mod send;
 mod serve;
+mod tally;
 pub mod transport;
 
 pub use cancel::Cancel;
@@ -36,3 +37,4 @@ pub use report::{
 };
 pub use send::{CodecChoice, Selection, SendOptions, SendSession};
 pub use serve::ServeSession;
+pub use tally::{EventCounts, Tally};
