@@ -9,6 +9,7 @@ from dwcp_fast import __version__
 from dwcp_fast.cli.delta import delta
 from dwcp_fast.cli.demo import demo
 from dwcp_fast.cli.dictionary import dictionary
+from dwcp_fast.cli.doctor import doctor
 from dwcp_fast.cli.output import report_failure, report_usage
 from dwcp_fast.cli.pull import pull
 from dwcp_fast.cli.recv import recv
@@ -54,6 +55,7 @@ program.add_command(delta)
 program.add_command(dictionary)
 program.add_command(snap)
 program.add_command(select)
+program.add_command(doctor)
 program.add_command(demo)
 
 
