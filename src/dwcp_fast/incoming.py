@@ -298,7 +298,7 @@ class AsyncIncomingSession:
     async def close(self) -> None:
         """End the session; a second time does nothing."""
         try:
-            await self._worker.run(self._session.close, self._session.close)
+            await self._worker.end(self._session.close, self._session.close)
         finally:
             self._worker.close()
 

@@ -328,13 +328,16 @@ def check_v1(options: SendOptions, engine: Choice[Any]) -> None:
 
 def send_settings(options: SendOptions) -> SendSettings:
     """Make of options what the native side takes."""
+    is_auto = options.codec == "auto"
+    # A model that is named is looked at, also where it is not used.
+    model = load_selector(options.codec_model) if is_auto or options.codec_model is not None else None
     return {
         "lanes": choose_lanes(options.streams, polite=options.polite).value,
         "adaptive": lane_range(options.streams, polite=options.polite),
         "block_bytes": options.block_bytes,
         "codec": options.codec,
         "dictionary": native(options.dictionary),
-        "codec_model": load_selector(options.codec_model) if options.codec == "auto" else None,
+        "codec_model": model if is_auto else None,
         "idle_timeout_s": options.idle_timeout_s,
         "connect_timeout_s": options.connect_timeout_s,
         "reconnect_s": options.reconnect_s,

@@ -223,13 +223,14 @@ class Listener(Closing):
         """Wait for a peer: a sender, or one that has asked for something.
 
         Args:
-            timeout_s: Seconds to wait; None waits until :meth:`cancel` is called.
+            timeout_s: Seconds to wait; None waits until :meth:`close` or :meth:`cancel` is called.
 
         Returns:
             The peer's session, None when the time has passed.
 
         Raises:
-            DwcpError: The listener was cancelled, or closed before (``code`` says which).
+            ClosedError: The listener was closed, before or meanwhile.
+            DwcpError: It was cancelled (``code`` says so).
         """
         native = self._native.accept(timeout_s)
         if native is None:
@@ -263,7 +264,7 @@ class Listener(Closing):
         self._cancel.cancel()
 
     def close(self) -> None:
-        """Stop listening; a second time does nothing."""
+        """Stop listening, also from another thread; a second time does nothing. Sessions let in go on."""
         if self._throttle is not None:
             self._throttle.stop()
         self._native.close()
@@ -338,7 +339,7 @@ class AsyncListener:
     async def close(self) -> None:
         """Stop listening; a second time does nothing."""
         try:
-            await self._worker.run(self._listener.close, self._listener.cancel)
+            await self._worker.end(self._listener.close, self._listener.cancel)
         finally:
             self._worker.close()
 

@@ -30,7 +30,7 @@ from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.closing import Closing
 from dwcp_fast.engine import engine_for
-from dwcp_fast.errors import ConfigError, NegotiationError
+from dwcp_fast.errors import ClosedError, ConfigError, DwcpError, NegotiationError
 from dwcp_fast.fetching import FetchLink
 from dwcp_fast.links import Events, Link, ScannedPaths, V1Link, V3Link, scan_paths
 from dwcp_fast.metrics.meter import METER
@@ -110,6 +110,7 @@ class Session(Closing):
         """Take over a link."""
         self._link = link
         self._options = options
+        self._sending = False
         self._mark = METER.opened(self, "fetch" if isinstance(link, FetchLink) else "send")
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
@@ -260,13 +261,20 @@ class Session(Closing):
         self._link.cancel()
 
     def close(self) -> None:
-        """End the session; a second time does nothing."""
+        """End the session, and what it sends or fetches on another thread; a second time does nothing."""
+        if self._sending:
+            # It would go on to its end otherwise, on a session that nobody holds any more.
+            self._link.cancel()
         self._link.close()
         self._mark.close()
 
     def _sent(self, send: Callable[[Link], SendReport]) -> SendReport:
         link = self._sender()
-        return METER.measure("sent", link.protocol, link.progress, lambda: send(link))
+        self._sending = True
+        try:
+            return METER.measure("sent", link.protocol, link.progress, lambda: send(link))
+        finally:
+            self._sending = False
 
     def _sender(self) -> Link:
         if isinstance(self._link, FetchLink):
@@ -305,6 +313,8 @@ class AsyncSession:
         self._cancel = _core.Cancel()
         self._worker = Worker("dwcp-session")
         self._session: Session | None = None
+        self._opening = False
+        self._given_up = False
 
     async def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers; see :meth:`Session.send`."""
@@ -360,10 +370,14 @@ class AsyncSession:
         return self._entered().explain()
 
     async def close(self) -> None:
-        """End the session; a second time does nothing."""
+        """End the session, or give up opening it; a second time does nothing."""
+        if self._opening:
+            self._given_up = True
+            self._cancel.cancel()
+            return
         session, self._session = self._session, None
         if session is not None:
-            await self._worker.run(session.close, session.cancel)
+            await self._worker.end(session.close, session.cancel)
         self._worker.close()
 
     async def __aenter__(self) -> Self:
@@ -374,12 +388,24 @@ class AsyncSession:
             link = open_link(target, trust, options, receive, self._cancel, self._events)
             return Session(link, options)
 
+        self._opening = True
         try:
             # A cancellation may come when the session is open already, and nobody would close it.
-            self._session = await self._worker.run(open_session, self._cancel.cancel, Session.close)
+            session = await self._worker.run(open_session, self._cancel.cancel, Session.close)
+            if self._given_up:
+                await self._worker.end(session.close, session.cancel)
+                raise ClosedError("the session was closed while it was being opened")
+        except DwcpError as error:
+            self._worker.close()
+            if self._given_up and not isinstance(error, ClosedError):
+                raise ClosedError("the session was closed while it was being opened") from error
+            raise
         except BaseException:
             self._worker.close()
             raise
+        finally:
+            self._opening = False
+        self._session = session
         return self
 
     async def __aexit__(
@@ -390,7 +416,7 @@ class AsyncSession:
 
     def _entered(self) -> Session:
         if self._session is None:
-            raise RuntimeError("the session is not open: use it inside `async with`")
+            raise ClosedError("the session is not open: use it inside `async with`")
         return self._session
 
 
