@@ -76,7 +76,9 @@ def main() -> None:
     state, states = harness.incompressible(STATE_BYTES), 32 if options.quick else 96
     raw: dict[str, list[dict[str, Any]]] = {load: [] for load in LOADS}
     command = [sys.executable, __file__, "--worker"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+    # It says of each peer that it has no place for it.
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=quiet, text=True) as worker:
         assert worker.stdout is not None
         target = json.loads(worker.stdout.readline())["target"]
         try:
