@@ -39,13 +39,15 @@ def test_four_times_as_many_peers_as_places_are_all_served_and_never_more_at_onc
     at_once, most, served = 0, 0, 0
     lock = threading.Lock()
     options = dwcp.ReceiveOptions(max_sessions=PLACES)
-    state = random.Random(4).randbytes(2 << 20)
+    state = random.Random(4).randbytes(256 << 10)
 
     def attend(session: dwcp.IncomingSession) -> None:
         nonlocal at_once, most, served
         with lock:
             at_once += 1
             most = max(most, at_once)
+        # All come at once, and none is done before the others have come.
+        time.sleep(0.05)
         with session:
             while (received := session.receive(WAIT_S)) is not None:
                 assert bytes(received["state"]) == state
@@ -56,7 +58,7 @@ def test_four_times_as_many_peers_as_places_are_all_served_and_never_more_at_onc
                 at_once -= 1
 
     def send(seed: int) -> int:
-        chance, refused, end = random.Random(seed), 0, time.monotonic() + WAIT_S
+        chance, refused, end = random.Random(seed), 0, time.monotonic() + 3 * WAIT_S
         while time.monotonic() < end:
             try:
                 with dwcp.connect(pairing, options=dwcp.SendOptions(streams=1)) as session:
