@@ -225,7 +225,9 @@ def send(pairing: str, share: int, sessions: int, options: dwcp_fast.SendOptions
     faults: list[BaseException] = []
     # A listener takes only so many at once that have not shown who they are.
     dialling = threading.Semaphore(DIALLING)
-    connected = threading.Barrier(sessions + 1)
+    released: list[float] = []
+    # Taken by whoever comes last, before anybody goes on.
+    connected = threading.Barrier(sessions + 1, action=lambda: released.append(time.perf_counter()))
 
     def push() -> None:
         try:
@@ -247,11 +249,11 @@ def send(pairing: str, share: int, sessions: int, options: dwcp_fast.SendOptions
         thread.start()
     with suppress(threading.BrokenBarrierError):
         connected.wait(START_S)
-    began = time.perf_counter()
     for thread in threads:
         thread.join()
     if faults:
         raise SystemExit(f"sender: {len(faults)} of {sessions} sessions failed: {faults[0]}")
+    [began] = released
     tell(connect_s=began - start, send_s=max(ended) - began, mib=peak_mib(), report=reports[0])
 
 

@@ -165,6 +165,7 @@ ROOMS_BELOW = {
     "errors": set[str](),
     "options": {"errors"},
     "policy": {"errors", "options"},
+    "rollout": {"errors", "options", "policy", "reports", "staging"},
     "v1": {"errors", "options", "policy", "_v1engine"},
     "doctor": set[str](),
     "metrics": {"errors", "closing", "told", "reports", "received", "_core"},

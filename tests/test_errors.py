@@ -29,6 +29,7 @@ CLASSES: list[type[DwcpError]] = [
         ("PeerError", "peer-failed", 1, False, errors.TransportError),
         ("NegotiationError", "negotiation", 10, False, DwcpError),
         ("AuthError", "auth", 5, False, errors.NegotiationError),
+        ("V3StoppedError", "v3-stopped", 10, True, errors.NegotiationError),
         ("DeadlineError", "deadline", 7, True, TimeoutError),
         ("LimitExceededError", "limit", 8, False, DwcpError),
         ("ConflictError", "conflict", 1, False, DwcpError),

@@ -27,6 +27,7 @@ EXTRAS = {
 DOCUMENTS = [
     "README.md",
     "docs/guide/dictionaries.md",
+    "docs/guide/modes.md",
     "docs/guide/operations.md",
     "docs/guide/patches.md",
     "docs/guide/snapshots.md",

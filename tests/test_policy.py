@@ -58,6 +58,8 @@ def test_auto_tells_what_it_chose_and_which_measurements_led_to_it() -> None:
         reasons={"start": 1, "model": 3},
         price=0.25,
         link_bytes_per_s=25e6,
+        link_was_limit=True,
+        known_bytes_per_s=20e6,
         processors=1.5,
         blocked_share=0.4,
         trials=2,
@@ -65,7 +67,8 @@ def test_auto_tells_what_it_chose_and_which_measurements_led_to_it() -> None:
     )
     choice = choose_codec("auto", selection=selection)
     assert choice.value == "auto"
-    for part in ("zstd:3 75%, none 25%", "200 Mbps", "40%", "1.5 processors", "0.25", "75% by the model"):
+    link = "200 Mbps (by an earlier session 160)"
+    for part in ("zstd:3 75%, none 25%", link, "40%", "1.5 processors", "0.25", "75% by the model"):
         assert part in choice.why
     assert choose_codec("lz4", selection=selection).why == "asked for"
 

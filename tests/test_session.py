@@ -444,7 +444,16 @@ def test_the_flag_file_is_read_for_every_session(tmp_path: Path, monkeypatch: py
             flags.write_text(text)
             with dwcp.connect(pairing_of(listener)) as sending:
                 assert sending.explain()[0].value == expected
+                if expected == "v3":
+                    # Its component is off.
+                    chosen = {choice.name: choice.value for choice in sending.explain()}
+                    assert chosen["codec"] == "none"
         flags.write_text('{"v3RolloutPercentage": 101}')
+        with dwcp.connect(pairing_of(listener)) as sending:
+            assert sending.explain()[0].value == "v1", "the last good flags"
+        never_good = tmp_path / "never-good.json"
+        never_good.write_text('{"v3RolloutPercentage": 101}')
+        monkeypatch.setenv(FLAGS_VARIABLE, str(never_good))
         with pytest.raises(errors.ConfigError, match="101"):
             dwcp.connect(pairing_of(listener))
 

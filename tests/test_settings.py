@@ -92,6 +92,21 @@ def test_each_value_tells_where_it_comes_from(
     }
 
 
+def test_a_variable_that_commands_share_is_told_as_their_origin(
+    folder: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "dwcp.toml").write_text("[send]\nlink-memory = false\n[rollout.status]\nflags = 'other.json'")
+    monkeypatch.setenv("DWCP_FLAGS_FILE", "flags.json")
+    monkeypatch.setenv("DWCP_NODE_NAME", "node-7")
+    shown = {
+        (entry["command"], entry["option"]): (entry["value"], entry["origin"])
+        for entry in told("config", "show")["settings"]
+    }
+    assert shown["rollout status", "flags"] == ("flags.json", "DWCP_FLAGS_FILE")
+    assert shown["send", "link-memory"] == (False, "dwcp.toml")
+    assert told("config", "check")["faults"] == []
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -136,6 +151,10 @@ def test_a_mistake_in_a_file_is_named_by_check_and_by_every_command(
         ("DWCP_DELTA_DIFF_CODECS", "lz4", "DWCP_DELTA_DIFF_CODEC"),
         ("DWCP_RECV_IDLE_TIMEOUT", "soon", "300ms"),
         ("DWCP_STATE_DIRR", "x", "DWCP_STATE_DIR"),
+        ("DWCP_OUTCOME_FILE", "x", "DWCP_OUTCOMES_FILE"),
+        ("DWCP_NODE_NAMES", "x", "DWCP_NODE_NAME"),
+        ("DWCP_LINK_PROBE_TIMES", "1s", "DWCP_LINK_PROBE_TIME"),
+        ("DWCP_SEND_MODE", "lan", "datacenter"),
     ],
 )
 def test_a_mistake_in_the_environment_is_named(

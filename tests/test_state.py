@@ -97,6 +97,6 @@ def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
 def test_nothing_is_left_beside_a_secret_that_could_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "taken").write_bytes(b"first")
     with pytest.raises(FileExistsError):
-        state.write_secret(tmp_path / "taken", b"second", replace=False)
+        state.write_private(tmp_path / "taken", b"second", replace=False)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
     assert (tmp_path / "taken").read_bytes() == b"first"

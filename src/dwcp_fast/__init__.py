@@ -33,6 +33,7 @@ from dwcp_fast.errors import (
     PeerError,
     TransportError,
     UnsupportedFormatError,
+    V3StoppedError,
 )
 from dwcp_fast.incoming import IncomingSession
 from dwcp_fast.listener import Listener, listen, listen_async
@@ -87,6 +88,7 @@ __all__ = [
     "Session",
     "TransportError",
     "UnsupportedFormatError",
+    "V3StoppedError",
     "__version__",
     "compress",
     "compress_into",

@@ -12,7 +12,8 @@ The tree::
     │   ├── PeerClosedError                 the peer went away before the exchange was complete
     │   └── PeerError                       the peer reported a failure of its own
     ├── NegotiationError                    the two sides have no common way to talk
-    │   └── AuthError                       a side could not prove who it is
+    │   ├── AuthError                       a side could not prove who it is
+    │   └── V3StoppedError                  the kill switch ended a v3 session
     ├── DeadlineError (TimeoutError)        it did not finish in the time given
     ├── LimitExceededError                  a size, count or ratio above its limit
     ├── ConflictError                       somebody else changed what was to be replaced
@@ -44,6 +45,7 @@ __all__ = [
     "PeerError",
     "TransportError",
     "UnsupportedFormatError",
+    "V3StoppedError",
     "exit_code_for",
 ]
 
@@ -158,6 +160,13 @@ class AuthError(NegotiationError):
 
     code = "auth"
     exit_code = 5
+
+
+class V3StoppedError(NegotiationError):
+    """The kill switch ended a v3 session; what had arrived stays staged."""
+
+    code = "v3-stopped"
+    retryable = True
 
 
 class DeadlineError(DwcpError, TimeoutError):

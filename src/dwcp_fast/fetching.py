@@ -7,10 +7,12 @@ from typing import Any
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.dictionary import natives
+from dwcp_fast.engine import current_flags
 from dwcp_fast.links import Events, NativeLink
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.lanes import choose_lanes, explain_lanes, lane_range
+from dwcp_fast.policy.mode import choose_mode, far_if_forced
 from dwcp_fast.received import Received, receive_report, received_buffers
 from dwcp_fast.reports import ReceiveReport
 from dwcp_fast.told import FetchSettings
@@ -37,11 +39,14 @@ class FetchLink(NativeLink):
         """Connect."""
         lanes = choose_lanes(options.streams, polite=options.polite)
         adaptive = lane_range(options.streams, polite=options.polite)
-        super().__init__(trust, cancel, [engine, lanes])
+        # What the link is like the side that sends measures: here the mode is the one that is asked for.
+        mode = choose_mode(options.mode, flags=current_flags())
+        super().__init__(trust, cancel, [engine, mode, lanes])
         self._receive = receive
         settings: FetchSettings = {
             "lanes": min(lanes.value, receive.max_lanes),
             "adaptive": None if adaptive is None else bounded(adaptive, receive.max_lanes),
+            "far": far_if_forced(options.mode),
             "max_block_bytes": receive.max_block_bytes,
             "max_entries": receive.max_entries,
             "max_object_bytes": receive.max_object_bytes,
@@ -54,11 +59,13 @@ class FetchLink(NativeLink):
             "local_addresses": list(options.local_addresses),
         }
         security = dial_security(target, trust)
-        self._native = _core.Fetcher(address_of(target), security, settings, cancel, events)
+        with self._guard.told():
+            self._native = _core.Fetcher(address_of(target), security, settings, cancel, events)
 
     def fetch(self, request: bytes, timeout_s: float | None) -> Received:
         """Take the answer into new memory."""
-        outcome = self._native.fetch_buffers(request, self._receive.max_total_bytes, timeout_s)
+        with self._guard.told():
+            outcome = self._native.fetch_buffers(request, self._receive.max_total_bytes, timeout_s)
         received = received_buffers(*outcome, self._transport)
         self._found(received.report)
         return received
@@ -67,14 +74,18 @@ class FetchLink(NativeLink):
         self, buffers: Mapping[str, BufferLike], request: bytes, timeout_s: float | None
     ) -> ReceiveReport:
         """Take the answer into the caller's memory."""
-        told = self._native.fetch_into(request, dict(buffers), timeout_s)
+        with self._guard.told():
+            told = self._native.fetch_into(request, dict(buffers), timeout_s)
         return self._found(receive_report(told, self._transport))
 
     def fetch_into(self, directory: Path, request: bytes, timeout_s: float | None) -> ReceiveReport:
         """Take the answer into a directory."""
         receive = self._receive
         keep = receive.symlinks == "keep"
-        told = self._native.fetch_tree(request, directory, receive.overwrite, keep, receive.sync, timeout_s)
+        with self._guard.told():
+            told = self._native.fetch_tree(
+                request, directory, receive.overwrite, keep, receive.sync, timeout_s
+            )
         return self._found(receive_report(told, self._transport))
 
     def _found(self, report: ReceiveReport) -> ReceiveReport:

@@ -1,10 +1,11 @@
 """The sessions of peers that were let in by a listener: received from, or sent to."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
@@ -16,10 +17,13 @@ from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.received import Received, receive_report, received_buffers
 from dwcp_fast.reports import Progress, ReceiveReport, SendReport, make_progress
+from dwcp_fast.rollout.switch import SWITCH
 from dwcp_fast.told import ReceiveTold, SendTold
 from dwcp_fast.waiting import Worker
 
-__all__ = ["AsyncIncomingSession", "IncomingSession"]
+__all__ = ["STOPPED", "AsyncIncomingSession", "IncomingSession", "dismiss"]
+
+STOPPED: Final = "the kill switch of this side is on: it uses no v3"
 
 
 class IncomingSession(Closing):
@@ -41,6 +45,7 @@ class IncomingSession(Closing):
         self._serve = serve or SendOptions()
         self._transport = transport
         self._mark = METER.opened(self, "serve" if self.fetches else "receive")
+        self._guard = SWITCH.guard(partial(dismiss, native, STOPPED))
 
     @property
     def peer(self) -> str:
@@ -71,7 +76,8 @@ class IncomingSession(Closing):
             TransportError: The peer is gone with a request, or reports a failure.
             ConfigError: The peer sends.
         """
-        return self._server().next_request(timeout_s)
+        with self._guard.told():
+            return self._server().next_request(timeout_s)
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Answer the request with named buffers.
@@ -125,7 +131,8 @@ class IncomingSession(Closing):
         Raises:
             ConfigError: The peer sends.
         """
-        self._server().refuse(reason)
+        with self._guard.told():
+            self._server().refuse(reason)
 
     def receive(self, timeout_s: float | None = None) -> "Received | None":
         """Receive the next state of buffers into new memory.
@@ -146,7 +153,8 @@ class IncomingSession(Closing):
         native, most = self._receiver(), self._options.max_total_bytes
 
         def receive() -> Received | None:
-            outcome = native.receive_buffers(most, timeout_s)
+            with self._guard.told():
+                outcome = native.receive_buffers(most, timeout_s)
             return None if outcome is None else received_buffers(*outcome, self._transport)
 
         return METER.measure("received", "v3", self.progress, receive, waits=True)
@@ -203,6 +211,7 @@ class IncomingSession(Closing):
 
     def close(self) -> None:
         """End the session, also from another thread; a second time does nothing. What is staged stays."""
+        self._guard.release()
         self._native.close()
         self._mark.close()
 
@@ -220,16 +229,28 @@ class IncomingSession(Closing):
         choices = [choose_codec(self._serve.codec), base_choice(self._serve)]
 
         def report() -> SendReport:
-            return send_report(send(), self.peer, self._transport, choices)
+            with self._guard.told():
+                told = send()
+            return send_report(told, self.peer, self._transport, choices)
 
         return METER.measure("sent", "v3", self.progress, report)
 
     def _received(self, receive: Callable[[], ReceiveTold | None]) -> ReceiveReport | None:
         def report() -> ReceiveReport | None:
-            told = receive()
+            with self._guard.told():
+                told = receive()
             return None if told is None else receive_report(told, self._transport)
 
         return METER.measure("received", "v3", self.progress, report, waits=True)
+
+
+def dismiss(native: _core.Receiver | _core.Server, reason: str) -> None:
+    """End a session and tell the peer why."""
+    if isinstance(native, _core.Server):
+        native.refuse(reason)
+        native.close()
+    else:
+        native.dismiss(reason)
 
 
 class AsyncIncomingSession:

@@ -3,21 +3,29 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.dictionary import native
 from dwcp_fast.errors import ConfigError, NegotiationError
+from dwcp_fast.link_memory import KnownLink, recall_link, remember_link
+from dwcp_fast.metrics.meter import METER
+from dwcp_fast.modes import ModeKeeper
 from dwcp_fast.options import SendOptions
 from dwcp_fast.paths import PathReport
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
+from dwcp_fast.policy.engine import Engine
 from dwcp_fast.policy.lanes import LaneChange, choose_congestion, choose_lanes, explain_lanes, lane_range
+from dwcp_fast.policy.link import LinkCounts
+from dwcp_fast.policy.mode import Treatment, far_if_forced
 from dwcp_fast.policy.selection import ActionShare, Selection
 from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
+from dwcp_fast.rollout.flags import component_refusal
+from dwcp_fast.rollout.switch import SWITCH
 from dwcp_fast.selector import load_selector
 from dwcp_fast.state import sent_index
 from dwcp_fast.throttle import bandwidth_now, follow_schedule
@@ -67,15 +75,14 @@ class ScannedPaths:
 class Link(Protocol):
     """What a session needs of the engine below it."""
 
-    @property
-    def protocol(self) -> Literal["v3", "v1"]:
-        """The engine."""
-
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers."""
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send files."""
+
+    def engine(self) -> Engine:
+        """Tell which engine is at work."""
 
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
@@ -135,12 +142,12 @@ def scan_paths(
 class NativeLink:
     """What a v3 session is to both who sends and who fetches."""
 
-    protocol: Final = "v3"
     _native: _core.Sender | _core.Fetcher
 
     def __init__(self, trust: Trust | None, cancel: _core.Cancel, choices: list[Choice[Any]]) -> None:
         """Note how to stop, and what was chosen."""
         self._cancel = cancel
+        self._guard = SWITCH.guard(cancel.cancel)
         self._choices = choices
         self._transport = "tcp" if isinstance(trust, Insecure) else "tls"
 
@@ -154,10 +161,12 @@ class NativeLink:
 
     def cancel(self) -> None:
         """Stop what is under way; the session is of no use afterwards."""
+        self._guard.release()
         self._cancel.cancel()
 
     def close(self) -> None:
         """Part in peace."""
+        self._guard.release()
         self._native.close()
 
 
@@ -176,28 +185,61 @@ class V3Link(NativeLink):
         engine: Choice[Any],
     ) -> None:
         """Connect."""
-        codec = choose_codec(options.codec)
+        codec = choose_codec(options.codec, refusal=component_refusal("compression"))
+        options = replace(options, codec=codec.value)
         lanes = choose_lanes(options.streams, polite=options.polite)
-        choices = [engine, codec, lanes, base_choice(options), *dictionary_choice(options)]
+        self._mode = ModeKeeper(options, events)
+        choices = [engine, self._mode.choice, codec, lanes, base_choice(options), *dictionary_choice(options)]
         super().__init__(trust, cancel, choices)
         self._options = options
         self._peer = address_of(target)
-        settings = send_settings(options)
-        self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
+        # What a bounded rate lets through tells nothing of the link.
+        is_bounded = options.bandwidth_bits_per_s is not None or options.bandwidth_schedule is not None
+        self._remembers = options.link_memory and options.codec == "auto" and not is_bounded
+        self._link: KnownLink | None = None
+        known = recall_link(self._peer) if self._remembers else None
+        settings = send_settings(options, known)
+        with self._guard.told():
+            self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
         self._throttle = follow_schedule(self, options)
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers."""
-        return self._sent(self._native.send_buffers(list(objects.items()), self._options.block_bytes))
+        buffers, block_bytes = list(objects.items()), self._options.block_bytes
+        return self._sent(lambda: self._native.send_buffers(buffers, block_bytes))
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send files."""
-        return self._sent(self._native.send_scan(scan.native))
+        return self._sent(lambda: self._native.send_scan(scan.native))
+
+    def engine(self) -> Engine:
+        """Tell which engine is at work."""
+        return "v3"
+
+    def choices(self) -> list[Choice[Any]]:
+        """Tell what was chosen and why, the mode as it is now."""
+        mode = self._mode.choice
+        return [mode if choice.name == mode.name else choice for choice in self._choices]
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the receiver was found to be far when it was dialled."""
+        return self._native.is_far
+
+    def counts(self) -> LinkCounts | None:
+        """Tell what TCP has counted in the transfer that is under way."""
+        path = self.progress().path
+        return None if path is None else path.link
+
+    def relocate(self, treatment: Treatment, round_trip_s: float) -> None:
+        """Go by another treatment from now on."""
+        self._native.relocate(treatment.lanes, treatment.far, round_trip_s)
 
     def set_bandwidth_limit(self, bytes_per_s: int | None) -> None:
         """Set the rate, and follow no schedule any more."""
         if self._throttle is not None:
             self._throttle.stop()
+        self._remembers = False
         self.set_rate(bytes_per_s)
 
     def set_rate(self, bytes_per_s: int | None) -> None:
@@ -209,17 +251,27 @@ class V3Link(NativeLink):
         if self._throttle is not None:
             self._throttle.stop()
         super().close()
+        link, self._link = self._link, None
+        if self._remembers and link is not None:
+            remember_link(self._peer, link)
 
-    def _sent(self, told: SendTold) -> SendReport:
-        report = send_report(told, self._peer, self._transport, self._choices)
-        self._choices = with_findings(self._choices, report.selection, report.lane_changes)
-        return report
+    def _sent(self, send: Callable[[], SendTold]) -> SendReport:
+        return METER.measure("sent", "v3", self.progress, lambda: self._carried(send))
+
+    def _carried(self, send: Callable[[], SendTold]) -> SendReport:
+        with self._guard.told(), self._mode.keep(self) as before:
+            told = send()
+        report = send_report(told, self._peer, self._transport, self.choices())
+        self._choices = with_findings(self.choices(), report.selection, report.lane_changes)
+        selection = report.selection
+        if selection is not None and selection.link_bytes_per_s is not None:
+            self._link = KnownLink(selection.link_bytes_per_s, selection.link_was_limit)
+        mode = self._mode.choice.value
+        return replace(report, mode=mode, mode_switches=self._mode.switches_since(before))
 
 
 class V1Link:
     """v1: connects anew for each transfer of one object, and neither authenticates nor verifies."""
-
-    protocol: Final = "v1"
 
     def __init__(self, target: str, options: SendOptions, cancel: _core.Cancel, engine: Choice[Any]) -> None:
         """Note where to send; nothing is connected yet."""
@@ -229,6 +281,8 @@ class V1Link:
         check_v1(options, engine)
         self._peer = address_of(target)
         self._options = options
+        self.timeout_s = options.timeout_s
+        """Seconds that the next transfer may take, None for a day."""
         self._cancel = cancel
         self._stop = V1Stop()
         self._lanes = choose_lanes(options.streams, polite=options.polite)
@@ -252,6 +306,10 @@ class V1Link:
             )
         return self._send(scan.paths[0].read_bytes())
 
+    def engine(self) -> Engine:
+        """Tell which engine is at work."""
+        return "v1"
+
     def progress(self) -> Progress:
         """Tell nothing: v1 has no acknowledgement to tell it from."""
         return Progress(0, 0, 0, 0, 0)
@@ -273,6 +331,9 @@ class V1Link:
         """Do nothing: v1 holds no connection between transfers."""
 
     def _send(self, payload: BufferLike) -> SendReport:
+        return METER.measure("sent", "v1", self.progress, lambda: self._carried(payload))
+
+    def _carried(self, payload: BufferLike) -> SendReport:
         from dwcp_fast.v1 import send_v1
 
         host, port = _core.split_address(self._peer)
@@ -285,7 +346,7 @@ class V1Link:
             payload_format=options.v1_payload,
             generation=options.v1_generation,
             connect_timeout_s=options.connect_timeout_s,
-            timeout_s=V1_TIMEOUT_S if options.timeout_s is None else options.timeout_s,
+            timeout_s=V1_TIMEOUT_S if self.timeout_s is None else self.timeout_s,
             idle_timeout_s=options.idle_timeout_s,
             stop=self._stop,
         )
@@ -314,6 +375,7 @@ def check_v1(options: SendOptions, engine: Choice[Any]) -> None:
         NegotiationError: There is any of it.
     """
     asked = {
+        "mode": None if options.mode == "auto" else options.mode,
         "bandwidth_bits_per_s": options.bandwidth_bits_per_s,
         "bandwidth_schedule": options.bandwidth_schedule,
         "congestion": None if options.congestion in V1_CONGESTION else options.congestion,
@@ -326,18 +388,20 @@ def check_v1(options: SendOptions, engine: Choice[Any]) -> None:
         )
 
 
-def send_settings(options: SendOptions) -> SendSettings:
-    """Make of options what the native side takes."""
+def send_settings(options: SendOptions, known: KnownLink | None = None) -> SendSettings:
+    """Make of options, and of what an earlier session has found out, what the native side takes."""
     is_auto = options.codec == "auto"
     # A model that is named is looked at, also where it is not used.
     model = load_selector(options.codec_model) if is_auto or options.codec_model is not None else None
     return {
         "lanes": choose_lanes(options.streams, polite=options.polite).value,
         "adaptive": lane_range(options.streams, polite=options.polite),
+        "far": far_if_forced(options.mode),
         "block_bytes": options.block_bytes,
         "codec": options.codec,
         "dictionary": native(options.dictionary),
         "codec_model": model if is_auto else None,
+        "known_link": None if known is None else (known.bytes_per_s, known.was_limit),
         "idle_timeout_s": options.idle_timeout_s,
         "connect_timeout_s": options.connect_timeout_s,
         "reconnect_s": options.reconnect_s,

@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import logging
 import socket
+import time
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -14,10 +15,11 @@ from dwcp_fast import _core
 from dwcp_fast.closing import Closing
 from dwcp_fast.dictionary import natives
 from dwcp_fast.errors import ConfigError
-from dwcp_fast.incoming import AsyncIncomingSession, IncomingSession
+from dwcp_fast.incoming import STOPPED, AsyncIncomingSession, IncomingSession, dismiss
 from dwcp_fast.links import Events, send_settings
 from dwcp_fast.metrics.meter import METER
 from dwcp_fast.options import ReceiveOptions, SendOptions, check_int
+from dwcp_fast.rollout.switch import SWITCH
 from dwcp_fast.state import (
     KeptPairing,
     forget_pairing,
@@ -40,6 +42,7 @@ LOG: Final = logging.getLogger(__name__)
 DEFAULTS: Final = ReceiveOptions()
 V1_CLOSE_S: Final = 5.0
 MAX_CLIENTS: Final = 65_536
+MAX_V1_TRANSFERS: Final = 1_024
 EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
 OnV1 = Callable[["V1Delivery"], None]
 
@@ -222,6 +225,8 @@ class Listener(Closing):
     def accept(self, timeout_s: float | None = None) -> IncomingSession | None:
         """Wait for a peer: a sender, or one that has asked for something.
 
+        While the kill switch is on, v3 peers are turned away.
+
         Args:
             timeout_s: Seconds to wait; None waits until :meth:`close` or :meth:`cancel` is called.
 
@@ -232,9 +237,18 @@ class Listener(Closing):
             ClosedError: The listener was closed, before or meanwhile.
             DwcpError: It was cancelled (``code`` says so).
         """
-        native = self._native.accept(timeout_s)
-        if native is None:
-            return None
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            native = self._native.accept(timeout_s)
+            if native is None:
+                return None
+            why = SWITCH.refusal()
+            if why is None:
+                break
+            LOG.warning("v3 peer %s is turned away: %s", native.peer, why)
+            dismiss(native, STOPPED)
+            native.close()
+            timeout_s = None if end is None else max(0.0, end - time.monotonic())
         # By now the token belongs to this peer, and must still do so after a restart.
         self._keep()
         return IncomingSession(native, self._options, self._serve, self._transport)
@@ -369,7 +383,12 @@ def make_v1_receiver(options: ReceiveOptions, on_v1: OnV1 | None) -> "V1Receiver
     # Imported late: the engine is not needed, nor its libraries, while nobody is to be served by it.
     from dwcp_fast.v1 import V1Options, V1Receiver
 
-    v1_options = V1Options(generation=options.v1_generation, payload_format=options.v1_payload)
+    v1_options = V1Options(
+        generation=options.v1_generation,
+        payload_format=options.v1_payload,
+        # A fleet that goes back to v1 does so at once. The memory of all transfers together stays bounded.
+        max_transfers=min(options.max_sessions, MAX_V1_TRANSFERS),
+    )
 
     def take(delivery: "V1Delivery") -> None:
         METER.count_v1_delivery(len(delivery.payload), delivery.wire_bytes, delivery.duration_s)

@@ -15,6 +15,7 @@ __all__ = [
     "BandwidthSchedule",
     "CommonContent",
     "Generation",
+    "Mode",
     "Payload",
     "Protocol",
     "ReceiveOptions",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 Protocol = Literal["auto", "v1", "v3"]
+Mode = Literal["auto", "datacenter", "internet", "hybrid"]
 Symlinks = Literal["keep", "refuse"]
 Generation = Literal["A", "B", "C"]
 Payload = Literal["hde", "raw"]
@@ -73,6 +75,9 @@ class SendOptions:
     Attributes:
         protocol: ``"v3"``, ``"v1"`` (one object, neither authenticated nor verified), or ``"auto"``: v3
             unless the rollout says otherwise for this node.
+        mode: What kind of link there is: ``"datacenter"``, ``"hybrid"`` or ``"internet"``, which stays as it
+            is asked for, or ``"auto"``, which is found from what the link shows, and found anew when that
+            changes. `streams`, `codec` and `congestion` go before it where they are asked for.
         streams: Number of lanes, 1 to 256; None leaves it to the policy, and to what is found while data
             flows if the peer is far.
         polite: Whether others on the link go first: ``congestion="auto"`` does not come to BBR then, which
@@ -82,6 +87,8 @@ class SendOptions:
             receiver, and what is shorter than 128 KiB is made with it if the receiver takes it.
         codec_model: File with a model for ``codec="auto"``, as ``dwcp select train`` makes it; None for the
             one that comes with the package.
+        link_memory: Whether ``codec="auto"`` begins with what the last session to the same address found out
+            about the link, and keeps what this one does, in ``links.json`` of the state directory.
         block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
         bandwidth_bits_per_s: Most bits per second on the wire, all lanes together; None for no limit.
         bandwidth_schedule: The same by the time of day, as :func:`parse_schedule` reads it, such as
@@ -109,11 +116,13 @@ class SendOptions:
     """
 
     protocol: Protocol = "auto"
+    mode: Mode = "auto"
     streams: int | None = None
     polite: bool = False
     codec: str = "auto"
     dictionary: CommonContent | None = None
     codec_model: Path | None = None
+    link_memory: bool = True
     block_bytes: int = MIB
     bandwidth_bits_per_s: int | None = None
     bandwidth_schedule: str | None = None
@@ -133,7 +142,9 @@ class SendOptions:
         for field in ("local_addresses", *(() if isinstance(self.base, str) else ("base",))):
             keep_tuple(self, field)
         check_choice("protocol", self.protocol, get_args(Protocol))
+        check_choice("mode", self.mode, get_args(Mode))
         check_flag("polite", self.polite)
+        check_flag("link_memory", self.link_memory)
         check_path("codec_model", self.codec_model)
         if self.streams is not None:
             check_int("streams", self.streams, 1, MAX_LANES)
@@ -183,6 +194,7 @@ class ReceiveOptions:
         dictionaries: Dictionaries that a sender need not give, since they are known by their digest.
         max_lanes: Most lanes of one session, 1 to 256.
         max_sessions: Most sessions of a listener at once; whoever comes beyond is told to try again.
+            Also most v1 transfers at once, where v1 is served.
         idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
         handshake_timeout_s: Seconds for the handshake of a lane.
         allow_v1: Networks (``"10.0.0.0/8"``) whose peers may use v1, which has neither authentication nor

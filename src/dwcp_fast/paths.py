@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dwcp_fast.policy.link import LinkCounts
+
 __all__ = ["LivePath", "PathReport"]
 
 
@@ -15,12 +17,14 @@ class LivePath:
         cwnd_bytes: Bytes that may be under way on all lanes together.
         delivery_bytes_per_s: Bytes per second that have last reached the peer, all lanes together.
         retransmitted_segments: TCP segments sent again in this transfer.
+        link: What was counted in this transfer, from which the mode is found.
     """
 
     rtt_ms: float
     cwnd_bytes: int
     delivery_bytes_per_s: int
     retransmitted_segments: int
+    link: LinkCounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from dwcp_fast.paths import LivePath, PathReport
 from dwcp_fast.policy.lanes import LaneChange
+from dwcp_fast.policy.link import LinkCounts
+from dwcp_fast.policy.mode import ModeSwitch
 from dwcp_fast.policy.selection import Selection
 from dwcp_fast.told import ProgressTold
 
@@ -123,6 +125,10 @@ class SendReport:
         selection: What ``codec="auto"`` chose, None if the codec was asked for.
         retransmits: TCP segments sent again.
         path: What TCP showed of the way to the receiver.
+        mode: The mode at the end: ``"datacenter"``, ``"hybrid"``, ``"internet"``, or ``"unknown"``; None with
+            v1, and where the receiver has dialled.
+        mode_switches: How the mode was changed during the transfer, with seconds from the beginning of the
+            session on.
     """
 
     protocol: str
@@ -156,12 +162,15 @@ class SendReport:
     codec_mix: tuple[CodecShare, ...] = ()
     selection: Selection | None = None
     path: PathReport | None = None
+    mode: str | None = None
+    mode_switches: tuple[ModeSwitch, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Give the fields as a dictionary of plain values."""
         return {
             **asdict(self),
             "why": dict(self.why),
+            "mode_switches": [{**asdict(switch), "why": switch.why} for switch in self.mode_switches],
             "codec_mix": [asdict(share) for share in self.codec_mix],
             "lane_changes": [asdict(change) for change in self.lane_changes],
         }
@@ -182,6 +191,7 @@ class SendReport:
             coded_wire=self.bytes_wire,
             lanes=self.lanes_used,
             hit_rate=delta_hit_rate(self.codec_mix, self.blocks_same) if self.protocol == "v3" else None,
+            mode=None if self.mode == "unknown" else self.mode,
         )
 
 
@@ -264,7 +274,8 @@ class ReceiveReport:
 def make_progress(told: ProgressTold) -> Progress:
     """Make of what the native side tells what callers get."""
     path = told["path"]
-    plain: dict[str, Any] = {**told, "path": LivePath(**path) if path else None}
+    live: dict[str, Any] = {**path, "link": LinkCounts(**path["link"])} if path else {}
+    plain: dict[str, Any] = {**told, "path": LivePath(**live) if path else None}
     return Progress(**plain)
 
 
@@ -290,6 +301,7 @@ def make_record(
     lanes: int,
     hit_rate: float | None,
     path: PathReport | None = None,
+    mode: str | None = None,
 ) -> dict[str, Any]:
     """Fill in the shared schema with what is known."""
     known: dict[str, Any] = {
@@ -304,6 +316,7 @@ def make_record(
         "bytes_tx": bytes_tx,
         "bytes_rx": bytes_rx,
         "retransmits": retransmits,
+        "dwcp_mode": mode,
         "transport_type": transport,
         "hde_compression_ratio": coded_raw / coded_wire if coded_wire else None,
         "hde_delta_hit_rate": hit_rate,

@@ -38,6 +38,8 @@ from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.received import Received
 from dwcp_fast.reports import Progress, ReceiveReport, SendReport
+from dwcp_fast.rollout.outcomes import failures_recorded, recorded
+from dwcp_fast.switching import SwitchingLink
 from dwcp_fast.throttle import check_rate
 from dwcp_fast.trust import Trust
 from dwcp_fast.waiting import Worker
@@ -272,7 +274,7 @@ class Session(Closing):
         link = self._sender()
         self._sending = True
         try:
-            return METER.measure("sent", link.protocol, link.progress, lambda: send(link))
+            return recorded(link.engine, lambda: send(link))
         finally:
             self._sending = False
 
@@ -324,11 +326,17 @@ class AsyncSession:
     async def send_paths(self, paths: Sequence[str | os.PathLike[str]]) -> SendReport:
         """Send files and directories; see :meth:`Session.send_paths`."""
         session = self._entered()
+        # A token of its own: that of the session is used up when the kill switch ends v3.
+        scanning = _core.Cancel()
 
         def send() -> SendReport:
-            return session.send_scan(scan_paths(paths, self._options, self._cancel))
+            return session.send_scan(scan_paths(paths, self._options, scanning))
 
-        return await self._worker.run(send, session.cancel)
+        def cancel() -> None:
+            scanning.cancel()
+            session.cancel()
+
+        return await self._worker.run(send, cancel)
 
     async def fetch(self, request: bytes = b"", *, timeout_s: float | None = None) -> Received:
         """Ask for buffers; see :meth:`Session.fetch`."""
@@ -452,4 +460,6 @@ def make_link(
         return FetchLink(target, trust, options, receive, cancel, events, engine)
     if engine.value == "v1":
         return V1Link(target, options, cancel, engine)
-    return V3Link(target, trust, options, cancel, events, engine)
+    made = SwitchingLink if options.protocol == "auto" else V3Link
+    with failures_recorded(lambda: engine.value):
+        return made(target, trust, options, cancel, events, engine)

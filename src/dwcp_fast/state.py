@@ -18,12 +18,14 @@ __all__ = [
     "client_identity",
     "forget_pairing",
     "keep_pairing",
+    "kept_links",
     "kept_pairing",
     "read_pairing",
     "sent_index",
     "served_pairing",
     "state_dir",
     "write_pairing",
+    "write_private",
 ]
 
 STATE_VARIABLE: Final = "DWCP_STATE_DIR"
@@ -56,6 +58,11 @@ def sent_index() -> Path:
     return state_dir() / "sent.index"
 
 
+def kept_links() -> Path:
+    """Give the file that remembers what links to receivers carry."""
+    return state_dir() / "links.json"
+
+
 def served_pairing(directory: Path) -> Path:
     """Give the file that keeps the pairing of whoever serves a directory, so that it outlives the process.
 
@@ -84,7 +91,7 @@ def client_identity() -> _core.Identity:
         return _core.Identity.from_blob(read_secret(path))
     identity = _core.Identity.generate()
     try:
-        write_secret(path, identity.to_blob(), replace=False)
+        write_private(path, identity.to_blob(), replace=False)
     except FileExistsError:
         # Another process was faster; both must use the same one.
         return _core.Identity.from_blob(read_secret(path))
@@ -179,7 +186,7 @@ def write_pairing(path: Path, pairing: KeptPairing) -> None:
         "tickets": base64.b64encode(pairing.tickets).decode(),
         "port": pairing.port,
     }
-    write_secret(path, json.dumps(told).encode(), replace=True)
+    write_private(path, json.dumps(told).encode(), replace=True)
 
 
 def forget_pairing(into: Path) -> None:
@@ -207,15 +214,27 @@ def read_secret(path: Path) -> bytes:
         return file.read(MAX_KEPT_BYTES)
 
 
-def write_secret(path: Path, data: bytes, *, replace: bool) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
+def write_private(path: Path, data: bytes, *, replace: bool, sync: bool = True) -> None:
+    """Write a file that only its owner may read, whole or not at all.
+
+    Args:
+        path: The file, in a directory that exists.
+        data: What it is to hold.
+        replace: Whether one that exists is replaced.
+        sync: Whether it has to be whole after a crash of the machine, too.
+
+    Raises:
+        FileExistsError: It exists and is not to be replaced.
+        OSError: It cannot be written.
+    """
     staged = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         if replace:
             staged.replace(path)
         else:

@@ -7,12 +7,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActionTold",
+    "CountsTold",
     "EventsTold",
     "FetchSettings",
     "LaneChangeTold",
+    "LinkTold",
     "LivePathTold",
     "PatchTold",
     "PathTold",
+    "ProbeSettings",
+    "ProbeTold",
     "ProgressTold",
     "ReceiveSettings",
     "ReceiveTold",
@@ -74,6 +78,8 @@ class SelectionTold(TypedDict):
     reasons: dict[str, int]
     price: float
     link_bytes_per_s: float | None
+    link_was_limit: bool
+    known_bytes_per_s: float | None
     processors: float
     blocked_share: float
     trials: int
@@ -106,6 +112,18 @@ class PathTold(TypedDict):
     limits: dict[str, float] | None
 
 
+class LinkTold(TypedDict):
+    """What TCP counted in the transfer so far."""
+
+    lane_seconds: float
+    cwnd_seconds: float
+    waiting_seconds: float
+    queued_seconds: float
+    acked_bytes: int
+    lost_segments: int
+    rtt_ms: float | None
+
+
 class LivePathTold(TypedDict):
     """What TCP shows of the path at present."""
 
@@ -113,6 +131,33 @@ class LivePathTold(TypedDict):
     cwnd_bytes: int
     delivery_bytes_per_s: int
     retransmitted_segments: int
+    link: LinkTold
+
+
+class ProbeSettings(TypedDict):
+    """How to probe."""
+
+    lanes: int
+    burst_s: float
+    burst_bytes: int
+    connect_timeout_s: float
+    local_addresses: list[str]
+
+
+CountsTold = tuple[float, LinkTold]
+"""What was counted, and when."""
+
+
+class ProbeTold(TypedDict):
+    """What a probe has seen."""
+
+    peer: str
+    lanes: int
+    handshake_ms: float
+    relayed: bool
+    calm: PathTold | None
+    burst: PathTold | None
+    counts: list[CountsTold]
 
 
 class SendTold(TypedDict):
@@ -195,10 +240,12 @@ class SendSettings(TypedDict):
 
     lanes: int
     adaptive: tuple[int, int, int] | None
+    far: bool | None
     block_bytes: int
     codec: str
     dictionary: "_core.Dictionary | None"
     codec_model: "_core.SelectorModel | None"
+    known_link: tuple[float, bool] | None
     idle_timeout_s: float
     connect_timeout_s: float
     reconnect_s: float
@@ -215,6 +262,7 @@ class FetchSettings(TypedDict):
 
     lanes: int
     adaptive: tuple[int, int, int] | None
+    far: bool | None
     max_block_bytes: int
     max_entries: int
     max_object_bytes: int

@@ -10,9 +10,10 @@ from collections.abc import Callable
 class Forwarder(ABC):
     """Joins each connection that comes with one to `target`, which may be set anew."""
 
-    def __init__(self, target: tuple[str, int]) -> None:
-        """Let connections in from now on; to be called when all else is there."""
+    def __init__(self, target: tuple[str, int], source: str | None = None) -> None:
+        """Let connections in from now on, and dial from `source`; to be called when all else is there."""
         self.target = target
+        self._source = None if source is None else (source, 0)
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
         self._threads: list[threading.Thread] = []
@@ -50,7 +51,7 @@ class Forwarder(ABC):
             except OSError:
                 return
             try:
-                far = socket.create_connection(self.target, timeout=10)
+                far = socket.create_connection(self.target, timeout=10, source_address=self._source)
             except OSError:
                 near.close()
                 continue

@@ -1,6 +1,7 @@
 """The four pairs of v1 and v3, on one port."""
 
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from dwcp_fast import errors
 from dwcp_fast.v1 import V1Options, V1Receiver, send_v1
+from dwcp_fast.v1.chunks import AMST_HEADER
 
 from .conftest import WAIT_S, Machine
 from .relay import Relay
@@ -98,6 +100,25 @@ def test_a_v1_peer_that_stalls_does_not_hold_up_the_others(machine: Machine, sta
             stalled.sendall(b"\0\0\0")
             assert machine.send(state, "--to", recv.pairing).code == 0
         assert recv.wait_for("received")["verified"] is True
+
+
+def test_a_fleet_that_goes_back_to_v1_at_once_is_taken(machine: Machine) -> None:
+    with machine.recv("--allow-v1") as recv, ExitStack() as stack:
+        host, _, port = recv.address.rpartition(":")
+        senders = []
+        for number in range(1, 21):
+            # v1 tells its peers apart by address alone.
+            source = (f"127.0.8.{number}", 0)
+            sender = socket.create_connection((host, int(port)), WAIT_S, source_address=source)
+            stack.enter_context(sender)
+            sender.sendall(AMST_HEADER.pack(0, 0, 10, 20) + bytes(10))
+            senders.append(sender)
+        # Whoever was turned away would be told within a moment, and this takes one.
+        assert machine.send(__file__, "--to", recv.address, "--protocol", "v1").code == 0
+        for sender in senders:
+            sender.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                sender.recv(1)
 
 
 def test_the_sender_of_the_library_is_served_too(machine: Machine) -> None:

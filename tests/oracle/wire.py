@@ -237,6 +237,12 @@ def dictionary(head: Fields) -> dict[str, Any]:
     return out | {"content_hex": content.hex()}
 
 
+def fill(head: Fields) -> dict[str, Any]:
+    length = len(head.rest())
+    require(1 <= length <= 65_536, "a fill of another length")
+    return {"length": length}
+
+
 def nothing(_head: Fields) -> dict[str, Any]:
     return {}
 
@@ -260,6 +266,7 @@ FRAMES = {
     0x10: ("keepalive", nothing),
     0x11: ("fetch", fetch),
     0x12: ("dictionary", dictionary),
+    0x13: ("fill", fill),
 }
 
 

@@ -4,13 +4,15 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::NetError;
-use crate::transport::{Closer, PathInfo, Transport, congestion_on_offer, try_congestion};
+use crate::transport::{
+    Closer, PathInfo, Transport, congestion_by_default, congestion_on_offer, try_congestion,
+};
 
 /// The longest name that Linux has room for.
 const MAX_NAME: usize = 15;
 
 /// Whoever answers faster is near: there, what is lost is back before it is missed, and the system's own choice serves.
-const FAR: Duration = Duration::from_millis(10);
+pub(crate) const FAR: Duration = Duration::from_millis(10);
 
 /// What is asked for on paths that are far: one that gives way to others, and one that does not mind losses.
 const YIELDING: &str = "cubic";
@@ -93,6 +95,20 @@ impl Congestion {
                 let offered = present.unwrap_or_default();
                 Err(NetError::Congestion { name: name.clone(), offered })
             }
+        }
+    }
+}
+
+impl Congestion {
+    /// Has a connection over which data flow use it from now on, to a peer that has become far or near.
+    pub(crate) fn refit(&self, lane: &Closer, is_far: bool) {
+        if !matches!(self, Congestion::Auto | Congestion::Yielding) {
+            return;
+        }
+        let name = if is_far { Some(YIELDING.to_owned()) } else { congestion_by_default() };
+        let Some(name) = name.filter(|name| lane.congestion().as_ref() != Some(name)) else { return };
+        if let Err(error) = lane.set_congestion(&name) {
+            log::debug!("{name} is not to be had: {error}");
         }
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dwcp_proto::frame::{
-    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, Frame, Hello, Secret, Security, SessionId, Takes, Welcome,
+    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, FEATURE_FILL, Frame, Hello, Secret, Security, SessionId,
+    Takes, Welcome,
 };
 use dwcp_proto::limits::PREFACE_BYTES;
 use dwcp_proto::{error::SessionError, preface};
@@ -49,6 +50,8 @@ pub(crate) struct DialOptions {
     pub(crate) fetches: Option<Takes>,
     /// This side has a dictionary to offer, or takes those that it is offered.
     pub(crate) dictionaries: bool,
+    /// This side would like to send FILL.
+    pub(crate) fills: bool,
     /// Where lanes come from, in turn; the system chooses if there is none.
     pub(crate) local_addresses: Vec<IpAddr>,
 }
@@ -88,6 +91,10 @@ impl Plan {
     }
 }
 
+/// A peer that takes so long to answer TCP is far. One that is behind something on this machine is as far as it takes to
+/// answer by itself, and it may be busy.
+const FAR: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(25)];
+
 /// A lane that was let in.
 pub(crate) struct Dialled {
     pub(crate) lane: Lane,
@@ -101,9 +108,12 @@ pub(crate) struct Dialled {
 impl Dialled {
     /// Whether the way to the peer is so long that the number of lanes may matter.
     pub(crate) fn is_far(&self) -> bool {
-        /// A peer that is behind something on this machine is as far as it takes to answer, and it may be busy.
-        const FAR: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(25)];
         self.round_trip >= FAR[0] || self.answer_time >= FAR[1]
+    }
+
+    /// Whether the peer seems to be behind something near, which answers for it: then TCP tells nothing of the way.
+    pub(crate) fn is_relayed(&self) -> bool {
+        self.round_trip < FAR[0] && self.answer_time >= FAR[1]
     }
 }
 
@@ -126,7 +136,6 @@ pub(crate) fn open_lane(
     join: Option<(SessionId, Secret)>,
     halts: (&Cancel, &Cancel),
 ) -> Result<Dialled, NetError> {
-    let _slot = plan.slots.take(halts.0)?;
     let leave = plan.breaker.enter(halts.0)?;
     let made = make_from_some(plan, number, join, halts);
     match &made {
@@ -177,6 +186,7 @@ fn make_lane(
     (cancel, halt): (&Cancel, &Cancel),
 ) -> Result<Dialled, NetError> {
     let options = &plan.options;
+    let slot = plan.slots.take(cancel)?;
     let (stream, round_trip) = dial(&plan.address, from, options.socket_buffer_bytes, limit, cancel)?;
     let patience = Patience::for_time(limit);
     let tcp = TcpTransport::new(stream)?;
@@ -200,7 +210,8 @@ fn make_lane(
         version: ours.1,
         security,
         lane: number,
-        features: if options.dictionaries { FEATURE_DICTIONARY } else { 0 },
+        features: (if options.dictionaries { FEATURE_DICTIONARY } else { 0 })
+            | if options.fills { FEATURE_FILL } else { 0 },
         session,
         secret,
         max_block: options.max_block,
@@ -209,6 +220,8 @@ fn make_lane(
     // HELLO does not wait for the answer to the preface: that would cost every lane a round trip.
     let greeted = Instant::now();
     lane.send_behind(&preface::encode(ours.0, ours.1), &Frame::Hello(hello))?;
+    // Whoever connects next comes to the listener after this.
+    drop(slot);
     let mut answer = [0; PREFACE_BYTES];
     lane.recv_bytes(&mut answer).map_err(|error| explain(error, security))?;
     let answer_time = greeted.elapsed();

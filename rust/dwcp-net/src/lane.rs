@@ -9,6 +9,7 @@ use dwcp_proto::{FrameDecoder, FrameEncoder};
 
 use crate::cancel::{Cancel, Registration};
 use crate::congestion::{Congestion, is_far};
+use crate::distance::Distance;
 use crate::error::NetError;
 use crate::limiter::Limiter;
 use crate::transport::{Closer, IO_BYTES, Patience, Transport, WakeReceiver};
@@ -87,15 +88,16 @@ impl Lane {
         &*self.transport
     }
 
-    /// Has the system use `congestion` for what the lane sends, where losses are known to be `at_random` or not, and fill
-    /// a long path unless the size of its buffers was `sized` by the caller.
+    /// Has the system use `congestion` for what the lane sends to a peer that is taken to be at a `distance`, where losses
+    /// are known to be `at_random` or not, and fill a long path unless the size of its buffers was `sized` by the caller.
     pub(crate) fn control(
         &mut self,
         congestion: &Congestion,
+        distance: Distance,
         at_random: bool,
         sized: bool,
     ) -> Result<(), NetError> {
-        let is_far = is_far(&*self.transport);
+        let is_far = distance.is_far(is_far(&*self.transport));
         if is_far && !sized {
             self.transport.widen();
         }

@@ -9,6 +9,7 @@ mod breaker;
 mod cancel;
 mod congestion;
 mod dial;
+mod distance;
 mod error;
 mod fetch;
 mod lane;
@@ -26,15 +27,16 @@ pub mod transport;
 
 pub use cancel::Cancel;
 pub use congestion::Congestion;
+pub use distance::{Distance, Relocation};
 pub use error::NetError;
 pub use fetch::{FetchOptions, FetchSession};
 pub use lanes::{LaneChange, LaneRange, LaneReason};
 pub use listen::{Arrival, Cidr, Listener, ServeV1, V1Gate};
 pub use receive::{ReceiveOptions, ReceiveSession};
 pub use report::{
-    CodecShare, Event, Limits, LivePath, Observer, PathReport, Progress, ReceiveReport, SendReport,
-    Unobserved, thread_cpu,
+    CodecShare, Event, Limits, LinkCounts, LivePath, Observer, PathReport, Progress, ReceiveReport,
+    SendReport, Unobserved, thread_cpu,
 };
-pub use send::{CodecChoice, Selection, SendOptions, SendSession};
+pub use send::{CodecChoice, ProbeOptions, ProbeReport, Selection, SendOptions, SendSession, probe};
 pub use serve::ServeSession;
 pub use tally::{EventCounts, Tally};

@@ -130,6 +130,28 @@ pub struct LivePath {
     pub delivery_bytes_per_s: u64,
     /// TCP segments sent again in this transfer.
     pub retransmitted_segments: u64,
+    /// What was counted in this transfer.
+    pub link: LinkCounts,
+}
+
+/// What TCP counted on the lanes at each look, added up since the transfer began. Times are those of all lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkCounts {
+    /// The time of the lanes.
+    pub lanes: Duration,
+    /// Of that, what was for the path: there was something to send, and neither the receiver's window nor this side's
+    /// buffer held it up.
+    pub cwnd: Duration,
+    /// In which bytes waited in the system for their first sending.
+    pub waiting: Duration,
+    /// In which round trips were so much longer than the shortest that they must have stood in a queue.
+    pub queued: Duration,
+    /// Bytes that the peer has acknowledged.
+    pub acked_bytes: u64,
+    /// Segments sent again.
+    pub lost_segments: u64,
+    /// The round trip at the last look, the median of the lanes that something was acknowledged on since the one before.
+    pub rtt: Option<Duration>,
 }
 
 /// What held the lanes up while they sent, as shares of their time that add up to one.

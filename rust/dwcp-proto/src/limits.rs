@@ -39,6 +39,8 @@ pub const WRITTEN_RUN: usize = WRITTEN_HEAD / 16;
 pub const MAX_REQUEST: usize = 65_536;
 /// Longest dictionary of a transfer: what the head of a DICTIONARY holds.
 pub const MAX_DICTIONARY: usize = MAX_HEAD - 24;
+/// Longest FILL.
+pub const MAX_FILL: usize = 65_536;
 /// Longest text of an ERROR.
 pub const MAX_TEXT: usize = 1_024;
 /// Most BLOCK and SAME frames of a lane that are not acknowledged.

@@ -9,7 +9,7 @@ use dwcp_proto::frame::{
     FEATURE_FETCH, Fetch, Finish, Frame, FrameDecoder, FrameEncoder, Have, HaveSource, Hello, ManifestPart,
     Nack, NackReason, Offer, Same, Secret, Security, SessionId, Takes, TransferId, Welcome,
 };
-use dwcp_proto::limits::{HEADER_BYTES, MAX_BLOCK, MAX_ENTRIES, MAX_OBJECT};
+use dwcp_proto::limits::{HEADER_BYTES, MAX_BLOCK, MAX_ENTRIES, MAX_FILL, MAX_OBJECT};
 use dwcp_proto::manifest::{Candidate, Entry, EntryKind};
 use proptest::collection::vec;
 use proptest::option;
@@ -158,6 +158,7 @@ fn session_frame() -> impl Strategy<Value = (Frame, u32)> {
             error,
             Just(Frame::Close),
             Just(Frame::KeepAlive),
+            (1..=MAX_FILL as u32).prop_map(Frame::Fill),
             (any::<u32>(), vec(any::<u8>(), 0..100))
                 .prop_map(|(number, request)| Frame::Fetch(Fetch { number, request })),
             (digest(), vec(any::<u8>(), 1..100), 0..4_u8).prop_map(|(digest, bytes, word)| {
@@ -276,16 +277,16 @@ proptest! {
         let longer = [head, &[byte]].concat();
         for head in [&longer[..], &head[..head.len().saturating_sub(1)]] {
             if head.len() != bytes.len() - HEADER_BYTES {
-                let text_of_error = matches!(frame, Frame::Error(_) | Frame::Fetch(_));
+                let of_any_length = matches!(frame, Frame::Error(_) | Frame::Fetch(_) | Frame::Fill(_));
                 let refused = decoded(&resealed(bytes[0], body_len, head), true).is_err();
-                prop_assert!(refused || text_of_error);
+                prop_assert!(refused || of_any_length);
             }
         }
     }
 
     #[test]
     fn arbitrary_head_with_a_valid_check_never_panics(
-        kind in 0..=0x13_u8, body_len in 0..200_u32, head in vec(any::<u8>(), 0..300)
+        kind in 0..=0x14_u8, body_len in 0..200_u32, head in vec(any::<u8>(), 0..300)
     ) {
         for in_session in [false, true] {
             if let Ok((frame, body_len)) = decoded(&resealed(kind, body_len, &head), in_session) {

@@ -19,6 +19,7 @@ mod native;
 mod observer;
 mod owner;
 mod pages;
+mod probe;
 mod receive;
 mod report;
 mod security;
@@ -54,6 +55,8 @@ mod _core {
     use super::observer::event_counts;
     #[pymodule_export]
     use super::pages::{compress_pages, decompress_pages_into};
+    #[pymodule_export]
+    use super::probe::probe_link;
     #[pymodule_export]
     use super::receive::{Listener, Receiver, staged_transfers};
     #[pymodule_export]

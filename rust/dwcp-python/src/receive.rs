@@ -176,6 +176,13 @@ impl Receiver {
         Ok(py.detach(|| session.progress()).into())
     }
 
+    /// End the session and tell the sender why; a call that waits raises that it was cancelled.
+    fn dismiss(&self, py: Python<'_>, reason: &str) -> PyResult<()> {
+        let session = self.session.object(py)?;
+        py.detach(|| session.dismiss(reason));
+        Ok(())
+    }
+
     /// End the session; a second time does nothing. What is staged stays.
     fn close(&self, py: Python<'_>) {
         self.session.close_with(py, ReceiveSession::close);

@@ -6,8 +6,8 @@ use dwcp_codec::CodecId;
 use dwcp_codec::block::BlockKind;
 use dwcp_codec::select::{Action, Reason};
 use dwcp_net::{
-    CodecShare, LaneChange as NetLaneChange, Limits as NetLimits, LivePath, PathReport,
-    Progress as NetProgress, ReceiveReport as NetReceiveReport, Selection as NetSelection,
+    CodecShare, LaneChange as NetLaneChange, Limits as NetLimits, LinkCounts as NetLinkCounts, LivePath,
+    PathReport, Progress as NetProgress, ReceiveReport as NetReceiveReport, Selection as NetSelection,
     SendReport as NetSendReport,
 };
 use pyo3::prelude::*;
@@ -61,6 +61,8 @@ struct Selection {
     reasons: BTreeMap<&'static str, u64>,
     price: f64,
     link_bytes_per_s: Option<f64>,
+    link_was_limit: bool,
+    known_bytes_per_s: Option<f64>,
     processors: f64,
     blocked_share: f64,
     trials: u32,
@@ -85,6 +87,8 @@ impl From<NetSelection> for Selection {
             reasons: reasons.map(|(reason, blocks)| (reason.name(), blocks)).collect(),
             price: summary.price,
             link_bytes_per_s: summary.link_bytes_per_s,
+            link_was_limit: summary.link_was_limit,
+            known_bytes_per_s: summary.known_bytes_per_s,
             processors: summary.processors,
             blocked_share: summary.blocked_share,
             trials: summary.trials,
@@ -120,7 +124,7 @@ struct Limits {
 
 /// What TCP showed of the path of a transfer.
 #[derive(IntoPyObject)]
-struct Path {
+pub struct Path {
     rtt_ms: f64,
     min_rtt_ms: Option<f64>,
     jitter_ms: f64,
@@ -158,6 +162,33 @@ impl From<PathReport> for Path {
     }
 }
 
+/// What TCP counted in the transfer so far.
+#[derive(IntoPyObject)]
+pub struct LinkCounts {
+    lane_seconds: f64,
+    cwnd_seconds: f64,
+    waiting_seconds: f64,
+    queued_seconds: f64,
+    acked_bytes: u64,
+    lost_segments: u64,
+    rtt_ms: Option<f64>,
+}
+
+impl From<NetLinkCounts> for LinkCounts {
+    fn from(link: NetLinkCounts) -> LinkCounts {
+        let NetLinkCounts { lanes, cwnd, waiting, queued, acked_bytes, lost_segments, rtt } = link;
+        LinkCounts {
+            lane_seconds: lanes.as_secs_f64(),
+            cwnd_seconds: cwnd.as_secs_f64(),
+            waiting_seconds: waiting.as_secs_f64(),
+            queued_seconds: queued.as_secs_f64(),
+            acked_bytes,
+            lost_segments,
+            rtt_ms: rtt.map(|time| time.as_secs_f64() * 1e3),
+        }
+    }
+}
+
 /// What TCP shows of the path at present.
 #[derive(IntoPyObject)]
 struct Live {
@@ -165,13 +196,14 @@ struct Live {
     cwnd_bytes: u64,
     delivery_bytes_per_s: u64,
     retransmitted_segments: u64,
+    link: LinkCounts,
 }
 
 impl From<LivePath> for Live {
     fn from(path: LivePath) -> Live {
-        let LivePath { rtt, cwnd_bytes, delivery_bytes_per_s, retransmitted_segments } = path;
+        let LivePath { rtt, cwnd_bytes, delivery_bytes_per_s, retransmitted_segments, link } = path;
         let rtt_ms = rtt.as_secs_f64() * 1e3;
-        Live { rtt_ms, cwnd_bytes, delivery_bytes_per_s, retransmitted_segments }
+        Live { rtt_ms, cwnd_bytes, delivery_bytes_per_s, retransmitted_segments, link: link.into() }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dwcp_net::SendSession;
+use dwcp_net::{Relocation, SendSession};
 use dwcp_proto::Manifest;
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::EntryKind;
@@ -21,7 +21,7 @@ use crate::observer;
 use crate::owner::Owned;
 use crate::report::{Progress, SendReport};
 use crate::security::DialSecurity;
-use crate::settings::SendSettings;
+use crate::settings::{SendSettings, distance, range, seconds};
 
 /// What is to be sent of a file system, read once.
 #[pyclass(frozen, module = "dwcp_fast._core")]
@@ -164,6 +164,23 @@ impl Sender {
         let session = self.session.object(py)?;
         py.detach(|| session.set_bandwidth_limit(bytes_per_s));
         Ok(())
+    }
+
+    /// Whether the receiver was taken to be far when the session was opened.
+    #[getter]
+    fn is_far(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.session.object(py)?.is_far())
+    }
+
+    /// Go by another way from now on, with lanes between these numbers, far or near, and a round trip of so many seconds.
+    fn relocate(&self, py: Python<'_>, lanes: (u16, u16, u16), far: bool, round_trip_s: f64) -> PyResult<()> {
+        let session = self.session.object(py)?;
+        let relocation = Relocation {
+            lanes: range(lanes),
+            distance: distance(Some(far)),
+            round_trip: seconds(round_trip_s)?,
+        };
+        py.detach(|| session.relocate(relocation)).map_err(|error| Failure::Connect(error).raise(py))
     }
 
     /// Say goodbye; a second time does nothing.

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dwcp_net::{CodecChoice, FetchOptions, LaneRange, SendOptions};
+use dwcp_codec::select::KnownLink;
+use dwcp_net::{CodecChoice, Distance, FetchOptions, LaneRange, SendOptions};
 use dwcp_proto::Limits;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -21,6 +22,8 @@ pub struct SendSettings {
     pub lanes: u16,
     /// Fewest, first and most connections to a receiver that is far, if their number is to be found.
     pub adaptive: Option<(u16, u16, u16)>,
+    /// Whether the receiver is taken to be far, or near; none leaves that to the handshake.
+    pub far: Option<bool>,
     /// Block length in bytes.
     pub block_bytes: u32,
     /// Codec by name, or `auto`.
@@ -29,6 +32,8 @@ pub struct SendSettings {
     pub dictionary: Option<Py<Dictionary>>,
     /// What predicts for `auto`; without it `auto` goes by what earlier blocks gave.
     pub codec_model: Option<Py<SelectorModel>>,
+    /// What an earlier session has found out about the link: bytes a second, and whether everything waited for it.
+    pub known_link: Option<(f64, bool)>,
     /// Silence that a lane may last, in seconds.
     pub idle_timeout_s: f64,
     /// Time for a handshake, in seconds.
@@ -60,9 +65,11 @@ impl SendSettings {
         Ok(SendOptions {
             lanes: self.lanes,
             adaptive: self.adaptive.map(range),
+            distance: distance(self.far),
             block_bytes: self.block_bytes,
             codec,
             dictionary: self.dictionary.map(|dictionary| Arc::clone(dictionary.get().shared())),
+            known_link: self.known_link.map(|(bytes_per_s, was_limit)| KnownLink { bytes_per_s, was_limit }),
             idle_timeout: seconds(self.idle_timeout_s)?,
             connect_timeout: seconds(self.connect_timeout_s)?,
             reconnect_for: seconds(self.reconnect_s)?,
@@ -84,6 +91,8 @@ pub struct FetchSettings {
     pub lanes: u16,
     /// Fewest, first and most connections to a listener that is far, if their number is to be found.
     pub adaptive: Option<(u16, u16, u16)>,
+    /// Whether the listener is taken to be far, or near; none leaves that to the handshake.
+    pub far: Option<bool>,
     /// Longest block in bytes.
     pub max_block_bytes: u32,
     /// Most entries of a transfer.
@@ -119,6 +128,7 @@ impl FetchSettings {
         Ok(FetchOptions {
             lanes: self.lanes,
             adaptive: self.adaptive.map(range),
+            distance: distance(self.far),
             limits,
             dictionaries: shared(&self.dictionaries),
             idle_timeout: seconds(self.idle_timeout_s)?,
@@ -163,12 +173,22 @@ pub fn shared(dictionaries: &[Py<Dictionary>]) -> Arc<[Arc<dwcp_codec::Dictionar
     dictionaries.iter().map(|dictionary| Arc::clone(dictionary.get().shared())).collect()
 }
 
-fn range((least, start, most): (u16, u16, u16)) -> LaneRange {
+/// Between which numbers of lanes to choose.
+pub fn range((least, start, most): (u16, u16, u16)) -> LaneRange {
     LaneRange { least, start, most }
 }
 
+/// How far the peer is taken to be.
+pub fn distance(far: Option<bool>) -> Distance {
+    match far {
+        None => Distance::Measured,
+        Some(false) => Distance::Near,
+        Some(true) => Distance::Far,
+    }
+}
+
 /// Addresses from text; what Python checked does not fail.
-fn addresses(texts: &[String]) -> PyResult<Vec<IpAddr>> {
+pub fn addresses(texts: &[String]) -> PyResult<Vec<IpAddr>> {
     let read = |text: &String| {
         text.parse().map_err(|error| PyValueError::new_err(format!("the address {text:?}: {error}")))
     };

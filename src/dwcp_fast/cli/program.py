@@ -11,9 +11,11 @@ from dwcp_fast.cli.delta import delta
 from dwcp_fast.cli.demo import demo
 from dwcp_fast.cli.dictionary import dictionary
 from dwcp_fast.cli.doctor import doctor
+from dwcp_fast.cli.link import link
 from dwcp_fast.cli.output import report_failure, report_usage
 from dwcp_fast.cli.pull import pull
 from dwcp_fast.cli.recv import recv
+from dwcp_fast.cli.rollout import rollout
 from dwcp_fast.cli.select import select
 from dwcp_fast.cli.send import send
 from dwcp_fast.cli.serve import serve
@@ -77,6 +79,8 @@ program.add_command(delta)
 program.add_command(dictionary)
 program.add_command(snap)
 program.add_command(select)
+program.add_command(rollout)
+program.add_command(link)
 program.add_command(doctor)
 program.add_command(config)
 program.add_command(demo)

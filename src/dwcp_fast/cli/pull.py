@@ -8,6 +8,7 @@ from dwcp_fast.cli.inbox import describe_received
 from dwcp_fast.cli.output import Output, output_options
 from dwcp_fast.cli.security import security_options, server_name_option
 from dwcp_fast.cli.transfer import (
+    MODE,
     POLITE,
     STREAMS,
     TIMEOUT,
@@ -18,7 +19,7 @@ from dwcp_fast.cli.transfer import (
     writing_options,
 )
 from dwcp_fast.cli.units import help_with_example
-from dwcp_fast.options import ReceiveOptions, SendOptions
+from dwcp_fast.options import Mode, ReceiveOptions, SendOptions
 from dwcp_fast.session import connect
 from dwcp_fast.trust import Insecure, MutualTls
 
@@ -36,6 +37,7 @@ __all__ = ["pull"]
 )
 @click.argument("source", metavar="PAIRING|HOST:PORT")
 @click.argument("into", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
+@MODE
 @STREAMS
 @POLITE
 @TIMEOUT
@@ -48,6 +50,7 @@ __all__ = ["pull"]
 def pull(
     source: str,
     into: Path,
+    mode: Mode,
     streams: int | None,
     polite: bool,
     timeout: float | None,
@@ -58,7 +61,9 @@ def pull(
     printer: Output,
 ) -> None:
     """Fetch what ``dwcp serve`` has."""
-    options = SendOptions(protocol="v3", streams=streams, polite=polite, timeout_s=timeout, **redialling)
+    options = SendOptions(
+        protocol="v3", mode=mode, streams=streams, polite=polite, timeout_s=timeout, **redialling
+    )
     receive = ReceiveOptions(**writing)
     session = connect(source, trust=trust, options=options, receive=receive, events=printer.event)
     with session, printer.progress("fetching", session.progress):

@@ -9,6 +9,7 @@ from dwcp_fast.cli.files import FILE
 from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.security import security_options, server_name_option
 from dwcp_fast.cli.transfer import (
+    MODE,
     POLITE,
     STREAMS,
     SYMLINKS,
@@ -20,13 +21,15 @@ from dwcp_fast.cli.transfer import (
 )
 from dwcp_fast.cli.units import help_with_example
 from dwcp_fast.cli.v1 import Dialect, v1_options
-from dwcp_fast.engine import engine_for
+from dwcp_fast.engine import current_flags, engine_for
 from dwcp_fast.links import ScannedPaths, scan_paths
-from dwcp_fast.options import Protocol, SendOptions, Symlinks
+from dwcp_fast.options import Mode, Protocol, SendOptions, Symlinks
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.lanes import choose_lanes
+from dwcp_fast.policy.mode import choose_mode
 from dwcp_fast.reports import SendReport
+from dwcp_fast.rollout.flags import component_refusal
 from dwcp_fast.session import connect
 from dwcp_fast.trust import Insecure, MutualTls, address_of
 
@@ -51,9 +54,16 @@ __all__ = ["send"]
     show_default=True,
     help="Which engine.",
 )
+@MODE
 @STREAMS
 @POLITE
 @encoding_options("all lanes together send")
+@click.option(
+    "--link-memory/--no-link-memory",
+    default=True,
+    show_default=True,
+    help="Whether --codec auto begins with what the last session found out about the link, and keeps it.",
+)
 @TIMEOUT
 @redialling_options("receiver")
 @click.option(
@@ -74,9 +84,11 @@ def send(
     paths: tuple[Path, ...],
     to: str,
     protocol: Protocol,
+    mode: Mode,
     streams: int | None,
     polite: bool,
     encoding: Encoding,
+    link_memory: bool,
     timeout: float | None,
     redialling: Redialling,
     base: tuple[str, ...],
@@ -89,8 +101,10 @@ def send(
     """Send files and directories."""
     options = SendOptions(
         protocol=protocol,
+        mode=mode,
         streams=streams,
         polite=polite,
+        link_memory=link_memory,
         timeout_s=timeout,
         base=make_base(base),
         symlinks=symlinks,
@@ -130,7 +144,8 @@ def tell_plan(output: Output, scan: ScannedPaths, options: SendOptions, target: 
     """Print what would be done."""
     choices: list[Choice[Any]] = [
         engine_for(options.protocol),
-        choose_codec(options.codec),
+        choose_mode(options.mode, flags=current_flags()),
+        choose_codec(options.codec, refusal=component_refusal("compression")),
         choose_lanes(options.streams, polite=options.polite),
     ]
     why = {choice.name: f"{choice.value}: {choice.why}" for choice in choices}

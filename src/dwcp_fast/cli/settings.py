@@ -22,13 +22,17 @@ from typing import Any, Final
 import click
 
 from dwcp_fast.errors import ConfigError
+from dwcp_fast.rollout.flags import FILE_VARIABLE, FLAGS_VARIABLE, NODE_VARIABLE
+from dwcp_fast.rollout.outcomes import OUTCOMES_VARIABLE
+from dwcp_fast.state import STATE_VARIABLE
 
 __all__ = ["PROJECT_FILE", "Setting", "default_map", "environment_faults", "faults", "settings", "user_file"]
 
 PROJECT_FILE: Final = Path("dwcp.toml")
 MAX_FILE_BYTES: Final = 1 << 20
 PREFIX: Final = "DWCP"
-KNOWN_VARIABLES: Final = ("DWCP_FLAGS_FILE", "DWCP_STATE_DIR")
+KNOWN_VARIABLES: Final = (FILE_VARIABLE, FLAGS_VARIABLE, NODE_VARIABLE, OUTCOMES_VARIABLE, STATE_VARIABLE)
+"""Variables that belong to no single command."""
 PAIRING_SCHEME: Final = "dwcp://"
 
 ONLY_BY_HAND: Final = frozenset({"insecure", "allow-v1", "protocol"})
@@ -188,14 +192,14 @@ def settings(program: click.Group) -> Iterator[Setting]:
     files = [(str(path), named_as_parameters(program, table)) for path, table in read_files()]
     for path, leaf in leaves_of(program):
         for option in options_of(leaf):
-            variable = variable_of(path, option)
             value, origin = plain_default(option), "default"
             for where, table in files:
                 found = lookup(table, path)
                 if option.name in found:
                     value, origin = found[option.name], where
-            if os.environ.get(variable):
-                value, origin = os.environ[variable], variable
+            for variable in (variable_of(path, option), *shared_variables(option)):
+                if os.environ.get(variable):
+                    value, origin = os.environ[variable], variable
             yield Setting(" ".join(path), key_of(option), shown(value), origin)
 
 
@@ -226,6 +230,12 @@ def variable_word(word: str) -> str:
 def variable_of(path: Path_, option: click.Option) -> str:
     """Give the variable of an option."""
     return "_".join([PREFIX, *map(variable_word, path), variable_word(option.name or "")])
+
+
+def shared_variables(option: click.Option) -> list[str]:
+    """Give the variables that an option has in common with others; they go before its own."""
+    named = option.envvar
+    return [named] if isinstance(named, str) else list(named or ())
 
 
 def context_of(command: click.Command, path: Path_) -> click.Context:

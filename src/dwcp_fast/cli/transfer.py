@@ -9,10 +9,11 @@ from dwcp_fast.cli.files import DICTIONARY, FILE, read_dictionary, read_known
 from dwcp_fast.cli.grouping import Decorator, gather
 from dwcp_fast.cli.units import parse_bandwidth, parse_streams, reading
 from dwcp_fast.dictionary import Dictionary
-from dwcp_fast.options import Symlinks, parse_bytes, parse_duration
+from dwcp_fast.options import Mode, Symlinks, parse_bytes, parse_duration
 
 __all__ = [
     "LISTEN",
+    "MODE",
     "ONCE",
     "POLITE",
     "STREAMS",
@@ -23,6 +24,7 @@ __all__ = [
     "Writing",
     "duration_option",
     "encoding_options",
+    "length_option",
     "redialling_options",
     "writing_options",
 ]
@@ -87,6 +89,13 @@ STREAMS: Final = click.option(
     default="auto",
     show_default=True,
     help="Number of lanes; auto finds it while data flows.",
+)
+MODE: Final = click.option(
+    "--mode",
+    type=click.Choice(get_args(Mode)),
+    default="auto",
+    show_default=True,
+    help="What kind of link there is; auto finds it, and finds it anew when that changes.",
 )
 POLITE: Final = click.option("--polite", is_flag=True, help="With few lanes: others on the link go first.")
 SYMLINKS: Final = click.option(

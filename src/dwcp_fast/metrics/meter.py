@@ -43,7 +43,7 @@ ERROR_CODES: Final = frozenset(
 )
 """The values that the label of an error may have: a peer cannot make more of them."""
 
-ENDED_BY_US: Final = frozenset({"cancelled", "closed"})
+ENDED_BY_US: Final = frozenset({"cancelled", "closed", "v3-stopped"})
 
 
 @dataclass(eq=False, slots=True)

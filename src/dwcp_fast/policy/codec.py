@@ -19,18 +19,23 @@ RULED_BY: Final = {
 """How each reason reads behind a share of blocks."""
 
 
-def choose_codec(requested: str, *, selection: Selection | None = None) -> Choice[str]:
+def choose_codec(
+    requested: str, *, selection: Selection | None = None, refusal: str | None = None
+) -> Choice[str]:
     """Choose the codec of a transfer.
 
     Args:
         requested: ``"auto"`` or the name of a codec.
         selection: What ``"auto"`` chose in the last transfer, if there was one.
+        refusal: Why ``"auto"`` may not compress, None if it may.
 
     Returns:
         The name of a codec; ``"auto"`` where each block has its own.
     """
     if requested != "auto":
         return Choice("codec", requested, "asked for")
+    if refusal is not None:
+        return Choice("codec", "none", refusal)
     if selection is None:
         why = "each block as its content, the processors and the link have it; nothing was measured yet"
         return Choice("codec", "auto", why)
@@ -51,6 +56,8 @@ def explain_selection(selection: Selection) -> str:
         link = "the link was not known"
     else:
         link = f"the link carried {selection.link_bytes_per_s * 8 / 1e6:,.0f} Mbps"
+        if selection.known_bytes_per_s is not None:
+            link += f" (by an earlier session {selection.known_bytes_per_s * 8 / 1e6:,.0f})"
     trips = f"; the guard stepped in {selection.guard_trips} times" if selection.guard_trips else ""
     return (
         f"{used}; {link} and kept lanes waiting {selection.blocked_share:.0%} of their time, "

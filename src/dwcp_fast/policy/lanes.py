@@ -10,7 +10,7 @@ __all__ = ["DEFAULT_LANES", "LaneChange", "choose_congestion", "choose_lanes", "
 
 DEFAULT_LANES: Final = 4
 POLITE_LANES: Final = 1
-FAR: Final = (3, 8, 64)
+FAR: Final = (3, 16, 64)
 """Fewest, first and most lanes to a peer that is far. Another connection that shares a full link with the
 fewest keeps a quarter of it."""
 POLITE_FAR: Final = (1, 1, 8)
@@ -22,7 +22,7 @@ class LaneChange:
     """A change of the number of lanes.
 
     Attributes:
-        seconds: When, from the first block of the transfer on.
+        seconds: When, from the beginning of the transfer on.
         lanes: How many there were to be from then on.
         bytes_per_s: What all lanes together had delivered before, in bytes a second; 0 if nothing was
             measured yet.

@@ -13,14 +13,17 @@ from typing import Final
 from dwcp_fast.errors import ConfigError
 
 __all__ = [
+    "COMPONENTS",
     "RolloutFlags",
     "bucket_of",
+    "component_uses_v3",
     "disable_all",
     "enable_all",
     "fnv1a_32",
     "format_flags",
     "is_component_enabled",
     "merge_flags",
+    "parse_changes",
     "parse_flags",
     "uses_v3",
 ]
@@ -89,6 +92,7 @@ COMPONENTS: Final[Mapping[str, str]] = {
     "placement": "enableV3Placement",
     "itp": "enableV3Placement",
 }
+"""The flag of each component, by its long and its short name."""
 
 
 def fnv1a_32(text: str) -> int:
@@ -147,6 +151,20 @@ def is_component_enabled(flags: RolloutFlags, component: str) -> bool:
     return name is not None and not flags.forceV1Mode and bool(getattr(flags, name))
 
 
+def component_uses_v3(flags: RolloutFlags, component: str, node: str) -> bool:
+    """Decide whether a component of a node uses v3: its flag and the percentage must both allow it.
+
+    Args:
+        flags: The flags in force.
+        component: Its long or short lower-case name, such as "transport" or "amst".
+        node: The node's name.
+
+    Returns:
+        The decision; False for an unknown component. A larger percentage never takes v3 from a node.
+    """
+    return uses_v3(flags, node) and is_component_enabled(flags, component)
+
+
 def parse_flags(text: str | bytes) -> RolloutFlags:
     """Read a flag file's text; names it leaves out take their defaults.
 
@@ -160,15 +178,32 @@ def parse_flags(text: str | bytes) -> RolloutFlags:
         ConfigError: Not a JSON object, an unknown or repeated name, a wrong type, or a percentage out of
             range.
     """
+    return merge_flags(RolloutFlags(), parse_changes(text))
+
+
+def parse_changes(text: str | bytes, what: str = "flag file") -> dict[str, object]:
+    """Read the flags that a text names, and no others.
+
+    Args:
+        text: One JSON object.
+        what: Name of the text in errors.
+
+    Returns:
+        The values by name, each checked.
+
+    Raises:
+        ConfigError: As for :func:`parse_flags`.
+    """
     try:
         parsed = json.loads(text, object_pairs_hook=_collect_once)
     except ConfigError:
         raise
     except (ValueError, RecursionError) as exc:
-        raise ConfigError(f"flag file is not JSON: {exc}") from exc
+        raise ConfigError(f"{what} is not JSON: {exc}") from exc
     if not isinstance(parsed, dict):
-        raise ConfigError(f"flag file holds {type(parsed).__name__}, not an object")
-    return merge_flags(RolloutFlags(), parsed)
+        raise ConfigError(f"{what} holds {type(parsed).__name__}, not an object")
+    merge_flags(RolloutFlags(), parsed)
+    return parsed
 
 
 def _collect_once(pairs: list[tuple[str, object]]) -> dict[str, object]:

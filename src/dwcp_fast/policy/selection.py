@@ -40,6 +40,9 @@ class Selection:
             (a trial had shown that to be faster).
         price: What processor time was worth: 0 where only the link counted, 1 where only processors did.
         link_bytes_per_s: What the link was taken to carry; None if nothing was acknowledged.
+        link_was_limit: Whether everything waited for the link at some time, so that it carries no more.
+        known_bytes_per_s: What the link was taken to carry at first, since it did in an earlier session; None
+            if nothing was known of it.
         processors: How many processors the lanes were taken to get.
         blocked_share: The share of the lanes' time in which the link kept them waiting.
         trials: Trials of one action for everything.
@@ -51,6 +54,8 @@ class Selection:
     reasons: Mapping[str, int]
     price: float
     link_bytes_per_s: float | None
+    link_was_limit: bool
+    known_bytes_per_s: float | None
     processors: float
     blocked_share: float
     trials: int

@@ -239,7 +239,8 @@ impl BlockEncoder {
         base: Option<Base<'_>>,
         width: Option<usize>,
     ) -> Result<Option<BlockKind>, CodecError> {
-        let Some(Base { bytes: base, dirty }) = base.filter(|_| src.len() <= MAX_BLOCK_BYTES) else {
+        let Some(Base { bytes: base, dirty, is_partial }) = base.filter(|_| src.len() <= MAX_BLOCK_BYTES)
+        else {
             return Ok(None);
         };
         if base.is_empty() {
@@ -284,7 +285,16 @@ impl BlockEncoder {
                 Some(BlockKind::Runs)
             }
             Against::Difference(width) => {
-                self.encode_planes(Transform::Zigzag, width, src, base)?.then_some(BlockKind::Difference)
+                let mut whole = std::mem::take(&mut self.plain);
+                if is_partial {
+                    whole.clear();
+                    whole.extend_from_slice(src);
+                    lines::put_lines(base, dirty, &mut whole);
+                }
+                let base = if is_partial { &whole } else { base };
+                let is_smaller = self.encode_planes(Transform::Zigzag, width, src, base);
+                self.plain = whole;
+                is_smaller?.then_some(BlockKind::Difference)
             }
         };
         self.padded = padded;
@@ -304,27 +314,6 @@ impl BlockEncoder {
         self.coded.clear();
         self.runs.append_new(src, used.words, &mut self.streams, &mut self.coded)?;
         Ok((self.coded.len() < src.len()).then_some(BlockKind::Runs))
-    }
-
-    /// Makes of `base` the block `src`, which was encoded last and against it: only the lines that differ are written.
-    /// `then` is given it piece by piece.
-    pub(crate) fn carry_over(&self, src: &[u8], base: &mut [u8], mut then: impl FnMut(&[u8])) {
-        let (src, src_tail) = src.as_chunks::<LINE_BYTES>();
-        let (base, base_tail) = base.as_chunks_mut::<LINE_BYTES>();
-        for (word, (src, base)) in self.dirty.iter().zip(src.chunks(64).zip(base.chunks_mut(64))) {
-            if *word == u64::MAX {
-                base.copy_from_slice(src);
-            } else {
-                for index in lines::set_bits(&[*word]) {
-                    if let (Some(base), Some(src)) = (base.get_mut(index), src.get(index)) {
-                        *base = *src;
-                    }
-                }
-            }
-            then(base.as_flattened());
-        }
-        base_tail.copy_from_slice(src_tail);
-        then(base_tail);
     }
 
     /// Fills `self.coded` with planes; says whether that is smaller than `src`.

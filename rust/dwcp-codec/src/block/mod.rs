@@ -91,18 +91,20 @@ pub(crate) struct Base<'a> {
     pub bytes: &'a [u8],
     /// If they were compared already, as far as both go.
     pub dirty: Option<DirtyLines<'a>>,
+    /// Only the lines that differ are there; what stands for the others is of any content.
+    pub is_partial: bool,
 }
 
 impl<'a> Base<'a> {
     /// What stands for a base that there is not: zero bytes. `used` are the lines of the block that have others.
     pub(crate) fn nothing(used: DirtyLines<'a>) -> Base<'a> {
-        Base { bytes: &[], dirty: Some(used) }
+        Base { bytes: &[], dirty: Some(used), is_partial: false }
     }
 }
 
 impl<'a> From<&'a [u8]> for Base<'a> {
     fn from(bytes: &'a [u8]) -> Base<'a> {
-        Base { bytes, dirty: None }
+        Base { bytes, dirty: None, is_partial: false }
     }
 }
 

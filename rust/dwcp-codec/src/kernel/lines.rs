@@ -112,6 +112,23 @@ pub(crate) fn line(block: &[u8], index: usize) -> [u8; LINE_BYTES] {
     }
 }
 
+/// Makes the lines of `block` that are marked in `lines` those of `other`, which is as long.
+pub(crate) fn put_lines(other: &[u8], lines: &[u64], block: &mut [u8]) {
+    for line in set_bits(lines) {
+        let range = line * LINE_BYTES..block.len().min((line + 1) * LINE_BYTES);
+        block[range.clone()].copy_from_slice(&other[range]);
+    }
+}
+
+/// [`put_lines`] of all lines that are not marked.
+pub(crate) fn put_other_lines(other: &[u8], lines: &[u64], block: &mut [u8]) {
+    let both = block.chunks_mut(64 * LINE_BYTES).zip(other.chunks(64 * LINE_BYTES));
+    for (word, (block, other)) in lines.iter().zip(both) {
+        let count = block.len().div_ceil(LINE_BYTES);
+        put_lines(other, &[!word & (u64::MAX >> (64 - count))], block);
+    }
+}
+
 /// Appends, for each line whose bit is set in `lines`, in order, a bit for each byte that differs.
 pub(crate) fn byte_masks(level: Level, old: &[u8], new: &[u8], lines: &[u64], masks: &mut Vec<u64>) {
     match level {

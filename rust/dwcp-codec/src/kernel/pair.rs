@@ -3,7 +3,7 @@
 //! The digest is XXH3-128 with its default secret, for which the vector levels have loops of their own here. As long as
 //! both versions are equal one state is the state of both.
 
-use super::lines::{dirty_lines, words_for};
+use super::lines::{dirty_lines, set_bits, words_for};
 use super::{LINE_BYTES, Level, Line};
 use crate::digest::{BlockHasher, Digest};
 
@@ -32,6 +32,28 @@ pub(crate) fn hash_and_compare(level: Level, old: &[u8], new: &[u8], lines: &mut
     }
 }
 
+/// Makes of `held` the block `new`, which is as long, marks the lines that differed, as [`dirty_lines`] does, and puts what
+/// these were to their places in `old`, which is as long, too. Gives the digest of what is held now, and their number.
+///
+/// `new` is read once: whatever becomes of it meanwhile, the digest is that of what is held.
+pub(crate) fn hash_and_take(
+    level: Level,
+    held: &mut [u8],
+    new: &[u8],
+    old: &mut [u8],
+    lines: &mut Vec<u64>,
+) -> (Digest, usize) {
+    lines.clear();
+    lines.resize(words_for(held.len()), 0);
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => super::x86::hash_and_take_avx2(held, new, old, lines),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => super::x86::hash_and_take_avx512(held, new, old, lines),
+        _ => take_by_pieces(level, held, new, old, lines),
+    }
+}
+
 /// How many bytes are hashed before they are compared, by a hasher that is not made for both. Memory is read ahead of
 /// hashing, and the second reader of it is in step: with longer pieces both together take a fifth more.
 const PIECE_BYTES: usize = 8 << 10;
@@ -56,6 +78,32 @@ fn by_pieces(level: Level, old: &[u8], new: &[u8], lines: &mut [u64]) -> Pair {
     let old_digest = old_hasher.digest_with(&old[common..]);
     let new_digest = if is_same { old_digest } else { new_hasher.digest_with(&new[common..]) };
     Pair { old: old_digest, new: new_digest, dirty }
+}
+
+fn take_by_pieces(
+    level: Level,
+    held: &mut [u8],
+    new: &[u8],
+    old: &mut [u8],
+    lines: &mut [u64],
+) -> (Digest, usize) {
+    let mut hasher = BlockHasher::new();
+    let mut dirty = 0;
+    let pieces = held.chunks_mut(PIECE_BYTES).zip(new.chunks(PIECE_BYTES)).zip(old.chunks_mut(PIECE_BYTES));
+    for (lines, ((held, new), old)) in lines.chunks_mut(PIECE_WORDS).zip(pieces) {
+        dirty += dirty_lines(level, held, new, lines);
+        set_bits(lines).for_each(|line| take_line(line, held, new, old));
+        hasher.update(held);
+    }
+    (hasher.digest_with(&[]), dirty)
+}
+
+/// Puts a line, which may be the last and short, of `held` into `old`, and that of `new` in its place.
+#[inline(always)]
+fn take_line(line: usize, held: &mut [u8], new: &[u8], old: &mut [u8]) {
+    let range = line * LINE_BYTES..held.len().min((line + 1) * LINE_BYTES);
+    old[range.clone()].copy_from_slice(&held[range.clone()]);
+    held[range.clone()].copy_from_slice(&new[range]);
 }
 
 /// The state of the hash.
@@ -152,8 +200,49 @@ pub(super) fn hash_and_compare_with(
     Pair { old: old_digest, new: new_digest, dirty }
 }
 
+/// [`hash_and_take`] by what a level has instructions for, as in [`hash_and_compare_with`].
+#[inline(always)]
+pub(super) fn hash_and_take_with(
+    held: &mut [u8],
+    new: &[u8],
+    old: &mut [u8],
+    lines: &mut [u64],
+    differ: impl Fn(&Line, &Line) -> bool + Copy,
+    add: impl Fn(&mut Lanes, &Line, &Line) + Copy,
+) -> (Digest, usize) {
+    let in_rounds = held.len().saturating_sub(1) / ROUND_BYTES * ROUND_BYTES;
+    let mut dirty = 0;
+    let mut lanes = START;
+    let both = rounds_mut(&mut held[..in_rounds]).iter_mut().zip(rounds(&new[..in_rounds]));
+    let all = both.zip(rounds_mut(&mut old[..in_rounds])).enumerate();
+    for (index, ((held, new), old)) in all {
+        let bits = compare_round(held, new, differ, |_, _, _| ());
+        for i in set_bits(&[bits]) {
+            old[i] = held[i];
+            held[i] = new[i];
+        }
+        held.iter().enumerate().for_each(|(i, line)| add(&mut lanes, line, key(8 * i)));
+        stir(&mut lanes);
+        lines[index / 4] |= bits << (ROUND_LINES * (index % 4));
+        dirty += bits.count_ones() as usize;
+    }
+    for line in in_rounds / LINE_BYTES..held.len().div_ceil(LINE_BYTES) {
+        let range = line * LINE_BYTES..held.len().min((line + 1) * LINE_BYTES);
+        if held[range.clone()] != new[range] {
+            take_line(line, held, new, old);
+            lines[line / 64] |= 1 << (line % 64);
+            dirty += 1;
+        }
+    }
+    (finish(lanes, held, in_rounds, add), dirty)
+}
+
 fn rounds(bytes: &[u8]) -> &[Round] {
     bytes.as_chunks().0.as_chunks().0
+}
+
+fn rounds_mut(bytes: &mut [u8]) -> &mut [Round] {
+    bytes.as_chunks_mut().0.as_chunks_mut().0
 }
 
 /// Calls `add` with every line of a round and its number, and returns a bit for each, set if both versions differ.

@@ -62,6 +62,28 @@ proptest! {
     }
 
     #[test]
+    fn what_is_taken_is_held_hashed_and_what_it_was_is_kept(
+        (old, new) in versions(),
+        repeat in 1..6_usize,
+    ) {
+        let (old, new) = (old.repeat(repeat), new.repeat(repeat));
+        for level in Level::available() {
+            let (mut held, mut kept, mut words) = (old.clone(), vec![7; old.len()], vec![1; 3]);
+            let taken = pair::hash_and_take(level, &mut held, &new, &mut kept, &mut words);
+            prop_assert!(held == new, "{:?}", level);
+            prop_assert_eq!((words.clone(), taken.1), dirty(level, &old, &new), "{:?}", level);
+            prop_assert_eq!(taken.0, Digest::of(&new), "{:?} {}", level, new.len());
+            let mut untouched = vec![7; old.len()];
+            lines::put_lines(&old, &words, &mut untouched);
+            prop_assert!(kept == untouched, "{:?}", level);
+            lines::put_other_lines(&old, &words, &mut untouched);
+            prop_assert!(untouched == old, "{:?}", level);
+            lines::put_lines(&kept, &words, &mut held);
+            prop_assert!(held == old, "{:?}", level);
+        }
+    }
+
+    #[test]
     fn dirty_lines_and_their_bytes_are_those_that_differ((old, new) in versions()) {
         let differing: Vec<usize> = old
             .chunks(LINE_BYTES)

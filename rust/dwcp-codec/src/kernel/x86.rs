@@ -5,9 +5,10 @@ use std::arch::x86_64::*;
 use super::changes::{apply_with, find_with, gaps_with, take_with};
 use super::element::{Element, with_element};
 use super::lines::{byte_masks_with, dirty_lines_with, line, set_bits, set_bytes_with};
-use super::pair::{Lanes, Pair, hash_and_compare_with};
+use super::pair::{Lanes, Pair, hash_and_compare_with, hash_and_take_with};
 use super::planes::{Transform, join_from, join_portable, split_from, split_portable};
 use super::{LINE_BYTES, Line};
+use crate::digest::Digest;
 
 pub(super) fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2")
@@ -69,6 +70,17 @@ avx2! {
         )
     }
 
+    fn hash_and_take_avx2(held: &mut [u8], new: &[u8], old: &mut [u8], lines: &mut [u64]) -> (Digest, usize) {
+        hash_and_take_with(
+            held,
+            new,
+            old,
+            lines,
+            |old, new| differ_avx2(old, new),
+            |lanes, line, key| add_line_avx2(lanes, line, key),
+        )
+    }
+
     fn byte_masks_avx2(old: &[u8], new: &[u8], lines: &[u64], masks: &mut Vec<u64>) {
         byte_masks_with(old, new, lines, masks, |old, new| differing_bytes_avx2(old, new));
     }
@@ -112,6 +124,17 @@ avx512! {
         hash_and_compare_with(
             old,
             new,
+            lines,
+            |old, new| _mm512_cmpneq_epi64_mask(load(old), load(new)) != 0,
+            |lanes, line, key| add_line(lanes, line, key),
+        )
+    }
+
+    fn hash_and_take_avx512(held: &mut [u8], new: &[u8], old: &mut [u8], lines: &mut [u64]) -> (Digest, usize) {
+        hash_and_take_with(
+            held,
+            new,
+            old,
             lines,
             |old, new| _mm512_cmpneq_epi64_mask(load(old), load(new)) != 0,
             |lanes, line, key| add_line(lanes, line, key),

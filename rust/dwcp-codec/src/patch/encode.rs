@@ -98,7 +98,7 @@ const MISSING_IN_BASE_SHARE: usize = 16;
 /// What was found elsewhere is also coded without, for comparison, if its payload is more than this share.
 const FOUND_LITTLE_SHARE: usize = 8;
 /// Where less than one line in this many differs from the base, the block is at its place.
-const NEAR_SHARE: usize = 8;
+pub(super) const NEAR_SHARE: usize = 8;
 /// Of base and target that have no more together, there is always an index if there is anything to look for.
 const INDEXED_AT_ONCE_BYTES: u64 = 8 << 20;
 /// What is looked for near its place first if there is less than so many times as much as is worth an index.
@@ -274,6 +274,7 @@ where
             base = Some(Base {
                 bytes: old,
                 dirty: Some(DirtyLines { words: &worker.dirty, count: pair.dirty }),
+                is_partial: false,
             });
         }
         if let Some(byte) = fill {
@@ -289,18 +290,10 @@ where
             return Ok(());
         }
         let kind = self.code_block(&mut worker.blocks, &mut worker.spare, slot, new, base)?;
-        let share = match kind {
-            Some(BlockKind::Plain | BlockKind::Planes) => UNUSED_BASE_SHARE,
-            Some(BlockKind::Runs) => NEW_RUNS_SHARE,
-            // Elements that are given do not shift.
-            Some(BlockKind::Sparse | BlockKind::Difference)
-                if self.options.width.is_none() && elsewhere > 0 =>
-            {
-                NEW_RUNS_SHARE
-            }
-            _ => return Ok(()),
-        };
-        slot.pending = self.options.search && slot.is_over(new.len() / share, new.len());
+        let Some(kind) = kind else { return Ok(()) };
+        let payload_bytes = slot.payload_length(new.len());
+        slot.pending = self.options.search
+            && may_be_elsewhere(kind, payload_bytes, new.len(), elsewhere, self.options.width);
         Ok(())
     }
 
@@ -586,6 +579,25 @@ where
             }
         }
     }
+}
+
+/// Whether a block of `length` bytes that was told by `kind` is to be looked for elsewhere; `elsewhere` is the share of it
+/// that seems to have nothing to do with the base at its place.
+pub(super) fn may_be_elsewhere(
+    kind: BlockKind,
+    payload_bytes: usize,
+    length: usize,
+    elsewhere: usize,
+    width: Option<u8>,
+) -> bool {
+    let share = match kind {
+        BlockKind::Plain | BlockKind::Planes => UNUSED_BASE_SHARE,
+        BlockKind::Runs => NEW_RUNS_SHARE,
+        // Elements that are given do not shift.
+        BlockKind::Sparse | BlockKind::Difference if width.is_none() && elsewhere > 0 => NEW_RUNS_SHARE,
+        _ => return false,
+    };
+    payload_bytes > length / share
 }
 
 /// Adds to a patch in memory.

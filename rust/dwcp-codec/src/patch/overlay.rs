@@ -20,6 +20,8 @@ pub enum Mask<'a> {
 
 /// Bytes of a mask that are looked at together.
 const GROUP: usize = 64;
+/// How many of these are looked at to see how many elements a mask names.
+const SAMPLED_GROUPS: usize = 64;
 
 impl Mask<'_> {
     /// A bit for each of `count` elements from number `first` on.
@@ -46,6 +48,9 @@ pub(super) trait Overlay: Sync {
 
     /// Whether there may be changes to elements in `range`.
     fn touches(&self, range: Range<usize>) -> bool;
+
+    /// Whether no more than about three of four of so many elements are named.
+    fn names_some(&self, elements: usize) -> bool;
 
     /// Makes the changes to `elements`, the first of which is number `first`.
     fn put(&self, first: usize, elements: &mut [u8]);
@@ -93,6 +98,16 @@ impl Overlay for Masked<'_> {
             // Bits beside the range may be seen too: there is nothing to be changed then.
             Mask::Bits(mask) => mask[range.start / 8..range.end.div_ceil(8)].iter().any(|byte| *byte != 0),
         }
+    }
+
+    fn names_some(&self, elements: usize) -> bool {
+        let step = (elements / SAMPLED_GROUPS).max(GROUP);
+        let groups = (0..elements).step_by(step).map(|first| (first, (elements - first).min(GROUP)));
+        let (named, all) = groups.fold((0, 0), |(named, all), (first, count)| {
+            let words = self.mask.words(first, count);
+            (named + words.iter().map(|word| word.count_ones() as usize).sum::<usize>(), all + count)
+        });
+        named <= all / 4 * 3
     }
 
     fn put(&self, first: usize, elements: &mut [u8]) {
@@ -204,6 +219,10 @@ impl<I: ElementNumber> Overlay for Assigned<'_, I> {
 
     fn touches(&self, range: Range<usize>) -> bool {
         !self.within(range).is_empty()
+    }
+
+    fn names_some(&self, elements: usize) -> bool {
+        self.index.len() <= elements / 4 * 3
     }
 
     fn put(&self, first: usize, elements: &mut [u8]) {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::source::Source;
+use crate::kernel::LINE_BYTES;
 use crate::matcher::{Index, Origin};
 
 /// Of so many bytes of what may be found again,
@@ -61,6 +62,29 @@ where
         elsewhere += u64::from(is_elsewhere);
     }
     Ok(if elsewhere * LONG_SHARE > places { LONG_BLOCK_BYTES } else { BLOCK_BYTES })
+}
+
+/// How many places are looked at to see how a version of elements changes, and how many bytes there.
+const ELEMENT_PLACES: usize = 32;
+const ELEMENT_PLACE_BYTES: usize = 1 << 10;
+
+/// Whether a new version of elements of `width` bytes, as long as the old one, seems to be told by some of these, each at
+/// its place: no more than three of four changed, and nothing moved.
+pub(super) fn changes_some_elements(old: &[u8], new: &[u8], width: u8) -> bool {
+    let step = (new.len() / ELEMENT_PLACES).max(ELEMENT_PLACE_BYTES).next_multiple_of(LINE_BYTES);
+    let places = old.chunks(step).zip(new.chunks(step));
+    let (mut changed, mut all) = (0, 0);
+    for (old, new) in places {
+        let (old, new) =
+            (&old[..old.len().min(ELEMENT_PLACE_BYTES)], &new[..new.len().min(ELEMENT_PLACE_BYTES)]);
+        if share_elsewhere(old, new, Some(width)) == ALL_SHARES {
+            return false;
+        }
+        let elements = old.chunks_exact(width.into()).zip(new.chunks_exact(width.into()));
+        all += elements.len();
+        changed += elements.filter(|(old, new)| old != new).count();
+    }
+    changed <= all / 4 * 3
 }
 
 /// Remembers parts of base and target, and adds up what a search might have saved so far.
@@ -130,17 +154,43 @@ pub(super) fn is_worth(saved_bytes: u64, indexed_bytes: u64) -> bool {
 /// How much of a block, in parts of [`ALL_SHARES`], seems to have nothing to do with the base at its place: of the bytes
 /// in samples of it that are not 0, hardly more than chance makes equal are equal.
 pub(super) fn share_elsewhere(old: &[u8], new: &[u8], width: Option<u8>) -> usize {
+    share_by(old.len().min(new.len()), width, |range| count_equal(&old[range.clone()], &new[range]))
+}
+
+/// The same for a block `new`, whose base block had the lines of `old` that are marked in `dirty`, and else those of
+/// `new`.
+pub(super) fn share_elsewhere_before(old: &[u8], dirty: &[u64], new: &[u8], width: Option<u8>) -> usize {
+    share_by(new.len(), width, |range| {
+        let mut before = [0; SAMPLE_BYTES];
+        let before = &mut before[..range.len()];
+        before.copy_from_slice(&new[range.clone()]);
+        for line in range.start / LINE_BYTES..range.end.div_ceil(LINE_BYTES) {
+            if dirty[line / 64] >> (line % 64) & 1 == 1 {
+                let start = range.start.max(line * LINE_BYTES);
+                let end = range.end.min((line + 1) * LINE_BYTES);
+                before[start - range.start..end - range.start].copy_from_slice(&old[start..end]);
+            }
+        }
+        count_equal(before, &new[range])
+    })
+}
+
+/// How many bytes are equal but not 0, and how many are not 0 in `new`.
+fn count_equal(old: &[u8], new: &[u8]) -> (usize, usize) {
+    old.iter().zip(new).fold((0, 0), |(equal, set), (old, new)| {
+        (equal + usize::from(*new != 0 && old == new), set + usize::from(*new != 0))
+    })
+}
+
+fn share_by(length: usize, width: Option<u8>, count: impl Fn(Range<usize>) -> (usize, usize)) -> usize {
     let is_wide = width.is_some_and(|width| width >= WIDE_BYTES);
     let least_share = if is_wide { LEAST_EQUAL_SHARE_WIDE } else { LEAST_EQUAL_SHARE };
-    let length = old.len().min(new.len());
     let (mut equal, mut set) = ([0; ALL_SHARES], [0; ALL_SHARES]);
     for at in (0..length).step_by((length / SAMPLES).max(SAMPLE_BYTES)) {
-        let end = length.min(at + SAMPLE_BYTES);
         let share = at * ALL_SHARES / length;
-        for (old, new) in old[at..end].iter().zip(&new[at..end]) {
-            equal[share] += usize::from(*new != 0 && old == new);
-            set[share] += usize::from(*new != 0);
-        }
+        let found = count(at..length.min(at + SAMPLE_BYTES));
+        equal[share] += found.0;
+        set[share] += found.1;
     }
     let (all_equal, all_set): (usize, usize) = (equal.iter().sum(), set.iter().sum());
     if all_set > 0 && all_equal < all_set / least_share {

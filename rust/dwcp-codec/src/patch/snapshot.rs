@@ -12,7 +12,7 @@ use super::in_place::{Begun, WORKERS, Worker};
 use super::overlay::{Assigned, Checked, ElementNumber, Mask, Masked, Onto, Overlaid, Overlay};
 use super::parallel;
 use super::room::room;
-use super::scout::BLOCK_BYTES;
+use super::scout::{BLOCK_BYTES, changes_some_elements};
 use super::source::{Source, read_range};
 use super::step::{Next, Step, step};
 use crate::codec::Codec;
@@ -101,8 +101,8 @@ impl Snapshot {
 
     /// Makes the patch to `new`, and holds `new` from then on.
     ///
-    /// One pass compares, codes and hashes `new`; where nothing is looked for elsewhere and the length stays, the held
-    /// version is not hashed again, and is changed in the same pass. A longer version may be held elsewhere in memory.
+    /// One pass compares, codes and hashes `new`; the held version is not hashed again. Where the length stays, and nothing
+    /// is looked for elsewhere or some elements of a stated width change at their places, it is changed in the same pass. A longer version may be held elsewhere in memory.
     /// `check` is called before every block is read, and may refuse to go on.
     ///
     /// # Errors
@@ -117,7 +117,9 @@ impl Snapshot {
         let next = Checked { bytes: new, check };
         if new.len() == self.bytes.len() {
             let copy = |at, block: &mut [u8]| block.copy_from_slice(&new[at..at + block.len()]);
-            if let Some(patch) = self.step(&next, threads, copy)? {
+            let is_stepwise = !self.options.search
+                || self.options.width.is_some_and(|width| changes_some_elements(&self.bytes, new, width));
+            if is_stepwise && let Some(patch) = self.step(&next, threads, copy)? {
                 return Ok(patch);
             }
             let (patch, made) = self.encode(&next, threads)?;
@@ -182,7 +184,9 @@ impl Snapshot {
             overlay.put(at / width, &mut block[..whole]);
         };
         let next = Onto { overlay, check };
-        if let Some(patch) = self.step(&next, threads, put)? {
+        let names_some = || overlay.names_some(self.bytes.len() / width);
+        let is_stepwise = !self.options.search || (self.options.width.is_some() && names_some());
+        if is_stepwise && let Some(patch) = self.step(&next, threads, put)? {
             return Ok(patch);
         }
         let new = Overlaid { held: &self.bytes, overlay, check: next.check };
@@ -367,17 +371,15 @@ impl Snapshot {
     }
 
     /// Makes the patch to `next`, and holds it: what is not changed on the way by `write`, given where a block begins.
-    /// `None` if content is to be looked for elsewhere.
+    /// `None`, and the version as it was, if content is to be looked for elsewhere.
     fn step<N: Next>(
         &mut self,
         next: &N,
         threads: usize,
         write: impl Fn(usize, &mut [u8]) + Sync,
     ) -> Result<Option<Vec<u8>>, N::Error> {
-        if self.options.search {
-            return Ok(None);
-        }
-        let Step { patch, made, left } = step(&mut self.bytes, next, &self.leaves, &self.options, threads)?;
+        let stepped = step(&mut self.bytes, next, &self.leaves, &self.options, threads)?;
+        let Some(Step { patch, made, left }) = stepped else { return Ok(None) };
         self.write(&left, made.leaves, threads, write);
         let block_bytes = self.options.block_bytes as usize;
         for index in left {

@@ -16,6 +16,7 @@ use super::correction::{Corrections, PRIORS};
 use super::guard::{Guard, Mode};
 use super::link::Link;
 use super::summary::Summary;
+use super::told::{Decision, Delivery, Estimate, Look, Outcome, Reason, Settings};
 
 /// How much work for the link, in seconds of it, waits where a second of processor time is worth as much as one of the
 /// link: enough not to let the link run dry between two blocks, of which it is so many, and little enough not to matter
@@ -37,8 +38,6 @@ const MOST_BACKLOG: f64 = 50.0;
 const MOST_CARRIED_S: f64 = 1.0;
 /// The weight of the newest block in running means.
 const WEIGHT: f64 = 0.1;
-/// A round trip below this many seconds lets hope for a fast link, and is worth waiting for.
-const NEAR_S: f64 = 0.01;
 /// The most that a link is taken to carry before anything was acknowledged, in bytes a second: to a receiver on this
 /// machine, and to another one.
 const UNKNOWN_RATE: [f64; 2] = [5e9, 3e8];
@@ -63,153 +62,6 @@ const PLAIN_RATIO: f64 = 0.9;
 const LOOK_EVERY: u32 = 8;
 /// A block that takes longer than this, in seconds, is always looked at: the look costs nothing beside it.
 const QUICK_S: f64 = 0.002;
-
-/// What an action is expected to make of a block.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Estimate {
-    /// Bytes on the wire for each byte of the block.
-    pub ratio: f64,
-    /// Processor time for compressing, in nanoseconds for each byte of the block.
-    pub ns_per_byte: f64,
-}
-
-/// What is known of a block before it is decided on.
-#[derive(Clone, Copy, Debug)]
-pub enum Look<'a> {
-    /// A model's estimates, in the order of [`Action::ALL`].
-    Predicted(&'a [Estimate; Action::ALL.len()]),
-    /// There is no model; a probe takes the block for worth compressing.
-    Compressible,
-    /// A probe takes it for not worth compressing.
-    Incompressible,
-    /// Nobody has looked.
-    Unseen,
-}
-
-/// What led to a decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Reason {
-    /// The link is not known yet.
-    Start,
-    /// The model's estimates for this block, corrected by what the last blocks gave.
-    Model,
-    /// The means of earlier blocks: there is no model.
-    Means,
-    /// A probe found nothing to gain in this block.
-    Probe,
-    /// The last blocks were not worth compressing at this rate of the link, so this one was not looked at.
-    Bypass,
-    /// To measure what sending everything so would give.
-    Trial,
-    /// A trial has shown that sending everything so is faster.
-    Guard,
-}
-
-impl Reason {
-    /// All reasons, by number.
-    pub const ALL: [Reason; 7] = [
-        Reason::Start,
-        Reason::Model,
-        Reason::Means,
-        Reason::Probe,
-        Reason::Bypass,
-        Reason::Trial,
-        Reason::Guard,
-    ];
-
-    /// Its name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Reason::Start => "start",
-            Reason::Model => "model",
-            Reason::Means => "means",
-            Reason::Probe => "probe",
-            Reason::Bypass => "bypass",
-            Reason::Trial => "trial",
-            Reason::Guard => "guard",
-        }
-    }
-}
-
-/// An action for a block, and why.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Decision {
-    /// What to do.
-    pub action: Action,
-    /// What that is expected to give.
-    pub expected: Estimate,
-    /// What led to it.
-    pub reason: Reason,
-    /// Whether `expected` was made from a model's prediction.
-    pub predicted: bool,
-    /// The phase of the guard, which [`Controller::delivered`] wants back.
-    pub phase: u32,
-    /// How long it was expected to be on the wire, in bytes.
-    expected_bytes: f64,
-    /// Whether a faster link would make a difference to it.
-    tells: bool,
-}
-
-/// What a block really took. Times are in seconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Outcome {
-    /// Length of the block.
-    pub raw_bytes: u64,
-    /// Length on the wire.
-    pub wire_bytes: u64,
-    /// Processor time of looking at the block and encoding it.
-    pub encode_cpu_s: f64,
-    /// Processor time of writing it to the socket, encryption included.
-    pub write_cpu_s: f64,
-    /// Processor time of everything, the two above and reading and digesting included.
-    pub cpu_s: f64,
-    /// Time that the parts took in which nothing but a processor was waited for.
-    pub busy_wall_s: f64,
-    /// Processor time of those parts.
-    pub busy_cpu_s: f64,
-    /// Time that writing took.
-    pub write_wall_s: f64,
-    /// Time in which the lane could have gone on but for want of a processor, where the system tells.
-    pub delay_s: Option<f64>,
-    /// Time since the same lane's last block, or since it had work.
-    pub cycle_s: f64,
-}
-
-/// A block that the peer has acknowledged. Times are in seconds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Delivery {
-    /// Length of the block.
-    pub raw_bytes: u64,
-    /// Length on the wire.
-    pub wire_bytes: u64,
-    /// What [`Controller::sending`] told of it.
-    pub ahead_bytes: f64,
-    /// Its decision's phase.
-    pub phase: u32,
-    /// From the begin of its writing to the acknowledgement.
-    pub since_s: f64,
-    /// The least that it can have been under way after it was written.
-    pub latency_s: f64,
-    /// When it was acknowledged.
-    pub at_s: f64,
-}
-
-/// Where a controller works.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Settings {
-    /// Lanes that encode and write at the same time.
-    pub lanes: u32,
-    /// Processors that there are for them.
-    pub cores: u32,
-    /// The time of a round trip, as far as it is known.
-    pub round_trip_s: Option<f64>,
-    /// Whether the receiver works on the same machine.
-    pub is_local: bool,
-    /// What the lanes together may send, in bytes a second, where that is bounded.
-    pub limit_bytes_per_s: Option<f64>,
-}
 
 /// Chooses for one session; all its lanes share it.
 #[derive(Clone, Debug)]
@@ -244,7 +96,7 @@ impl Controller {
     pub fn new(settings: Settings) -> Controller {
         let settings = Settings { lanes: settings.lanes.max(1), cores: settings.cores.max(1), ..settings };
         // One acknowledgement over a long way tells of the queues on it, too, which may take all at once.
-        let first_rate = if is_near(&settings) { f64::INFINITY } else { unknown_rate(&settings) };
+        let first_rate = if settings.is_near() { f64::INFINITY } else { unknown_rate(&settings) };
         Controller {
             settings,
             link: Link::new(&settings, first_rate),
@@ -275,6 +127,12 @@ impl Controller {
     /// From now on, the lanes together may send so many bytes a second.
     pub fn allow(&mut self, bytes_per_s: Option<f64>) {
         self.link.allow(bytes_per_s);
+    }
+
+    /// The way to the receiver is another from now on, with a round trip of so many seconds.
+    pub fn relocate(&mut self, round_trip_s: f64) {
+        self.settings.round_trip_s = Some(round_trip_s);
+        self.link.relocate(round_trip_s);
     }
 
     /// A transfer begins: the time since the last one tells nothing of the link.
@@ -374,6 +232,18 @@ impl Controller {
         self.link.look(under_way.map(|(bytes, since_s)| (bytes as f64, since_s)), waiting)
     }
 
+    /// Whether lanes had better tell what the system has not sent.
+    #[must_use]
+    pub fn wants_unsent(&self) -> bool {
+        self.settings.is_far()
+    }
+
+    /// Takes note of a look, at `at_s`, at how much of what a lane has written the system has not sent: `bytes`, and
+    /// `before` when it last looked, with what it has written since.
+    pub fn unsent(&mut self, bytes: u64, before: u64, at_s: f64) {
+        self.link.hold(bytes as f64, before as f64, at_s);
+    }
+
     /// Takes note of what will not happen with a lane that has ended: a decision of which nothing came, and
     /// acknowledgements for so many bytes.
     pub fn give_up(&mut self, decision: Option<&Decision>, wire_bytes: u64) {
@@ -386,7 +256,9 @@ impl Controller {
     #[must_use]
     pub fn wait(&self, at_s: f64) -> f64 {
         match self.link.telling() {
-            Some((_, since_s)) if !self.link.has_answered() && is_near(&self.settings) => {
+            Some((_, since_s))
+                if self.link.rate().is_none() && !self.link.has_answered() && self.settings.is_near() =>
+            {
                 (since_s + FIRST_WAIT_S - at_s).max(0.0)
             }
             _ => 0.0,
@@ -406,7 +278,7 @@ impl Controller {
     /// The action of least cost.
     fn cheapest(&self, terms: &Terms<'_>) -> Action {
         // What takes long makes late whatever may show that the link is faster than it seems.
-        let is_sure = self.link.is_confirmed() || (self.link.rate().is_none() && terms.rate < SURELY_SLOW);
+        let is_sure = self.link.is_confirmed() || terms.is_surely_slow;
         let possible = Action::ALL.into_iter().filter(|action| {
             action.is_possible(terms.width) && (is_sure || !matches!(action, Action::Zstd6 | Action::Zstd9))
         });
@@ -450,6 +322,8 @@ impl Controller {
         Summary {
             price: self.price,
             link_bytes_per_s: self.link.rate(),
+            link_was_limit: self.link.is_confirmed(),
+            known_bytes_per_s: self.settings.known.map(|known| known.bytes_per_s),
             processors: self.processors(),
             blocked_share: self.link.blocked_share(),
             guard_trips: self.guard.trips(),
@@ -484,6 +358,7 @@ impl Controller {
     /// What the link is taken to carry while nothing was acknowledged: the longer that takes, the less.
     fn presumed_rate(&self, at_s: f64) -> f64 {
         let unknown = unknown_rate(&self.settings);
+        let unknown = unknown.max(self.link.taken(at_s));
         let Some((bytes, since_s)) = self.link.telling() else { return unknown };
         let waited_s = at_s - since_s - self.settings.round_trip_s.unwrap_or(0.0);
         if waited_s > 0.0 { unknown.min(bytes / waited_s) } else { unknown }
@@ -503,7 +378,9 @@ impl Controller {
             MEANWHILE * raw_bytes * self.encode_s * f64::from(self.settings.lanes) / self.processors();
         let even_s = self.even_s();
         let backlog_s = (self.link.backlog_s(at_s, rate) - meanwhile_s).clamp(0.0, MOST_BACKLOG * even_s);
-        let terms = Terms { estimates, width, raw_bytes, rate, backlog_s };
+        // How long a round trip takes tells nothing of how much fits in it.
+        let is_surely_slow = known.is_none() && rate < SURELY_SLOW.min(unknown_rate(&self.settings));
+        let terms = Terms { estimates, width, raw_bytes, rate, is_surely_slow, backlog_s };
         self.price += WEIGHT * (even_s / (even_s + backlog_s) - self.price);
         let best = match look {
             Look::Predicted(_) | Look::Compressible => self.cheapest(&terms),
@@ -557,11 +434,9 @@ struct Terms<'a> {
     raw_bytes: f64,
     /// What the link carries, in bytes a second, and how long it takes for what is on the way to it.
     rate: f64,
+    /// Whether it has kept quiet for so long that it carries no more than that for sure.
+    is_surely_slow: bool,
     backlog_s: f64,
-}
-
-fn is_near(settings: &Settings) -> bool {
-    settings.round_trip_s.is_some_and(|time| time < NEAR_S)
 }
 
 /// What a link of which nothing but its round trip is known is taken to carry, in bytes a second.

@@ -1,7 +1,7 @@
 //! What the last blocks teach about the estimates for the next ones.
 
 use super::Action;
-use super::controller::{Decision, Estimate, Look};
+use super::told::{Decision, Estimate, Look};
 
 const COUNT: usize = Action::ALL.len();
 /// The weight of the newest block.
@@ -132,13 +132,20 @@ impl Corrections {
 
 #[cfg(test)]
 mod tests {
-    use super::super::controller::{Controller, Settings};
+    use super::super::controller::Controller;
+    use super::super::told::Settings;
     use super::*;
 
     #[test]
     fn blocks_of_which_next_to_nothing_is_left_teach_nothing_of_full_ones() {
-        let settings =
-            Settings { lanes: 1, cores: 1, round_trip_s: None, is_local: false, limit_bytes_per_s: None };
+        let settings = Settings {
+            lanes: 1,
+            cores: 1,
+            round_trip_s: None,
+            is_local: false,
+            limit_bytes_per_s: None,
+            known: None,
+        };
         let mut decision = Controller::new(settings).decide(Look::Unseen, None, 1 << 20, 0.0);
         (decision.action, decision.predicted) = (Action::Zstd1, true);
         let full = [Estimate { ratio: 0.5, ns_per_byte: 2.0 }; COUNT];

@@ -1,6 +1,6 @@
 //! What the link is taken to carry.
 
-use super::controller::{Delivery, Outcome, Settings};
+use super::told::{Delivery, Outcome, Settings};
 
 /// The share of its time that a lane has to be kept waiting for, for the link to be what everything waits for.
 const BLOCKED: f64 = 0.1;
@@ -43,6 +43,8 @@ const FIRST_ANSWER_S: f64 = 0.008;
 const CERTAIN_ANSWERS: f64 = 2.5;
 /// Fewer bytes under way than this bound nothing: they tell more of the receiver than of the link.
 const BOUNDING_BYTES: f64 = 262_144.0;
+/// What a connection may have sent in its first round trip whatever the link carries, in bytes.
+const UNSEEN_BYTES: f64 = 16_384.0;
 /// How fast it follows what is seen while the link does.
 const FOLLOW: f64 = 0.3;
 
@@ -51,6 +53,7 @@ const FOLLOW: f64 = 0.3;
 pub(super) struct Link {
     /// The receiver works on the processors of this machine.
     is_local: bool,
+    lanes: f64,
     /// What is allowed on it, in bytes a second.
     allowed: f64,
     /// How long a round trip takes that nothing delays, in seconds.
@@ -75,6 +78,8 @@ pub(super) struct Link {
     /// The least that blocks were under way.
     least_latency_s: f64,
     has_answered: bool,
+    /// Bytes that were written and that the system has not sent, as far as lanes have looked; only where the way is far.
+    unsent: Option<f64>,
     most_seen: f64,
     /// The most that it can carry, since blocks have taken as long as they have; more with each block.
     bound: f64,
@@ -116,12 +121,15 @@ impl Link {
 
     pub(super) fn new(settings: &Settings, first_rate: f64) -> Link {
         let (lanes, allowed) = (settings.lanes, settings.limit_bytes_per_s.map(|rate| rate.max(1.0)));
+        let known = settings.known.filter(|known| known.bytes_per_s >= 1.0);
+        let rate = known.map(|known| known.bytes_per_s.min(allowed.unwrap_or(f64::INFINITY))).or(allowed);
         Link {
             is_local: settings.is_local,
+            lanes: f64::from(lanes),
             round_trip_s: settings.round_trip_s.unwrap_or(0.0),
             first_rate,
             allowed: allowed.unwrap_or(f64::INFINITY),
-            rate: allowed,
+            rate,
             growth: MOST_GROWTH,
             decay: 1.0 - 1.0 / f64::from(4 + 2 * lanes.min(64)),
             busy_wall_s: 0.0,
@@ -134,9 +142,10 @@ impl Link {
             words_s: 0.0,
             least_latency_s: f64::INFINITY,
             has_answered: false,
+            unsent: settings.is_far().then_some(0.0),
             most_seen: 0.0,
             bound: f64::INFINITY,
-            is_confirmed: allowed.is_some(),
+            is_confirmed: allowed.is_some() || known.is_some_and(|known| known.was_limit),
             was_limit: false,
             busy_bytes: 0.0,
             busy_s: 0.0,
@@ -151,12 +160,22 @@ impl Link {
         }
     }
 
+    /// The way is another, with a round trip of so many seconds: neither how long answers took at least nor how much it
+    /// can carry at most is known of it. What it is taken to carry goes on to follow what is seen.
+    pub(super) fn relocate(&mut self, round_trip_s: f64) {
+        self.round_trip_s = round_trip_s;
+        (self.least_latency_s, self.bound) = (f64::INFINITY, f64::INFINITY);
+        self.is_confirmed = self.allowed.is_finite();
+        self.most_seen = self.seen();
+    }
+
     /// A transfer begins, of which nothing is under way.
     pub(super) fn resume(&mut self) {
         self.last_ack_s = None;
         self.words_s = 0.0;
         self.was_limit = false;
         (self.pending, self.in_flight, self.late, self.queued) = (0.0, 0.0, 0.0, 0.0);
+        self.unsent = self.unsent.map(|_| 0.0);
     }
 
     /// A block was decided on that is expected to be so long on the wire.
@@ -177,7 +196,25 @@ impl Link {
         self.pass(at_s);
         self.in_flight += bytes;
         self.queued += bytes;
+        if let Some(unsent) = self.unsent.as_mut() {
+            *unsent += bytes;
+        }
         self.in_flight
+    }
+
+    /// A lane has looked how much of what it has written the system has not sent: `bytes`, and `before` when it last looked.
+    /// Where the way is far, that is what waits for the link, while most of what has no answer is only on its way.
+    pub(super) fn hold(&mut self, bytes: f64, before: f64, at_s: f64) {
+        self.pass(at_s);
+        self.unsent = self.unsent.map(|unsent| (unsent + bytes - before).max(0.0));
+    }
+
+    /// What it has been seen to take before anything was acknowledged, in bytes a second, and what it may carry beyond that.
+    pub(super) fn taken(&self, at_s: f64) -> f64 {
+        let Some(unsent) = self.unsent.filter(|_| self.rate.is_none()) else { return 0.0 };
+        let since_s = (at_s - self.busy_since_s).max(1e-3);
+        let [.., unknown] = MOST_BEYOND;
+        unknown * (self.in_flight - unsent - self.lanes * UNSEEN_BYTES).max(0.0) / since_s
     }
 
     /// So many bytes under way are lost with their lane.
@@ -229,7 +266,8 @@ impl Link {
             }
             _ => 0.0,
         };
-        self.queued = left.max(late).max(held).clamp(0.0, self.in_flight);
+        let waiting = left.max(held).min(self.unsent.unwrap_or(f64::INFINITY));
+        self.queued = waiting.max(late).clamp(0.0, self.in_flight);
     }
 
     /// How long blocks are under way at most where the link has no queue.
@@ -350,7 +388,9 @@ impl Link {
             // Some of the time is the receiver's.
             let since_s = delivery.since_s - self.round_trip_s;
             let least_s = (since_s - FIRST_ANSWER_S).max(0.5 * since_s).max(1e-6);
-            self.rate = Some((carried / least_s).min(self.first_rate));
+            self.rate = Some(
+                (carried / least_s).min(self.first_rate).max(self.taken(delivery.at_s)).min(self.allowed),
+            );
             self.is_confirmed |= since_s > CERTAIN_ANSWERS * FIRST_ANSWER_S;
             return between;
         };
@@ -407,7 +447,8 @@ mod tests {
     #[test]
     fn words_between_blocks_do_not_make_the_link_seem_fast() {
         let (round_trip_s, limit_bytes_per_s) = (Some(0.0005), None);
-        let settings = Settings { lanes: 4, cores: 4, round_trip_s, is_local: false, limit_bytes_per_s };
+        let settings =
+            Settings { lanes: 4, cores: 4, round_trip_s, is_local: false, limit_bytes_per_s, known: None };
         let mut link = Link::new(&settings, f64::INFINITY);
         let deliver = |link: &mut Link, wire_bytes: u64, since_s: f64, at_s: f64| {
             link.delivered(&Delivery {

@@ -17,10 +17,12 @@ mod simulation;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod told;
 
 pub use actions::{Action, UnknownAction};
 pub use calibration::calibration_sample;
-pub use controller::{Controller, Decision, Delivery, Estimate, Look, Outcome, Reason, Settings};
+pub use controller::Controller;
 pub use features::{FEATURES, Features};
 pub use model::{Model, ModelError, Prediction, Reference};
 pub use summary::{ActionShare, Summary};
+pub use told::{Decision, Delivery, Estimate, KnownLink, Look, Outcome, Reason, Settings};

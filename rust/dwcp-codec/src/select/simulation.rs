@@ -1,8 +1,9 @@
 //! The controller in virtual time: lanes on a few cores before a link with a bounded queue.
 
 use super::Action;
-use super::controller::{Controller, Decision, Look, Outcome, Reason, Settings};
-pub(super) use super::controller::{Delivery, Estimate};
+use super::controller::Controller;
+use super::told::{Decision, KnownLink, Look, Outcome, Reason, Settings};
+pub(super) use super::told::{Delivery, Estimate};
 
 const BLOCK: f64 = 1_048_576.0;
 pub(super) const MBPS: f64 = 125_000.0;
@@ -85,6 +86,8 @@ pub(super) struct World {
     pub(super) has_model: bool,
     /// How many times as long as its processor time work takes, since others use the processors.
     pub(super) starved: f64,
+    /// What the controller is told of an earlier session.
+    pub(super) known: Option<KnownLink>,
     /// How much the model is wrong: a factor for sizes above none and one for times.
     pub(super) wrong: (f64, f64),
 }
@@ -104,7 +107,22 @@ impl World {
             has_model: true,
             starved: 1.0,
             wrong: (1.0, 1.0),
+            known: None,
         }
+    }
+
+    /// The same over a long way, where connections carry ten segments in the first round trip, and twice as much in
+    /// each one after it.
+    pub(super) fn beginning_slowly(self) -> World {
+        /// What a connection sends before anything is acknowledged, in bytes.
+        const WINDOW: f64 = 14_600.0;
+        let most = self.rates[0].1;
+        let first = self.lanes as f64 * WINDOW / self.round_trip_s;
+        let trips = (most / first).log2().ceil().max(0.0) as i32;
+        let rates = (0..=trips)
+            .map(|trip| (f64::from(trip) * self.round_trip_s, (first * 2_f64.powi(trip)).min(most)))
+            .collect();
+        World { rates, ..self }
     }
 
     fn settings(&self) -> Settings {
@@ -114,6 +132,7 @@ impl World {
             round_trip_s: Some(self.round_trip_s),
             is_local: self.is_near,
             limit_bytes_per_s: None,
+            known: self.known,
         }
     }
 
@@ -143,6 +162,16 @@ fn passed(rates: &[(f64, f64)], start: f64, bytes: f64) -> f64 {
         now = *from;
     }
     now + left / at(rates, now)
+}
+
+/// The bytes that a link passes between two moments.
+fn carried(rates: &[(f64, f64)], from: f64, until: f64) -> f64 {
+    let (mut now, mut bytes) = (from, 0.0);
+    for (step, _) in rates.iter().filter(|(step, _)| from < *step && *step < until) {
+        bytes += (step - now) * at(rates, now);
+        now = *step;
+    }
+    bytes + (until - now).max(0.0) * at(rates, now)
 }
 
 /// Processors, and when they are busy.
@@ -238,6 +267,8 @@ struct Session<'w> {
     polled: Vec<f64>,
     flying: Vec<Vec<Flying>>,
     waiting: Vec<f64>,
+    /// What the controller was told of as not sent.
+    unsent: u64,
     link_free: f64,
     end: f64,
     /// Blocks so far.
@@ -258,6 +289,7 @@ impl<'w> Session<'w> {
             polled: starts,
             flying: (0..world.lanes).map(|_| Vec::new()).collect(),
             waiting: vec![0.0; world.lanes],
+            unsent: 0,
             link_free: 0.0,
             end: 0.0,
             blocks: 0,
@@ -276,6 +308,7 @@ impl<'w> Session<'w> {
             (self.ready[lane], self.cycle_from[lane], self.polled[lane]) = (ready, ready, ready);
         }
         self.controller.resume();
+        self.unsent = 0;
         let mut chosen = Vec::new();
         for block in blocks {
             chosen.push(send(self, block));
@@ -313,6 +346,10 @@ impl<'w> Session<'w> {
             });
         }
         self.polled[lane] = now;
+        if self.controller.wants_unsent() {
+            let unsent = carried(&self.world.rates, now, self.link_free) as u64;
+            self.controller.unsent(unsent, std::mem::replace(&mut self.unsent, unsent), now);
+        }
         let under_way = self.flying[lane].iter().map(|block| (block.wire, now - block.written));
         self.waiting[lane] = self.controller.looked(under_way, self.waiting[lane]);
     }
@@ -360,7 +397,7 @@ impl<'w> Session<'w> {
                 let Sending { wire, copied, .. } = block;
                 let arrived = passed(&world.rates, self.link_free.max(copied), wire);
                 // The writer waits until all but a queue's length has gone.
-                let queued = (self.link_free.max(copied) - copied) * at(&world.rates, copied) + wire;
+                let queued = carried(&world.rates, copied, self.link_free) + wire;
                 let waits = (queued - world.queue_bytes).max(0.0);
                 let written = if waits > 0.0 { passed(&world.rates, copied, waits) } else { copied };
                 self.link_free = arrived;
@@ -377,6 +414,7 @@ impl<'w> Session<'w> {
                 }
                 let phase = block.decision.map_or_else(|| self.controller.phase(), |it| it.phase);
                 let ahead = self.controller.sending(wire as u64, block.encoded);
+                self.unsent += wire as u64;
                 self.flying[lane].push(Flying {
                     raw: block.raw,
                     wire: wire as u64,

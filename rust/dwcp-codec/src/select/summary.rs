@@ -1,7 +1,7 @@
 //! What was chosen, and where that led.
 
 use super::Action;
-use super::controller::Reason;
+use super::told::Reason;
 
 /// What was done to the blocks that one action was chosen for.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -27,6 +27,10 @@ pub struct Summary {
     pub price: f64,
     /// What the link is taken to carry, in bytes a second; none before anything was acknowledged.
     pub link_bytes_per_s: Option<f64>,
+    /// Whether everything waited for the link at some time.
+    pub link_was_limit: bool,
+    /// What the link was taken to carry at first, since it did in an earlier session.
+    pub known_bytes_per_s: Option<f64>,
     /// How many processors the lanes are taken to get.
     pub processors: f64,
     /// The share of the lanes' time in which the link kept them waiting.

@@ -1,9 +1,10 @@
 //! What the controller must not lose, in virtual time.
 
 use super::Action;
-use super::controller::{Controller, Look, Reason, Settings};
+use super::controller::Controller;
 use super::guard::{Guard, Mode};
 use super::simulation::*;
+use super::told::{KnownLink, Look, Reason, Settings};
 
 /// Blocks of a stream: half a gigabyte.
 const BLOCKS: usize = 512;
@@ -114,8 +115,14 @@ fn fast_link_and_plain_content_are_not_looked_at_block_by_block() {
 
 #[test]
 fn planes_are_only_chosen_where_the_width_is_known() {
-    let settings =
-        Settings { lanes: 1, cores: 1, round_trip_s: None, is_local: false, limit_bytes_per_s: None };
+    let settings = Settings {
+        lanes: 1,
+        cores: 1,
+        round_trip_s: None,
+        is_local: false,
+        limit_bytes_per_s: None,
+        known: None,
+    };
     let mut estimates = NOISE.map(|(ratio, ns_per_byte)| Estimate { ratio, ns_per_byte });
     estimates[Action::Planes.index()] = Estimate { ratio: 0.5, ns_per_byte: 0.1 };
     let mut controller = Controller::new(settings);
@@ -137,8 +144,14 @@ fn planes_are_only_chosen_where_the_width_is_known() {
 
 #[test]
 fn rate_that_was_allowed_is_not_taken_for_the_link_once_more_is_allowed() {
-    let settings =
-        Settings { lanes: 1, cores: 1, round_trip_s: None, is_local: false, limit_bytes_per_s: Some(1e6) };
+    let settings = Settings {
+        lanes: 1,
+        cores: 1,
+        round_trip_s: None,
+        is_local: false,
+        limit_bytes_per_s: Some(1e6),
+        known: None,
+    };
     let mut controller = Controller::new(settings);
     assert_eq!(controller.summary().link_bytes_per_s, Some(1e6));
     controller.allow(Some(5e5));
@@ -267,6 +280,7 @@ fn near(lanes: u32) -> Controller {
         round_trip_s: Some(0.0005),
         is_local: false,
         limit_bytes_per_s: None,
+        known: None,
     })
 }
 
@@ -317,4 +331,63 @@ fn stream_of_little_blocks_comes_to_know_the_link() {
     let rate = controller.summary().link_bytes_per_s.unwrap();
     assert!((0.5..2.0).contains(&(rate / 8.192e6)), "{rate}");
     assert_ne!(controller.decide(Look::Compressible, None, 8_192, 0.2).reason, Reason::Start);
+}
+
+#[test]
+fn fast_link_far_away_is_not_taken_for_a_slow_one() {
+    let contents = vec![TEXT; 256];
+    let transfers: [&[Content]; 2] = [&contents, &contents];
+    for (mbps, round_trip_s) in [(1_000.0, 0.1), (5_000.0, 0.02), (5_000.0, 0.1), (5_000.0, 0.3)] {
+        let at_once = World { queue_bytes: 3.2e6, answer_s: 0.001, round_trip_s, ..World::new(8, 2, mbps) };
+        for world in [at_once.clone().beginning_slowly(), at_once] {
+            let best = best_fixed_each(&world, &transfers);
+            let plain = session(&world, &transfers, &Policy::Fixed(Action::None));
+            for (turn, run) in session(&world, &transfers, &Policy::Auto).iter().enumerate() {
+                let (fixed, plain) = (run.seconds / best[turn], run.seconds / plain[turn].seconds);
+                let world = format!("{mbps} Mbps, {round_trip_s} s, {} steps", world.rates.len());
+                assert!(
+                    fixed < 1.4 && plain < 1.02,
+                    "{world}, transfer {turn}: {fixed:.2}, of none {plain:.2}"
+                );
+            }
+        }
+    }
+}
+
+/// How many times as long as the best fixed action first transfers take to whom an earlier session has told that the
+/// link carries `factor` times what it does: the geometric mean and the worst; and the worst against none.
+fn first_with(factor: Option<f64>) -> (f64, f64, f64) {
+    let (mut logarithms, mut worst, mut worst_of_none) = (Vec::new(), 0.0_f64, 0.0_f64);
+    for (lanes, round_trip_s) in [(4, 0.0005), (8, 0.05)] {
+        for (mbps, blocks) in [(50.0, 12), (200.0, 48), (1_000.0, 128), (5_000.0, 256)] {
+            for content in [TEXT, HEAP, SPARSE] {
+                let known = factor.map(|it| KnownLink { bytes_per_s: it * mbps * MBPS, was_limit: true });
+                let world = World {
+                    queue_bytes: lanes as f64 * 0.4e6,
+                    answer_s: 0.001,
+                    round_trip_s,
+                    known,
+                    ..World::new(lanes, 2, mbps)
+                };
+                let contents = vec![content; blocks];
+                let seconds = auto(&world, &contents).seconds;
+                let fixed = seconds / best_fixed(&world, &contents).0;
+                let none = run(&world, &contents, &Policy::Fixed(Action::None)).seconds;
+                logarithms.push(fixed.ln());
+                (worst, worst_of_none) = (worst.max(fixed), worst_of_none.max(seconds / none));
+            }
+        }
+    }
+    ((logarithms.iter().sum::<f64>() / logarithms.len() as f64).exp(), worst, worst_of_none)
+}
+
+#[test]
+fn link_that_an_earlier_session_knew_has_nothing_to_find_out_and_one_that_has_changed_is_noticed() {
+    let (unknown, known) = (first_with(None), first_with(Some(1.0)));
+    assert!(known.0 < 1.02 && known.1 < 1.15, "{known:.3?}");
+    assert!(known.0 < unknown.0 - 0.02, "{known:.3?}, unknown {unknown:.3?}");
+    for factor in [0.1, 10.0] {
+        let wrong = first_with(Some(factor));
+        assert!(wrong.0 < 1.2 && wrong.1 < 2.0 && wrong.2 < 1.1, "{factor}: {wrong:.3?}");
+    }
 }

@@ -47,7 +47,7 @@ impl Crew {
         let (peer, owner) = (transport.peer_addr(), transport.peer_fingerprint());
         let names = Names { id: first.welcome.session, key: first.welcome.join_key, owner, peer };
         let most = first.welcome.max_lanes;
-        let range = options.adaptive.filter(|_| first.is_far());
+        let range = options.adaptive.filter(|_| options.distance.is_far(first.is_far()));
         let range = range.map(|range| LaneRange { most: range.most.min(most), ..range });
         let receiving = ReceiveOptions {
             limits: options.limits,

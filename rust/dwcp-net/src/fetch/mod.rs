@@ -15,6 +15,7 @@ use dwcp_store::Sink;
 
 use crate::cancel::{Cancel, lock};
 use crate::dial::{DialOptions, Dialled, Plan, WORTHWHILE, backoff, first_failure, open_lane};
+use crate::distance::Distance;
 use crate::error::NetError;
 use crate::lanes::LaneRange;
 use crate::report::{Event, Observer, Progress, ReceiveReport};
@@ -33,6 +34,8 @@ pub struct FetchOptions {
     pub lanes: u16,
     /// With this, and a listener that is far, the number is found while data flows, between these.
     pub adaptive: Option<LaneRange>,
+    /// How far the listener is taken to be.
+    pub distance: Distance,
     /// What the listener may send.
     pub limits: Limits,
     /// Dictionaries that the listener need not send.
@@ -55,6 +58,7 @@ impl Default for FetchOptions {
         FetchOptions {
             lanes: 4,
             adaptive: None,
+            distance: Distance::Measured,
             limits: Limits::default(),
             dictionaries: Arc::default(),
             idle_timeout: Duration::from_secs(30),
@@ -102,6 +106,7 @@ impl FetchSession {
             max_block,
             fetches: Some(Takes { max_entries, max_object }),
             dictionaries: max_dictionary > 0,
+            fills: false,
             local_addresses: options.local_addresses.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);

@@ -67,22 +67,23 @@ pub(crate) struct Crew<D> {
     /// By the number of the lane.
     workers: Mutex<Vec<JoinHandle<()>>>,
     pacer: Mutex<Option<JoinHandle<()>>>,
+    /// The way to the peer is another, and their number to be between these.
+    moved: Mutex<Option<LaneRange>>,
 }
 
 impl<D: Dialling> Crew<D> {
     /// Puts lanes to work: as many as are wanted, or as are found to be best in `range`.
     pub(crate) fn start(side: D, range: Option<LaneRange>) -> Result<Arc<Crew<D>>, NetError> {
         let side = Arc::new(side);
-        let crew = Arc::new(Crew { side, workers: Mutex::default(), pacer: Mutex::default() });
+        let (workers, pacer, moved) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let crew = Arc::new(Crew { side, workers, pacer, moved });
         let controller = range.map(LaneController::new);
         if let Some(controller) = &controller {
             crew.side.want(controller.wanted());
         }
         let started = crew.man().and_then(|()| {
             let Some(controller) = controller else { return Ok(()) };
-            let pacing = Arc::clone(&crew);
-            let pacer = spawn("dwcp-lanes".to_owned(), move || pacing.pace(controller))?;
-            *lock(&crew.pacer) = Some(pacer);
+            *lock(&crew.pacer) = Some(crew.spawn_pacer(controller)?);
             Ok(())
         });
         if let Err(error) = started {
@@ -93,6 +94,26 @@ impl<D: Dialling> Crew<D> {
             return Err(error);
         }
         Ok(crew)
+    }
+
+    fn spawn_pacer(self: &Arc<Self>, controller: LaneController) -> Result<JoinHandle<()>, NetError> {
+        let pacing = Arc::clone(self);
+        spawn("dwcp-lanes".to_owned(), move || pacing.pace(controller))
+    }
+
+    /// The way to the peer is another from now on: the number of lanes is found anew in `range`.
+    pub(crate) fn relocate(self: &Arc<Self>, range: LaneRange) -> Result<(), NetError> {
+        let mut pacer = lock(&self.pacer);
+        if self.side.stop().is_cancelled() {
+            return Ok(());
+        }
+        *lock(&self.moved) = Some(range);
+        if pacer.is_none() {
+            let lanes = self.side.wanted();
+            let controller = LaneController::new(LaneRange { least: lanes, start: lanes, most: lanes });
+            *pacer = Some(self.spawn_pacer(controller)?);
+        }
+        Ok(())
     }
 
     /// Starts a thread for each lane that is wanted and has none.
@@ -122,7 +143,12 @@ impl<D: Dialling> Crew<D> {
             let at_s = epoch.elapsed().as_secs_f64();
             if transfer.replace(started) != Some(started) {
                 controller.begin(at_s);
+                controller.count_from(at_s - started.elapsed().as_secs_f64());
                 self.side.note(controller.history());
+            }
+            if let Some(range) = lock(&self.moved).take() {
+                controller.relocate(at_s, range);
+                survey.relocate(&lanes);
             }
             // The system is asked about every lane for this.
             if !controller.knows_losses() {

@@ -12,6 +12,9 @@
 //!
 //! The [`LaneController`] knows no clock and no sockets: it is given [`Sample`]s.
 
+use std::collections::VecDeque;
+
+mod baseline;
 mod crew;
 mod slots;
 mod survey;
@@ -21,6 +24,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use baseline::Baseline;
 pub(crate) use crew::{Crew, Dialling, Flow, Losses, TICK};
 pub(crate) use slots::Slots;
 use survey::Survey;
@@ -58,6 +62,15 @@ const GROWTH: f64 = 1.2;
 const EXTENSIONS: u32 = 2;
 /// How much more lanes are tried where a link has become free, and for how many round trips they hurry.
 const FREED: u16 = 8;
+/// A link has become free if it has no queue for so many round trips and carries so much more meanwhile than it did while
+/// there was one. Without that, it is lanes that have slowed down since something was lost.
+const CLEAR_TRIPS: f64 = 1.5;
+const FREER: f64 = 1.07;
+/// What a link has carried while it was full is a measure once it was for so many round trips and seconds, and for how
+/// many round trips. Before, lanes find their pace.
+const FULL_TRIPS: f64 = 8.0;
+const FULL_S: f64 = 1.0;
+const MEMORY_TRIPS: f64 = 30.0;
 const HURRY_TRIPS: f64 = 8.0;
 /// How long all lanes are kept that random losses slow down, in seconds.
 const SURGE_S: f64 = 16.0;
@@ -85,6 +98,14 @@ pub struct LaneRange {
     pub start: u16,
     /// As many as may be.
     pub most: u16,
+}
+
+impl LaneRange {
+    fn in_order(self) -> LaneRange {
+        let most = self.most.max(1);
+        let start = self.start.clamp(1, most);
+        LaneRange { least: self.least.clamp(1, start), start, most }
+    }
 }
 
 /// What was seen at a moment.
@@ -122,6 +143,8 @@ pub enum LaneReason {
     Firm,
     /// What gets lost is lost at random, and slows each lane down.
     Random,
+    /// The way to the peer has become another.
+    Moved,
 }
 
 impl LaneReason {
@@ -137,6 +160,7 @@ impl LaneReason {
             LaneReason::Refused => "no more lanes could be made",
             LaneReason::Firm => "losses are not minded any more",
             LaneReason::Random => "losses were random",
+            LaneReason::Moved => "the mode was changed",
         }
     }
 }
@@ -210,6 +234,13 @@ pub(crate) struct LaneController {
     /// Whether the link was full in the last window, and since when round trips have not queued.
     full: bool,
     clear_since_s: Option<f64>,
+    /// What the link has lately carried at most while round trips queued, and when that was last looked at.
+    full_rate: f64,
+    queued_at_s: Option<f64>,
+    /// For how long round trips have queued.
+    queued_s: f64,
+    /// What was delivered by moments of late.
+    lately: VecDeque<(f64, u64)>,
     /// When the link was found to have become free, until a queue shows.
     freed_at_s: Option<f64>,
     /// When more lanes may be tried again, and when fewer; and how long the next failure keeps from that.
@@ -231,12 +262,10 @@ pub(crate) struct LaneController {
 
 impl LaneController {
     pub(crate) fn new(range: LaneRange) -> LaneController {
-        let most = range.most.max(1);
-        let start = range.start.clamp(1, most);
-        let range = LaneRange { least: range.least.clamp(1, start), start, most };
+        let range = range.in_order();
         LaneController {
             range,
-            wanted: start,
+            wanted: range.start,
             phase: Phase::Settling { since_s: 0.0, ready_s: None },
             trial: None,
             extensions: 0,
@@ -244,6 +273,10 @@ impl LaneController {
             odd: 0,
             full: false,
             clear_since_s: None,
+            full_rate: 0.0,
+            queued_at_s: None,
+            queued_s: 0.0,
+            lately: VecDeque::new(),
             freed_at_s: None,
             rise_at_s: 0.0,
             fall_at_s: 0.0,
@@ -273,6 +306,20 @@ impl LaneController {
         }
     }
 
+    /// The way to the peer is another from a moment on: nothing holds of what was found, and the number is to be in
+    /// another range, with as many as that begins with at least.
+    pub(crate) fn relocate(&mut self, at_s: f64, range: LaneRange) {
+        self.range = range.in_order();
+        let rate = self.rate.take().unwrap_or(0.0);
+        (self.trial, self.freed_at_s, self.surged) = (None, None, false);
+        self.forget(at_s);
+        self.forget_queue();
+        let lanes = self.wanted.max(self.range.start).min(self.range.most);
+        if lanes != self.wanted {
+            self.turn(at_s, lanes, rate, LaneReason::Moved);
+        }
+    }
+
     /// How many lanes there are to be.
     pub(crate) fn wanted(&self) -> u16 {
         self.wanted
@@ -285,9 +332,15 @@ impl LaneController {
         }
         self.phase = Phase::Settling { since_s: at_s, ready_s: None };
         (self.extensions, self.odd, self.clear_since_s, self.freed_at_s) = (0, 0, None, None);
+        self.forget_queue();
         self.began_s = Some(at_s);
         self.history =
             vec![LaneChange { at_s: 0.0, lanes: self.wanted, bytes_per_s: 0.0, reason: LaneReason::Start }];
+    }
+
+    /// What is told of the transfer counts from this moment.
+    pub(crate) fn count_from(&mut self, at_s: f64) {
+        self.began_s = Some(at_s);
     }
 
     /// How the number of lanes has changed since the transfer began.
@@ -326,15 +379,15 @@ impl LaneController {
         self.trip_s = sample.shortest_trip_s.or(sample.trip_s).unwrap_or(self.trip_s);
         let queued =
             sample.trip_s.zip(sample.shortest_trip_s).is_some_and(|(trip, least)| has_queued(trip, least));
-        if queued {
-            (self.clear_since_s, self.freed_at_s) = (None, None);
-        } else {
-            self.clear_since_s.get_or_insert(sample.at_s);
-        }
-        if self.is_freed(sample) {
-            self.freed_at_s = Some(sample.at_s);
-            self.rise(sample.at_s, self.rate.unwrap_or(0.0), LaneReason::Freed);
-            return;
+        let rate = self.carry(sample);
+        self.follow_queue(sample.at_s, queued, rate);
+        if self.is_freed(sample, rate) {
+            (self.freed_at_s, self.full_rate) = (Some(sample.at_s), 0.0);
+            if self.wanted < self.range.most {
+                self.trial = None;
+                self.rise(sample.at_s, self.rate.unwrap_or(0.0), LaneReason::Freed);
+                return;
+            }
         }
         match self.phase {
             Phase::Settling { since_s, ready_s } => self.settle(sample, since_s, ready_s),
@@ -342,15 +395,39 @@ impl LaneController {
         }
     }
 
+    /// What was carried in the last round trips, in bytes a second; none while that is not known for so long.
+    fn carry(&mut self, sample: &Sample) -> Option<f64> {
+        let length_s = (CLEAR_TRIPS * self.trip_s).max(SETTLE_S);
+        self.lately.push_back((sample.at_s, sample.delivered));
+        while self.lately.get(1).is_some_and(|(at_s, _)| sample.at_s - at_s >= length_s) {
+            self.lately.pop_front();
+        }
+        let (from_s, from) = *self.lately.front()?;
+        let passed_s = sample.at_s - from_s;
+        (passed_s >= length_s).then(|| sample.delivered.saturating_sub(from) as f64 / passed_s)
+    }
+
+    /// Notes whether something stands in the queue, and what the link carries while something does.
+    fn follow_queue(&mut self, at_s: f64, queued: bool, rate: Option<f64>) {
+        if !queued {
+            self.clear_since_s.get_or_insert(at_s);
+            return;
+        }
+        let passed_s = self.queued_at_s.replace(at_s).map_or(0.0, |before_s| at_s - before_s);
+        if self.clear_since_s.is_none() {
+            self.queued_s += passed_s;
+        }
+        (self.clear_since_s, self.freed_at_s) = (None, None);
+        let kept = (-passed_s / (MEMORY_TRIPS * self.trip_s)).exp();
+        self.full_rate = rate.unwrap_or(0.0).max(kept * self.full_rate);
+    }
+
     /// Whether a link that was full is not any more, which cannot wait for the end of a window.
-    fn is_freed(&self, sample: &Sample) -> bool {
+    fn is_freed(&self, sample: &Sample, rate: Option<f64>) -> bool {
         let clear_s = self.clear_since_s.map_or(0.0, |since_s| sample.at_s - since_s);
-        self.full
-            && self.trial.is_none()
-            && sample.at_s >= self.rise_at_s
-            && clear_s >= (1.5 * self.trip_s).max(SETTLE_S)
-            && sample.waiting >= LINK_BOUND
-            && self.wanted < self.range.most
+        let was_full = self.queued_s >= (FULL_TRIPS * self.trip_s).max(FULL_S);
+        let freer = rate.is_some_and(|rate| rate >= FREER * self.full_rate);
+        was_full && freer && clear_s >= CLEAR_TRIPS * self.trip_s && sample.waiting >= LINK_BOUND
     }
 
     fn settle(&mut self, sample: &Sample, since_s: f64, ready_s: Option<f64>) {
@@ -507,6 +584,11 @@ impl LaneController {
         (self.rise_at_s, self.fall_at_s) = (at_s, at_s);
         (self.rise_dwell_s, self.fall_dwell_s) = (DWELL_S, DWELL_S);
         (self.factor, self.fell, self.sated) = (2, false, None);
+    }
+
+    fn forget_queue(&mut self) {
+        (self.full_rate, self.queued_at_s, self.queued_s) = (0.0, None, 0.0);
+        self.lately.clear();
     }
 
     fn rise(&mut self, at_s: f64, rate: f64, reason: LaneReason) {

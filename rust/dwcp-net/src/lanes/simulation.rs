@@ -4,7 +4,7 @@ use super::{LaneController, LaneRange, LaneReason, Sample};
 
 const STEP_S: f64 = 0.05;
 const SEGMENT: f64 = 1_448.0;
-const DEFAULT: LaneRange = LaneRange { least: 3, start: 8, most: 64 };
+const DEFAULT: LaneRange = LaneRange { least: 3, start: 16, most: 64 };
 
 #[derive(Clone, Copy)]
 struct Link {
@@ -100,11 +100,11 @@ impl World {
 
     /// Lets time pass; gives the bits a second that were carried meanwhile, in millions.
     fn run(&mut self, seconds: f64) -> f64 {
-        let (before, end_s) = (self.delivered, self.now_s + seconds);
-        while self.now_s < end_s {
+        let (before, start_s) = (self.delivered, self.now_s);
+        while self.now_s < start_s + seconds {
             self.step();
         }
-        (self.delivered - before) * 8e-6 / seconds
+        (self.delivered - before) * 8e-6 / (self.now_s - start_s)
     }
 }
 
@@ -153,7 +153,7 @@ fn number_settles_where_the_link_is_full() {
 fn lanes_that_wait_for_processors_are_not_added_to() {
     let mut world = World::new(Link { processors: 0.4, ..CLEAN }, DEFAULT, 1);
     world.run(30.0);
-    assert_eq!(world.controller.wanted(), 8);
+    assert_eq!(world.controller.wanted(), DEFAULT.start);
 }
 
 #[test]
@@ -175,6 +175,37 @@ fn link_that_becomes_free_is_found_out_within_round_trips() {
         assert!(carried > 0.8 * 900.0, "{carried}: {:?}", world.controller.history());
         assert!(!world.controller.hurries(world.now_s), "it is full again");
     }
+}
+
+#[test]
+fn queue_that_has_gone_since_lanes_slowed_down_shows_no_link_that_became_free() {
+    let mut controller = LaneController::new(DEFAULT);
+    let (mut at_s, mut delivered) = (0.0, 0.0);
+    let mut pass = |rate: f64, trip_s, seconds: f64, controller: &mut LaneController| {
+        let end_s = at_s + seconds;
+        let mut hurried = false;
+        while at_s < end_s {
+            at_s += STEP_S;
+            delivered += rate * STEP_S;
+            controller.observe(&Sample {
+                at_s,
+                delivered: delivered as u64,
+                lanes: controller.wanted(),
+                trip_s: Some(trip_s),
+                shortest_trip_s: Some(0.3),
+                waiting: 1.0,
+            });
+            hurried |= controller.hurries(at_s);
+        }
+        hurried
+    };
+    assert!(!pass(30e6, 0.30, 3.0, &mut controller), "it has never been full");
+    assert!(!pass(12e6, 0.35, 9.0, &mut controller));
+    assert!(!pass(9e6, 0.30, 2.0, &mut controller));
+    assert!(!pass(12e6, 0.30, 2.0, &mut controller), "as much as before, without a queue");
+    assert!(pass(14e6, 0.30, 0.9, &mut controller));
+    assert!(pass(30e6, 0.30, 0.5, &mut controller));
+    assert!(!pass(30e6, 0.34, 0.1, &mut controller), "there is a queue again");
 }
 
 #[test]
@@ -223,7 +254,7 @@ fn polite_lanes_are_bounded_where_the_link_is_lossy() {
 
 #[test]
 fn peer_that_refuses_lanes_is_not_asked_again() {
-    let mut controller = LaneController::new(DEFAULT);
+    let mut controller = LaneController::new(LaneRange { start: 8, ..DEFAULT });
     let mut asked = 0;
     for step in 0..1_200_u32 {
         let lanes = controller.wanted().min(10);
@@ -242,11 +273,11 @@ fn peer_that_refuses_lanes_is_not_asked_again() {
 fn lanes_that_mind_no_losses_are_kept_as_they_are() {
     let mut world = World::new(CLEAN, DEFAULT, 1);
     world.run(8.0);
-    assert!(world.controller.wanted() < 8);
+    assert!(world.controller.wanted() < DEFAULT.start);
     for _ in 0..2 {
         world.controller.hold(world.now_s);
         world.run(20.0);
-        assert_eq!(world.controller.wanted(), 8, "{:?}", world.controller.history());
+        assert_eq!(world.controller.wanted(), DEFAULT.start, "{:?}", world.controller.history());
     }
     assert_eq!(world.controller.history().last().map(|change| change.reason), Some(LaneReason::Firm));
 }
@@ -267,4 +298,24 @@ fn lanes_that_random_losses_slow_down_are_all_there_at_once() {
     world.run(40.0);
     world.controller.surge(world.now_s);
     assert!((12..=40).contains(&world.controller.wanted()), "{:?}", world.controller.history());
+}
+
+#[test]
+fn session_whose_way_becomes_long_finds_its_lanes_anew() {
+    for seed in 0..20 {
+        let near = Link { mbps: 2_000.0, trip_s: 0.001, queue_s: 0.001, ..CLEAN };
+        let fixed = LaneRange { least: 4, start: 4, most: 4 };
+        let mut world = World::new(near, fixed, seed);
+        world.run(10.0);
+        assert_eq!(world.controller.wanted(), 4);
+        world.link = Link { lane_mbps: 1.3, ..CLEAN };
+        world.controller.relocate(world.now_s, DEFAULT);
+        assert_eq!(world.controller.wanted(), 8);
+        world.run(15.0);
+        assert_eq!(world.controller.wanted(), 64, "{:?}", world.controller.history());
+        world.link = near;
+        world.controller.relocate(world.now_s, fixed);
+        world.run(10.0);
+        assert_eq!(world.controller.wanted(), 4);
+    }
 }

@@ -1,14 +1,14 @@
-//! How many lanes of a session are made at the same time.
+//! How many lanes of a session connect, and have not said who they are, at the same time.
 
 use std::sync::{Condvar, Mutex};
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::error::NetError;
 
-/// A listener lets 16 connections of one address wait to show who they are, and there may be other sessions.
-const AT_ONCE: u32 = 12;
+/// A listener lets 48 connections of a network that it knows wait to show who they are, and there may be other sessions.
+const AT_ONCE: u32 = 32;
 
-/// Places for lanes that are being made.
+/// Places for lanes that connect.
 #[derive(Default)]
 pub(crate) struct Slots {
     taken: Mutex<u32>,

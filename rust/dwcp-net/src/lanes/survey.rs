@@ -1,8 +1,9 @@
 //! What the connections of all lanes tell, taken together.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
-use super::Sample;
+use super::{Baseline, Sample};
 use crate::transport::Closer;
 
 /// A lane from whose socket less than this waits to be read is waited for by this side.
@@ -26,33 +27,44 @@ pub(crate) struct Survey {
     moved: HashMap<u32, u64>,
     delivered: u64,
     shortest_trip_s: Option<f64>,
+    /// Lanes that were made before the way became another.
+    older: HashMap<u32, Baseline>,
 }
 
 impl Survey {
     /// A survey of lanes on which this side `receives`, or sends.
     pub(crate) fn new(receives: bool) -> Survey {
-        Survey { receives, moved: HashMap::new(), delivered: 0, shortest_trip_s: None }
+        Survey { receives, moved: HashMap::new(), delivered: 0, shortest_trip_s: None, older: HashMap::new() }
+    }
+
+    /// The way of all lanes is another from now on.
+    pub(crate) fn relocate(&mut self, lanes: &[(u32, Closer)]) {
+        self.older = lanes.iter().map(|(lane, _)| (*lane, Baseline::default())).collect();
     }
 
     /// Looks at the lanes at a moment. None where the system tells nothing of connections, or there are none.
     pub(crate) fn look(&mut self, at_s: f64, lanes: &[(u32, Closer)]) -> Option<Sample> {
         let readings: Vec<_> =
-            lanes.iter().filter_map(|(lane, closer)| Some((*lane, self.read(closer)?))).collect();
+            lanes.iter().filter_map(|(lane, closer)| Some((*lane, self.read(*lane, closer)?))).collect();
         self.add(at_s, &readings)
     }
 
-    fn read(&self, closer: &Closer) -> Option<Reading> {
+    fn read(&mut self, lane: u32, closer: &Closer) -> Option<Reading> {
         let path = closer.path()?;
         let (moved, waiting) = if self.receives {
             (path.received_bytes?, closer.unread() < MOST_UNREAD)
         } else {
-            (path.acked_bytes?, path.unsent_bytes.is_none_or(|bytes| bytes > 0))
+            (path.delivered_bytes.or(path.acked_bytes)?, path.unsent_bytes.is_none_or(|bytes| bytes > 0))
+        };
+        let shortest = match self.older.get_mut(&lane) {
+            Some(baseline) => baseline.see(path.rtt, Instant::now()),
+            None => path.min_rtt,
         };
         let seconds = |time: std::time::Duration| time.as_secs_f64();
         Some(Reading {
             moved,
             trip_s: path.rtt.map(seconds),
-            shortest_trip_s: path.min_rtt.map(seconds),
+            shortest_trip_s: shortest.map(seconds),
             waiting,
         })
     }
@@ -70,7 +82,9 @@ impl Survey {
             self.moved.insert(*lane, reading.moved);
         }
         let shortest = readings.iter().filter_map(|(_, reading)| reading.shortest_trip_s);
-        self.shortest_trip_s = shortest.chain(self.shortest_trip_s).reduce(f64::min);
+        // What smoothed round trips have shown since the way became another is not to be kept for ever.
+        let known = self.shortest_trip_s.filter(|_| self.older.is_empty());
+        self.shortest_trip_s = shortest.chain(known).reduce(f64::min);
         let mut trips: Vec<f64> = readings.iter().filter_map(|(_, reading)| reading.trip_s).collect();
         trips.sort_by(f64::total_cmp);
         let waiting = readings.iter().filter(|(_, reading)| reading.waiting).count();

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::{MemorySink, MemorySource, Source};
 
+use super::{LaneRange, LaneReason};
 use crate::cancel::Cancel;
+use crate::distance::{Distance, Relocation};
 use crate::fetch::{FetchOptions, FetchSession};
 use crate::listen::{Arrival, Listener};
 use crate::receive::ReceiveOptions;
@@ -140,4 +142,43 @@ fn side_that_fetches_gives_lanes_up_and_makes_them_again_at_no_cost() {
     for report in sent {
         assert_eq!((report.lanes_lost, report.blocks_resent, report.blocks_sent), (0, 0, 92));
     }
+}
+
+#[test]
+fn sender_whose_way_becomes_another_under_way_loses_and_repeats_nothing() {
+    let listener = listener(ReceiveOptions::default());
+    let address = listener.local_addr().to_string();
+    let receiving = std::thread::spawn(move || {
+        let session = listener.accept(Some(PATIENCE)).unwrap();
+        session.receive(Arc::new(MemorySink::new(1 << 24)), Some(PATIENCE)).unwrap().unwrap()
+    });
+    let fixed = |lanes| LaneRange { least: lanes, start: lanes, most: lanes };
+    // Near, and so with a number of lanes that nobody looks for to begin with.
+    let options = SendOptions { lanes: 2, adaptive: Some(fixed(2)), ..options() };
+    let security = DialSecurity::Insecure;
+    let session =
+        SendSession::connect(&address, security, options, &Cancel::new(), Arc::new(Unobserved)).unwrap();
+    let session = Arc::new(session);
+    let sending = Arc::clone(&session);
+    let sent = std::thread::spawn(move || {
+        let (manifest, source) = state();
+        sending.send(manifest, source).unwrap()
+    });
+    let lanes = || session.progress().lanes;
+    await_that("the lanes do not come", || lanes() == 2);
+    for (distance, round_trip_ms, count) in [(Distance::Far, 80, 6), (Distance::Near, 1, 3)] {
+        let round_trip = Duration::from_millis(round_trip_ms);
+        session.relocate(Relocation { lanes: fixed(count), distance, round_trip }).unwrap();
+        await_that("the number of lanes is not what is wanted", || lanes() == u32::from(count));
+    }
+    let wrong = Relocation { lanes: fixed(0), distance: Distance::Near, round_trip: Duration::ZERO };
+    assert!(session.relocate(wrong).is_err());
+    let sent = join(sent);
+    assert_eq!((sent.sessions, sent.lanes_lost, sent.blocks_resent, sent.blocks_sent), (1, 0, 0, 92));
+    let changes: Vec<_> = sent.lane_changes.iter().map(|change| (change.lanes, change.reason)).collect();
+    assert_eq!(changes, [(2, LaneReason::Start), (6, LaneReason::Moved), (3, LaneReason::Moved)]);
+    session.close();
+    let received = join(receiving);
+    assert_eq!((received.lanes_lost, received.blocks_received), (0, 92));
+    assert_eq!(received.transfer_digest, sent.transfer_digest);
 }

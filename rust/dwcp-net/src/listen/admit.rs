@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dwcp_proto::frame::{
-    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, Frame, Hello, Secret, Security, SessionId, Takes, Welcome,
+    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, FEATURE_FILL, Frame, Hello, Secret, Security, SessionId,
+    Takes, Welcome,
 };
 use dwcp_proto::limits::PREFACE_BYTES;
 use dwcp_proto::preface::{self, Opening};
@@ -169,7 +170,7 @@ fn serve_v3(
         lane.fail(ErrorCode::Limit, true, "the session has as many lanes as it may have");
         return Ok(());
     };
-    drop(place);
+    let _let_in = place.let_in();
     if opens {
         shared.observer.event(Event::SessionOpened { peer: lane.transport().peer_addr() });
         shared.registry.announce(&known);
@@ -194,7 +195,7 @@ fn enter(
             let (waker, wake) = wake_pair()?;
             let limits = session.options.limits;
             let attached = lock(&session.state).attach(number, waker, lane.closer(), limits.max_lanes);
-            (attached.map(|id| (id, wake)), limits, 0)
+            (attached.map(|id| (id, wake)), limits, asked & FEATURE_FILL)
         }
         Known::Serves(served) => (served.admit(number, lane)?, served.limits(), FEATURE_FETCH),
     };

@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex};
 use crate::cancel::lock;
 use crate::security::network_of;
 
-/// Places altogether, and for one network.
+/// Places altogether, for one network, and for one from which somebody was let in: sessions on long paths add dozens of
+/// lanes at a time.
 const MAX_WAITING: usize = 64;
 const MAX_WAITING_OF_ONE: usize = 16;
+const MAX_WAITING_OF_KNOWN: usize = 48;
 
 /// All places.
 #[derive(Debug, Default)]
@@ -20,6 +22,8 @@ struct Room {
     next: u64,
     /// By network, the oldest first.
     guests: HashMap<IpAddr, Vec<Guest>>,
+    /// How many connections of a network were let in and are there.
+    known: HashMap<IpAddr, usize>,
 }
 
 #[derive(Debug)]
@@ -37,6 +41,13 @@ pub(super) struct Place {
     id: u64,
 }
 
+/// A connection that was let in, until it is dropped.
+#[derive(Debug)]
+pub(super) struct LetIn {
+    room: Arc<WaitingRoom>,
+    network: IpAddr,
+}
+
 impl WaitingRoom {
     /// Gives a connection a place. When all are taken, the oldest connection of the network that has the most, if that
     /// is more than this one has, is sent away for it.
@@ -45,7 +56,8 @@ impl WaitingRoom {
         let mut inner = lock(&room.0);
         let of_one = inner.guests.get(&network).map_or(0, Vec::len);
         let total: usize = inner.guests.values().map(Vec::len).sum();
-        if of_one >= MAX_WAITING_OF_ONE || (total >= MAX_WAITING && !inner.send_one_away(of_one)) {
+        let most = if inner.known.contains_key(&network) { MAX_WAITING_OF_KNOWN } else { MAX_WAITING_OF_ONE };
+        if of_one >= most || (total >= MAX_WAITING && !inner.send_one_away(of_one)) {
             return None;
         }
         let id = inner.next;
@@ -93,6 +105,13 @@ impl Place {
             guests[index].stream = None;
         }
     }
+
+    /// Gives the place back, since the connection has shown who it is.
+    pub(super) fn let_in(self) -> LetIn {
+        let (room, network) = (Arc::clone(&self.room), self.network);
+        *lock(&room.0).known.entry(network).or_default() += 1;
+        LetIn { room, network }
+    }
 }
 
 impl Drop for Place {
@@ -102,6 +121,18 @@ impl Drop for Place {
             guests.remove(index);
             if guests.is_empty() {
                 room.guests.remove(&self.network);
+            }
+        }
+    }
+}
+
+impl Drop for LetIn {
+    fn drop(&mut self) {
+        let mut room = lock(&self.room.0);
+        if let Some(count) = room.known.get_mut(&self.network) {
+            *count -= 1;
+            if *count == 0 {
+                room.known.remove(&self.network);
             }
         }
     }
@@ -127,5 +158,20 @@ mod tests {
         assert_eq!(lock(&room.0).guests.len(), MAX_WAITING);
         drop(places);
         assert!(lock(&room.0).guests.is_empty());
+    }
+
+    #[test]
+    fn a_network_has_more_places_while_somebody_of_it_is_let_in() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let room = Arc::new(WaitingRoom::default());
+        let enter = |last: u8| WaitingRoom::enter(&room, &stream, SocketAddr::from(([192, 0, 2, last], 9)));
+        let fill = |last: u8| std::iter::from_fn(|| enter(last)).collect::<Vec<_>>().len();
+        assert_eq!(fill(1), MAX_WAITING_OF_ONE);
+        let known = enter(1).map(Place::let_in);
+        assert_eq!((fill(1), fill(2)), (MAX_WAITING_OF_KNOWN, MAX_WAITING_OF_ONE));
+        drop(known);
+        assert_eq!(fill(1), MAX_WAITING_OF_ONE);
+        assert!(lock(&room.0).known.is_empty() && lock(&room.0).guests.is_empty());
     }
 }

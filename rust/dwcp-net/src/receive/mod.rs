@@ -149,6 +149,12 @@ impl ReceiveSession {
         }
     }
 
+    /// Ends the session and tells the sender why; whoever receives gets [`NetError::Cancelled`], and what is staged stays.
+    pub fn dismiss(&self, reason: &str) {
+        lock(&self.session.state).dismiss(reason);
+        self.session.changed.notify_all();
+    }
+
     /// Where the transfer stands that is under way.
     #[must_use]
     pub fn progress(&self) -> Progress {

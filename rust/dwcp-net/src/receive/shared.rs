@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dwcp_codec::Digest;
 use dwcp_proto::SessionError;
 use dwcp_proto::fetch::Asking;
-use dwcp_proto::frame::{Committed, ErrorFrame, Secret, SessionId, TransferId};
+use dwcp_proto::frame::{Committed, ErrorCode, ErrorFrame, Secret, SessionId, TransferId};
 use dwcp_proto::receiver::{LaneId, ReceiverSession};
 use dwcp_store::Sink;
 
@@ -314,6 +314,14 @@ impl State {
             .map(|error| ErrorFrame::new(error.code(), error.resumable(), &error.for_peer()));
         self.ended = Some(failure);
         self.wake_all();
+    }
+
+    /// Ends the session as cancelled, with words of its own for the sender.
+    pub(super) fn dismiss(&mut self, reason: &str) {
+        if self.ended.is_none() {
+            self.end(Some(NetError::Cancelled), false);
+            self.parting = Some(ErrorFrame::new(ErrorCode::Cancelled, true, reason));
+        }
     }
 
     pub(crate) fn wake_all(&self) {

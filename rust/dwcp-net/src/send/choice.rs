@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockEncoder, BlockKind, EncodedBlock};
 use dwcp_codec::select::{
-    Action, Controller, Decision, Delivery, Estimate, Features, Look, Model, Outcome, Settings, Summary,
-    calibration_sample,
+    Action, Controller, Decision, Delivery, Estimate, Features, KnownLink, Look, Model, Outcome, Settings,
+    Summary, calibration_sample,
 };
 use dwcp_codec::{Codec, CodecError, page, probe};
 
 use crate::cancel::{lock, wait};
 use crate::report::thread_cpu;
+use crate::send::SendOptions;
 
 /// What is timed to compare this machine with that of a model's times.
 const CALIBRATED: [Action; 2] = [Action::Lz4, Action::Zstd1];
@@ -65,6 +66,7 @@ pub(super) struct Selector {
     epoch: Instant,
     lanes: u16,
     limit_bytes_per_s: Mutex<Option<u64>>,
+    known: Option<KnownLink>,
     controller: Mutex<Option<Controller>>,
     /// Something was acknowledged.
     answered: Condvar,
@@ -74,12 +76,13 @@ pub(super) struct Selector {
 
 impl Selector {
     /// None if there is nothing to choose.
-    pub(super) fn new(choice: &CodecChoice, lanes: u16, limit_bytes_per_s: Option<u64>) -> Option<Selector> {
-        let CodecChoice::Auto { model } = choice else { return None };
+    pub(super) fn new(options: &SendOptions, limit_bytes_per_s: Option<u64>) -> Option<Selector> {
+        let CodecChoice::Auto { model } = &options.codec else { return None };
         Some(Selector {
             model: model.clone(),
             epoch: Instant::now(),
-            lanes,
+            lanes: options.lanes,
+            known: options.known_link,
             limit_bytes_per_s: Mutex::new(limit_bytes_per_s),
             controller: Mutex::default(),
             answered: Condvar::new(),
@@ -94,6 +97,11 @@ impl Selector {
         if let Some(controller) = controller.as_mut() {
             controller.allow(limit_bytes_per_s.map(|rate| rate as f64));
         }
+    }
+
+    /// The way to the receiver is another from now on.
+    pub(super) fn relocate(&self, round_trip: Duration) {
+        self.with(|controller| controller.relocate(round_trip.as_secs_f64()));
     }
 
     /// A transfer begins; tells where things stand.
@@ -128,6 +136,8 @@ impl Selector {
                 round_trip_s: if is_local { Some(0.0) } else { answer_time.map(|time| time.as_secs_f64()) },
                 is_local,
                 limit_bytes_per_s: lock(&self.limit_bytes_per_s).map(|rate| rate as f64),
+                // Over the loopback interface it is the processors that tell how fast the link is.
+                known: self.known.filter(|_| !is_local),
             };
             match slowness {
                 Some(slowness) => Controller::calibrated(settings, slowness),
@@ -250,6 +260,8 @@ pub(super) struct Gauge<'a> {
     /// When the lane last looked for acknowledgements, and what the controller said of those that were not there.
     looked: Instant,
     waiting: f64,
+    /// What the controller was told that the system has not sent of this lane, with what was written since.
+    unsent: u64,
     queue: Queue,
     /// When the work on the last block ended, or waiting did, and how long the thread had waited for processors by
     /// then.
@@ -279,6 +291,7 @@ impl<'a> Gauge<'a> {
             acknowledged: 0,
             looked: now.wall,
             waiting: 0.0,
+            unsent: 0,
             cycle: now,
             read: now,
             encoded: now,
@@ -296,9 +309,10 @@ impl<'a> Gauge<'a> {
         self.queued = self.queue.waited();
     }
 
-    /// The lane has looked whether anything came, and read it.
-    pub(super) fn looked(&mut self) {
+    /// The lane has looked whether anything came, and read it. `unsent` tells what the system has not sent, if it knows.
+    pub(super) fn looked(&mut self, unsent: impl FnOnce() -> Option<u32>) {
         self.looked = Instant::now();
+        self.look_at_unsent(unsent);
         if !self.sent.is_empty() || self.waiting > 0.0 {
             let age = |sent: &Sent| self.looked.saturating_duration_since(sent.written).as_secs_f64();
             let now = self.selector.transfer.load(Ordering::SeqCst);
@@ -309,6 +323,16 @@ impl<'a> Gauge<'a> {
             let waiting = self.selector.with(|controller| controller.looked(under_way, before));
             self.waiting = waiting.unwrap_or(0.0);
         }
+    }
+
+    fn look_at_unsent(&mut self, unsent: impl FnOnce() -> Option<u32>) {
+        if self.unsent == 0 || self.transfer != self.selector.transfer.load(Ordering::SeqCst) {
+            return;
+        }
+        let Some(unsent) = unsent().map(u64::from) else { return };
+        let before = std::mem::replace(&mut self.unsent, unsent);
+        let at_s = self.selector.since_epoch(self.looked);
+        self.selector.with(|controller| controller.unsent(unsent, before, at_s));
     }
 
     /// The peer has taken `count` frames altogether.
@@ -340,7 +364,7 @@ impl<'a> Gauge<'a> {
         self.in_hand = None;
         let transfer = self.selector.transfer.load(Ordering::SeqCst);
         if std::mem::replace(&mut self.transfer, transfer) != transfer {
-            self.waiting = 0.0;
+            (self.waiting, self.unsent) = (0.0, 0);
         }
     }
 
@@ -378,9 +402,12 @@ impl<'a> Gauge<'a> {
                 controller.encoded(decision, raw_bytes, wire_bytes, cpu_s);
             }
             let phase = decision.map_or_else(|| controller.phase(), |decision| decision.phase);
-            (phase, controller.sending(wire_bytes, at_s))
+            (phase, controller.sending(wire_bytes, at_s), controller.wants_unsent())
         });
-        let (phase, ahead_bytes) = told.unwrap_or_default();
+        let (phase, ahead_bytes, wants_unsent) = told.unwrap_or_default();
+        if wants_unsent {
+            self.unsent += wire_bytes;
+        }
         let transfer = self.transfer;
         self.in_hand =
             Some(Sent { transfer, raw_bytes, wire_bytes, phase, ahead_bytes, from, written: from });
@@ -454,8 +481,10 @@ impl Drop for Gauge<'_> {
         let of_now = self.sent.iter().chain(&self.in_hand).filter(|sent| sent.transfer == now);
         let wire_bytes = of_now.map(|sent| sent.wire_bytes).sum();
         let decision = self.decision.as_ref().filter(|_| self.in_hand.is_none());
+        let at_s = self.selector.since_epoch(Instant::now());
         self.selector.with(|controller| {
             controller.looked(std::iter::empty(), self.waiting);
+            controller.unsent(0, self.unsent, at_s);
             controller.give_up(decision, wire_bytes);
         });
     }
@@ -475,9 +504,13 @@ mod tests {
         }
     }
 
+    fn automatic(lanes: u16) -> SendOptions {
+        SendOptions { codec: CodecChoice::Auto { model: None }, lanes, ..SendOptions::default() }
+    }
+
     #[test]
     fn block_is_counted_before_the_peer_can_have_it() {
-        let selector = Selector::new(&CodecChoice::Auto { model: None }, 1, None).unwrap();
+        let selector = Selector::new(&automatic(1), None).unwrap();
         selector.settle(true, None);
         let before = selector.begin();
         let mut gauge = Gauge::new(&selector);
@@ -510,7 +543,7 @@ mod tests {
     }
 
     fn selector() -> Selector {
-        let selector = Selector::new(&CodecChoice::Auto { model: None }, 2, None).unwrap();
+        let selector = Selector::new(&automatic(2), None).unwrap();
         selector.settle(true, None);
         selector.begin();
         selector

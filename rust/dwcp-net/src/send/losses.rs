@@ -54,7 +54,8 @@ impl LossWatch {
     }
 }
 
-fn stands_in_queue(path: &PathInfo) -> bool {
+/// Whether a lane with such a path has packets in a queue.
+pub(super) fn stands_in_queue(path: &PathInfo) -> bool {
     path.rtt
         .zip(path.min_rtt)
         .is_some_and(|(trip, shortest)| has_queued(trip.as_secs_f64(), shortest.as_secs_f64()))

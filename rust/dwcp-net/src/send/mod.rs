@@ -3,6 +3,7 @@
 mod choice;
 mod lanes;
 mod losses;
+mod probe;
 mod shared;
 mod telemetry;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
+use dwcp_codec::select::KnownLink;
 use dwcp_codec::{Codec, Dictionary};
 use dwcp_proto::error::ProtoError;
 use dwcp_proto::frame::Committed;
@@ -23,8 +25,9 @@ use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
-use crate::congestion::{Congestion, FIRM, ignore_losses, minds_losses};
+use crate::congestion::{Congestion, FAR, FIRM, ignore_losses, minds_losses};
 use crate::dial::{DialOptions, Plan, first_failure, open_lane};
+use crate::distance::{Distance, Relocation};
 use crate::error::NetError;
 use crate::lanes::{Crew, LaneRange};
 use crate::limiter::Limiter;
@@ -34,6 +37,7 @@ use crate::transport::{Closer, try_congestion};
 use choice::Selector;
 pub use choice::{CodecChoice, Selection};
 use lanes::Sending;
+pub use probe::{ProbeOptions, ProbeReport, probe};
 use shared::Job;
 use shared::State;
 pub(crate) use shared::{Link, Shared, max_dictionary};
@@ -54,6 +58,8 @@ pub struct SendOptions {
     pub block_bytes: u32,
     /// How blocks are compressed where it helps.
     pub codec: CodecChoice,
+    /// What an earlier session has found out about the link, for [`CodecChoice::Auto`].
+    pub known_link: Option<KnownLink>,
     /// What short blocks have in common; offered to the receiver, and used if that knows of dictionaries and does not
     /// decline it. At most 1,048,552 bytes.
     pub dictionary: Option<Arc<Dictionary>>,
@@ -73,6 +79,8 @@ pub struct SendOptions {
     pub socket_buffer_bytes: Option<u32>,
     /// Which congestion control the lanes use.
     pub congestion: Congestion,
+    /// How far the receiver is taken to be, to begin with.
+    pub distance: Distance,
     /// Addresses of this machine that lanes come from, in turn, at most 16; the system chooses if there is none. From an
     /// address that does not work, others take its lanes over.
     pub local_addresses: Vec<IpAddr>,
@@ -85,6 +93,7 @@ impl Default for SendOptions {
             adaptive: None,
             block_bytes: 1 << 20,
             codec: CodecChoice::Fixed(Codec::None),
+            known_link: None,
             dictionary: None,
             idle_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
@@ -94,6 +103,7 @@ impl Default for SendOptions {
             bandwidth_limit: None,
             socket_buffer_bytes: None,
             congestion: Congestion::Auto,
+            distance: Distance::Measured,
             local_addresses: Vec::new(),
         }
     }
@@ -134,6 +144,7 @@ pub(crate) fn check_lanes(lanes: u16, adaptive: Option<LaneRange>) -> Result<(),
 pub struct SendSession {
     shared: Arc<Shared>,
     crew: Arc<Crew<Sending>>,
+    is_far: bool,
 }
 
 impl SendSession {
@@ -156,6 +167,7 @@ impl SendSession {
             max_block: options.block_bytes,
             fetches: None,
             dictionaries: options.dictionary.is_some(),
+            fills: false,
             local_addresses: options.local_addresses.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
@@ -165,13 +177,21 @@ impl SendSession {
             open_lane(&plan, 0, None, (&cancel, &halt)).map_err(|error| first_failure(error, &cancel))?;
         observer.event(Event::SessionOpened { peer: first.lane.transport().peer_addr() });
         let most = first.welcome.max_lanes;
-        let range = options.adaptive.filter(|_| first.is_far());
+        let is_far = options.distance.is_far(first.is_far());
+        let range = options.adaptive.filter(|_| is_far);
         let range = range.map(|range| LaneRange { most: range.most.min(most), ..range });
         let limiter = Arc::new(Limiter::new(options.bandwidth_limit));
         let link = Link::new(&first.welcome);
         let shared = Arc::new(Shared::new(options, limiter, (cancel, halt), observer, link, None));
+        lock(&shared.state).telemetry.is_relayed = first.is_relayed();
         let crew = Crew::start(Sending::new(Arc::clone(&shared), plan, first), range)?;
-        Ok(SendSession { shared, crew })
+        Ok(SendSession { shared, crew, is_far })
+    }
+
+    /// Whether the receiver was taken to be far when the session was opened.
+    #[must_use]
+    pub fn is_far(&self) -> bool {
+        self.is_far
     }
 
     /// Sends the state that `manifest` describes and `source` holds; comes back when the receiver has it in place.
@@ -197,6 +217,20 @@ impl SendSession {
     pub fn set_bandwidth_limit(&self, bytes_per_s: Option<u64>) {
         self.shared.limiter.set_rate(bytes_per_s);
         self.shared.allow(bytes_per_s);
+    }
+
+    /// Has the session go by another way to the receiver from now on, also in a transfer that is under way.
+    ///
+    /// Lanes come and go, and those that are there go on with another congestion control: no block is lost or sent again
+    /// for that.
+    ///
+    /// # Errors
+    /// [`NetError::Option`] for a number of lanes that there cannot be, and [`NetError::Io`] where no thread is to be had.
+    pub fn relocate(&self, relocation: Relocation) -> Result<(), NetError> {
+        check_lanes(relocation.lanes.start, Some(relocation.lanes))?;
+        let most = self.shared.relocate(&relocation);
+        let lanes = LaneRange { most: relocation.lanes.most.min(most), ..relocation.lanes };
+        self.crew.relocate(lanes)
     }
 
     /// Says goodbye and ends every lane. Dropping the session does the same.
@@ -295,6 +329,23 @@ impl Shared {
         lock(&self.state).wake_all();
     }
 
+    /// The way to the receiver is another. Tells how many lanes it takes.
+    fn relocate(&self, relocation: &Relocation) -> u16 {
+        let is_far = relocation.distance.is_far(relocation.round_trip >= FAR);
+        if let Some(selector) = &self.selector {
+            selector.relocate(relocation.round_trip);
+        }
+        self.asked_to_ignore_losses.store(false, Ordering::Relaxed);
+        let mut state = lock(&self.state);
+        state.distance = relocation.distance;
+        state.telemetry.relocate();
+        let lanes: Vec<Closer> = state.lanes.values().map(|lane| lane.closer.clone()).collect();
+        let most = state.link.as_ref().map_or(MAX_LANES, |link| link.max_lanes);
+        drop(state);
+        lanes.iter().for_each(|lane| self.options.congestion.refit(lane, is_far));
+        most
+    }
+
     /// Takes note of what TCP tells of the lanes, if it is time to.
     fn look_at_lanes<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         let due = state.telemetry.due(Instant::now());
@@ -302,7 +353,8 @@ impl Shared {
             return state;
         }
         drop(state);
-        let sights = look(&due);
+        let mut sights = look(&due);
+        lock(&self.state).telemetry.correct(&mut sights, Instant::now());
         let minding: Vec<&Closer> = sights
             .iter()
             .zip(&due)

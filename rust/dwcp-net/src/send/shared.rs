@@ -21,6 +21,7 @@ use super::choice::Selector;
 use super::telemetry::Telemetry;
 use super::turns::LaneHandle;
 use crate::cancel::Cancel;
+use crate::distance::Distance;
 use crate::error::NetError;
 use crate::lanes::LaneChange;
 use crate::limiter::Limiter;
@@ -68,7 +69,7 @@ impl Shared {
         link: Link,
         registry: Option<Arc<Registry>>,
     ) -> Shared {
-        let selector = Selector::new(&options.codec, options.lanes, limiter.rate());
+        let selector = Selector::new(&options, limiter.rate());
         Shared {
             limiter,
             selector,
@@ -98,6 +99,7 @@ impl Shared {
                 last_failure: None,
                 round_trip: None,
                 telemetry: Telemetry::default(),
+                distance: options.distance,
             }),
             options,
             registry,
@@ -260,6 +262,8 @@ pub(crate) struct State {
     pub(super) last_failure: Option<NetError>,
     pub(super) round_trip: Option<Duration>,
     pub(super) telemetry: Telemetry,
+    /// How far the receiver is taken to be.
+    pub(super) distance: Distance,
 }
 
 impl State {
@@ -347,6 +351,12 @@ impl State {
     /// Whether the lanes have something to do.
     pub(crate) fn busy(&self) -> bool {
         self.job.as_ref().is_some_and(|job| job.ended.is_none())
+    }
+
+    /// Whether lane `number` is worth making now: a block for each is there at least.
+    pub(super) fn needs_lane(&self, number: u16) -> bool {
+        let blocks = || self.job.as_ref().map_or(0, |job| job.manifest.total_blocks());
+        self.busy() && (number == 0 || blocks() > u64::from(number))
     }
 
     /// Takes up the session that `welcome` tells of.

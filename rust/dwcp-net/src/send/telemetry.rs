@@ -1,12 +1,14 @@
 //! What TCP tells of the lanes while they send, and what that comes to for a transfer.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use dwcp_proto::sender::LaneId;
 
-use super::losses::LossWatch;
-use crate::report::{Limits, LivePath, PathReport};
+use super::losses::{LossWatch, stands_in_queue};
+use crate::lanes::Baseline;
+use crate::report::{Limits, LinkCounts, LivePath, PathReport};
 use crate::transport::{Closer, PathInfo};
 
 /// How often lanes are looked at.
@@ -18,8 +20,26 @@ const STALLED: Duration = Duration::from_secs(4);
 const STALLED_TRIPS: u32 = 8;
 const SHUT_PATIENCE: u32 = 2;
 
+/// Where the way has become another, a queue stands in front of it at first that hides how short its round trips are, and
+/// what is lost was sent into it: for so long nothing is concluded from losses.
+const UPHEAVAL: Duration = Duration::from_secs(4);
+
 /// A lane that has worked, and was well within this time, still does; one that is done waits for the others.
 const LATELY: Duration = Duration::from_secs(1);
+
+/// Takes the shortest round trip of all lanes of a way for that of each: one that came when the queue was full has never
+/// seen it empty.
+fn share_shortest_trips(seen: &mut [(Option<IpAddr>, PathInfo, PathInfo)]) {
+    let mut shortest: HashMap<Option<IpAddr>, Duration> = HashMap::new();
+    for (from, _, path) in &*seen {
+        if let Some(trip) = path.min_rtt {
+            shortest.entry(*from).and_modify(|known| *known = trip.min(*known)).or_insert(trip);
+        }
+    }
+    for (from, _, path) in seen {
+        path.min_rtt = shortest.get(from).copied();
+    }
+}
 
 /// What was seen of a lane.
 pub(super) type Sight = (LaneId, Option<PathInfo>, Option<String>);
@@ -27,10 +47,15 @@ pub(super) type Sight = (LaneId, Option<PathInfo>, Option<String>);
 /// A lane that is up.
 struct Watched {
     closer: Closer,
+    /// Lanes from different addresses may take different ways.
+    from: Option<IpAddr>,
     since: Instant,
     first: PathInfo,
     last: PathInfo,
+    seen_at: Instant,
     pulse: Pulse,
+    /// Of a lane that was made before the way became another.
+    baseline: Option<Baseline>,
 }
 
 /// Whether what a lane sends arrives.
@@ -83,6 +108,10 @@ pub(super) struct Telemetry {
     looked: Option<Instant>,
     sums: Sums,
     losses: LossWatch,
+    link: LinkCounts,
+    relocated_at: Option<Instant>,
+    /// Something near answers for the peer, so that round trips are not those of the way to it.
+    pub(super) is_relayed: bool,
 }
 
 /// What was seen since the transfer began.
@@ -174,12 +203,12 @@ impl Sums {
 impl Telemetry {
     /// A transfer begins on the lanes that are up.
     pub(super) fn begin(&mut self) {
-        self.sums = Sums::default();
+        (self.sums, self.link) = (Sums::default(), LinkCounts::default());
         self.looked = Some(Instant::now());
         let now = Instant::now();
         for lane in self.lanes.values_mut() {
             if let Some(path) = lane.closer.path() {
-                (lane.first, lane.last, lane.since) = (path, path, now);
+                (lane.first, lane.last, lane.since, lane.seen_at) = (path, path, now, now);
                 lane.pulse = Pulse::new(now);
             }
         }
@@ -189,7 +218,26 @@ impl Telemetry {
     pub(super) fn watch(&mut self, lane: LaneId, closer: Closer) {
         let first = closer.path().unwrap_or_default();
         let (since, pulse) = (Instant::now(), Pulse::new(Instant::now()));
-        self.lanes.insert(lane, Watched { closer, since, first, last: first, pulse });
+        let from = closer.local_ip();
+        let (last, seen_at, baseline) = (first, since, None);
+        self.lanes.insert(lane, Watched { closer, from, since, first, last, seen_at, pulse, baseline });
+    }
+
+    /// The way of all lanes is another from now on.
+    pub(super) fn relocate(&mut self) {
+        (self.losses, self.relocated_at) = (LossWatch::default(), Some(Instant::now()));
+        self.lanes.values_mut().for_each(|lane| lane.baseline = Some(Baseline::default()));
+    }
+
+    /// Puts the shortest round trip of the present way into what was seen `now`, where the system still has that of an
+    /// earlier one in mind.
+    pub(super) fn correct(&mut self, sights: &mut [Sight], now: Instant) {
+        for (lane, path, _) in sights {
+            let baseline = self.lanes.get_mut(lane).and_then(|lane| lane.baseline.as_mut());
+            if let (Some(baseline), Some(path)) = (baseline, path) {
+                path.min_rtt = baseline.see(path.rtt, now);
+            }
+        }
     }
 
     /// A lane has ended.
@@ -212,6 +260,11 @@ impl Telemetry {
             return Vec::new();
         }
         self.looked = Some(now);
+        self.all()
+    }
+
+    /// The lanes to look at, whatever the time.
+    pub(super) fn all(&self) -> Vec<(LaneId, Closer)> {
         self.lanes.iter().map(|(lane, watched)| (*lane, watched.closer.clone())).collect()
     }
 
@@ -223,23 +276,42 @@ impl Telemetry {
         owes: impl Fn(LaneId) -> bool,
         now: Instant,
     ) -> Vec<(LaneId, Closer)> {
-        let seen =
-            sights.iter().filter_map(|(lane, path, _)| Some((&self.lanes.get(lane)?.last, path.as_ref()?)));
-        self.losses.see(seen, now);
+        let mut seen: Vec<_> = sights
+            .iter()
+            .filter_map(|(lane, path, _)| self.lanes.get(lane).map(|lane| (lane.from, lane.last)).zip(*path))
+            .map(|((from, last), path)| (from, last, path))
+            .collect();
+        share_shortest_trips(&mut seen);
+        if self.relocated_at.is_none_or(|at| now.saturating_duration_since(at) >= UPHEAVAL) {
+            self.losses.see(seen.iter().map(|(_, last, path)| (last, path)), now);
+        }
+        let mut trips = Vec::new();
         for (lane, path, congestion) in sights {
             self.sums.congestion.extend(congestion);
             if let (Some(watched), Some(path)) = (self.lanes.get_mut(&lane), path) {
                 watched.pulse.see(&watched.last, &path, owes(lane), now);
-                watched.last = path;
+                if path.acked_bytes > watched.last.acked_bytes {
+                    trips.extend(path.rtt);
+                }
+                let time = now.saturating_duration_since(watched.seen_at);
+                count(&mut self.link, &watched.last, &path, time);
+                (watched.last, watched.seen_at) = (path, now);
                 self.sums.see(&path);
             }
         }
+        trips.sort();
+        self.link.rtt = trips.get(trips.len() / 2).copied().filter(|_| !self.is_relayed);
         self.sums.round(self.lanes.values().map(|lane| &lane.last));
         if !self.lanes.values().any(|lane| lane.pulse.works(now)) {
             return Vec::new();
         }
         let stalled = self.lanes.iter().filter(|(_, lane)| lane.pulse.is_stalled(lane.last.rtt, now));
         stalled.map(|(id, lane)| (*id, lane.closer.clone())).collect()
+    }
+
+    /// Whether something of what is under way on a lane was acknowledged lately.
+    pub(super) fn moves(&self, lane: LaneId, now: Instant) -> bool {
+        self.lanes.get(&lane).is_some_and(|lane| lane.pulse.works(now))
     }
 
     /// Whether what got lost in this session was lost at random.
@@ -289,6 +361,7 @@ impl Telemetry {
             cwnd_bytes: lanes().map(|path| path.cwnd_bytes).sum(),
             delivery_bytes_per_s: lanes().filter_map(|path| path.delivery_rate).sum(),
             retransmitted_segments: counts.retransmitted_segments,
+            link: self.link,
         })
     }
 
@@ -300,6 +373,20 @@ impl Telemetry {
         }
         counts
     }
+}
+
+/// Counts what a lane did in the `time` between two looks.
+fn count(link: &mut LinkCounts, before: &PathInfo, path: &PathInfo, time: Duration) {
+    let mut done = Counts::default();
+    done.add(before, path, time);
+    let held_up = done.rwnd_limited.unwrap_or_default() + done.sndbuf_limited.unwrap_or_default();
+    let acked = path.acked_bytes.unwrap_or_default().saturating_sub(before.acked_bytes.unwrap_or_default());
+    link.lanes += time;
+    link.cwnd += done.busy.unwrap_or_default().saturating_sub(held_up);
+    link.waiting += if path.unsent_bytes > Some(0) { time } else { Duration::ZERO };
+    link.queued += if stands_in_queue(path) { time } else { Duration::ZERO };
+    link.acked_bytes += acked;
+    link.lost_segments += done.retransmitted_segments;
 }
 
 /// Looks at lanes. The system makes whoever looks wait while another thread is in a call on the socket, so this is done
@@ -334,6 +421,59 @@ mod tests {
         let shares = [limits.application, limits.rwnd, limits.cwnd, limits.sndbuf];
         assert!(shares.iter().zip([0.5, 0.3, 0.2, 0.0]).all(|(share, good)| (share - good).abs() < 1e-9));
         assert_eq!(limits.most(), "application");
+    }
+
+    #[test]
+    fn a_lane_that_never_saw_the_queue_empty_is_measured_by_one_of_its_way_that_did() {
+        let way = |last| Some(IpAddr::from([192, 0, 2, last]));
+        let trip = |ms| PathInfo { min_rtt: Some(Duration::from_millis(ms)), ..PathInfo::default() };
+        let mut seen =
+            [(1, 50), (1, 97), (2, 80), (2, 81)].map(|(from, ms)| (way(from), PathInfo::default(), trip(ms)));
+        share_shortest_trips(&mut seen);
+        let shortest = seen.map(|(_, _, path)| path.min_rtt.unwrap().as_millis());
+        assert_eq!(shortest, [50, 50, 80, 80]);
+    }
+
+    #[test]
+    fn a_link_is_told_by_what_lanes_waited_for_between_looks() {
+        let millis = Duration::from_millis;
+        let before = PathInfo { acked_bytes: Some(700), ..path(900, 0, 1_000, 100) };
+        let waits = PathInfo {
+            acked_bytes: Some(5_700),
+            unsent_bytes: Some(9),
+            retransmitted_segments: 2,
+            rtt: Some(millis(90)),
+            min_rtt: Some(millis(50)),
+            ..path(9_000, 0, 1_090, 130)
+        };
+        let mut link = LinkCounts::default();
+        count(&mut link, &before, &waits, millis(100));
+        // Another lane has nothing to send, and no queue.
+        let idle = PathInfo { rtt: Some(millis(51)), min_rtt: Some(millis(50)), ..path(1, 0, 0, 0) };
+        count(&mut link, &idle, &idle, millis(100));
+        assert_eq!((link.lanes, link.cwnd), (millis(200), millis(60)));
+        assert_eq!((link.waiting, link.queued), (millis(100), millis(100)));
+        assert_eq!((link.acked_bytes, link.lost_segments), (5_000, 2));
+    }
+
+    #[test]
+    fn the_shortest_round_trip_of_an_earlier_way_is_not_taken_for_that_of_the_present_one() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = || {
+            use crate::transport::{TcpTransport, Transport};
+            let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            TcpTransport::new(stream).unwrap().closer()
+        };
+        let (mut telemetry, now) = (Telemetry::default(), Instant::now());
+        telemetry.watch(0, connect());
+        telemetry.relocate();
+        telemetry.watch(1, connect());
+        let millis = |ms| Some(Duration::from_millis(ms));
+        let far = PathInfo { rtt: millis(80), min_rtt: millis(1), ..PathInfo::default() };
+        let mut sights: Vec<Sight> = [0, 1].map(|lane| (lane, Some(far), None)).into();
+        telemetry.correct(&mut sights, now);
+        let shortest: Vec<_> = sights.iter().map(|(_, path, _)| path.unwrap().min_rtt).collect();
+        assert_eq!(shortest, [millis(80), millis(1)], "a lane that is new has seen no other way");
     }
 
     #[test]

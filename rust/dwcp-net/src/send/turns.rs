@@ -11,7 +11,7 @@ use crate::limiter::Limiter;
 use crate::transport::{Closer, Waker};
 
 /// A lane that nothing is known of.
-const STILL: Pace = Pace { bytes_per_s: 0.0, waited_s: 0.0 };
+const STILL: Pace = Pace { bytes_per_s: 0.0, waited_s: 0.0, moves: false };
 
 /// A lane of the session.
 pub(super) struct LaneHandle {
@@ -67,9 +67,9 @@ impl Beat {
         self.recent = (0, now);
     }
 
-    fn pace(&self, now: Instant) -> Pace {
+    fn pace(&self, moves: bool, now: Instant) -> Pace {
         let waited_s = now.saturating_duration_since(self.since).as_secs_f64();
-        Pace { bytes_per_s: self.bytes_per_s, waited_s }
+        Pace { bytes_per_s: self.bytes_per_s, waited_s, moves }
     }
 }
 
@@ -137,8 +137,10 @@ impl State {
         const TRIPS: u32 = 4;
         const LEAST_GAIN: Duration = Duration::from_millis(200);
         let gain = self.round_trip.map_or(LEAST_GAIN, |trip| LEAST_GAIN.max(trip * TRIPS));
-        let lanes = &self.lanes;
-        let pace = |lane: LaneId| lanes.get(&lane).map_or(STILL, |handle| handle.beat.pace(now));
+        let (lanes, telemetry) = (&self.lanes, &self.telemetry);
+        let pace = |lane: LaneId| {
+            lanes.get(&lane).map_or(STILL, |handle| handle.beat.pace(telemetry.moves(lane, now), now))
+        };
         let Some(session) = &mut self.session else { return Turn::Linger };
         if let Some(task) = session.help(lane, pace, gain.as_secs_f64()) {
             return Turn::Step(Step::Block(task));

@@ -118,7 +118,7 @@ fn await_need(shared: &Shared, number: u16) -> Option<(u64, Option<Link>)> {
         if state.closing || shared.cancel.is_cancelled() || number >= state.wanted {
             return None;
         }
-        if state.busy() {
+        if state.needs_lane(number) {
             match &state.link {
                 Some(link) if number < link.max_lanes => return Some((state.epoch, Some(link.clone()))),
                 Some(_) => {}
@@ -179,9 +179,12 @@ pub(crate) fn work(
         leaving: false,
     };
     let end = guard(|| {
-        let at_random = lock(&shared.state).telemetry.losses_are_random();
+        let (at_random, distance) = {
+            let state = lock(&shared.state);
+            (state.telemetry.losses_are_random(), state.distance)
+        };
         let sized = shared.options.socket_buffer_bytes.is_some();
-        lane.control(&shared.options.congestion, at_random, sized)?;
+        lane.control(&shared.options.congestion, distance, at_random, sized)?;
         worker.serve(&mut lane).or_else(|error| worker.hear_out(&mut lane, error))
     });
     let end = match end {
@@ -233,7 +236,7 @@ impl Worker<'_> {
                 self.take(frame)?;
             }
             if let Some(gauge) = &mut self.gauge {
-                gauge.looked();
+                gauge.looked(|| lane.transport().path().and_then(|path| path.unsent_bytes));
             }
             lane.keep_alive()?;
             let now = thread_cpu();

@@ -22,10 +22,17 @@ mod system {
         sockopt::tcp_congestion(stream).ok()
     }
 
+    fn unconnected() -> io::Result<Socket> {
+        Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))
+            .or_else(|_| Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)))
+    }
+
+    pub(crate) fn by_default() -> Option<String> {
+        sockopt::tcp_congestion(unconnected().ok()?).ok()
+    }
+
     pub(crate) fn can_have(name: &str) -> bool {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))
-            .or_else(|_| Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)));
-        socket.is_ok_and(|socket| {
+        unconnected().is_ok_and(|socket| {
             sockopt::set_tcp_congestion(&socket, name).is_ok()
                 && sockopt::tcp_congestion(&socket).is_ok_and(|now| now == name)
         })
@@ -55,6 +62,10 @@ mod system {
         None
     }
 
+    pub(crate) fn by_default() -> Option<String> {
+        None
+    }
+
     pub(crate) fn can_have(_name: &str) -> bool {
         false
     }
@@ -69,6 +80,8 @@ pub(super) use system::name as congestion_of;
 /// Asks the system to have this connection use what is called so.
 pub(super) use system::set as set_congestion;
 
+/// What the system uses where nothing is asked for.
+pub(crate) use system::by_default as congestion_by_default;
 /// Whether the system lets this process have the congestion control of that name.
 pub(crate) use system::can_have as try_congestion;
 /// The names that the system lets this process have.

@@ -11,12 +11,12 @@ mod tls;
 mod wake;
 
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub(crate) use congestion::{congestion_on_offer, try_congestion};
+pub(crate) use congestion::{congestion_by_default, congestion_on_offer, try_congestion};
 pub(crate) use connect::{dial, set_buffers};
 pub use path::PathInfo;
 pub use tcp::TcpTransport;
@@ -129,6 +129,11 @@ impl Closer {
     #[must_use]
     pub fn path(&self) -> Option<PathInfo> {
         PathInfo::of(self.0.as_fd())
+    }
+
+    /// The address of this machine that the connection comes from.
+    pub(crate) fn local_ip(&self) -> Option<IpAddr> {
+        self.0.local_addr().ok().map(|address| address.ip())
     }
 
     /// The congestion control of the connection, as [`Transport::congestion`] tells it.

@@ -28,6 +28,8 @@ pub struct PathInfo {
     pub retransmitted_bytes: Option<u64>,
     /// Payload bytes that the peer has acknowledged.
     pub acked_bytes: Option<u64>,
+    /// Payload bytes that have arrived, as the peer tells of them, those behind a gap included; in whole segments.
+    pub delivered_bytes: Option<u64>,
     /// Payload bytes that have come from the peer.
     pub received_bytes: Option<u64>,
     /// Bytes a second that have last reached the peer.
@@ -76,6 +78,7 @@ impl PathInfo {
             sent_bytes: long(200),
             retransmitted_bytes: long(208),
             acked_bytes: long(120),
+            delivered_bytes: word(192).map(|segments| u64::from(segments) * u64::from(mss)),
             received_bytes: long(128),
             delivery_rate: long(160),
             unsent_bytes: word(144),
@@ -99,12 +102,14 @@ mod tests {
         info[100..104].copy_from_slice(&3_u32.to_ne_bytes());
         info[148..152].copy_from_slice(&u32::MAX.to_ne_bytes());
         info[160..168].copy_from_slice(&(7_u64 << 33).to_ne_bytes());
+        info[192..196].copy_from_slice(&5_u32.to_ne_bytes());
         info[208..216].copy_from_slice(&4_344_u64.to_ne_bytes());
         let whole = PathInfo::parse(&info).unwrap();
         assert_eq!(whole.rtt, Some(Duration::from_millis(42)));
         assert_eq!((whole.cwnd_bytes, whole.retransmitted_segments), (14_480, 3));
         assert_eq!((whole.delivery_rate, whole.retransmitted_bytes), (Some(7 << 33), Some(4_344)));
         assert_eq!((whole.min_rtt, whole.rtt_deviation), (None, None));
+        assert_eq!(whole.delivered_bytes, Some(7_240));
         let old = PathInfo::parse(&info[..104]).unwrap();
         assert_eq!((old.rtt, old.retransmitted_segments), (whole.rtt, 3));
         assert_eq!((old.delivery_rate, old.sent_bytes, old.busy), (None, None, None));
@@ -134,6 +139,7 @@ mod tests {
         assert!(here.rtt.is_some() && here.cwnd_bytes > 0, "{here:?}");
         if here.sent_bytes.is_some() {
             assert!(here.acked_bytes >= Some(20_000) && here.sent_bytes >= Some(20_000), "{here:?}");
+            assert!(here.delivered_bytes >= Some(20_000), "{here:?}");
             assert!(there.sent_bytes < Some(20_000), "{there:?}");
         }
     }

@@ -9,5 +9,6 @@ mod fetching_hostile;
 mod hostile;
 mod link;
 mod paths;
+mod probing;
 mod support;
 mod transfer;

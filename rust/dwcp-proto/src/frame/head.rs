@@ -12,8 +12,8 @@ use super::{
 };
 use crate::error::ProtoError;
 use crate::limits::{
-    MAX_BLOCK, MAX_CANDIDATES, MAX_DICTIONARY, MAX_ENTRIES, MAX_HEAD, MAX_LANES, MAX_OBJECT, MAX_REQUEST,
-    MAX_RUN, MAX_TEXT, MIN_BLOCK,
+    MAX_BLOCK, MAX_CANDIDATES, MAX_DICTIONARY, MAX_ENTRIES, MAX_FILL, MAX_HEAD, MAX_LANES, MAX_OBJECT,
+    MAX_REQUEST, MAX_RUN, MAX_TEXT, MIN_BLOCK,
 };
 use crate::manifest::{MIN_ENTRY_BYTES, ManifestPart};
 use crate::preface::VERSIONS;
@@ -44,6 +44,7 @@ pub(super) fn head_lengths(kind: FrameKind) -> (usize, usize) {
         FrameKind::Close | FrameKind::KeepAlive => (0, 0),
         FrameKind::Fetch => (4, 4 + MAX_REQUEST),
         FrameKind::Dictionary => (24, 24 + MAX_DICTIONARY),
+        FrameKind::Fill => (1, MAX_FILL),
     }
 }
 
@@ -61,6 +62,27 @@ pub(super) fn check_body(frame: &Frame, length: u32) -> Result<(), ProtoError> {
         return Ok(());
     }
     Err(ProtoError::BodyLength { frame: frame.name(), length, low, high })
+}
+
+/// Appends bytes that nothing on the way makes shorter.
+fn fill(length: usize, out: &mut Vec<u8>) -> Result<(), ProtoError> {
+    if length > MAX_FILL {
+        return Err(ProtoError::Limit {
+            what: "bytes of a FILL",
+            value: length as u64,
+            limit: MAX_FILL as u64,
+        });
+    }
+    let end = out.len() + length;
+    let mut noise = 0x9E37_79B9_7F4A_7C15_u64;
+    while out.len() < end {
+        noise ^= noise << 13;
+        noise ^= noise >> 7;
+        noise ^= noise << 17;
+        out.extend_from_slice(&noise.to_le_bytes());
+    }
+    out.truncate(end);
+    Ok(())
 }
 
 fn run_length(what: &'static str, digests: &[Digest], least: usize) -> Result<u32, ProtoError> {
@@ -170,6 +192,7 @@ pub(super) fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), ProtoError>
             w.bytes(error.message.as_bytes());
         }
         Frame::Close | Frame::KeepAlive => {}
+        Frame::Fill(length) => fill(*length as usize, out)?,
         Frame::Fetch(fetch) => {
             w.u32(fetch.number);
             w.bytes(&fetch.request);
@@ -240,6 +263,7 @@ pub(super) fn decode(kind: FrameKind, head: &[u8]) -> Result<Frame, ProtoError> 
             Frame::Fetch(Fetch { number, request: r.bytes(r.left())?.to_vec() })
         }
         FrameKind::Dictionary => Frame::Dictionary(dictionary(&mut r)?),
+        FrameKind::Fill => Frame::Fill(r.bytes(r.left())?.len() as u32),
     };
     r.finish()?;
     Ok(frame)

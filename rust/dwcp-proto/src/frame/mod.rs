@@ -52,6 +52,8 @@ pub enum Frame {
     Fetch(Fetch),
     /// The dictionary of the transfer, or a word about it.
     Dictionary(DictionaryNote),
+    /// So many bytes that mean nothing, to see how fast they pass.
+    Fill(u32),
 }
 
 impl Frame {
@@ -81,6 +83,7 @@ impl Frame {
             Frame::KeepAlive => FrameKind::KeepAlive,
             Frame::Fetch(_) => FrameKind::Fetch,
             Frame::Dictionary(_) => FrameKind::Dictionary,
+            Frame::Fill(_) => FrameKind::Fill,
         }
     }
 }
@@ -107,10 +110,11 @@ enum FrameKind {
     KeepAlive = 0x10,
     Fetch = 0x11,
     Dictionary = 0x12,
+    Fill = 0x13,
 }
 
 impl FrameKind {
-    const ALL: [FrameKind; 18] = [
+    const ALL: [FrameKind; 19] = [
         FrameKind::Hello,
         FrameKind::Welcome,
         FrameKind::Offer,
@@ -129,6 +133,7 @@ impl FrameKind {
         FrameKind::KeepAlive,
         FrameKind::Fetch,
         FrameKind::Dictionary,
+        FrameKind::Fill,
     ];
 
     fn name(self) -> &'static str {
@@ -151,6 +156,7 @@ impl FrameKind {
             FrameKind::KeepAlive => "KEEPALIVE",
             FrameKind::Fetch => "FETCH",
             FrameKind::Dictionary => "DICTIONARY",
+            FrameKind::Fill => "FILL",
         }
     }
 }
@@ -186,6 +192,9 @@ pub const FEATURE_FETCH: u32 = 1;
 
 /// The bit of [`Hello::features`] and [`Welcome::features`] by which a side knows of dictionaries.
 pub const FEATURE_DICTIONARY: u32 = 2;
+
+/// The bit of [`Hello::features`] and [`Welcome::features`] by which a side knows of FILL.
+pub const FEATURE_FILL: u32 = 4;
 
 /// What the side that dials takes as a receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -116,7 +116,7 @@ impl ReceiverSession {
             return Err(SessionError::UnknownLane { lane });
         }
         match frame {
-            Frame::KeepAlive => Ok(Action::None),
+            Frame::KeepAlive | Frame::Fill(_) => Ok(Action::None),
             Frame::Close => Ok(Action::Closed),
             Frame::Error(error) => Err(peer_error(&error)),
             Frame::Offer(offer) => self.offered(lane, offer),

@@ -47,14 +47,23 @@ impl SenderSession {
         const SLOWER: f64 = 1.5;
         /// What keeps shorter blocks is not the way.
         const LEAST_BYTES: u32 = 16_384;
+        /// Lanes that share a way are as fast as each other within this. On it a copy takes the place of what brings more.
+        const ALIKE: f64 = 4.0;
+        /// One block in so many may be sent again of those under way on lanes that are alike, and of others, and a few in any
+        /// case. Where many share a way that is full, lanes stand still for a second, too.
+        const COPIES: [u64; 2] = [32, 16];
+        const LEAST_COPIES: u64 = 2;
         let (own, before) = (pace(lane).bytes_per_s, self.bytes_under_way(lane) as f64);
         if !self.is_tail(lane) || own <= 0.0 {
             return None;
         }
+        let blocks = self.table.manifest().total_blocks();
+        let may_copy = COPIES.map(|one_in| self.progress.helped_blocks < LEAST_COPIES.max(blocks / one_in));
         let mut last: Option<(f64, LaneId, usize)> = None;
         for (other, state) in &self.lanes {
             let mut ahead = 0.0;
-            let Pace { bytes_per_s, waited_s } = pace(*other);
+            let Pace { bytes_per_s, waited_s, moves } = pace(*other);
+            let is_alike = own <= ALIKE * bytes_per_s || (bytes_per_s == 0.0 && moves);
             for (place, frame) in state.in_flight.iter().enumerate() {
                 ahead += f64::from(frame.raw_len);
                 let open = !frame.settled
@@ -75,7 +84,9 @@ impl SenderSession {
                     continue;
                 };
                 let here_s = (before + f64::from(frame.raw_len)) / own;
-                if left_s > SLOWER * here_s
+                let stands = waited_s >= STILL_S && !moves;
+                if may_copy[usize::from(stands || !is_alike)]
+                    && left_s > SLOWER * here_s
                     && left_s - here_s > least_gain_s
                     && last.is_none_or(|(most_s, ..)| left_s > most_s)
                 {

@@ -28,6 +28,8 @@ pub struct Pace {
     pub bytes_per_s: f64,
     /// For how many seconds it has had blocks under way without an acknowledgement.
     pub waited_s: f64,
+    /// Of what is under way on it something was acknowledged in the last second, be it a part of a block.
+    pub moves: bool,
 }
 
 /// What a lane should do now.

@@ -139,6 +139,7 @@ pub fn describe(frame: &Frame) -> String {
             ("text_hex", text(hex(f.message.as_bytes()))),
         ]),
         Frame::Close | Frame::KeepAlive => object(&[]),
+        Frame::Fill(length) => object(&[("length", length.to_string())]),
         Frame::Fetch(f) => {
             object(&[("number", f.number.to_string()), ("request_hex", text(hex(&f.request)))])
         }

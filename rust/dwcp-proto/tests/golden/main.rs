@@ -13,9 +13,9 @@ use dwcp_codec::block::{BlockDecoder, BlockKind};
 use dwcp_codec::digest::tree;
 use dwcp_codec::{CodecId, Digest};
 use dwcp_proto::frame::{
-    Accept, BlockHead, Committed, Digests, ErrorCode, ErrorFrame, Fetch, Finish, Frame, FrameDecoder,
-    FrameEncoder, Have, HaveSource, Hello, Nack, NackReason, Offer, Same, Secret, Security, SessionId, Takes,
-    Welcome,
+    Accept, BlockHead, Committed, Digests, ErrorCode, ErrorFrame, FEATURE_FILL, Fetch, Finish, Frame,
+    FrameDecoder, FrameEncoder, Have, HaveSource, Hello, Nack, NackReason, Offer, Same, Secret, Security,
+    SessionId, Takes, Welcome,
 };
 use dwcp_proto::ledger::{LedgerHeader, Record, encode_header, encode_record};
 use dwcp_proto::limits::{HEADER_BYTES, Limits, PREFACE_BYTES};
@@ -299,6 +299,23 @@ fn fetching() -> Stream {
     Stream { name: "fetching", preface: preface::encode(3, 3), unseeded: 1, frames }
 }
 
+/// A sender that looks how fast bytes pass.
+fn filling() -> Stream {
+    let hello = Frame::Hello(Hello {
+        version: 3,
+        security: Security::Tls,
+        lane: 0,
+        features: FEATURE_FILL,
+        session: None,
+        secret: Secret(*b"pairing token of thirty-two byte"),
+        max_block: 65_536,
+        fetches: None,
+    });
+    let frames = [hello, Frame::Fill(1), Frame::Fill(21), Frame::Close];
+    let frames = frames.into_iter().map(|frame| Told { frame, body: vec![] }).collect();
+    Stream { name: "filling", preface: preface::encode(3, 3), unseeded: 1, frames }
+}
+
 fn ledger() -> (LedgerHeader, Vec<Record>, Vec<u8>) {
     let header = LedgerHeader { transfer_id: tree_manifest().transfer_id(), block_bytes: BLOCK };
     let record = |entry, block, byte| Record { entry, block, digest: block_of(byte) };
@@ -360,6 +377,7 @@ fn streams() -> Vec<Stream> {
     streams.extend(joining());
     streams.push(fetching());
     streams.extend([dictionary::sender(), dictionary::receiver()]);
+    streams.push(filling());
     streams
 }
 

@@ -90,18 +90,23 @@ fn block(number: u64, raw_len: u32, fill: u8) -> BlockHead {
 /// A sender with lanes 0 and 1 whose offer went over lane 0, and was accepted after `haves`.
 fn sender_with_blocks_due(haves: Vec<Have>, staged_bytes: u64) -> (SenderSession, Arc<Manifest>) {
     let manifest = sample();
-    let mut sender = SenderSession::new(Arc::clone(&manifest), true, SenderOptions::default());
+    (sender_of(&manifest, haves, staged_bytes), manifest)
+}
+
+/// A sender of `manifest` with lanes 0 and 1 whose blocks may flow.
+fn sender_of(manifest: &Arc<Manifest>, haves: Vec<Have>, staged_bytes: u64) -> SenderSession {
+    let mut sender = SenderSession::new(Arc::clone(manifest), true, SenderOptions::default());
     sender.attach(0);
     sender.attach(1);
-    assert_eq!(sender.next(0), Step::Send(offer(&manifest, 0)));
+    assert_eq!(sender.next(0), Step::Send(offer(manifest, 0)));
     assert_eq!(sender.next(1), Step::Wait);
-    assert_eq!(sender.next(0), Step::Send(whole(&manifest)));
+    assert_eq!(sender.next(0), Step::Send(whole(manifest)));
     for have in haves {
         sender.receive(0, Frame::Have(have)).unwrap();
     }
     let transfer_id = manifest.transfer_id();
     sender.receive(0, Frame::Accept(Accept { transfer_id, staged_bytes })).unwrap();
-    (sender, manifest)
+    sender
 }
 
 fn task(step: Step) -> BlockTask {

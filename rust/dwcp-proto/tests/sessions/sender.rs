@@ -121,7 +121,7 @@ fn end_that_was_told_on_a_lane_that_stands_still_is_told_again_on_another() {
         let block = task(sender.next(lane));
         sender.resolve(lane, &block, in_full(lane as u8)).unwrap();
     }
-    let still = |lane| Pace { bytes_per_s: 1e6, waited_s: if lane == 0 { 2.0 } else { 0.0 } };
+    let still = |lane| Pace { bytes_per_s: 1e6, waited_s: if lane == 0 { 2.0 } else { 0.0 }, moves: false };
     sender.keep_pace(1, 1.0);
     told(&mut sender, 0);
     sender.receive(1, Frame::Ack(1)).unwrap();
@@ -133,6 +133,34 @@ fn end_that_was_told_on_a_lane_that_stands_still_is_told_again_on_another() {
     told(&mut sender, 1);
     assert!(!sender.tell_for(1, still), "once is enough");
     assert!(!sender.is_reusable(), "there may be two answers");
+}
+
+#[test]
+fn few_blocks_are_sent_twice_where_lanes_seem_to_share_a_way() {
+    let manifest = Arc::new(manifest_of(vec![entry(EntryKind::File, "f", 64 * u64::from(BLOCK))]).unwrap());
+    // A lane that has had no block acknowledged in a while may be as fast, unless it stands still.
+    for (rate, waited_s, moves, copies) in
+        [(1e6, 0.0, true, 2), (1e5, 0.0, true, 4), (0.0, 9.0, true, 2), (0.0, 9.0, false, 4)]
+    {
+        let mut sender = sender_of(&manifest, vec![], 0);
+        for block in 0..64 {
+            let lane = u32::from(block > 0);
+            let task = task(sender.next(lane));
+            sender.resolve(lane, &task, in_full(block)).unwrap();
+        }
+        sender.receive(0, Frame::Ack(1)).unwrap();
+        let pace = |lane| match lane {
+            1 => Pace { bytes_per_s: rate, waited_s, moves },
+            _ => Pace { bytes_per_s: 2e6, waited_s: 0.0, moves: true },
+        };
+        let mut helped = 0;
+        while let Some(copy) = sender.help(0, pace, 0.0) {
+            sender.resolve(0, &copy, in_full((copy.offset / u64::from(BLOCK)) as u8)).unwrap();
+            helped += 1;
+            sender.receive(0, Frame::Ack(1 + helped)).unwrap();
+        }
+        assert_eq!(helped, copies, "the other lane has {rate} bytes/s, and moves: {moves}");
+    }
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl Link {
                     let (lanes, now_s) = (&self.lanes, self.now_s);
                     let pace = |lane: u32| {
                         let lane = &lanes[lane as usize];
-                        Pace { bytes_per_s: lane.bytes_per_s, waited_s: now_s - lane.since_s }
+                        Pace { bytes_per_s: lane.bytes_per_s, waited_s: now_s - lane.since_s, moves: true }
                     };
                     let Some(task) = self.sender.help(id, pace, TRIP_S) else { return };
                     self.send_block(number, &task);

@@ -70,6 +70,43 @@ fn snapshot_makes_the_patches_that_encode_makes_and_its_twin_takes_them() {
 }
 
 #[test]
+fn snapshot_changed_on_the_way_is_changed_back_where_a_block_is_to_be_looked_for() {
+    let old = noise(9, 64 * BLOCK);
+    let mut new = old.clone();
+    new.iter_mut().step_by(202).for_each(|byte| *byte ^= 3);
+    // Between the places that are looked at beforehand.
+    new[33 * BLOCK..34 * BLOCK].copy_from_slice(&old[5 * BLOCK..6 * BLOCK]);
+    let expected = encode(&old, &new, &PatchOptions { width: Some(2), ..small() }).unwrap();
+    let counts = Patch::parse(&expected).unwrap().counts();
+    assert!(counts.sparse == 63 && counts.copy == 1, "{counts:?}");
+    let mask: Vec<u8> =
+        (0..old.len() as u32 / 2).map(|at| differs(&old, &new, at.to_ne_bytes()).into()).collect();
+    for threads in [1, 2] {
+        let mut snapshot = held(&old, 2);
+        assert!(snapshot.advance(&new, threads, go_on).unwrap() == expected);
+        assert_holds(&snapshot, &new);
+        let mut snapshot = held(&old, 2);
+        assert!(snapshot.advance_masked(&new, Mask::Bytes(&mask), threads, go_on).unwrap() == expected);
+        assert_holds(&snapshot, &new);
+    }
+    let some: Vec<[u8; 4]> =
+        (0..old.len() as u32 / 2).map(u32::to_ne_bytes).filter(|at| differs(&old, &new, *at)).collect();
+    let values: Vec<u8> = some.iter().flat_map(|at| element_at(&new, *at)).collect();
+    let mut snapshot = held(&old, 2);
+    assert!(snapshot.advance_sparse(&some, &values, 1, go_on).unwrap() == expected);
+    assert_holds(&snapshot, &new);
+}
+
+fn element_at(bytes: &[u8], at: [u8; 4]) -> [u8; 2] {
+    let at = 2 * u32::from_ne_bytes(at) as usize;
+    [bytes[at], bytes[at + 1]]
+}
+
+fn differs(old: &[u8], new: &[u8], at: [u8; 4]) -> bool {
+    element_at(old, at) != element_at(new, at)
+}
+
+#[test]
 fn snapshot_changed_on_the_way_is_changed_back_if_its_patch_cannot_be_made() {
     let (old, new) = typed_versions();
     let parts = Patch::parse(

@@ -1,0 +1,190 @@
+"""The mode of real sessions, and the probe of a link, on the loopback."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dwcp_fast
+from dwcp_fast import INSECURE, ConfigError, Listener, NegotiationError, SendOptions, connect, listen
+from dwcp_fast.cli.program import run
+from dwcp_fast.modes import ModeKeeper
+from dwcp_fast.policy.link import LinkCounts
+from dwcp_fast.policy.mode import KnownMode, Treatment
+from dwcp_fast.probing import probe_link
+
+WAIT_S = 20.0
+STILL = LinkCounts(
+    lane_seconds=0.0,
+    cwnd_seconds=0.0,
+    waiting_seconds=0.0,
+    queued_seconds=0.0,
+    acked_bytes=0,
+    lost_segments=0,
+    rtt_ms=None,
+)
+
+
+@contextmanager
+def receiving(listener: Listener) -> Iterator[list[str | None]]:
+    """A receiver of what each session sends, until it leaves; gives the digests."""
+    digests: list[str | None] = []
+
+    def receive() -> None:
+        incoming = listener.accept(timeout_s=WAIT_S)
+        assert incoming is not None
+        with incoming:
+            while (received := incoming.receive(timeout_s=WAIT_S)) is not None:
+                digests.append(received.report.transfer_digest)
+
+    thread = threading.Thread(target=receive)
+    thread.start()
+    try:
+        yield digests
+    finally:
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
+def test_a_forced_mode_is_told_and_stays_forced() -> None:
+    modes: list[tuple[KnownMode, int]] = [("datacenter", 4), ("internet", 16)]
+    for mode, lanes in modes:
+        with listen("127.0.0.1:0") as listener, receiving(listener):
+            # Long enough for the number of lanes to be thought of.
+            slow = SendOptions(codec="none", bandwidth_bits_per_s=80_000_000, block_bytes=65_536)
+            options = replace(slow, mode=mode)
+            with connect(listener.pairing or "", options=options) as session:
+                report = session.send({"a": bytes(range(256)) * 40_000})
+                told = {choice.name: choice for choice in session.explain()}
+        assert (report.mode, report.mode_switches) == (mode, ())
+        assert report.record()["dwcp_mode"] == mode and report.why["mode"] == f"{mode}: asked for"
+        assert told["mode"].value == mode
+        # A peer that is near by its handshake is treated as far where that was asked for.
+        changes = [change.lanes for change in report.lane_changes]
+        assert changes[:1] == ([] if mode == "datacenter" else [lanes])
+        assert report.lanes_used == lanes
+
+
+def test_a_mode_that_was_not_found_is_unknown_and_no_datacenter() -> None:
+    with listen("127.0.0.1:0") as listener, receiving(listener), connect(listener.pairing or "") as session:
+        report = session.send({"a": b"short"})
+    assert report.mode == "unknown" and report.record()["dwcp_mode"] is None
+    assert report.why["mode"] == "unknown: nothing was measured yet"
+
+
+def test_the_flags_of_a_deployment_are_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = tmp_path / "flags"
+    told = {"enableV3Transport": True, "v3RolloutPercentage": 100}
+    flags.write_text(json.dumps({**told, "enableModeDetection": False, "enableHybridMode": False}))
+    monkeypatch.setenv("DWCP_FLAGS_FILE", str(flags))
+    with listen("127.0.0.1:0") as listener, receiving(listener), connect(listener.pairing or "") as session:
+        assert "enableModeDetection" in session.send({"a": b"short"}).why["mode"]
+    with pytest.raises(ConfigError, match="enableHybridMode"):
+        connect("127.0.0.1:1", trust=INSECURE, options=SendOptions(mode="hybrid"))
+    with pytest.raises(NegotiationError, match="mode='internet'"):
+        connect("127.0.0.1:1", options=SendOptions(mode="internet", protocol="v1"))
+    with pytest.raises(ConfigError, match="mode is 'wan'"):
+        SendOptions(mode="wan")  # type: ignore[arg-type]
+
+
+class Line:
+    """A session over a line that shows what it is told to."""
+
+    def __init__(self, is_far: bool) -> None:
+        self.is_far = is_far
+        self.moves: list[Treatment] = []
+        self.show: Callable[[LinkCounts], LinkCounts] = lambda counts: counts
+        self._counts = STILL
+
+    def counts(self) -> LinkCounts:
+        self._counts = self.show(self._counts)
+        return self._counts
+
+    def relocate(self, treatment: Treatment, round_trip_s: float) -> None:
+        assert round_trip_s > 0
+        self.moves.append(treatment)
+
+
+def grows(rtt_ms: float, gbps: float) -> Callable[[LinkCounts], LinkCounts]:
+    """A link that is full, and carries so much, by the clock of this machine."""
+    last = [time.monotonic()]
+
+    def show(counts: LinkCounts) -> LinkCounts:
+        seconds, last[0] = time.monotonic() - last[0], time.monotonic()
+        return replace(
+            counts,
+            lane_seconds=counts.lane_seconds + seconds,
+            cwnd_seconds=counts.cwnd_seconds + seconds,
+            waiting_seconds=counts.waiting_seconds + seconds,
+            queued_seconds=counts.queued_seconds + seconds,
+            acked_bytes=counts.acked_bytes + round(gbps * 1e9 / 8 * seconds),
+            rtt_ms=rtt_ms,
+        )
+
+    return show
+
+
+def test_a_session_goes_by_what_is_found_only_where_that_means_something_else() -> None:
+    line, events = Line(is_far=False), list[dict[str, Any]]()
+    keeper = ModeKeeper(SendOptions(), events.append)
+
+    def wait_for(count: int) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while len(events) < count:
+            assert time.monotonic() < deadline, events
+            time.sleep(0.01)
+
+    with keeper.keep(line) as before:
+        line.show = grows(1.0, 4.0)
+        wait_for(1)
+        line.show = grows(80.0, 0.2)
+        wait_for(2)
+    # Nobody is left to look once there is nothing to look at.
+    deadline = time.monotonic() + WAIT_S
+    while any(thread.name == "dwcp-mode" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert before == 0 and [event["mode"] for event in events] == ["datacenter", "internet"]
+    # What the handshake had found was a datacenter's already.
+    assert line.moves == [Treatment(lanes=(3, 16, 64), far=True)]
+    assert [switch.mode for switch in keeper.switches_since(1)] == ["internet"]
+    assert "80.0 ms" in keeper.choice.why
+
+
+def test_a_probe_tells_of_the_link_and_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with listen("127.0.0.1:0") as listener:
+        pairing = listener.pairing or ""
+        told: list[object] = []
+
+        def attend() -> None:
+            # What came is no transfer: there is nothing to place, and no error.
+            incoming = listener.accept(timeout_s=WAIT_S)
+            assert incoming is not None
+            with incoming:
+                told.append(incoming.receive_tree(tmp_path, timeout_s=WAIT_S))
+
+        thread = threading.Thread(target=attend)
+        thread.start()
+        assert run(["link", "probe", pairing, "--most", "4MiB", "--json"]) == 0
+        thread.join(WAIT_S)
+        seen = json.loads(capsys.readouterr().out)
+        assert told == [None]
+        assert (seen["type"], seen["lanes"], seen["transport"]) == ("probed", 4, "tls")
+        assert seen["rtt_ms"] > 0 and seen["sent_bytes"] >= 4 << 20
+        with receiving(listener) as digests, connect(pairing) as session:
+            report = session.send({"a": b"state"})
+        assert digests == [report.transfer_digest]
+        with pytest.raises(ConfigError, match="seconds is 61"):
+            probe_link(pairing, seconds=61)
+        with pytest.raises(ConfigError, match="max_bytes"):
+            probe_link(pairing, max_bytes=1)
+    with pytest.raises(dwcp_fast.TransportError):
+        probe_link(pairing, connect_timeout_s=2)
