@@ -20,23 +20,26 @@ CRATES_BELOW = {
     "dwcp-codec": set[str](),
     "dwcp-proto": {"dwcp-codec"},
     "dwcp-store": {"dwcp-codec", "dwcp-proto"},
-    "dwcp-net": {"dwcp-codec", "dwcp-proto", "dwcp-store"},
-    "dwcp-python": {"dwcp-codec", "dwcp-proto", "dwcp-store", "dwcp-net"},
+    "dwcp-vm": {"dwcp-codec"},
+    "dwcp-net": {"dwcp-codec", "dwcp-proto", "dwcp-store", "dwcp-vm"},
+    "dwcp-python": {"dwcp-codec", "dwcp-proto", "dwcp-store", "dwcp-vm", "dwcp-net"},
     "dwcp-linklab": set[str](),
 }
 MACHINE_CRATES = {"libc", "mio", "nix", "rcgen", "rustix", "rustls", "socket2", "tokio", "getrandom"}
 FOREIGN_CRATES = {
     "dwcp-codec": MACHINE_CRATES | {"pyo3"},
     "dwcp-proto": MACHINE_CRATES | {"pyo3"},
+    "dwcp-vm": MACHINE_CRATES | {"pyo3"},
     "dwcp-store": {"mio", "pyo3", "rcgen", "rustls", "socket2", "tokio"},
     "dwcp-net": {"pyo3"},
     "dwcp-python": {"mio", "rustls", "socket2", "tokio"},
     "dwcp-linklab": {"mio", "pyo3", "rcgen", "rustls", "socket2", "tokio"},
 }
-SANS_IO_CRATES = ("dwcp-codec", "dwcp-proto")
+SANS_IO_CRATES = ("dwcp-codec", "dwcp-proto", "dwcp-vm")
 UNSAFE_FILES = {
     "dwcp-codec": {"kernel/neon.rs", "kernel/x86.rs", "raw.rs", "sampling.rs"},
     "dwcp-proto": set[str](),
+    "dwcp-vm": set[str](),
     "dwcp-store": {"memory/region.rs"},
     "dwcp-net": {"transport/sockopt.rs"},
     "dwcp-python": {
@@ -144,7 +147,9 @@ def test_unsafe_code_lives_only_in_the_files_made_for_it(repository: Path, crate
     assert found <= UNSAFE_FILES[crate]
 
 
-@pytest.mark.parametrize(("crate", "level"), [("codec", "deny"), ("proto", "forbid"), ("store", "deny")])
+@pytest.mark.parametrize(
+    ("crate", "level"), [("codec", "deny"), ("proto", "forbid"), ("vm", "forbid"), ("store", "deny")]
+)
 def test_the_compiler_refuses_unsafe_code_too(repository: Path, crate: str, level: str) -> None:
     root = (repository / "rust" / f"dwcp-{crate}" / "src" / "lib.rs").read_text(encoding="utf-8")
     assert re.search(rf"^#!\[{level}\(unsafe_code\)\]$", root, flags=re.MULTILINE)

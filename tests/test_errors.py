@@ -27,9 +27,11 @@ CLASSES: list[type[DwcpError]] = [
         ("TransportError", "transport", 4, True, ConnectionError),
         ("PeerClosedError", "peer-closed", 4, True, errors.TransportError),
         ("PeerError", "peer-failed", 1, False, errors.TransportError),
+        ("QmpError", "qmp", 1, False, errors.PeerError),
         ("NegotiationError", "negotiation", 10, False, DwcpError),
         ("AuthError", "auth", 5, False, errors.NegotiationError),
         ("V3StoppedError", "v3-stopped", 10, True, errors.NegotiationError),
+        ("NotConvergingError", "not-converging", 7, True, DwcpError),
         ("DeadlineError", "deadline", 7, True, TimeoutError),
         ("LimitExceededError", "limit", 8, False, DwcpError),
         ("ConflictError", "conflict", 1, False, DwcpError),
@@ -46,7 +48,7 @@ def test_codes_never_change(
 
 
 def test_every_class_is_listed_and_has_a_code_of_its_own() -> None:
-    assert len(CLASSES) == 15
+    assert len(CLASSES) == 18
     assert len({found.code for found in CLASSES}) == len(CLASSES)
 
 

@@ -14,6 +14,8 @@ from dwcp_fast.told import (
     ProgressTold,
     ReceiveSettings,
     ReceiveTold,
+    RelaySettings,
+    RelayTold,
     SendSettings,
     SendTold,
 )
@@ -33,6 +35,8 @@ __all__ = [
     "Sender",
     "Server",
     "Snapshot",
+    "SourceRelay",
+    "TargetRelay",
     "calibration_sample",
     "compress",
     "compress_into",
@@ -341,3 +345,39 @@ class Snapshot:
     def block_bytes(self) -> int: ...
     @property
     def is_viewed(self) -> bool: ...
+
+@final
+class SourceRelay:
+    def __new__(
+        cls,
+        address: str,
+        security: DialSecurity,
+        settings: RelaySettings,
+        cancel: Cancel,
+        observer: Callable[[dict[str, Any]], None] | None,
+    ) -> Self: ...
+    def finish(self) -> None: ...
+    def wait(self, timeout_s: float | None) -> bool: ...
+    def report(self) -> RelayTold: ...
+    def stop(self, reason: str) -> None: ...
+    def set_bandwidth_limit(self, bytes_per_s: int | None) -> None: ...
+    def close(self) -> None: ...
+
+@final
+class TargetRelay:
+    def __new__(
+        cls,
+        address: str,
+        security: ListenSecurity,
+        settings: RelaySettings,
+        max_lanes: int,
+        cancel: Cancel,
+        observer: Callable[[dict[str, Any]], None] | None,
+    ) -> Self: ...
+    @property
+    def address(self) -> tuple[str, int]: ...
+    def accept(self, timeout_s: float | None) -> str | None: ...
+    def wait(self, timeout_s: float | None) -> bool: ...
+    def report(self) -> RelayTold: ...
+    def stop(self, reason: str) -> None: ...
+    def close(self) -> None: ...

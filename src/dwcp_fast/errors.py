@@ -11,10 +11,12 @@ The tree::
     ├── TransportError (ConnectionError)    the connection to the peer failed
     │   ├── PeerClosedError                 the peer went away before the exchange was complete
     │   └── PeerError                       the peer reported a failure of its own
+    │       └── QmpError                    QEMU refused a command, or is in no state for it
     ├── NegotiationError                    the two sides have no common way to talk
     │   ├── AuthError                       a side could not prove who it is
     │   └── V3StoppedError                  the kill switch ended a v3 session
     ├── DeadlineError (TimeoutError)        it did not finish in the time given
+    ├── NotConvergingError                  what is to be moved changes faster than it can be sent
     ├── LimitExceededError                  a size, count or ratio above its limit
     ├── ConflictError                       somebody else changed what was to be replaced
     ├── ClosedError (RuntimeError)          something of this side is used before it is open, or after its end
@@ -41,8 +43,10 @@ __all__ = [
     "IntegrityError",
     "LimitExceededError",
     "NegotiationError",
+    "NotConvergingError",
     "PeerClosedError",
     "PeerError",
+    "QmpError",
     "TransportError",
     "UnsupportedFormatError",
     "V3StoppedError",
@@ -148,6 +152,12 @@ class PeerError(TransportError):
     retryable = False
 
 
+class QmpError(PeerError):
+    """QEMU refused a command of its machine protocol, or is in no state for what was asked."""
+
+    code = "qmp"
+
+
 class NegotiationError(DwcpError):
     """The two sides have no protocol version, codec or mode in common."""
 
@@ -173,6 +183,14 @@ class DeadlineError(DwcpError, TimeoutError):
     """The work did not finish, or the peer did not answer, in the time given."""
 
     code = "deadline"
+    exit_code = 7
+    retryable = True
+
+
+class NotConvergingError(DwcpError):
+    """What is to be moved changes faster than it can be sent; it goes on where it was."""
+
+    code = "not-converging"
     exit_code = 7
     retryable = True
 

@@ -30,7 +30,7 @@ from dwcp_fast.state import (
 )
 from dwcp_fast.throttle import check_rate, follow_schedule
 from dwcp_fast.told import ReceiveSettings
-from dwcp_fast.trust import INSECURE, Insecure, MutualTls
+from dwcp_fast.trust import INSECURE, Insecure, MutualTls, listen_security
 from dwcp_fast.waiting import Worker
 
 if TYPE_CHECKING:
@@ -290,18 +290,8 @@ class Listener(Closing):
     def _make_security(
         self, trust: MutualTls | Insecure | None, kept: KeptPairing | None
     ) -> _core.ListenSecurity:
-        match trust:
-            case Insecure():
-                return _core.ListenSecurity.insecure()
-            case MutualTls():
-                identity = _core.Identity.load_pem(Path(trust.certificate), Path(trust.key))
-                return _core.ListenSecurity.mutual(identity, Path(trust.ca))
-            case None if kept is not None:
-                self._identity = _core.Identity.from_blob(kept.identity)
-                return _core.ListenSecurity.paired(self._identity, kept.tickets, self._clients)
-            case None:
-                self._identity = _core.Identity.generate()
-                return _core.ListenSecurity.paired(self._identity, None, self._clients)
+        security, self._identity = listen_security(trust, kept, self._clients)
+        return security
 
     def _kept(self) -> KeptPairing | None:
         if self._file is not None:

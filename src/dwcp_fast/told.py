@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dwcp_fast import _core
 
 __all__ = [
@@ -20,6 +22,9 @@ __all__ = [
     "ProgressTold",
     "ReceiveSettings",
     "ReceiveTold",
+    "RelaySettings",
+    "RelayTickTold",
+    "RelayTold",
     "SelectionTold",
     "SendSettings",
     "SendTold",
@@ -289,3 +294,58 @@ class ReceiveSettings(TypedDict):
     senders: bool
     max_sessions: int
     v1_networks: list[str]
+
+
+class RelayTickTold(TypedDict):
+    """Where a relay stood at a moment."""
+
+    at_s: float
+    stream_bytes: int
+    wire_bytes: int
+    lanes: int
+    rtt_ms: float | None
+    unacknowledged_bytes: int
+
+
+class RelayTold(TypedDict):
+    """Where a relay stands."""
+
+    finished: bool
+    error: str | None
+    seconds: float
+    stream_bytes: int
+    migration_bytes: int
+    wire_bytes: int
+    return_bytes: int
+    unacknowledged_bytes: int
+    streams: int
+    streams_open: int
+    lanes: int
+    lanes_lost: int
+    records_resent: int
+    rtt_ms: float | None
+    pages: dict[str, int]
+    opaque: str | None
+    compressed_by_qemu: bool
+    cpu_seconds: float
+    selection: SelectionTold | None
+    timeline: list[RelayTickTold]
+
+
+class RelaySettings(TypedDict):
+    """How a relay works."""
+
+    channels: "list[tuple[str, Path]]"
+    lanes: int
+    adaptive: tuple[int, int, int] | None
+    codec: str
+    codec_model: "_core.SelectorModel | None"
+    page_cache_bytes: int
+    max_page_cache_bytes: int
+    base: "Path | None"
+    keep: "Path | None"
+    bandwidth_bytes_per_s: int | None
+    congestion: str
+    idle_timeout_s: float
+    connect_timeout_s: float
+    reconnect_s: float

@@ -7,9 +7,18 @@ from typing import Final, TypeAlias, final
 
 from dwcp_fast import _core
 from dwcp_fast.errors import AuthError, ConfigError
-from dwcp_fast.state import client_identity
+from dwcp_fast.state import KeptPairing, client_identity
 
-__all__ = ["INSECURE", "Insecure", "MutualTls", "Trust", "address_of", "dial_security", "is_pairing"]
+__all__ = [
+    "INSECURE",
+    "Insecure",
+    "MutualTls",
+    "Trust",
+    "address_of",
+    "dial_security",
+    "is_pairing",
+    "listen_security",
+]
 
 PAIRING_SCHEME: Final = "dwcp://"
 
@@ -103,3 +112,33 @@ def dial_security(target: str, trust: Trust | None) -> _core.DialSecurity:
             return _core.DialSecurity.mutual(identity, Path(trust.ca), trust.server_name or host)
         case Insecure():
             return _core.DialSecurity.insecure()
+
+
+def listen_security(
+    trust: MutualTls | Insecure | None, kept: KeptPairing | None, clients: int | None
+) -> tuple[_core.ListenSecurity, _core.Identity | None]:
+    """Say how a listener knows those who dial.
+
+    Args:
+        trust: Certificates, :data:`INSECURE`, or None for pairing.
+        kept: The pairing of an earlier listener, None for a new one.
+        clients: How many clients the pairing is good for, None for any number.
+
+    Returns:
+        What the native side asks for, and the identity that is paired with, if one is.
+
+    Raises:
+        ConfigError: A certificate cannot be used.
+    """
+    match trust:
+        case Insecure():
+            return _core.ListenSecurity.insecure(), None
+        case MutualTls():
+            identity = _core.Identity.load_pem(Path(trust.certificate), Path(trust.key))
+            return _core.ListenSecurity.mutual(identity, Path(trust.ca)), None
+        case None if kept is not None:
+            identity = _core.Identity.from_blob(kept.identity)
+            return _core.ListenSecurity.paired(identity, kept.tickets, clients), identity
+        case None:
+            identity = _core.Identity.generate()
+            return _core.ListenSecurity.paired(identity, None, clients), identity

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dwcp_proto::frame::{
-    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, FEATURE_FILL, Frame, Hello, Secret, Security, SessionId,
-    Takes, Welcome,
+    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, FEATURE_FILL, FEATURE_RELAY, Frame, Hello, Secret,
+    Security, SessionId, Takes, Welcome,
 };
 use dwcp_proto::limits::PREFACE_BYTES;
 use dwcp_proto::{error::SessionError, preface};
@@ -52,6 +52,8 @@ pub(crate) struct DialOptions {
     pub(crate) dictionaries: bool,
     /// This side would like to send FILL.
     pub(crate) fills: bool,
+    /// The session is one of a relay.
+    pub(crate) relays: bool,
     /// Where lanes come from, in turn; the system chooses if there is none.
     pub(crate) local_addresses: Vec<IpAddr>,
 }
@@ -211,7 +213,8 @@ fn make_lane(
         security,
         lane: number,
         features: (if options.dictionaries { FEATURE_DICTIONARY } else { 0 })
-            | if options.fills { FEATURE_FILL } else { 0 },
+            | (if options.fills { FEATURE_FILL } else { 0 })
+            | if options.relays { FEATURE_RELAY } else { 0 },
         session,
         secret,
         max_block: options.max_block,
@@ -236,6 +239,10 @@ fn make_lane(
         }
         other => return Err(SessionError::Unexpected { frame: other.name(), phase: "handshake" }.into()),
     };
+    if options.relays && welcome.features & FEATURE_RELAY == 0 {
+        let message = "it knows of no relays".to_owned();
+        return Err(NetError::Peer { code: ErrorCode::Unsupported, retryable: false, message });
+    }
     if welcome.version != version
         || welcome.security != security
         || join.is_some_and(|(id, _)| id != welcome.session)

@@ -9,6 +9,7 @@ use dwcp_codec::CodecError;
 use dwcp_proto::error::{ProtoError, SessionError};
 use dwcp_proto::frame::ErrorCode;
 use dwcp_store::StoreError;
+use dwcp_vm::VmError;
 
 /// What went wrong between two peers.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,17 @@ pub enum NetError {
     /// A block could not be coded or decoded.
     #[error(transparent)]
     Codec(#[from] CodecError),
+    /// The pages of a machine could not be made of what came.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// A relay has failed.
+    #[error("{reason}")]
+    Relay {
+        /// The kind of failure.
+        code: ErrorCode,
+        /// What has failed.
+        reason: String,
+    },
     /// The peer is gone without having said so.
     #[error("the peer closed the connection while {phase}{}", hint.map(|hint| format!(" ({hint})")).unwrap_or_default())]
     PeerClosed {
@@ -266,7 +278,8 @@ impl NetError {
                 StoreError::Cancelled => ErrorCode::Cancelled,
                 _ => ErrorCode::Storage,
             },
-            NetError::Codec(_) => ErrorCode::Integrity,
+            NetError::Codec(_) | NetError::Vm(_) => ErrorCode::Integrity,
+            NetError::Relay { code, .. } => *code,
             NetError::Cancelled => ErrorCode::Cancelled,
             NetError::Deadline { .. } => ErrorCode::Deadline,
             NetError::Peer { code, .. } => *code,

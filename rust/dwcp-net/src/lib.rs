@@ -18,6 +18,7 @@ mod limiter;
 mod listen;
 mod local;
 mod receive;
+pub mod relay;
 mod report;
 pub mod security;
 mod send;

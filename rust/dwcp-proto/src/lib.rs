@@ -16,6 +16,7 @@ pub mod limits;
 pub mod manifest;
 pub mod preface;
 pub mod receiver;
+pub mod relay;
 pub mod sender;
 pub mod wire;
 

@@ -41,6 +41,8 @@ pub const MAX_REQUEST: usize = 65_536;
 pub const MAX_DICTIONARY: usize = MAX_HEAD - 24;
 /// Longest FILL.
 pub const MAX_FILL: usize = 65_536;
+/// Longest name of a channel of a relay.
+pub const MAX_CHANNEL: usize = 32;
 /// Longest text of an ERROR.
 pub const MAX_TEXT: usize = 1_024;
 /// Most BLOCK and SAME frames of a lane that are not acknowledged.

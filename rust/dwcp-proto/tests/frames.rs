@@ -5,9 +5,10 @@ use dwcp_codec::block::BlockKind;
 use dwcp_codec::{CodecId, Digest};
 use dwcp_proto::error::ProtoError;
 use dwcp_proto::frame::{
-    Accept, BlockHead, Committed, DictionaryNote, DictionaryWord, Digests, ErrorCode, ErrorFrame,
+    Accept, BasePart, BlockHead, Committed, DictionaryNote, DictionaryWord, Digests, ErrorCode, ErrorFrame,
     FEATURE_FETCH, Fetch, Finish, Frame, FrameDecoder, FrameEncoder, Have, HaveSource, Hello, ManifestPart,
-    Nack, NackReason, Offer, Same, Secret, Security, SessionId, Takes, TransferId, Welcome,
+    Nack, NackReason, Offer, RecordHead, RecordWord, Relay, Same, Secret, Security, SessionId, Taken, Takes,
+    TransferId, Welcome,
 };
 use dwcp_proto::limits::{HEADER_BYTES, MAX_BLOCK, MAX_ENTRIES, MAX_FILL, MAX_OBJECT};
 use dwcp_proto::manifest::{Candidate, Entry, EntryKind};
@@ -173,7 +174,32 @@ fn session_frame() -> impl Strategy<Value = (Frame, u32)> {
             }),
         ]
         .prop_map(|frame| (frame, 0)),
+        relay_frame(),
     ]
+}
+
+/// A frame of a relay, and the length of its body.
+fn relay_frame() -> impl Strategy<Value = (Frame, u32)> {
+    let record = (any::<u32>(), any::<u64>(), digest(), 2..=MAX_BLOCK, 0..6_u8);
+    let record = record.prop_map(|(stream, number, digest, raw_len, form)| {
+        let (word, kind, codec, raw_len, body) = match form {
+            0 => (RecordWord::Opens, BlockKind::Plain, CodecId::None, raw_len % 32 + 1, raw_len % 32 + 1),
+            1 => (RecordWord::Data, BlockKind::Plain, CodecId::None, raw_len, raw_len),
+            2 => (RecordWord::Pages, BlockKind::Plain, CodecId::Zstd, raw_len, raw_len / 2),
+            3 => (RecordWord::Data, BlockKind::Fill, CodecId::None, raw_len, 1),
+            4 => (RecordWord::End, BlockKind::Plain, CodecId::None, 0, 0),
+            _ => (RecordWord::Reset, BlockKind::Plain, CodecId::None, 0, 0),
+        };
+        (Frame::Record(RecordHead { stream, word, kind, codec, number, raw_len, digest }), body)
+    });
+    let relay = (any::<bool>(), 0..1_u64 << 62, 0..1_u64 << 40).prop_map(|(ready, cache_bytes, pages)| {
+        Frame::Relay(Relay { ready, cache_bytes, base_pages: if ready { pages } else { 0 } })
+    });
+    let base = (any::<u32>(), vec(any::<u8>(), 1..40), vec(digest(), 1..20))
+        .prop_map(|(first_page, name, digests)| Frame::Base(BasePart { first_page, name, digests }));
+    let taken =
+        (any::<u32>(), any::<u64>()).prop_map(|(stream, count)| Frame::Taken(Taken { stream, count }));
+    prop_oneof![record, prop_oneof![relay, base, taken].prop_map(|frame| (frame, 0))]
 }
 
 fn handshake_frame() -> impl Strategy<Value = Frame> {
@@ -327,7 +353,7 @@ fn hostile_lengths_are_refused_by_the_header_alone() {
         decoder.set_session(&SESSION);
         decoder.header(&bytes)
     };
-    for kind in 3..=0x12 {
+    for kind in 3..=0x16 {
         for length in [1 << 20 | 1, 1 << 31, u32::MAX] {
             assert!(matches!(header(kind, length, 0), Err(ProtoError::HeadLength { .. })), "{kind} {length}");
         }

@@ -273,6 +273,8 @@ fn net_shape(error: &NetError) -> Shape {
         NetError::Session(error) => session_shape(error),
         NetError::Store(error) => store_shape(error),
         NetError::Codec(error) => class(codec_class(error)),
+        NetError::Vm(_) => class("IntegrityError"),
+        NetError::Relay { code, .. } => relay_shape(*code),
         NetError::Deadline { .. } => class("DeadlineError"),
         NetError::Cancelled => named("cancelled"),
         NetError::Closed => class("ClosedError"),
@@ -325,6 +327,16 @@ fn peer_shape(code: ErrorCode) -> Shape {
         ErrorCode::BaseMismatch => class("BaseMismatchError"),
         ErrorCode::Deadline => class("DeadlineError"),
         _ => class("PeerError"),
+    }
+}
+
+/// The failure of a relay on this side.
+fn relay_shape(code: ErrorCode) -> Shape {
+    match code {
+        ErrorCode::Cancelled => named("cancelled"),
+        ErrorCode::Refused => class("ConfigError"),
+        ErrorCode::Internal => class("TransportError"),
+        code => peer_shape(code),
     }
 }
 

@@ -28,6 +28,7 @@ mod send;
 mod serve;
 mod settings;
 mod target;
+mod vm;
 
 /// Native half of `dwcp_fast`.
 #[pyo3::pymodule]
@@ -69,6 +70,8 @@ mod _core {
     use super::serve::Server;
     #[pymodule_export]
     use super::target::ReceivedBuffer;
+    #[pymodule_export]
+    use super::vm::{SourceRelay, TargetRelay};
 
     use pyo3::prelude::*;
 

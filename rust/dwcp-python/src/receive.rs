@@ -81,12 +81,14 @@ impl Listener {
             outcome => Ok(Some(outcome?)),
         };
         let session = native::run_interruptibly(py, || self.cancel.cancel(), accept)?;
-        Ok(session.map(|session| match session {
+        Ok(session.and_then(|session| match session {
             Arrival::Sender(session) => {
                 let peer = session.peer_addr().to_string();
-                Accepted::Sender(Receiver { session: Owned::new(session), peer })
+                Some(Accepted::Sender(Receiver { session: Owned::new(session), peer }))
             }
-            Arrival::Fetcher(session) => Accepted::Fetcher(Server::new(session, self.cancel.clone())),
+            Arrival::Fetcher(session) => Some(Accepted::Fetcher(Server::new(session, self.cancel.clone()))),
+            // Such a listener lets none in.
+            Arrival::Relay(_) => None,
         }))
     }
 

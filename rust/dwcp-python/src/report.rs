@@ -55,7 +55,7 @@ struct ActionShare {
 
 /// What was chosen for the blocks, and why.
 #[derive(IntoPyObject)]
-struct Selection {
+pub struct Selection {
     has_model: bool,
     actions: Vec<ActionShare>,
     reasons: BTreeMap<&'static str, u64>,

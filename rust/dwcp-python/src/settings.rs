@@ -57,11 +57,7 @@ pub struct SendSettings {
 impl SendSettings {
     /// The same as the native side takes it.
     pub fn options(self, py: Python<'_>) -> PyResult<SendOptions> {
-        let codec = if self.codec == "auto" {
-            CodecChoice::Auto { model: self.codec_model.map(|model| model.get().shared()) }
-        } else {
-            CodecChoice::Fixed(self.codec.parse().map_err(|error| Failure::Codec(error).raise(py))?)
-        };
+        let codec = codec_choice(py, &self.codec, self.codec_model)?;
         Ok(SendOptions {
             lanes: self.lanes,
             adaptive: self.adaptive.map(range),
@@ -171,6 +167,14 @@ pub struct ReceiveSettings {
 /// Dictionaries as the native side keeps them.
 pub fn shared(dictionaries: &[Py<Dictionary>]) -> Arc<[Arc<dwcp_codec::Dictionary>]> {
     dictionaries.iter().map(|dictionary| Arc::clone(dictionary.get().shared())).collect()
+}
+
+/// How to compress, from the name of a codec, or `auto` with what predicts for it.
+pub fn codec_choice(py: Python<'_>, codec: &str, model: Option<Py<SelectorModel>>) -> PyResult<CodecChoice> {
+    if codec == "auto" {
+        return Ok(CodecChoice::Auto { model: model.map(|model| model.get().shared()) });
+    }
+    Ok(CodecChoice::Fixed(codec.parse().map_err(|error| Failure::Codec(error).raise(py))?))
 }
 
 /// Between which numbers of lanes to choose.

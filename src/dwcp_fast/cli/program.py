@@ -22,6 +22,7 @@ from dwcp_fast.cli.serve import serve
 from dwcp_fast.cli.settings import default_map
 from dwcp_fast.cli.snap import snap
 from dwcp_fast.cli.units import help_with_example
+from dwcp_fast.cli.vm import vm
 from dwcp_fast.errors import ConfigError, exit_code_for
 
 __all__ = ["main", "program"]
@@ -78,6 +79,7 @@ program.add_command(pull)
 program.add_command(delta)
 program.add_command(dictionary)
 program.add_command(snap)
+program.add_command(vm)
 program.add_command(select)
 program.add_command(rollout)
 program.add_command(link)

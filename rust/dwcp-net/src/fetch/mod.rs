@@ -107,6 +107,7 @@ impl FetchSession {
             fetches: Some(Takes { max_entries, max_object }),
             dictionaries: max_dictionary > 0,
             fills: false,
+            relays: false,
             local_addresses: options.local_addresses.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);

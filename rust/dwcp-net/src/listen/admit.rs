@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dwcp_proto::frame::{
-    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, FEATURE_FILL, Frame, Hello, Secret, Security, SessionId,
-    Takes, Welcome,
+    ErrorCode, FEATURE_DICTIONARY, FEATURE_FETCH, FEATURE_FILL, FEATURE_RELAY, Frame, Hello, Secret,
+    Security, SessionId, Takes, Welcome,
 };
 use dwcp_proto::limits::PREFACE_BYTES;
 use dwcp_proto::preface::{self, Opening};
@@ -20,6 +20,7 @@ use crate::cancel::lock;
 use crate::error::NetError;
 use crate::lane::Lane;
 use crate::receive::{self, Names, Session};
+use crate::relay::Relayed;
 use crate::report::Event;
 use crate::security::{Fingerprint, ListenSecurity, random_bytes};
 use crate::send::max_dictionary;
@@ -171,6 +172,13 @@ fn serve_v3(
         return Ok(());
     };
     let _let_in = place.let_in();
+    if let (Known::Relays(relayed), true) = (&known, opens)
+        && let Err(error) = relayed.agree(&mut lane)
+    {
+        shared.registry.remove(&known.id());
+        lane.fail(error.code(), false, &error.for_peer());
+        return Err(error);
+    }
     if opens {
         shared.observer.event(Event::SessionOpened { peer: lane.transport().peer_addr() });
         shared.registry.announce(&known);
@@ -178,6 +186,7 @@ fn serve_v3(
     match known {
         Known::Receives(session) => receive::run(&session, lane, id, wake),
         Known::Serves(served) => served.run(lane, id, wake),
+        Known::Relays(relayed) => relayed.run(lane, id, wake),
     }
     Ok(())
 }
@@ -198,6 +207,10 @@ fn enter(
             (attached.map(|id| (id, wake)), limits, asked & FEATURE_FILL)
         }
         Known::Serves(served) => (served.admit(number, lane)?, served.limits(), FEATURE_FETCH),
+        Known::Relays(relayed) => {
+            let limits = shared.options.limits;
+            (relayed.admit(number, lane, limits.max_lanes)?, limits, FEATURE_RELAY)
+        }
     };
     let Some((id, wake)) = admitted else { return Ok(None) };
     let dictionaries = if limits.max_dictionary > 0 { asked & FEATURE_DICTIONARY } else { 0 };
@@ -220,6 +233,8 @@ fn enter(
         Known::Receives(session) => lock(&session.state).withdraw(id),
         Known::Serves(served) if welcomed.is_ok() => served.enter(lane),
         Known::Serves(served) => served.withdraw(id),
+        Known::Relays(relayed) if welcomed.is_ok() => relayed.enter(lane),
+        Known::Relays(relayed) => relayed.withdraw(id),
     }
     welcomed.map(|()| Some((id, wake)))
 }
@@ -238,12 +253,14 @@ fn greet(
     }
     let owner = lane.transport().peer_fingerprint();
     let serves = hello.fetches.is_some();
+    let relays = hello.features & FEATURE_RELAY != 0;
     if let Some(id) = hello.session {
         return Ok(shared
             .registry
             .find(&id)
             .filter(|known| bool::from(known.key().0.ct_eq(&hello.secret.0)) && known.owner() == owner)
             .filter(|known| matches!(known, Known::Serves(_)) == serves && !known.is_over())
+            .filter(|known| matches!(known, Known::Relays(_)) == relays)
             .map(|known| (known, false)));
     }
     match (&shared.security, &owner) {
@@ -270,6 +287,13 @@ fn greet(
     let refused =
         |retryable, message: String| NetError::Peer { code: ErrorCode::Refused, retryable, message };
     let known = match (&hello.fetches, &options.serve) {
+        (None, _) if relays => {
+            let Some(relay) = &options.relay else {
+                return Err(refused(false, "this listener takes no relays".to_owned()));
+            };
+            let base = shared.base.clone();
+            Known::Relays(Arc::new(Relayed::new(names, relay.clone(), base, cancel, observer, registry)))
+        }
         (None, _) if options.senders => {
             Known::Receives(Arc::new(Session::new(names, options.clone(), None, cancel, observer, registry)))
         }

@@ -24,6 +24,7 @@ use crate::cancel::{Cancel, lock};
 use crate::error::NetError;
 use crate::limiter::Limiter;
 use crate::receive::{ReceiveOptions, ReceiveSession};
+use crate::relay::{Base, RelayOptions};
 use crate::report::{Event, Observer};
 use crate::security::{ListenSecurity, server_config, split_address};
 
@@ -62,6 +63,8 @@ struct Shared {
     registry: Arc<Registry>,
     /// The rate of all peers together that are sent to.
     limiter: Arc<Limiter>,
+    /// The earlier copy of a machine that relays find here.
+    base: Option<Arc<Base>>,
     v1: Option<V1Gate>,
     waiting: Arc<WaitingRoom>,
     stopped: AtomicBool,
@@ -83,6 +86,7 @@ impl Listener {
         if let Some(serve) = &options.serve {
             serve.check()?;
         }
+        let base = options.relay.as_ref().map(RelayOptions::open_base).transpose()?.flatten();
         let rate = options.serve.as_ref().and_then(|serve| serve.bandwidth_limit);
         let tls = server_config(&security)?;
         let (host, port) = split_address(address)?;
@@ -108,6 +112,7 @@ impl Listener {
             observer,
             registry: Arc::default(),
             limiter: Arc::new(Limiter::new(rate)),
+            base,
             v1,
             waiting: Arc::default(),
             stopped: AtomicBool::new(false),
@@ -142,7 +147,9 @@ impl Listener {
         let sends = |known: &Known| matches!(known, Known::Receives(_));
         match self.shared.registry.accept(timeout, &self.shared.cancel, sends)? {
             Arrival::Sender(session) => Ok(session),
-            Arrival::Fetcher(_) => Err(NetError::Internal { what: "the queue of sessions" }),
+            Arrival::Fetcher(_) | Arrival::Relay(_) => {
+                Err(NetError::Internal { what: "the queue of sessions" })
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use dwcp_proto::{EntryKind, Manifest};
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::error::NetError;
 use crate::receive::{ReceiveSession, Session};
+use crate::relay::{Relayed, TargetRelay};
 use crate::security::Fingerprint;
 use crate::serve::{ServeSession, Served};
 
@@ -23,6 +24,8 @@ pub(crate) enum Known {
     Receives(Arc<Session>),
     /// The peer fetches.
     Serves(Arc<Served>),
+    /// The peer is the other side of a relay.
+    Relays(Arc<Relayed>),
 }
 
 /// A peer that was let in.
@@ -31,6 +34,8 @@ pub enum Arrival {
     Sender(ReceiveSession),
     /// It asks for something to be sent.
     Fetcher(ServeSession),
+    /// It is the other side of a relay.
+    Relay(TargetRelay),
 }
 
 impl Known {
@@ -38,6 +43,7 @@ impl Known {
         match self {
             Known::Receives(session) => session.id,
             Known::Serves(served) => served.id,
+            Known::Relays(relayed) => relayed.id(),
         }
     }
 
@@ -45,6 +51,7 @@ impl Known {
         match self {
             Known::Receives(session) => session.key,
             Known::Serves(served) => served.key,
+            Known::Relays(relayed) => relayed.key(),
         }
     }
 
@@ -52,6 +59,7 @@ impl Known {
         match self {
             Known::Receives(session) => session.owner,
             Known::Serves(served) => served.owner,
+            Known::Relays(relayed) => relayed.owner,
         }
     }
 
@@ -59,13 +67,14 @@ impl Known {
         match self {
             Known::Receives(session) => lock(&session.state).is_over(),
             Known::Serves(served) => served.is_over(),
+            Known::Relays(relayed) => relayed.is_over(),
         }
     }
 
     /// Whether there is something to do for whoever accepts it.
     fn is_ready(&self) -> bool {
         match self {
-            Known::Receives(_) => true,
+            Known::Receives(_) | Known::Relays(_) => true,
             Known::Serves(served) => served.is_asked(),
         }
     }
@@ -79,6 +88,7 @@ impl Known {
                 state.is_over() && !state.has_lanes()
             }
             Known::Serves(served) => served.expire(),
+            Known::Relays(relayed) => relayed.has_ended(),
         }
     }
 
@@ -86,6 +96,7 @@ impl Known {
         match self {
             Known::Receives(session) => Arrival::Sender(ReceiveSession::new(session)),
             Known::Serves(served) => Arrival::Fetcher(ServeSession::new(served)),
+            Known::Relays(relayed) => Arrival::Relay(TargetRelay::new(relayed)),
         }
     }
 }
@@ -134,6 +145,7 @@ impl Registry {
             match session {
                 Known::Receives(session) => lock(&session.state).end(None, false),
                 Known::Serves(served) => served.end(),
+                Known::Relays(relayed) => relayed.end(),
             }
             return;
         }
@@ -224,7 +236,7 @@ impl Registry {
         let buffers = manifest.entries().iter().any(|entry| entry.kind == EntryKind::Buffer);
         let receives = |known| match known {
             Known::Receives(session) => Some(session),
-            Known::Serves(_) => None,
+            Known::Serves(_) | Known::Relays(_) => None,
         };
         let mut others: Vec<Arc<Session>> = self.all().into_iter().filter_map(receives).collect();
         others.retain(|other| {

@@ -18,6 +18,7 @@ pub(crate) use worker::run;
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::error::NetError;
+use crate::relay::RelayOptions;
 use crate::report::{Progress, ReceiveReport};
 use crate::security::Fingerprint;
 use crate::send::SendOptions;
@@ -39,6 +40,8 @@ pub struct ReceiveOptions {
     pub senders: bool,
     /// How peers are sent what they ask for, if such peers are let in.
     pub serve: Option<SendOptions>,
+    /// How relays work, if they are let in.
+    pub relay: Option<RelayOptions>,
     /// Sessions at once.
     pub max_sessions: usize,
     /// A lane on which the peer is silent for this long is lost, and so is a session that has no lane for this long.
@@ -56,6 +59,7 @@ impl Default for ReceiveOptions {
             dictionaries: Arc::default(),
             senders: true,
             serve: None,
+            relay: None,
             max_sessions: 64,
             idle_timeout: Duration::from_secs(30),
             handshake_timeout: Duration::from_secs(10),

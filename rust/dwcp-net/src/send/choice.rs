@@ -16,7 +16,6 @@ use dwcp_codec::{Codec, CodecError, page, probe};
 
 use crate::cancel::{lock, wait};
 use crate::report::thread_cpu;
-use crate::send::SendOptions;
 
 /// What is timed to compare this machine with that of a model's times.
 const CALIBRATED: [Action; 2] = [Action::Lz4, Action::Zstd1];
@@ -36,7 +35,7 @@ pub enum CodecChoice {
 
 impl CodecChoice {
     /// The codec of all blocks, none where each has its own.
-    pub(super) fn fixed(&self) -> Codec {
+    pub(crate) fn fixed(&self) -> Codec {
         match self {
             CodecChoice::Fixed(codec) => *codec,
             CodecChoice::Auto { .. } => Codec::None,
@@ -45,7 +44,7 @@ impl CodecChoice {
 
     /// Begins to measure what the first lane has to know of this machine. For a receiver at `address` that is on it too,
     /// it need not know that, and the measurement would only take a processor away from the transfer.
-    pub(super) fn prepare(&self, address: &str) {
+    pub(crate) fn prepare(&self, address: &str) {
         if matches!(self, CodecChoice::Auto { model: Some(_) }) && !is_this_machine(address) {
             // Where there is no thread to be had, the first lane measures itself.
             let _ = std::thread::Builder::new().name("dwcp-calibrate".to_owned()).spawn(measured);
@@ -60,7 +59,7 @@ fn is_this_machine(address: &str) -> bool {
 }
 
 /// What chooses for all lanes of a session.
-pub(super) struct Selector {
+pub(crate) struct Selector {
     model: Option<Arc<Model>>,
     /// Times are told from here on.
     epoch: Instant,
@@ -76,13 +75,18 @@ pub(super) struct Selector {
 
 impl Selector {
     /// None if there is nothing to choose.
-    pub(super) fn new(options: &SendOptions, limit_bytes_per_s: Option<u64>) -> Option<Selector> {
-        let CodecChoice::Auto { model } = &options.codec else { return None };
+    pub(crate) fn new(
+        choice: &CodecChoice,
+        lanes: u16,
+        known: Option<KnownLink>,
+        limit_bytes_per_s: Option<u64>,
+    ) -> Option<Selector> {
+        let CodecChoice::Auto { model } = choice else { return None };
         Some(Selector {
             model: model.clone(),
             epoch: Instant::now(),
-            lanes: options.lanes,
-            known: options.known_link,
+            lanes,
+            known,
             limit_bytes_per_s: Mutex::new(limit_bytes_per_s),
             controller: Mutex::default(),
             answered: Condvar::new(),
@@ -91,7 +95,7 @@ impl Selector {
     }
 
     /// From now on, all lanes together may send so many bytes a second.
-    pub(super) fn allow(&self, limit_bytes_per_s: Option<u64>) {
+    pub(crate) fn allow(&self, limit_bytes_per_s: Option<u64>) {
         let mut controller = lock(&self.controller);
         *lock(&self.limit_bytes_per_s) = limit_bytes_per_s;
         if let Some(controller) = controller.as_mut() {
@@ -105,7 +109,7 @@ impl Selector {
     }
 
     /// A transfer begins; tells where things stand.
-    pub(super) fn begin(&self) -> Summary {
+    pub(crate) fn begin(&self) -> Summary {
         self.transfer.fetch_add(1, Ordering::SeqCst);
         lock(&self.controller).as_mut().map_or_else(Summary::default, |controller| {
             controller.resume();
@@ -114,14 +118,14 @@ impl Selector {
     }
 
     /// Where things stand, and what was done since they stood where `earlier` tells.
-    pub(super) fn summary(&self, earlier: &Summary) -> Selection {
+    pub(crate) fn summary(&self, earlier: &Summary) -> Selection {
         let summary = lock(&self.controller).as_ref().map(Controller::summary).unwrap_or_default();
         Selection { has_model: self.model.is_some(), summary: summary.since(earlier) }
     }
 
     /// Makes the controller on the first lane, of which is known whether the peer has an address of this machine, and
     /// how long it took to answer where this side has dialled.
-    pub(super) fn settle(&self, is_here: bool, answer_time: Option<Duration>) {
+    pub(crate) fn settle(&self, is_here: bool, answer_time: Option<Duration>) {
         /// Who takes longer is elsewhere, behind something on this machine that passes the connection on.
         const LOCAL: Duration = Duration::from_millis(10);
         let is_local = is_here && answer_time.is_none_or(|time| time < LOCAL);
@@ -252,7 +256,7 @@ struct Sent {
 }
 
 /// What one lane measures and tells the controller.
-pub(super) struct Gauge<'a> {
+pub(crate) struct Gauge<'a> {
     selector: &'a Selector,
     sent: VecDeque<Sent>,
     /// Frames that the peer has acknowledged.
@@ -280,7 +284,7 @@ pub(super) struct Gauge<'a> {
 }
 
 impl<'a> Gauge<'a> {
-    pub(super) fn new(selector: &'a Selector) -> Gauge<'a> {
+    pub(crate) fn new(selector: &'a Selector) -> Gauge<'a> {
         let now = Mark::now();
         let queue = Queue::of_this_thread();
         Gauge {
@@ -303,14 +307,14 @@ impl<'a> Gauge<'a> {
     }
 
     /// The lane has waited for something other than room to write.
-    pub(super) fn waited(&mut self) {
+    pub(crate) fn waited(&mut self) {
         self.cycle = Mark::now();
         self.looked = self.cycle.wall;
         self.queued = self.queue.waited();
     }
 
     /// The lane has looked whether anything came, and read it. `unsent` tells what the system has not sent, if it knows.
-    pub(super) fn looked(&mut self, unsent: impl FnOnce() -> Option<u32>) {
+    pub(crate) fn looked(&mut self, unsent: impl FnOnce() -> Option<u32>) {
         self.looked = Instant::now();
         self.look_at_unsent(unsent);
         if !self.sent.is_empty() || self.waiting > 0.0 {
@@ -336,7 +340,7 @@ impl<'a> Gauge<'a> {
     }
 
     /// The peer has taken `count` frames altogether.
-    pub(super) fn acknowledged(&mut self, count: u32) {
+    pub(crate) fn acknowledged(&mut self, count: u32) {
         let newly = count.saturating_sub(std::mem::replace(&mut self.acknowledged, count)) as usize;
         let now = Instant::now();
         let at_s = self.selector.since_epoch(now);
@@ -357,7 +361,7 @@ impl<'a> Gauge<'a> {
     }
 
     /// The block in hand was read.
-    pub(super) fn read(&mut self) {
+    pub(crate) fn read(&mut self) {
         self.read = Mark::now();
         self.encode_cpu_s = 0.0;
         self.decision = None;
@@ -369,7 +373,7 @@ impl<'a> Gauge<'a> {
     }
 
     /// Encodes the block in hand as it is best.
-    pub(super) fn encode<'e>(
+    pub(crate) fn encode<'e>(
         &mut self,
         encoder: &'e mut BlockEncoder,
         src: &'e [u8],
@@ -392,7 +396,7 @@ impl<'a> Gauge<'a> {
     }
 
     /// The block in hand is about to be written.
-    pub(super) fn prepared(&mut self, raw_bytes: u64, wire_bytes: u64) {
+    pub(crate) fn prepared(&mut self, raw_bytes: u64, wire_bytes: u64) {
         self.encoded = Mark::now();
         let from = self.encoded.wall;
         let at_s = self.selector.since_epoch(from);
@@ -415,7 +419,7 @@ impl<'a> Gauge<'a> {
 
     /// The block in hand was written, in a frame that the peer acknowledges. Tells how long its answer is worth
     /// waiting for.
-    pub(super) fn written(&mut self) -> Duration {
+    pub(crate) fn written(&mut self) -> Duration {
         let now = Mark::now();
         let Some(sent) = self.in_hand.take() else { return Duration::ZERO };
         let (raw_bytes, wire_bytes) = (sent.raw_bytes, sent.wire_bytes);
@@ -504,13 +508,13 @@ mod tests {
         }
     }
 
-    fn automatic(lanes: u16) -> SendOptions {
-        SendOptions { codec: CodecChoice::Auto { model: None }, lanes, ..SendOptions::default() }
+    fn automatic(lanes: u16) -> Selector {
+        Selector::new(&CodecChoice::Auto { model: None }, lanes, None, None).unwrap()
     }
 
     #[test]
     fn block_is_counted_before_the_peer_can_have_it() {
-        let selector = Selector::new(&automatic(1), None).unwrap();
+        let selector = automatic(1);
         selector.settle(true, None);
         let before = selector.begin();
         let mut gauge = Gauge::new(&selector);
@@ -543,7 +547,7 @@ mod tests {
     }
 
     fn selector() -> Selector {
-        let selector = Selector::new(&automatic(2), None).unwrap();
+        let selector = automatic(2);
         selector.settle(true, None);
         selector.begin();
         selector

@@ -16,7 +16,7 @@ const ENOUGH: u32 = 3;
 
 /// What looks at the lanes of a session have shown.
 #[derive(Debug, Default)]
-pub(super) struct LossWatch {
+pub(crate) struct LossWatch {
     queued_at: Option<Instant>,
     /// Looks that showed random losses since the last that showed others; what was found stays.
     at_random: u32,
@@ -24,7 +24,7 @@ pub(super) struct LossWatch {
 
 impl LossWatch {
     /// Takes what lanes showed at the look before, and show `now`.
-    pub(super) fn see<'a>(
+    pub(crate) fn see<'a>(
         &mut self,
         lanes: impl Iterator<Item = (&'a PathInfo, &'a PathInfo)> + Clone,
         now: Instant,
@@ -49,7 +49,7 @@ impl LossWatch {
     }
 
     /// Whether losses have shown to be random.
-    pub(super) fn are_random(&self) -> bool {
+    pub(crate) fn are_random(&self) -> bool {
         self.at_random >= ENOUGH
     }
 }

@@ -34,9 +34,10 @@ use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
 use crate::security::DialSecurity;
 use crate::transport::{Closer, try_congestion};
-use choice::Selector;
 pub use choice::{CodecChoice, Selection};
+pub(crate) use choice::{Gauge, Selector};
 use lanes::Sending;
+pub(crate) use losses::LossWatch;
 pub use probe::{ProbeOptions, ProbeReport, probe};
 use shared::Job;
 use shared::State;
@@ -168,6 +169,7 @@ impl SendSession {
             fetches: None,
             dictionaries: options.dictionary.is_some(),
             fills: false,
+            relays: false,
             local_addresses: options.local_addresses.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);

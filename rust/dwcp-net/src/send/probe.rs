@@ -80,6 +80,7 @@ pub fn probe(
         fetches: None,
         dictionaries: false,
         fills: true,
+        relays: false,
         local_addresses: options.local_addresses.clone(),
     };
     let plan = Plan::new(address, security, dialling)?;

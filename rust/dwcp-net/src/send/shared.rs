@@ -69,7 +69,7 @@ impl Shared {
         link: Link,
         registry: Option<Arc<Registry>>,
     ) -> Shared {
-        let selector = Selector::new(&options, limiter.rate());
+        let selector = Selector::new(&options.codec, options.lanes, options.known_link, limiter.rate());
         Shared {
             limiter,
             selector,

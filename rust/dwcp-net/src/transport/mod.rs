@@ -147,6 +147,13 @@ impl Closer {
         congestion::set_congestion(&self.0, name)
     }
 
+    /// Has the system keep no more than so many bytes that it was not yet able to send. Where it cannot, it keeps more.
+    pub(crate) fn limit_unsent(&self, bytes: u32) {
+        if let Err(error) = tcp::limit_unsent(&self.0, bytes) {
+            log::debug!("the system keeps as much unsent as it likes: {error}");
+        }
+    }
+
     /// How many bytes have come that nobody has read.
     pub(crate) fn unread(&self) -> u64 {
         rustix::io::ioctl_fionread(&*self.0).unwrap_or(0)

@@ -44,7 +44,7 @@ impl TcpTransport {
             addr: "a connection".to_owned(),
             source,
         })?;
-        if let Err(error) = limit_unsent(&stream) {
+        if let Err(error) = limit_unsent(&stream, MOST_UNSENT_BYTES) {
             log::debug!("the system keeps as much unsent as it likes: {error}");
         }
         Ok(TcpTransport { stream: Arc::new(stream), local, peer })
@@ -135,12 +135,12 @@ fn has_left(stream: &TcpStream) -> bool {
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn limit_unsent(stream: &TcpStream) -> std::io::Result<()> {
-    socket2::SockRef::from(stream).set_tcp_notsent_lowat(MOST_UNSENT_BYTES)
+pub(super) fn limit_unsent(stream: &TcpStream, bytes: u32) -> std::io::Result<()> {
+    socket2::SockRef::from(stream).set_tcp_notsent_lowat(bytes)
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn limit_unsent(_stream: &TcpStream) -> std::io::Result<()> {
+pub(super) fn limit_unsent(_stream: &TcpStream, _bytes: u32) -> std::io::Result<()> {
     Ok(())
 }
 

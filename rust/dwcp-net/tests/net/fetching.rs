@@ -47,7 +47,7 @@ fn dial(address: &str, server: &Receiver, options: FetchOptions) -> Result<Fetch
 pub fn accepted(server: &Receiver) -> Result<ServeSession, NetError> {
     match server.listener.accept_any(Some(PATIENCE))? {
         Arrival::Fetcher(session) => Ok(session),
-        Arrival::Sender(_) => panic!("a sender came"),
+        Arrival::Sender(_) | Arrival::Relay(_) => panic!("another peer came"),
     }
 }
 

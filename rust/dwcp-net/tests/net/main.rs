@@ -10,5 +10,6 @@ mod hostile;
 mod link;
 mod paths;
 mod probing;
+mod relay;
 mod support;
 mod transfer;

@@ -8,7 +8,7 @@ use dwcp_codec::{CodecId, Digest};
 use super::{
     Accept, BlockHead, Committed, DictionaryNote, DictionaryWord, Digests, ErrorCode, ErrorFrame,
     FEATURE_FETCH, Fetch, Finish, Frame, FrameKind, Have, HaveSource, Hello, Nack, NackReason, Offer, Same,
-    Secret, Security, SessionId, Takes, TransferId, Welcome,
+    Secret, Security, SessionId, Taken, Takes, TransferId, Welcome, relay,
 };
 use crate::error::ProtoError;
 use crate::limits::{
@@ -45,6 +45,9 @@ pub(super) fn head_lengths(kind: FrameKind) -> (usize, usize) {
         FrameKind::Fetch => (4, 4 + MAX_REQUEST),
         FrameKind::Dictionary => (24, 24 + MAX_DICTIONARY),
         FrameKind::Fill => (1, MAX_FILL),
+        FrameKind::Relay | FrameKind::Base | FrameKind::Record | FrameKind::Taken => {
+            relay::head_lengths(kind)
+        }
     }
 }
 
@@ -56,6 +59,7 @@ pub(super) fn check_body(frame: &Frame, length: u32) -> Result<(), ProtoError> {
             (if *codec == CodecId::None { *raw_len } else { 1 }, *raw_len)
         }
         Frame::Block(BlockHead { raw_len, .. }) => (1, raw_len.saturating_sub(1)),
+        Frame::Record(record) => record.body_lengths(),
         _ => (0, 0),
     };
     if (low..=high).contains(&length) {
@@ -210,6 +214,13 @@ pub(super) fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), ProtoError>
             w.zeros(3);
             w.bytes(bytes);
         }
+        Frame::Relay(note) => relay::put_relay(note, &mut w),
+        Frame::Base(part) => relay::put_base(part, &mut w)?,
+        Frame::Record(record) => relay::put_record(record, &mut w),
+        Frame::Taken(taken) => {
+            w.u32(taken.stream);
+            w.u64(taken.count);
+        }
     }
     Ok(())
 }
@@ -264,6 +275,10 @@ pub(super) fn decode(kind: FrameKind, head: &[u8]) -> Result<Frame, ProtoError> 
         }
         FrameKind::Dictionary => Frame::Dictionary(dictionary(&mut r)?),
         FrameKind::Fill => Frame::Fill(r.bytes(r.left())?.len() as u32),
+        FrameKind::Relay => Frame::Relay(relay::relay(&mut r)?),
+        FrameKind::Base => Frame::Base(relay::base(&mut r)?),
+        FrameKind::Record => Frame::Record(relay::record(&mut r)?),
+        FrameKind::Taken => Frame::Taken(Taken { stream: r.u32()?, count: r.u64()? }),
     };
     r.finish()?;
     Ok(frame)

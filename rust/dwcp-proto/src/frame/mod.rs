@@ -1,6 +1,7 @@
 //! The frames of a lane.
 
 mod head;
+mod relay;
 mod stream;
 
 use std::fmt;
@@ -11,9 +12,10 @@ use dwcp_codec::{CodecId, Digest};
 pub use crate::id::{SessionId, TransferId};
 use crate::limits::MAX_TEXT;
 pub use crate::manifest::ManifestPart;
+pub use relay::{BasePart, FEATURE_RELAY, RecordHead, RecordWord, Relay, Taken};
 pub use stream::{FrameDecoder, FrameEncoder, Pending};
 
-/// One frame without the body of a BLOCK, which the driver moves by itself.
+/// One frame without the body of a BLOCK or RECORD, which the driver moves by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// First on every lane, from the side that dials.
@@ -54,6 +56,14 @@ pub enum Frame {
     Dictionary(DictionaryNote),
     /// So many bytes that mean nothing, to see how fast they pass.
     Fill(u32),
+    /// Begins a relay, or answers that.
+    Relay(Relay),
+    /// Pages of the base of a relay.
+    Base(BasePart),
+    /// One record of a stream; its body follows the head.
+    Record(RecordHead),
+    /// How many records of a stream are done with.
+    Taken(Taken),
 }
 
 impl Frame {
@@ -84,6 +94,10 @@ impl Frame {
             Frame::Fetch(_) => FrameKind::Fetch,
             Frame::Dictionary(_) => FrameKind::Dictionary,
             Frame::Fill(_) => FrameKind::Fill,
+            Frame::Relay(_) => FrameKind::Relay,
+            Frame::Base(_) => FrameKind::Base,
+            Frame::Record(_) => FrameKind::Record,
+            Frame::Taken(_) => FrameKind::Taken,
         }
     }
 }
@@ -111,10 +125,14 @@ enum FrameKind {
     Fetch = 0x11,
     Dictionary = 0x12,
     Fill = 0x13,
+    Relay = 0x14,
+    Base = 0x15,
+    Record = 0x16,
+    Taken = 0x17,
 }
 
 impl FrameKind {
-    const ALL: [FrameKind; 19] = [
+    const ALL: [FrameKind; 23] = [
         FrameKind::Hello,
         FrameKind::Welcome,
         FrameKind::Offer,
@@ -134,6 +152,10 @@ impl FrameKind {
         FrameKind::Fetch,
         FrameKind::Dictionary,
         FrameKind::Fill,
+        FrameKind::Relay,
+        FrameKind::Base,
+        FrameKind::Record,
+        FrameKind::Taken,
     ];
 
     fn name(self) -> &'static str {
@@ -157,6 +179,10 @@ impl FrameKind {
             FrameKind::Fetch => "FETCH",
             FrameKind::Dictionary => "DICTIONARY",
             FrameKind::Fill => "FILL",
+            FrameKind::Relay => "RELAY",
+            FrameKind::Base => "BASE",
+            FrameKind::Record => "RECORD",
+            FrameKind::Taken => "TAKEN",
         }
     }
 }

@@ -29,7 +29,7 @@ impl FrameEncoder {
         self.seed = session.seed();
     }
 
-    /// Appends the header and the head of `frame`, after which a BLOCK has a body of `body_len` bytes.
+    /// Appends the header and the head of `frame`, after which a BLOCK or RECORD has a body of `body_len` bytes.
     ///
     /// # Errors
     /// [`ProtoError::BodyLength`], [`ProtoError::HeadLength`], [`ProtoError::Limit`] and
@@ -116,7 +116,11 @@ impl FrameDecoder {
         }
         let head_len = check_head_length(kind, reader.u32()? as usize)?;
         let body_len = reader.u32()?;
-        let (low, high) = if kind == FrameKind::Block { (1, MAX_BLOCK) } else { (0, 0) };
+        let (low, high) = match kind {
+            FrameKind::Block => (1, MAX_BLOCK),
+            FrameKind::Record => (0, MAX_BLOCK),
+            _ => (0, 0),
+        };
         if !(low..=high).contains(&body_len) {
             return Err(ProtoError::BodyLength { frame: kind.name(), length: body_len, low, high });
         }

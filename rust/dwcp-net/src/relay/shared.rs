@@ -1,0 +1,463 @@
+//! What the threads of one side of a relay share.
+
+use std::collections::HashMap;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use dwcp_codec::select::Summary;
+use dwcp_proto::LaneId;
+use dwcp_proto::frame::{ErrorCode, ErrorFrame, Secret, SessionId};
+use dwcp_proto::relay::{Inbox, Outbox};
+use dwcp_vm::{BaseIndex, PageCounts};
+
+use super::RelayOptions;
+use super::base::Base;
+use super::report::{RelayReport, RelayTick, again};
+use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
+use crate::error::NetError;
+use crate::lane::guard;
+use crate::limiter::Limiter;
+use crate::report::Observer;
+use crate::send::{LossWatch, Selector};
+use crate::transport::{Closer, Waker};
+
+/// This many times altered bytes are sent again; then the path is not fit for use.
+const MAX_INTEGRITY_FAILURES: u32 = 3;
+
+/// How long a session that has ended lets its lanes tell the peer.
+const PARTING: Duration = Duration::from_millis(1_500);
+
+/// What goes back to the side that dials is under way in no larger amount: the buffers of one connection hold it, so
+/// that neither side can wait for the other to read while both write.
+const MOST_RETURNING: u64 = 128 << 10;
+
+/// Records that wait for a lane: what waits when a machine is stopped is added to the time for which it stands still.
+const MOST_WAITING: usize = 2;
+
+/// What others wait for is late after this much more than a record takes, as many times as long: while there is something
+/// else to send, and while there is not.
+const LATE_S: (f64, f64) = (0.2, 0.05);
+const LATE: (f64, f64) = (2.0, 1.2);
+
+/// The weight of the newest record in how long writing takes.
+const WEIGHT: f64 = 0.05;
+
+/// Which side this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// It has dialled, and opens streams.
+    Source,
+    /// It has let the other in.
+    Target,
+}
+
+pub(super) struct LaneHandle {
+    pub(super) number: u16,
+    pub(super) waker: Waker,
+    pub(super) closer: Closer,
+    /// Records that went over it and were taken.
+    pub(super) taken: u32,
+    /// It waits for something to do.
+    pub(super) idle: bool,
+}
+
+/// A stream, and what is left of it.
+pub(super) struct Stream {
+    pub(super) socket: Option<Arc<UnixStream>>,
+    pub(super) is_migration: bool,
+    pub(super) read_over: bool,
+    pub(super) write_over: bool,
+}
+
+pub(super) struct State {
+    pub(super) outbox: Outbox<Arc<Vec<u8>>>,
+    pub(super) inbox: Inbox<Vec<u8>>,
+    /// How long it took lately to write a record, in seconds.
+    writing_s: f64,
+    pub(super) lanes: HashMap<LaneId, LaneHandle>,
+    next_lane: LaneId,
+    pub(super) wanted: u16,
+    lonely_since: Instant,
+    pub(super) streams: HashMap<u32, Stream>,
+    pub(super) next_stream: u32,
+    /// Streams below this one are connected, or never will be.
+    pub(super) connected: u32,
+    /// No further streams: the session is over once those that are there have ended.
+    pub(super) finishing: bool,
+    finished: bool,
+    ended: Option<Instant>,
+    failure: Option<NetError>,
+    parting: Option<ErrorFrame>,
+    pub(super) report: RelayReport,
+    pub(super) round_trip: Option<Duration>,
+    /// Processor time of lanes.
+    pub(super) cpu: Duration,
+    /// The stream whose pages are looked into.
+    pub(super) paged: Option<u32>,
+    pub(super) losses: LossWatch,
+    integrity_failures: u32,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Everything that does not change, and the state that does.
+pub(crate) struct Shared {
+    pub(super) side: Side,
+    pub(super) id: SessionId,
+    pub(super) key: Secret,
+    pub(super) options: RelayOptions,
+    /// Stops everything but lanes, which may have a last word to say.
+    pub(super) cancel: Cancel,
+    /// Shuts the lanes.
+    pub(super) halt: Cancel,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) limiter: Arc<Limiter>,
+    pub(super) selector: Option<Selector>,
+    selected_before: Option<Summary>,
+    pub(super) started: Instant,
+    /// What both sides hold of each stream, once it was agreed.
+    pub(super) cache_bytes: OnceLock<u64>,
+    pub(super) index: Mutex<Option<BaseIndex>>,
+    pub(super) base: Option<Arc<Base>>,
+    pub(super) ignores_losses: AtomicBool,
+    pub(super) state: Mutex<State>,
+    pub(super) changed: Condvar,
+}
+
+impl Shared {
+    pub(super) fn new(
+        side: Side,
+        (id, key): (SessionId, Secret),
+        options: RelayOptions,
+        (cancel, halt): (Cancel, Cancel),
+        observer: Arc<dyn Observer>,
+        base: Option<Arc<Base>>,
+    ) -> Shared {
+        let limiter = Arc::new(Limiter::new(options.bandwidth_limit));
+        // What goes back is little, and waited for.
+        let selector = match side {
+            Side::Source => Selector::new(&options.codec, options.lanes, None, options.bandwidth_limit),
+            Side::Target => None,
+        };
+        let selected_before = selector.as_ref().map(Selector::begin);
+        let now = Instant::now();
+        Shared {
+            side,
+            id,
+            key,
+            cancel,
+            halt,
+            observer,
+            limiter,
+            selector,
+            selected_before,
+            started: now,
+            cache_bytes: OnceLock::new(),
+            index: Mutex::default(),
+            base,
+            ignores_losses: AtomicBool::new(false),
+            state: Mutex::new(State {
+                outbox: Outbox::default(),
+                inbox: Inbox::new(side == Side::Target),
+                writing_s: 0.0,
+                lanes: HashMap::new(),
+                next_lane: 0,
+                wanted: options.lanes,
+                lonely_since: now,
+                streams: HashMap::new(),
+                next_stream: 0,
+                connected: 0,
+                finishing: false,
+                finished: false,
+                ended: None,
+                failure: None,
+                parting: None,
+                report: RelayReport::default(),
+                round_trip: None,
+                cpu: Duration::ZERO,
+                paged: None,
+                losses: LossWatch::default(),
+                integrity_failures: 0,
+                threads: Vec::new(),
+            }),
+            options,
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Starts a thread that is waited for at the end; its failure is that of the session.
+    pub(super) fn spawn(
+        self: &Arc<Shared>,
+        name: &str,
+        work: impl FnOnce() -> Result<(), NetError> + Send + 'static,
+    ) -> Result<(), NetError> {
+        lock(&self.state).spawn(name, work, self)
+    }
+
+    /// Ends the session with a failure; every socket is shut.
+    pub(super) fn fail(&self, error: NetError) {
+        let mut state = lock(&self.state);
+        if state.is_over() {
+            return;
+        }
+        log::warn!("the relay fails: {error}");
+        state.parting = match &error {
+            NetError::Peer { .. } => None,
+            error => {
+                let code = match error.code() {
+                    ErrorCode::Internal => ErrorCode::Cancelled,
+                    code => code,
+                };
+                Some(ErrorFrame::new(code, false, &error.for_peer()))
+            }
+        };
+        state.report.error = Some(error.to_string());
+        state.failure = Some(error);
+        state.ended = Some(Instant::now());
+        state.shut_streams();
+        state.wake_all();
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Altered bytes cost the lane; too many of them cost the session.
+    pub(super) fn count_altered(&self, error: &NetError) {
+        log::warn!("bytes were altered on the way, the lane is replaced: {error}");
+        let times = {
+            let mut state = lock(&self.state);
+            state.integrity_failures += 1;
+            state.integrity_failures
+        };
+        if times >= MAX_INTEGRITY_FAILURES {
+            self.fail(NetError::Integrity { times, reason: error.to_string() });
+        }
+    }
+
+    /// Waits for the end of the session.
+    pub(super) fn wait(&self, timeout: Option<Duration>) -> Result<(), NetError> {
+        let begun = Instant::now();
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(error) = &state.failure {
+                return Err(again(error));
+            }
+            if state.finished {
+                return Ok(());
+            }
+            if let Some(after) = timeout.filter(|limit| begun.elapsed() >= *limit) {
+                return Err(NetError::Deadline { what: "the end of the relay", after });
+            }
+            state = wait(&self.changed, state, CANCEL_SLICE);
+        }
+    }
+
+    /// Ends every thread, once lanes had a moment to tell the peer.
+    pub(super) fn close(&self) {
+        self.fail(NetError::Cancelled);
+        let end = Instant::now() + PARTING;
+        while Instant::now() < end && !lock(&self.state).lanes.is_empty() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.cancel.cancel();
+        self.halt.cancel();
+        let threads = std::mem::take(&mut lock(&self.state).threads);
+        for thread in threads {
+            // A thread that panicked has nothing more to say.
+            let _ = thread.join();
+        }
+    }
+
+    pub(super) fn report(&self) -> RelayReport {
+        let mut report = lock(&self.state).snapshot(self.started);
+        report.selection =
+            self.selector.as_ref().zip(self.selected_before.as_ref()).map(|(it, before)| it.summary(before));
+        report
+    }
+}
+
+impl State {
+    /// [`Shared::spawn`] for whoever holds the state.
+    pub(super) fn spawn(
+        &mut self,
+        name: &str,
+        work: impl FnOnce() -> Result<(), NetError> + Send + 'static,
+        shared: &Arc<Shared>,
+    ) -> Result<(), NetError> {
+        let owner = Arc::clone(shared);
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            if let Err(error) = guard(work) {
+                owner.fail(error);
+            }
+        });
+        let thread = thread.map_err(|source| NetError::Io {
+            action: "start the thread",
+            addr: name.to_owned(),
+            source,
+        })?;
+        self.threads.retain(|thread| !thread.is_finished());
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Whether nothing more is to be done.
+    pub(super) fn is_over(&self) -> bool {
+        self.finished || self.failure.is_some()
+    }
+
+    /// The session has ended in peace.
+    pub(super) fn conclude(&mut self) {
+        self.finished = true;
+        self.ended = Some(Instant::now());
+        self.wake_all();
+    }
+
+    pub(super) fn parting(&self) -> Option<&ErrorFrame> {
+        self.parting.as_ref()
+    }
+
+    pub(super) fn attach(&mut self, number: u16, waker: Waker, closer: Closer) -> LaneId {
+        let id = self.next_lane;
+        self.next_lane += 1;
+        self.lanes.insert(id, LaneHandle { number, waker, closer, taken: 0, idle: false });
+        // What the lanes before have told may have been lost.
+        self.inbox.tell_again();
+        id
+    }
+
+    pub(super) fn detach(&mut self, id: LaneId, lost: bool) {
+        if self.lanes.remove(&id).is_none() {
+            return;
+        }
+        self.outbox.lose(id);
+        self.inbox.tell_again();
+        self.report.lanes_lost += u32::from(lost && !self.is_over());
+        if self.lanes.is_empty() {
+            self.lonely_since = Instant::now();
+            if !lost && !self.is_over() && self.is_settled() {
+                self.conclude();
+            }
+        }
+        self.wake_all();
+    }
+
+    /// Gives the session up if no lane has been there for `limit`; gives why, if that is a failure.
+    pub(super) fn expire(&mut self, limit: Duration) -> Option<NetError> {
+        if self.is_over() || !self.lanes.is_empty() || self.lonely_since.elapsed() < limit {
+            return None;
+        }
+        if self.next_stream > 0 && self.is_settled() {
+            // All that was to come has come; only the goodbye was lost.
+            self.conclude();
+            return None;
+        }
+        Some(NetError::PeerClosed { phase: "relaying", hint: Some("it did not come back") })
+    }
+
+    pub(super) fn wake_all(&self) {
+        self.lanes.values().for_each(|lane| lane.waker.wake());
+    }
+
+    /// Has one lane look for work.
+    pub(super) fn wake_one(&mut self) {
+        // One that has something to do looks when it has done that.
+        if let Some(lane) = self.lanes.values_mut().find(|lane| lane.idle) {
+            lane.idle = false;
+            lane.waker.wake();
+        }
+    }
+
+    /// Whether all streams have ended, and the peer knows of it.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.is_settled() && self.inbox.is_told()
+    }
+
+    /// Whether all streams have ended, and the peer has taken all of them.
+    fn is_settled(&self) -> bool {
+        self.open_streams() == 0 && self.outbox.is_empty()
+    }
+
+    fn open_streams(&self) -> u32 {
+        self.streams.values().filter(|stream| !(stream.read_over && stream.write_over)).count() as u32
+    }
+
+    pub(super) fn shut_streams(&self) {
+        for socket in self.streams.values().filter_map(|stream| stream.socket.as_ref()) {
+            // It fails only on a socket that is closed already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// It took so long to write a record.
+    pub(super) fn wrote(&mut self, seconds: f64) {
+        self.writing_s += WEIGHT * (seconds - self.writing_s);
+    }
+
+    /// After how long a record is late that others wait for.
+    pub(super) fn patience_s(&self) -> f64 {
+        let trip_s = self.round_trip.unwrap_or_default().as_secs_f64();
+        // What was written waits behind what the system holds, which is less than a record.
+        let usual_s = 2.0 * self.writing_s + trip_s;
+        if self.outbox.waiting() > 0 { LATE_S.0 + LATE.0 * usual_s } else { LATE_S.1 + LATE.1 * usual_s }
+    }
+
+    /// Whether another record of so many bytes may be added.
+    pub(super) fn has_room(&self, side: Side, raw_len: u64) -> bool {
+        if self.outbox.is_full(raw_len) {
+            return false;
+        }
+        match side {
+            Side::Source => {
+                // What a lane has no room for waits here, and in nobody else's buffers.
+                self.outbox.waiting() < MOST_WAITING
+            }
+            Side::Target => self.outbox.pending_bytes() + raw_len <= MOST_RETURNING,
+        }
+    }
+
+    pub(super) fn count_pages(&mut self, counts: PageCounts, opaque: Option<&'static str>, compressed: bool) {
+        self.report.pages = counts;
+        self.report.opaque = opaque;
+        self.report.compressed_by_qemu |= compressed;
+    }
+
+    fn snapshot(&self, started: Instant) -> RelayReport {
+        let mut report = self.report.clone();
+        report.finished = self.finished;
+        let now = self.present(started);
+        report.elapsed = now.at;
+        report.unacknowledged_bytes = self.outbox.wire_bytes();
+        report.streams = self.next_stream;
+        report.streams_open = self.open_streams();
+        report.lanes = self.lanes.len() as u32;
+        report.records_resent = self.outbox.resent();
+        report.rtt = self.round_trip;
+        report.cpu = self.cpu;
+        if report.timeline.last() != Some(&now) {
+            report.timeline.push(now);
+        }
+        report
+    }
+
+    /// Where things stand now, or stood at the end.
+    fn present(&self, started: Instant) -> RelayTick {
+        RelayTick {
+            at: self.ended.unwrap_or_else(Instant::now).saturating_duration_since(started),
+            stream_bytes: self.report.stream_bytes,
+            wire_bytes: self.report.wire_bytes,
+            lanes: self.lanes.len() as u32,
+            rtt: self.round_trip,
+            unacknowledged_bytes: self.outbox.wire_bytes(),
+        }
+    }
+
+    /// Notes where things stand.
+    pub(super) fn tick(&mut self, started: Instant) {
+        if self.report.timeline.len() < super::watch::MOST_TICKS && !self.is_over() {
+            let now = self.present(started);
+            self.report.timeline.push(now);
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! The Unix sockets of streams: a thread for each direction of each.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dwcp_proto::frame::RecordWord;
+use dwcp_proto::relay::{MAX_STREAMS, Record};
+use dwcp_vm::{NoBase, PageDecoder, PageEncoder};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::MIGRATION;
+use super::base::{BaseReader, KeepFiles};
+use super::shared::{Shared, Side, State, Stream};
+use super::worker::refused;
+use crate::cancel::{CANCEL_SLICE, lock, wait};
+use crate::error::NetError;
+use crate::transport::SOCKET_SLICE;
+
+/// What is read at once, of a stream that goes to the other side: enough to compress well, and little to wait for on a lane
+/// that has just begun.
+const READ_BYTES: usize = 128 << 10;
+
+/// The same of what goes back.
+const RETURN_BYTES: usize = 32 << 10;
+
+/// How often a socket that is not there yet is tried.
+const RETRY: Duration = Duration::from_millis(20);
+
+fn failed(action: &'static str, channel: &str) -> impl Fn(io::Error) -> NetError {
+    let addr = format!("the socket of channel {channel}");
+    move |source| NetError::Io { action, addr: addr.clone(), source }
+}
+
+/// The side that dials: somebody has connected to the socket of a channel.
+pub(super) fn open(shared: &Arc<Shared>, channel: &str, socket: UnixStream) -> Result<(), NetError> {
+    set_up(&socket).map_err(failed("set up", channel))?;
+    let socket = Arc::new(socket);
+    let number = {
+        let mut state = lock(&shared.state);
+        if state.is_over() || state.finishing {
+            return Ok(());
+        }
+        let number = state.next_stream;
+        if number >= MAX_STREAMS {
+            return Err(refused("the streams of a relay", (number + 1).into(), MAX_STREAMS.into()));
+        }
+        state.next_stream += 1;
+        let is_migration = channel == MIGRATION;
+        let (read_over, write_over) = (false, false);
+        let handle = Stream { socket: Some(Arc::clone(&socket)), is_migration, read_over, write_over };
+        state.streams.insert(number, handle);
+        state.inbox.open(number);
+        if is_migration {
+            state.paged.get_or_insert(number);
+        }
+        let bytes = channel.as_bytes().to_vec();
+        push(&mut state, number, RecordWord::Opens, bytes);
+        number
+    };
+    let channel = channel.to_owned();
+    start_reader(shared, number, &channel, &socket)?;
+    let owner = Arc::clone(shared);
+    shared.spawn("dwcp-out", move || write(&owner, number, &channel, &socket, None))
+}
+
+/// The other side: the first record of a stream is expected, or there.
+pub(super) fn expect(shared: &Arc<Shared>, state: &mut State, number: u32) -> Result<(), NetError> {
+    let stream = Stream { socket: None, is_migration: false, read_over: false, write_over: false };
+    state.streams.insert(number, stream);
+    state.next_stream = state.next_stream.max(number + 1);
+    let owner = Arc::clone(shared);
+    state.spawn("dwcp-out", move || answer(&owner, number), shared)
+}
+
+/// Makes the connection that a stream asks for, and works on it.
+fn answer(shared: &Arc<Shared>, number: u32) -> Result<(), NetError> {
+    let Some(record) = next(shared, number) else { return Ok(()) };
+    let channel = String::from_utf8_lossy(&record.bytes).into_owned();
+    let path = shared.options.socket(&channel).ok_or_else(|| NetError::Relay {
+        code: dwcp_proto::frame::ErrorCode::Refused,
+        reason: format!("there is no channel {channel:?} here"),
+    })?;
+    // Whoever makes several connections tells them apart by their order.
+    let mut state = lock(&shared.state);
+    while state.connected < number && !state.is_over() {
+        state = wait(&shared.changed, state, CANCEL_SLICE);
+    }
+    drop(state);
+    let socket = connect(shared, path);
+    let mut state = lock(&shared.state);
+    state.connected = number + 1;
+    let is_migration = channel == MIGRATION;
+    let socket = match socket {
+        Ok(Some(socket)) => Arc::new(socket),
+        Ok(None) => return Ok(()),
+        Err(error) if !is_migration => {
+            log::warn!("channel {channel} of the relay cannot be connected: {error}");
+            push(&mut state, number, RecordWord::Reset, Vec::new());
+            if let Some(stream) = state.streams.get_mut(&number) {
+                (stream.read_over, stream.write_over) = (true, true);
+            }
+            drop(state);
+            done(shared, number, record.raw_len);
+            return drain(shared, number);
+        }
+        Err(error) => return Err(failed("connect to", &channel)(error)),
+    };
+    if let Some(stream) = state.streams.get_mut(&number) {
+        stream.socket = Some(Arc::clone(&socket));
+        stream.is_migration = is_migration;
+    }
+    if state.is_over() {
+        state.shut_streams();
+        return Ok(());
+    }
+    drop(state);
+    shared.changed.notify_all();
+    done(shared, number, record.raw_len);
+    start_reader(shared, number, &channel, &socket)?;
+    let decoder = if is_migration {
+        let cache = shared.cache_bytes.get().copied().unwrap_or_default();
+        let base: Box<dyn dwcp_vm::BasePages> = match &shared.base {
+            Some(base) => Box::new(BaseReader(Arc::clone(base))),
+            None => Box::new(NoBase),
+        };
+        Some(PageDecoder::new(cache, base, keep(shared)?))
+    } else {
+        None
+    };
+    write(shared, number, &channel, &socket, decoder)
+}
+
+fn keep(shared: &Shared) -> Result<Option<Box<dyn dwcp_vm::Keep>>, NetError> {
+    let keep = shared.options.keep.as_deref().map(KeepFiles::new).transpose()?;
+    Ok(keep.map(|keep| Box::new(keep) as Box<dyn dwcp_vm::Keep>))
+}
+
+fn set_up(socket: &UnixStream) -> io::Result<()> {
+    socket.set_nonblocking(false)?;
+    socket.set_write_timeout(Some(SOCKET_SLICE))
+}
+
+/// Connects to a socket that may take a while to be there; none if the relay is over before.
+fn connect(shared: &Shared, path: &Path) -> io::Result<Option<UnixStream>> {
+    let end = Instant::now() + shared.options.connect_timeout;
+    loop {
+        if lock(&shared.state).is_over() {
+            return Ok(None);
+        }
+        match UnixStream::connect(path) {
+            Ok(socket) => {
+                set_up(&socket)?;
+                return Ok(Some(socket));
+            }
+            Err(error) if Instant::now() >= end => return Err(error),
+            Err(_) => std::thread::sleep(RETRY),
+        }
+    }
+}
+
+fn push(state: &mut State, stream: u32, word: RecordWord, bytes: Vec<u8>) {
+    let raw_len = bytes.len() as u32;
+    state.outbox.push(stream, Record { word, bytes: Arc::new(bytes), raw_len });
+    state.wake_one();
+}
+
+/// The next record of a stream; none once the relay is over.
+fn next(shared: &Shared, number: u32) -> Option<Record<Vec<u8>>> {
+    let mut state = lock(&shared.state);
+    loop {
+        if state.is_over() || shared.cancel.is_cancelled() {
+            return None;
+        }
+        if let Some(record) = state.inbox.next(number) {
+            return Some(record);
+        }
+        state = wait(&shared.changed, state, CANCEL_SLICE * 4);
+    }
+}
+
+fn done(shared: &Shared, number: u32, raw_len: u32) {
+    let mut state = lock(&shared.state);
+    state.inbox.done(number, raw_len);
+    state.wake_one();
+}
+
+/// Takes what still comes for a stream that is not there any more.
+fn drain(shared: &Shared, number: u32) -> Result<(), NetError> {
+    while let Some(record) = next(shared, number) {
+        done(shared, number, record.raw_len);
+        if matches!(record.word, RecordWord::End | RecordWord::Reset) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Writes what comes for a stream to its socket.
+fn write(
+    shared: &Arc<Shared>,
+    number: u32,
+    channel: &str,
+    socket: &UnixStream,
+    mut decoder: Option<PageDecoder>,
+) -> Result<(), NetError> {
+    let mut plain = Vec::new();
+    while let Some(record) = next(shared, number) {
+        let bytes = match record.word {
+            RecordWord::Pages => {
+                let decoder =
+                    decoder.as_mut().ok_or(NetError::Internal { what: "a stream without pages" })?;
+                plain.clear();
+                decoder.decode(&record.bytes, &mut plain)?;
+                &plain
+            }
+            _ => &record.bytes,
+        };
+        match write_all(shared, socket, bytes) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => {
+                let mut state = lock(&shared.state);
+                let stream = state.streams.get_mut(&number);
+                let (migrates, has_left) =
+                    stream.map_or((false, true), |stream| (stream.is_migration, stream.read_over));
+                // A machine that has left after its last word does not want to hear more.
+                if migrates && (shared.side == Side::Target || !has_left) {
+                    return Err(failed("write to", channel)(error));
+                }
+                if let Some(stream) = state.streams.get_mut(&number) {
+                    stream.write_over = true;
+                }
+                drop(state);
+                let _ = socket.shutdown(Shutdown::Both);
+                done(shared, number, record.raw_len);
+                return if matches!(record.word, RecordWord::End | RecordWord::Reset) {
+                    Ok(())
+                } else {
+                    drain(shared, number)
+                };
+            }
+        }
+        let over = matches!(record.word, RecordWord::End | RecordWord::Reset);
+        {
+            let mut state = lock(&shared.state);
+            let to_target = shared.side == Side::Target;
+            let count = bytes.len() as u64;
+            let migrates = state.streams.get(&number).is_some_and(|stream| stream.is_migration);
+            if to_target {
+                state.report.stream_bytes += count;
+                state.report.migration_bytes += if migrates { count } else { 0 };
+            } else {
+                state.report.return_bytes += count;
+            }
+            if over && let Some(stream) = state.streams.get_mut(&number) {
+                stream.write_over = true;
+                stream.read_over |= record.word == RecordWord::Reset;
+            }
+        }
+        if over {
+            let how = if record.word == RecordWord::End { Shutdown::Write } else { Shutdown::Both };
+            // It fails only on a socket that is closed already.
+            let _ = socket.shutdown(how);
+        }
+        done(shared, number, record.raw_len);
+        if over {
+            shared.changed.notify_all();
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Writes everything; `false` if the relay is over before.
+fn write_all(shared: &Shared, mut socket: &UnixStream, mut bytes: &[u8]) -> io::Result<bool> {
+    while !bytes.is_empty() {
+        match socket.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
+                ) =>
+            {
+                if lock(&shared.state).is_over() || shared.cancel.is_cancelled() {
+                    return Ok(false);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+fn start_reader(
+    shared: &Arc<Shared>,
+    number: u32,
+    channel: &str,
+    socket: &Arc<UnixStream>,
+) -> Result<(), NetError> {
+    let (owner, socket, channel) = (Arc::clone(shared), Arc::clone(socket), channel.to_owned());
+    shared.spawn("dwcp-in", move || read(&owner, number, &channel, &socket))
+}
+
+/// Makes records of what is read from the socket of a stream.
+fn read(shared: &Arc<Shared>, number: u32, channel: &str, socket: &UnixStream) -> Result<(), NetError> {
+    let is_source = shared.side == Side::Source;
+    let is_migration = channel == MIGRATION;
+    // Further connections of the same migration have no pages that are looked into.
+    let is_paged = is_source && lock(&shared.state).paged == Some(number);
+    let mut encoder = if is_paged {
+        let cache = shared.cache_bytes.get().copied().unwrap_or_default();
+        let base = lock(&shared.index).take();
+        Some(PageEncoder::new(cache, base, keep(shared)?))
+    } else {
+        None
+    };
+    let most = if is_source { READ_BYTES } else { RETURN_BYTES };
+    let mut held = Vec::new();
+    let mut buffer = vec![0; most];
+    let mut end = false;
+    while !end {
+        if !await_bytes(shared, socket).map_err(failed("wait for", channel))?
+            || !await_room(shared, most as u64)
+        {
+            return Ok(());
+        }
+        // As much as there is: it goes in one record.
+        while held.len() < most && !end {
+            let room = buffer.len().min(most - held.len());
+            match read_now(socket, &mut buffer[..room]) {
+                Ok(Some(0)) => end = true,
+                Ok(Some(count)) => held.extend_from_slice(&buffer[..count]),
+                Ok(None) => break,
+                Err(error) if lock(&shared.state).is_over() => {
+                    log::debug!("a socket of a relay that is over: {error}");
+                    return Ok(());
+                }
+                Err(error) if is_migration => return Err(failed("read from", channel)(error)),
+                Err(error) => {
+                    log::debug!("channel {channel} was reset: {error}");
+                    over(shared, number, RecordWord::Reset);
+                    return Ok(());
+                }
+            }
+        }
+        while !held.is_empty() {
+            if !await_room(shared, held.len() as u64) {
+                return Ok(());
+            }
+            let mut bytes = Vec::new();
+            let (word, count) = match &mut encoder {
+                None => {
+                    bytes.append(&mut held);
+                    (RecordWord::Data, bytes.len())
+                }
+                Some(encoder) => {
+                    let count = encoder.encode(&held, end, &mut bytes);
+                    held.drain(..count);
+                    (RecordWord::Pages, count)
+                }
+            };
+            if count == 0 {
+                break;
+            }
+            let mut state = lock(&shared.state);
+            if is_source {
+                state.report.stream_bytes += count as u64;
+                state.report.migration_bytes += if is_migration { count as u64 } else { 0 };
+            } else {
+                state.report.return_bytes += count as u64;
+            }
+            if let Some(encoder) = &encoder {
+                state.count_pages(encoder.counts(), encoder.reason(), encoder.compressed());
+            }
+            push(&mut state, number, word, bytes);
+        }
+    }
+    over(shared, number, RecordWord::End);
+    Ok(())
+}
+
+fn over(shared: &Shared, number: u32, word: RecordWord) {
+    let mut state = lock(&shared.state);
+    push(&mut state, number, word, Vec::new());
+    if let Some(stream) = state.streams.get_mut(&number) {
+        stream.read_over = true;
+    }
+    drop(state);
+    shared.changed.notify_all();
+}
+
+/// Waits until there is something to read, or the end; `false` once the relay is over.
+fn await_bytes(shared: &Shared, socket: &UnixStream) -> io::Result<bool> {
+    let slice = Timespec { tv_sec: 0, tv_nsec: i64::from(SOCKET_SLICE.subsec_nanos()) };
+    loop {
+        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&slice)) {
+            Ok(1..) => return Ok(!lock(&shared.state).is_over()),
+            Ok(0) | Err(rustix::io::Errno::INTR) => {
+                if lock(&shared.state).is_over() || shared.cancel.is_cancelled() {
+                    return Ok(false);
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Waits until a record of so many bytes may be added; `false` once the relay is over.
+fn await_room(shared: &Shared, raw_len: u64) -> bool {
+    let mut state = lock(&shared.state);
+    loop {
+        if state.is_over() || shared.cancel.is_cancelled() {
+            return false;
+        }
+        if state.has_room(shared.side, raw_len) {
+            return true;
+        }
+        state = wait(&shared.changed, state, CANCEL_SLICE);
+    }
+}
+
+/// Reads what is there; none if there is nothing now.
+fn read_now(mut socket: &UnixStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&now))? == 0 {
+        return Ok(None);
+    }
+    match socket.read(buffer) {
+        Ok(count) => Ok(Some(count)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,328 @@
+//! Work on one lane, the same on both sides.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dwcp_codec::block::{BlockDecoder, BlockEncoder, BlockKind};
+use dwcp_codec::{Codec, CodecId, Digest};
+use dwcp_proto::LaneId;
+use dwcp_proto::frame::{ErrorFrame, Frame, RecordHead, RecordWord, Taken};
+use dwcp_proto::relay::{Record, RecordId};
+use dwcp_proto::{ProtoError, SessionError};
+
+use super::shared::{Shared, Side, State};
+use super::streams;
+use crate::cancel::lock;
+use crate::congestion::is_far;
+use crate::dial::WORTHWHILE;
+use crate::distance::Distance;
+use crate::error::NetError;
+use crate::lane::{Lane, guard};
+use crate::report::{Event, thread_cpu};
+use crate::send::Gauge;
+use crate::transport::WakeReceiver;
+
+/// What is shorter is not compressed: it is waited for.
+const SMALL: usize = 1_024;
+
+/// What the system may keep of a lane to a peer that is far, before it was able to send it: it is as late as that.
+const MOST_UNSENT_BYTES: u32 = 32 << 10;
+
+/// Bytes of header and head of a RECORD.
+const HEAD_BYTES: u64 = 60;
+
+/// What a lane does next.
+enum Turn {
+    /// The session has failed, and the peer is told.
+    Part(ErrorFrame),
+    /// It is over, or this lane is not wanted any more.
+    Leave,
+    Tell(Taken),
+    Send(RecordId, Record<Arc<Vec<u8>>>),
+    Wait,
+}
+
+/// Works on a lane of the session until it ends, and takes it out. Tells whether it was worth making. `answer_time` is
+/// how long the peer took to answer, where this side has dialled.
+pub(super) fn work(
+    shared: &Arc<Shared>,
+    mut lane: Lane,
+    id: LaneId,
+    wake: WakeReceiver,
+    answer_time: Option<Duration>,
+) -> bool {
+    let start = Instant::now();
+    let _seat = shared.limiter.seat();
+    let (peer, local) = (lane.transport().peer_addr(), lane.transport().local_addr());
+    shared.observer.event(Event::LaneUp { lane: id, peer });
+    if let Some(selector) = &shared.selector {
+        selector.settle(peer.ip() == local.ip(), answer_time);
+    }
+    let mut worker = Worker {
+        shared,
+        id,
+        wake,
+        encoder: BlockEncoder::new(),
+        decoder: BlockDecoder::new(),
+        gauge: shared.selector.as_ref().map(Gauge::new),
+        body: Vec::new(),
+        taken: 0,
+    };
+    let end = guard(|| {
+        let at_random = lock(&shared.state).losses.are_random();
+        lane.control(&shared.options.congestion, Distance::Measured, at_random, false)?;
+        if is_far(lane.transport()) {
+            lane.closer().limit_unsent(MOST_UNSENT_BYTES);
+        }
+        worker.serve(&mut lane)
+    });
+    let altered = match &end {
+        Err(NetError::Tls { .. } | NetError::Codec(_) | NetError::Integrity { .. }) => true,
+        Err(NetError::Proto(_)) => !lane.encrypted(),
+        _ => false,
+    };
+    let reason = end.as_ref().err().map(ToString::to_string);
+    match end {
+        Err(error) if altered => {
+            shared.count_altered(&error);
+            lane.fail(error.code(), true, &error.for_peer());
+        }
+        Err(
+            error @ (NetError::Proto(_) | NetError::Session(_) | NetError::Peer { retryable: false, .. }),
+        ) => {
+            if !matches!(error, NetError::Peer { .. }) {
+                lane.fail(error.code(), false, &error.for_peer());
+            }
+            shared.fail(error);
+        }
+        Err(error) => log::debug!("lane {id} was lost: {error}"),
+        Ok(()) => {}
+    }
+    lock(&shared.state).detach(id, reason.is_some());
+    shared.changed.notify_all();
+    shared.observer.event(Event::LaneDown { lane: id, reason });
+    start.elapsed() >= WORTHWHILE
+}
+
+struct Worker<'a> {
+    shared: &'a Arc<Shared>,
+    id: LaneId,
+    wake: WakeReceiver,
+    encoder: BlockEncoder,
+    decoder: BlockDecoder,
+    /// Measures for the choice among codecs, if there is one.
+    gauge: Option<Gauge<'a>>,
+    body: Vec<u8>,
+    /// Records that went over this lane and that the peer was seen to have taken.
+    taken: u32,
+}
+
+impl Worker<'_> {
+    fn serve(&mut self, lane: &mut Lane) -> Result<(), NetError> {
+        let mut cpu = thread_cpu();
+        loop {
+            self.shared.halt.check()?;
+            while lane.readable()? {
+                let (frame, body_len) = lane.recv()?;
+                if frame == Frame::Close {
+                    // The peer learns that everything it had sent before was read.
+                    lane.close();
+                    return Ok(());
+                }
+                self.take(lane, frame, body_len)?;
+            }
+            if let Some(gauge) = &mut self.gauge {
+                gauge.looked(|| lane.transport().path().and_then(|path| path.unsent_bytes));
+            }
+            lane.keep_alive()?;
+            let now = thread_cpu();
+            let spent = now.saturating_sub(std::mem::replace(&mut cpu, now));
+            let turn = {
+                let mut state = lock(&self.shared.state);
+                state.cpu += spent;
+                let taken = state.lanes.get(&self.id).map_or(self.taken, |lane| lane.taken);
+                if let Some(gauge) = self.gauge.as_mut().filter(|_| taken != self.taken) {
+                    gauge.acknowledged(taken);
+                }
+                self.taken = taken;
+                self.turn(&mut state)
+            };
+            match turn {
+                Turn::Part(error) => {
+                    lane.fail(error.code, error.retryable, &error.message);
+                    return Ok(());
+                }
+                Turn::Leave => {
+                    lane.close();
+                    return Ok(());
+                }
+                Turn::Tell(taken) => lane.send(&Frame::Taken(taken))?,
+                Turn::Send(id, record) => self.send(lane, id, &record)?,
+                Turn::Wait => {
+                    lane.wait(&self.wake)?;
+                    if let Some(gauge) = &mut self.gauge {
+                        gauge.waited();
+                    }
+                }
+            }
+        }
+    }
+
+    fn turn(&self, state: &mut State) -> Turn {
+        if let Some(parting) = state.parting() {
+            return Turn::Part(parting.clone());
+        }
+        if let Some(taken) = state.inbox.tell() {
+            return Turn::Tell(taken);
+        }
+        let is_source = self.shared.side == Side::Source;
+        if is_source && !state.is_over() && state.finishing && state.is_quiet() {
+            state.conclude();
+            self.shared.changed.notify_all();
+        }
+        if state.is_over() {
+            return Turn::Leave;
+        }
+        let wanted = state.wanted;
+        let Some(handle) = state.lanes.get_mut(&self.id) else { return Turn::Leave };
+        handle.idle = false;
+        let surplus = is_source && handle.number >= wanted;
+        if surplus && !state.outbox.owes(self.id) {
+            return Turn::Leave;
+        }
+        let (at_s, patience_s) = (self.shared.started.elapsed().as_secs_f64(), state.patience_s());
+        let found = if surplus {
+            None
+        } else {
+            let late = state.outbox.help(self.id, at_s, patience_s);
+            late.or_else(|| state.outbox.next(self.id, at_s))
+        };
+        match found {
+            Some((id, record)) => {
+                // Whoever reads a socket may have waited for room.
+                self.shared.changed.notify_all();
+                Turn::Send(id, record)
+            }
+            None => {
+                if let Some(handle) = state.lanes.get_mut(&self.id) {
+                    handle.idle = true;
+                }
+                Turn::Wait
+            }
+        }
+    }
+
+    fn take(&mut self, lane: &mut Lane, frame: Frame, body_len: usize) -> Result<(), NetError> {
+        match frame {
+            Frame::Record(head) => {
+                self.body.resize(body_len, 0);
+                lane.recv_bytes(&mut self.body)?;
+                self.record(&head)
+            }
+            Frame::Taken(taken) => {
+                let mut state = lock(&self.shared.state);
+                for lane in state.outbox.taken(taken)? {
+                    if let Some(handle) = state.lanes.get_mut(&lane) {
+                        handle.taken += 1;
+                        // It measures how long that took.
+                        if std::mem::take(&mut handle.idle) {
+                            handle.waker.wake();
+                        }
+                    }
+                }
+                self.shared.changed.notify_all();
+                Ok(())
+            }
+            Frame::Error(error) => Err(SessionError::Peer {
+                code: error.code,
+                retryable: error.retryable,
+                message: error.message,
+            }
+            .into()),
+            Frame::KeepAlive => Ok(()),
+            other => Err(SessionError::Unexpected { frame: other.name(), phase: "relay" }.into()),
+        }
+    }
+
+    /// Takes the record whose body has come.
+    fn record(&mut self, head: &RecordHead) -> Result<(), NetError> {
+        // The format bounds the length.
+        let mut bytes = vec![0; head.raw_len as usize];
+        self.decoder.decode(head.kind, head.codec, &self.body, None, &mut bytes)?;
+        if Digest::of(&bytes) != head.digest {
+            let reason = "a record does not have its digest".to_owned();
+            return Err(NetError::Integrity { times: 1, reason });
+        }
+        let record = Record { word: head.word, bytes, raw_len: head.raw_len };
+        let mut state = lock(&self.shared.state);
+        if state.is_over() {
+            return Ok(());
+        }
+        let is_new = state.inbox.accept((head.stream, head.number), record)?;
+        if self.shared.side == Side::Target {
+            state.report.wire_bytes += self.body.len() as u64 + HEAD_BYTES;
+        }
+        if is_new && self.shared.side == Side::Target && !state.streams.contains_key(&head.stream) {
+            streams::expect(self.shared, &mut state, head.stream)?;
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+
+    fn send(&mut self, lane: &mut Lane, id: RecordId, record: &Record<Arc<Vec<u8>>>) -> Result<(), NetError> {
+        let raw: &[u8] = &record.bytes;
+        if let Some(gauge) = &mut self.gauge {
+            gauge.read();
+        }
+        let digest = Digest::of(raw);
+        let (kind, codec, body) = if raw.len() < SMALL {
+            (BlockKind::Plain, CodecId::None, raw)
+        } else {
+            let encoded = match (&mut self.gauge, self.shared.side) {
+                (Some(gauge), _) => gauge.encode(&mut self.encoder, raw, None, None)?,
+                (None, Side::Source) => self.encoder.encode(self.shared.options.codec.fixed(), raw, None)?,
+                (None, Side::Target) => self.encoder.encode(Codec::None, raw, None)?,
+            };
+            (encoded.kind, encoded.codec, encoded.wire)
+        };
+        let wire_len = body.len() as u64 + HEAD_BYTES;
+        {
+            let mut state = lock(&self.shared.state);
+            state.outbox.sending(id, wire_len);
+            if self.shared.side == Side::Source {
+                state.report.wire_bytes += wire_len;
+            }
+        }
+        if let Some(gauge) = &mut self.gauge {
+            gauge.prepared(raw.len() as u64, body.len() as u64);
+        }
+        let (stream, number) = id;
+        let (word, raw_len) = (record.word, record.raw_len);
+        let frame = Frame::Record(RecordHead { stream, word, kind, codec, number, raw_len, digest });
+        let begun = Instant::now();
+        lane.send_block(&frame, body, &self.shared.limiter, &self.shared.halt)?;
+        if raw.len() >= SMALL {
+            lock(&self.shared.state).wrote(begun.elapsed().as_secs_f64());
+        }
+        if let Some(gauge) = &mut self.gauge {
+            let worth_waiting = gauge.written();
+            // A record is not waited for: the machine that moves is.
+            if !worth_waiting.is_zero() && record.word == RecordWord::Pages {
+                lane.listen(&self.wake, worth_waiting)?;
+                gauge.waited();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A frame that comes while the relay is agreed on.
+pub(super) fn unexpected(frame: &Frame) -> NetError {
+    SessionError::Unexpected { frame: frame.name(), phase: "relay" }.into()
+}
+
+/// More than this side agrees to.
+pub(super) fn refused(what: &'static str, value: u64, limit: u64) -> NetError {
+    ProtoError::Limit { what, value, limit }.into()
+}

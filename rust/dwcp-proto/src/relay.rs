@@ -1,0 +1,418 @@
+//! Streams over lanes: what one side sends of its streams, and puts in order again of those of the other.
+//!
+//! Records are numbered in each stream, go over any lane, and are sent again over another if theirs is lost; the other
+//! side drops what comes twice. What is not taken yet is bounded on both sides.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use crate::LaneId;
+use crate::error::ProtoError;
+use crate::frame::{RecordWord, Taken};
+
+/// The most bytes of records that a side may have under way and not taken, before they were coded.
+pub const MAX_PENDING_BYTES: u64 = 64 << 20;
+
+/// The most records of a side that are not taken.
+pub const MAX_PENDING: usize = 4_096;
+
+/// The most streams of a session at once, and altogether.
+pub const MAX_STREAMS: u32 = 1_024;
+
+/// Records at the front of a stream that are looked at for one that is late.
+const LOOKED_AT: u64 = 32;
+
+/// The name of a record: its stream, and its number in it.
+pub type RecordId = (u32, u64);
+
+/// One record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record<B> {
+    /// What it is.
+    pub word: RecordWord,
+    /// Its bytes, which are not looked into.
+    pub bytes: B,
+    /// How many those are.
+    pub raw_len: u32,
+}
+
+struct UnderWay<B> {
+    record: Record<B>,
+    /// The lane that has it; none while it waits for one.
+    lane: Option<LaneId>,
+    /// How many bytes it has on the wire, once that is known.
+    wire_len: u64,
+    /// When it was given to a lane, in seconds since a moment of the driver's choice.
+    at_s: f64,
+    /// It was sent a second time although its lane is not lost.
+    helped: bool,
+}
+
+#[derive(Default)]
+struct Outgoing {
+    next: u64,
+    taken: u64,
+}
+
+/// What this side sends.
+pub struct Outbox<B> {
+    streams: HashMap<u32, Outgoing>,
+    records: BTreeMap<RecordId, UnderWay<B>>,
+    waiting: VecDeque<RecordId>,
+    pending_bytes: u64,
+    wire_bytes: u64,
+    resent: u64,
+    helped: u64,
+}
+
+impl<B> Default for Outbox<B> {
+    fn default() -> Outbox<B> {
+        Outbox {
+            streams: HashMap::new(),
+            records: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            pending_bytes: 0,
+            wire_bytes: 0,
+            resent: 0,
+            helped: 0,
+        }
+    }
+}
+
+impl<B: Clone> Outbox<B> {
+    /// Adds the next record of a stream.
+    pub fn push(&mut self, stream: u32, record: Record<B>) {
+        let outgoing = self.streams.entry(stream).or_default();
+        let id = (stream, outgoing.next);
+        outgoing.next += 1;
+        self.pending_bytes += u64::from(record.raw_len);
+        self.records.insert(id, UnderWay { record, lane: None, wire_len: 0, at_s: 0.0, helped: false });
+        self.waiting.push_back(id);
+    }
+
+    /// The record that a lane is to send next, at a moment in seconds.
+    pub fn next(&mut self, lane: LaneId, at_s: f64) -> Option<(RecordId, Record<B>)> {
+        // A record that was taken while it waited to be sent again is not sent.
+        while let Some(id) = self.waiting.pop_front() {
+            if let Some(under_way) = self.records.get_mut(&id) {
+                (under_way.lane, under_way.at_s) = (Some(lane), at_s);
+                return Some((id, under_way.record.clone()));
+            }
+        }
+        None
+    }
+
+    /// One of the records that the others of their stream wait for, if another lane has had it for longer than
+    /// `patience_s`: it is to be sent a second time, over this one, once.
+    pub fn help(&mut self, lane: LaneId, at_s: f64, patience_s: f64) -> Option<(RecordId, Record<B>)> {
+        for (stream, outgoing) in &self.streams {
+            let front = (*stream, outgoing.taken)..(*stream, outgoing.taken + LOOKED_AT);
+            let late = self.records.range_mut(front).find(|(_, under_way)| {
+                under_way.lane.is_some_and(|other| other != lane)
+                    && !under_way.helped
+                    && at_s - under_way.at_s > patience_s
+            });
+            if let Some((id, under_way)) = late {
+                (under_way.lane, under_way.at_s, under_way.helped) = (Some(lane), at_s, true);
+                self.helped += 1;
+                return Some((*id, under_way.record.clone()));
+            }
+        }
+        None
+    }
+
+    /// A record has so many bytes on the wire.
+    pub fn sending(&mut self, id: RecordId, wire_len: u64) {
+        if let Some(under_way) = self.records.get_mut(&id) {
+            self.wire_bytes = self.wire_bytes + wire_len - under_way.wire_len;
+            under_way.wire_len = wire_len;
+        }
+    }
+
+    /// The peer is done with records of a stream. Gives the lane of each that it is newly done with.
+    ///
+    /// # Errors
+    /// [`ProtoError::Limit`] for more than were sent.
+    pub fn taken(&mut self, taken: Taken) -> Result<Vec<LaneId>, ProtoError> {
+        let sent = self.streams.get(&taken.stream).map_or(0, |outgoing| outgoing.next);
+        if taken.count > sent {
+            return Err(ProtoError::Limit {
+                what: "records that were taken",
+                value: taken.count,
+                limit: sent,
+            });
+        }
+        let Some(outgoing) = self.streams.get_mut(&taken.stream) else { return Ok(Vec::new()) };
+        let from = outgoing.taken;
+        // A TAKEN that was overtaken on another lane tells nothing new.
+        outgoing.taken = from.max(taken.count);
+        let mut done = Vec::new();
+        for number in from..taken.count {
+            let id = (taken.stream, number);
+            if let Some(under_way) = self.records.remove(&id) {
+                self.pending_bytes -= u64::from(under_way.record.raw_len);
+                self.wire_bytes -= under_way.wire_len;
+                done.extend(under_way.lane);
+            }
+        }
+        Ok(done)
+    }
+
+    /// A lane is gone: what it had is sent again, before anything else.
+    pub fn lose(&mut self, lane: LaneId) {
+        let lost = self.records.iter_mut().filter(|(_, under_way)| under_way.lane == Some(lane));
+        let mut again = Vec::new();
+        for (id, under_way) in lost {
+            self.wire_bytes -= std::mem::take(&mut under_way.wire_len);
+            under_way.lane = None;
+            again.push(*id);
+        }
+        self.resent += again.len() as u64;
+        again.into_iter().rev().for_each(|id| self.waiting.push_front(id));
+    }
+
+    /// How many records wait for a lane.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether the other side holds as much as it is bound to, if a record of `raw_len` bytes is added.
+    #[must_use]
+    pub fn is_full(&self, raw_len: u64) -> bool {
+        self.records.len() >= MAX_PENDING || self.pending_bytes + raw_len > MAX_PENDING_BYTES
+    }
+
+    /// Whether a lane has records that are not taken.
+    #[must_use]
+    pub fn owes(&self, lane: LaneId) -> bool {
+        self.records.values().any(|under_way| under_way.lane == Some(lane))
+    }
+
+    /// Bytes on the wire of records that were sent and are not taken.
+    #[must_use]
+    pub fn wire_bytes(&self) -> u64 {
+        self.wire_bytes
+    }
+
+    /// Bytes of all records that are not taken, before they were coded.
+    #[must_use]
+    pub fn pending_bytes(&self) -> u64 {
+        self.pending_bytes
+    }
+
+    /// Whether everything was taken.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// How many records were sent again.
+    #[must_use]
+    pub fn resent(&self) -> u64 {
+        self.resent + self.helped
+    }
+}
+
+struct Incoming<B> {
+    next: u64,
+    taken: u64,
+    waiting: BTreeMap<u64, Record<B>>,
+    over: bool,
+}
+
+/// What comes from the other side.
+pub struct Inbox<B> {
+    streams: HashMap<u32, Incoming<B>>,
+    pending_bytes: u64,
+    /// Streams of which the peer has to be told that something was taken.
+    told: BTreeSet<u32>,
+    /// Whether the other side opens streams; otherwise this one does.
+    takes_streams: bool,
+}
+
+impl<B> Inbox<B> {
+    /// An inbox of the side that dials, or of the one that takes the streams which the other opens.
+    #[must_use]
+    pub fn new(takes_streams: bool) -> Inbox<B> {
+        Inbox { streams: HashMap::new(), pending_bytes: 0, told: BTreeSet::new(), takes_streams }
+    }
+
+    /// This side has opened a stream.
+    pub fn open(&mut self, stream: u32) {
+        let incoming = Incoming { next: 0, taken: 0, waiting: BTreeMap::new(), over: false };
+        self.streams.entry(stream).or_insert(incoming);
+    }
+
+    /// Takes a record; tells whether it is a new one.
+    ///
+    /// # Errors
+    /// [`ProtoError::Limit`] for more bytes or streams than there may be, and [`ProtoError::Range`] for a record that
+    /// its stream cannot have.
+    pub fn accept(&mut self, id: RecordId, record: Record<B>) -> Result<bool, ProtoError> {
+        let (stream, number) = id;
+        if !self.streams.contains_key(&stream) {
+            let limit = if self.takes_streams { u64::from(MAX_STREAMS) } else { 0 };
+            if u64::from(stream) >= limit {
+                return Err(ProtoError::Limit {
+                    what: "the number of a stream",
+                    value: stream.into(),
+                    limit,
+                });
+            }
+            self.open(stream);
+        }
+        let Some(incoming) = self.streams.get_mut(&stream) else { return Ok(false) };
+        if number < incoming.next || incoming.waiting.contains_key(&number) {
+            // It was sent again, and the peer may not know that it has come before.
+            self.told.insert(stream);
+            return Ok(false);
+        }
+        let opens = self.takes_streams && number == 0;
+        if incoming.over || opens != (record.word == RecordWord::Opens) {
+            let (low, high) = if opens { (0, 0) } else { (1, 4) };
+            let (what, field, value) = ("RECORD", "word", record.word as u64);
+            return Err(ProtoError::Range { what, field, value, low, high, offset: 4 });
+        }
+        let value = self.pending_bytes + u64::from(record.raw_len);
+        // Both sides count alike, but for a record that is on its way while others are done with.
+        let limit = MAX_PENDING_BYTES + u64::from(crate::limits::MAX_BLOCK);
+        if value > limit || incoming.waiting.len() >= 2 * MAX_PENDING {
+            return Err(ProtoError::Limit { what: "bytes that are not taken", value, limit });
+        }
+        self.pending_bytes = value;
+        incoming.waiting.insert(number, record);
+        Ok(true)
+    }
+
+    /// The next record of a stream, if it is there.
+    pub fn next(&mut self, stream: u32) -> Option<Record<B>> {
+        let incoming = self.streams.get_mut(&stream)?;
+        let record = incoming.waiting.remove(&incoming.next)?;
+        incoming.next += 1;
+        incoming.over = matches!(record.word, RecordWord::End | RecordWord::Reset);
+        Some(record)
+    }
+
+    /// This side is done with the record that was given last for a stream, of so many bytes.
+    pub fn done(&mut self, stream: u32, raw_len: u32) {
+        if let Some(incoming) = self.streams.get_mut(&stream) {
+            incoming.taken = incoming.next;
+            self.pending_bytes = self.pending_bytes.saturating_sub(raw_len.into());
+            self.told.insert(stream);
+        }
+    }
+
+    /// What the peer is to be told next.
+    pub fn tell(&mut self) -> Option<Taken> {
+        let stream = self.told.pop_first()?;
+        self.streams.get(&stream).map(|incoming| Taken { stream, count: incoming.taken })
+    }
+
+    /// Whether the peer knows of all that was taken, as far as it was told.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.told.is_empty()
+    }
+
+    /// A lane is gone that may have had the word of what was taken: all is told again.
+    pub fn tell_again(&mut self) {
+        self.told.extend(self.streams.keys());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(byte: u8) -> Record<u8> {
+        Record { word: RecordWord::Data, bytes: byte, raw_len: 10 }
+    }
+
+    fn opens() -> Record<u8> {
+        Record { word: RecordWord::Opens, bytes: 0, raw_len: 1 }
+    }
+
+    #[test]
+    fn what_a_lost_lane_had_goes_over_another_before_the_rest() {
+        let mut outbox = Outbox::default();
+        (0..4).for_each(|byte| outbox.push(7, data(byte)));
+        assert_eq!(outbox.next(1, 0.0).unwrap().0, (7, 0));
+        assert_eq!(outbox.next(2, 1.0).unwrap().0, (7, 1));
+        assert_eq!(outbox.next(1, 2.0).unwrap().0, (7, 2));
+        outbox.sending((7, 0), 5);
+        outbox.sending((7, 1), 6);
+        assert_eq!((outbox.wire_bytes(), outbox.pending_bytes(), outbox.waiting()), (11, 40, 1));
+        outbox.lose(1);
+        assert_eq!((outbox.wire_bytes(), outbox.waiting(), outbox.resent()), (6, 3, 2));
+        // One of them was taken all the same.
+        let done = outbox.taken(Taken { stream: 7, count: 1 }).unwrap();
+        assert!(done.is_empty());
+        assert_eq!(outbox.next(2, 3.0).unwrap().0, (7, 2));
+        assert_eq!(outbox.next(2, 3.0).unwrap().0, (7, 3));
+        assert!(outbox.next(2, 3.0).is_none());
+        assert!(outbox.taken(Taken { stream: 7, count: 0 }).unwrap().is_empty());
+        assert!(matches!(
+            outbox.taken(Taken { stream: 7, count: 5 }),
+            Err(ProtoError::Limit { limit: 4, .. })
+        ));
+        assert_eq!(outbox.taken(Taken { stream: 7, count: 2 }).unwrap(), [2]);
+        outbox.taken(Taken { stream: 7, count: 4 }).unwrap();
+        assert!(outbox.is_empty() && outbox.wire_bytes() == 0 && outbox.pending_bytes() == 0);
+    }
+
+    #[test]
+    fn record_that_the_others_wait_for_is_sent_a_second_time_and_no_more() {
+        let mut outbox = Outbox::default();
+        (0..3).for_each(|byte| outbox.push(0, data(byte)));
+        outbox.next(1, 0.0).unwrap();
+        outbox.next(2, 0.0).unwrap();
+        assert!(outbox.help(2, 0.5, 1.0).is_none(), "it is not late");
+        // What is on that very lane is not helped by it.
+        assert_eq!(outbox.help(1, 2.0, 1.0).unwrap().0, (0, 1));
+        assert_eq!(outbox.help(2, 2.0, 1.0).unwrap().0, (0, 0));
+        assert!(outbox.help(3, 9.0, 1.0).is_none());
+        // The lanes that have them now are lost; the first would have been no loss.
+        assert_eq!(outbox.waiting(), 1);
+        outbox.lose(2);
+        assert_eq!(outbox.next(3, 9.0).unwrap().0, (0, 0));
+        outbox.lose(1);
+        assert_eq!((outbox.next(3, 9.0).unwrap().0, outbox.waiting()), ((0, 1), 1));
+    }
+
+    #[test]
+    fn records_come_in_order_and_once() {
+        let mut inbox = Inbox::new(true);
+        assert!(inbox.accept((0, 2), data(2)).unwrap());
+        assert!(inbox.next(0).is_none());
+        assert!(inbox.accept((0, 0), opens()).unwrap());
+        assert!(!inbox.accept((0, 0), opens()).unwrap());
+        assert_eq!(inbox.next(0).unwrap().word, RecordWord::Opens);
+        inbox.done(0, 1);
+        assert_eq!(inbox.tell(), Some(Taken { stream: 0, count: 1 }));
+        assert_eq!(inbox.tell(), None);
+        assert!(inbox.next(0).is_none());
+        assert!(inbox.accept((0, 1), data(1)).unwrap());
+        assert_eq!(inbox.next(0).unwrap().bytes, 1);
+        assert_eq!(inbox.next(0).unwrap().bytes, 2);
+        inbox.tell_again();
+        assert_eq!(inbox.tell(), Some(Taken { stream: 0, count: 1 }));
+    }
+
+    #[test]
+    fn peer_that_breaks_the_rules_of_streams_is_refused() {
+        let mut inbox = Inbox::new(false);
+        assert!(matches!(inbox.accept((3, 0), data(0)), Err(ProtoError::Limit { .. })));
+        inbox.open(3);
+        assert!(matches!(inbox.accept((3, 0), opens()), Err(ProtoError::Range { .. })));
+        inbox.accept((3, 0), Record { word: RecordWord::End, bytes: 0, raw_len: 0 }).unwrap();
+        inbox.next(3).unwrap();
+        assert!(matches!(inbox.accept((3, 1), data(0)), Err(ProtoError::Range { .. })));
+        let mut inbox = Inbox::new(true);
+        assert!(matches!(inbox.accept((0, 0), data(0)), Err(ProtoError::Range { .. })));
+        assert!(matches!(inbox.accept((MAX_STREAMS, 0), opens()), Err(ProtoError::Limit { .. })));
+        inbox.accept((0, 0), opens()).unwrap();
+        let large = Record { raw_len: 4 << 20, ..data(0) };
+        let refused = (1..40).find_map(|number| inbox.accept((0, number), large.clone()).err());
+        assert!(matches!(refused, Some(ProtoError::Limit { .. })));
+    }
+}

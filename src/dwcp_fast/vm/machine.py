@@ -1,0 +1,218 @@
+"""A QEMU process as the two sides of a move see it: what its guest does, and where its migration stands."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from dwcp_fast.closing import Closing
+from dwcp_fast.errors import DeadlineError, QmpError
+from dwcp_fast.vm.qmp import Qmp
+
+__all__ = ["ENDED", "Disk", "Machine", "MigrationState", "Settings", "capabilities_of_a_move", "only"]
+
+ENDED: Final = frozenset({"none", "completed", "failed", "cancelled"})
+"""The states in which QEMU has no migration under way."""
+POLL_S: Final = 0.02
+MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationState:
+    """What QEMU says of its migration.
+
+    Attributes:
+        status: ``"none"`` before the first one, else QEMU's word.
+        round: How often memory was gone through.
+        total_bytes: Memory of the guest.
+        remaining_bytes: Memory still to be sent.
+        sent_bytes: Bytes that QEMU wrote.
+        dirty_bytes_per_s: How fast the guest writes memory.
+        downtime_s: For how long the guest stood still, as the side it left measures it; None before the end.
+        error: What QEMU gives as the reason of a failure.
+    """
+
+    status: str
+    round: int = 0
+    total_bytes: int = 0
+    remaining_bytes: int = 0
+    sent_bytes: int = 0
+    dirty_bytes_per_s: float = 0.0
+    downtime_s: float | None = None
+    error: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is none under way."""
+        return self.status in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk that a guest may write to.
+
+    Attributes:
+        name: By which both sides know it.
+        node: QEMU's name of its top node.
+        length_bytes: What the guest sees of it.
+    """
+
+    name: str
+    node: str
+    length_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What migrations of a QEMU do, and how.
+
+    Attributes:
+        capabilities: By name, whether they are on.
+        parameters: Of those that a move changes.
+    """
+
+    capabilities: dict[str, bool]
+    parameters: dict[str, int]
+
+
+class Machine(Closing):
+    """A QEMU process behind its monitor."""
+
+    def __init__(self, monitor: str) -> None:
+        """Connect.
+
+        Args:
+            monitor: Path of the monitor's Unix socket, or ``HOST:PORT``.
+
+        Raises:
+            DeadlineError: QEMU does not greet.
+            OSError: There is no such socket.
+        """
+        self.qmp = Qmp(monitor)
+
+    def close(self) -> None:
+        """Leave the monitor."""
+        self.qmp.close()
+
+    def status(self) -> str:
+        """Give QEMU's word for what the guest does, such as ``"running"``."""
+        return str(self.qmp.execute("query-status")["status"])
+
+    def migration(self) -> MigrationState:
+        """Give the state of the migration."""
+        told = self.qmp.execute("query-migrate")
+        ram = told.get("ram", {})
+        downtime_ms = told.get("downtime")
+        return MigrationState(
+            status=str(told.get("status", "none")),
+            round=int(ram.get("dirty-sync-count", 0)),
+            total_bytes=int(ram.get("total", 0)),
+            remaining_bytes=int(ram.get("remaining", 0)),
+            sent_bytes=int(ram.get("transferred", 0)),
+            dirty_bytes_per_s=float(ram.get("dirty-pages-rate", 0)) * int(ram.get("page-size", 4096)),
+            downtime_s=None if downtime_ms is None else downtime_ms / 1000,
+            error=told.get("error-desc"),
+        )
+
+    def capabilities(self) -> dict[str, bool]:
+        """Give what migrations may do, and whether they do."""
+        told = self.qmp.execute("query-migrate-capabilities")
+        return {one["capability"]: one["state"] for one in told}
+
+    def set_capabilities(self, wanted: Mapping[str, bool]) -> None:
+        """Set what migrations do; what is not known here and not wanted is left alone.
+
+        Raises:
+            QmpError: This QEMU does not have one that is wanted.
+        """
+        known = self.capabilities()
+        for name, state in wanted.items():
+            if state and name not in known:
+                raise QmpError(f"QEMU {self.version} has no capability {name}")
+        changed = [
+            {"capability": name, "state": state}
+            for name, state in wanted.items()
+            if known.get(name, state) != state
+        ]
+        if changed:
+            self.qmp.execute("migrate-set-capabilities", {"capabilities": changed})
+
+    @property
+    def version(self) -> str:
+        """QEMU's version."""
+        return ".".join(map(str, self.qmp.version))
+
+    def memory_bytes(self) -> int:
+        """Give the memory of the guest."""
+        told = self.qmp.execute("query-memory-size-summary")
+        return int(told["base-memory"]) + int(told.get("plugged-memory", 0))
+
+    def disks(self) -> list[Disk]:
+        """Give the disks that the guest may write to."""
+        return list(self._disks())
+
+    def _disks(self) -> Iterator[Disk]:
+        for device in self.qmp.execute("query-block"):
+            inserted = device.get("inserted")
+            if inserted is None or inserted.get("ro", False):
+                continue
+            node = str(inserted.get("node-name", ""))
+            # Names that QEMU makes up are not the same on the other side.
+            name = str(device.get("device") or "") if not node or node.startswith("#") else node
+            if not name:
+                raise QmpError(
+                    f"a disk of {self.qmp.address} has no name by which the other side could know it"
+                )
+            yield Disk(name, node or name, int(inserted["image"]["virtual-size"]))
+
+    def wait_for(self, statuses: frozenset[str], timeout_s: float) -> str:
+        """Wait until the guest is in one of the states.
+
+        Raises:
+            DeadlineError: It is not in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (status := self.status()) not in statuses:
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"the guest is {status} and not {' or '.join(sorted(statuses))} in time")
+            time.sleep(POLL_S)
+        return status
+
+    def settings(self) -> Settings:
+        """Give what migrations do and how, to put it back."""
+        parameters = self.qmp.execute("query-migrate-parameters")
+        kept = {name: parameters[name] for name in ("downtime-limit", "max-bandwidth") if name in parameters}
+        return Settings(self.capabilities(), kept)
+
+    def put_back(self, settings: Settings) -> None:
+        """Have migrations do what they did before; none may be under way."""
+        self.set_capabilities(settings.capabilities)
+        self.qmp.execute("migrate-set-parameters", settings.parameters)
+
+
+def capabilities_of_a_move(*, multifd: bool, pause: bool = False) -> dict[str, bool]:
+    """Give what QEMU is to do, on either side.
+
+    Args:
+        multifd: Whether QEMU spreads memory over several connections.
+        pause: Whether it waits, with the guest stopped, until the disks are done.
+    """
+    return {
+        "events": True,
+        # QEMU counts a move as done only when the other side has told it so.
+        "return-path": True,
+        "pause-before-switchover": pause,
+        "multifd": multifd,
+        # What is compressed already cannot be looked into, and not be compressed again.
+        "xbzrle": False,
+        "compress": False,
+        "postcopy-ram": False,
+    }
+
+
+def only(told: Any, name: str, kind: type) -> Any:
+    """Take one field of a message, and check what it is."""
+    value = told.get(name)
+    if not isinstance(value, kind):
+        raise QmpError(f"{name} is {value!r}: {kind.__name__} is needed")
+    return value

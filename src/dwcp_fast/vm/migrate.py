@@ -1,0 +1,427 @@
+"""The side that a guest leaves."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from dwcp_fast.errors import (
+    DeadlineError,
+    DwcpError,
+    FormatError,
+    IntegrityError,
+    NotConvergingError,
+    PeerError,
+    QmpError,
+    TransportError,
+)
+from dwcp_fast.policy.precopy import why_not_converging
+from dwcp_fast.trust import Trust
+from dwcp_fast.vm.carrying import Carrier, SourceCarrier, socket_folder
+from dwcp_fast.vm.control import CONTROL, DISKS, MIGRATION, Control
+from dwcp_fast.vm.machine import Disk, Machine, capabilities_of_a_move
+from dwcp_fast.vm.mirrors import Mirrors
+from dwcp_fast.vm.options import MigrateOptions
+from dwcp_fast.vm.relay import RelayOptions, SourceRelay
+from dwcp_fast.vm.report import MigrationReport
+from dwcp_fast.vm.watch import Watch
+from dwcp_fast.waiting import Worker
+
+__all__ = ["Migration", "migrate", "migrate_async"]
+
+LOG: Final = logging.getLogger(__name__)
+DEFAULTS: Final = MigrateOptions()
+UNLIMITED_BYTES_PER_S: Final = 1 << 50
+POLL_S: Final = 0.02
+ANSWER_S: Final = 60.0
+END_S: Final = 60.0
+PARTING_S: Final = 5.0
+REDIAL_S: Final = 0.5
+Channels = Mapping[str, Path]
+Dial = Callable[[str, Channels], SourceCarrier]
+
+
+class Migration:
+    """A guest on its way.
+
+    At any time it runs on one side at most. It is started on the other side only when QEMU here has counted
+    the move as done, after which it does not run here again unless the other side says that it has no guest.
+    """
+
+    def __init__(
+        self,
+        qmp: str,
+        to: str,
+        *,
+        trust: Trust | None = None,
+        options: MigrateOptions = DEFAULTS,
+        events: Callable[[dict[str, Any]], None] | None = None,
+        dial: Dial | None = None,
+    ) -> None:
+        """Note what is to be done.
+
+        Args:
+            qmp: Monitor of the guest's QEMU.
+            to: ``HOST:PORT`` or the pairing string of the other side.
+            trust: As for :func:`~dwcp_fast.connect`.
+            options: How to move it.
+            events: Called with a dictionary for each event.
+            dial: Makes the relay, from `to` and its channels; None takes ours.
+        """
+        self._qmp = qmp
+        self._to = to
+        self._trust = trust
+        self._options = options
+        self._events = events or (lambda _: None)
+        self._dial = dial or self._dial_out
+        self._cancelled = threading.Event()
+        self._was_running = True
+
+    def cancel(self) -> None:
+        """Give up, from another thread or a signal handler: the guest goes on here.
+
+        Once QEMU has counted the move as done it is no longer heeded.
+        """
+        self._cancelled.set()
+
+    def run(self) -> MigrationReport:
+        """Move the guest, or, if it has left here before and nobody knows if it has arrived, settle that.
+
+        Returns:
+            What was done; the guest runs on the other side.
+
+        Raises:
+            NotConvergingError: The guest writes faster than can be sent; it goes on here.
+            DeadlineError: The move took too long; the guest goes on here.
+            QmpError: A QEMU refused or failed; the guest goes on here.
+            TransportError: The link failed. The guest goes on here, unless the message says that it stands
+                still.
+            AuthError: The other side does not let this one in; nothing was done.
+            KeyboardInterrupt: It was cancelled; the guest goes on here.
+        """
+        with ExitStack() as stack:
+            machine = Machine(self._qmp)
+            stack.callback(machine.close)
+            status, migration = machine.status(), machine.migration()
+            folder = stack.enter_context(socket_folder(self._options.socket_dir))
+            channels = {name: folder / f"{name}.sock" for name in (CONTROL, MIGRATION, DISKS)}
+            if status == "postmigrate" and migration.status == "completed":
+                return self._settle(machine, channels, Watch(machine, None, self._events), None)
+            if status not in {"running", "paused"} or not migration.has_ended:
+                raise QmpError(
+                    f"the guest is {status} and its migration {migration.status}: it cannot be moved now"
+                )
+            self._was_running = status == "running"
+            return self._move(machine, channels)
+
+    def _dial_out(self, to: str, channels: Channels) -> SourceCarrier:
+        options = self._options
+        bits = options.bandwidth_bits_per_s
+        relay_options = RelayOptions(
+            lanes=options.streams,
+            codec=options.codec,
+            page_cache_bytes=options.page_cache_bytes,
+            keep=options.keep,
+            bandwidth_bytes_per_s=None if bits is None else bits // 8,
+            congestion=options.congestion,
+            idle_timeout_s=options.idle_timeout_s,
+            connect_timeout_s=options.connect_timeout_s,
+        )
+        return SourceRelay(to, channels, trust=self._trust, options=relay_options, events=self._events)
+
+    def _move(self, machine: Machine, channels: Channels) -> MigrationReport:
+        options = self._options
+        disks = machine.disks() if options.disks else []
+        mirrors = Mirrors(machine, disks, channels[DISKS])
+        relay = self._dial(self._to, channels)
+        try:
+            watch = Watch(machine, relay, self._events)
+            watch.disk_bytes = sum(disk.length_bytes for disk in disks)
+            control = Control.dial(channels[CONTROL], options.connect_timeout_s)
+            with control:
+                settings = machine.settings()
+                try:
+                    self._prepare(machine, control, disks)
+                    if disks:
+                        self._mirror(mirrors, watch, control)
+                    machine.qmp.execute("migrate", {"uri": f"unix:{channels[MIGRATION]}"})
+                    self._follow(machine, mirrors, watch, control)
+                except BaseException as error:
+                    if not self._has_left(machine):
+                        self._go_on_here(machine, mirrors, control, error)
+                        machine.put_back(settings)
+                        relay.stop("the guest goes on where it was")
+                        raise self._why(error, relay) from error
+                    LOG.warning("the guest has left, and then: %r", error)
+                try:
+                    return self._hand_over(machine, control, relay, watch)
+                except (DwcpError, OSError) as error:
+                    if isinstance(error, PeerError):
+                        raise
+                    LOG.warning("the link was lost after the guest had stopped here: %s", error)
+                    self._events({"type": "in-doubt", "message": str(error)})
+                    failure = error
+        finally:
+            relay.close()
+        return self._settle(machine, channels, watch, failure)
+
+    def _prepare(self, machine: Machine, control: Control, disks: list[Disk]) -> None:
+        options = self._options
+        control.send(
+            "prepare",
+            qemu=machine.version,
+            memory_bytes=machine.memory_bytes(),
+            multifd=options.multifd,
+            disks=[{"name": disk.name, "length_bytes": disk.length_bytes} for disk in disks],
+        )
+        answer = control.receive(ANSWER_S)
+        if answer is None:
+            raise DeadlineError(f"the other side does not get ready in {ANSWER_S:g} s")
+        if answer["type"] != "ready":
+            raise PeerError(f"the other side refused: {answer.get('message', answer['type'])}")
+        machine.set_capabilities(capabilities_of_a_move(multifd=options.multifd > 0, pause=bool(disks)))
+        machine.qmp.execute(
+            "migrate-set-parameters",
+            {
+                "downtime-limit": round(options.max_downtime_s * 1000),
+                # The relay bounds the rate, by what it puts on the link.
+                "max-bandwidth": UNLIMITED_BYTES_PER_S,
+                "multifd-channels": options.multifd or None,
+                "multifd-compression": "none" if options.multifd else None,
+            },
+        )
+
+    def _mirror(self, mirrors: Mirrors, watch: Watch, control: Control) -> None:
+        mirrors.start()
+        while True:
+            copied, total, ready = mirrors.progress()
+            watch.note_disks(copied, total)
+            if ready:
+                return
+            self._check(watch, control)
+            watch.wait(0.1)
+
+    def _follow(self, machine: Machine, mirrors: Mirrors, watch: Watch, control: Control) -> None:
+        """Watch QEMU until it counts the move as done."""
+        options = self._options
+        paused = False
+        while True:
+            state = watch.look()
+            if state.status == "completed":
+                return
+            if state.status in {"failed", "cancelled"}:
+                raise QmpError(f"QEMU gave up: {state.error or state.status}")
+            if state.status == "pre-switchover" and not paused:
+                paused = True
+                mirrors.complete(lambda: watch.events)
+                control.send("disks-done")
+                control.expect("disks-closed", ANSWER_S)
+                machine.qmp.execute("migrate-continue", {"state": "pre-switchover"})
+            self._check(watch, control)
+            why = why_not_converging(
+                watch.rounds, max_downtime_s=options.max_downtime_s, patience_rounds=options.patience_rounds
+            )
+            if why is not None and state.status == "active":
+                raise NotConvergingError(
+                    why, hint="allow a longer --max-downtime, or move it when it writes less"
+                )
+            watch.wait(POLL_S)
+
+    def _check(self, watch: Watch, control: Control) -> None:
+        """Raise what speaks against going on."""
+        if self._cancelled.is_set():
+            raise KeyboardInterrupt
+        limit_s = self._options.timeout_s
+        if limit_s is not None and watch.seconds() > limit_s:
+            raise DeadlineError(f"the move took more than {limit_s:g} s")
+        watch.check_progress(self._options.stall_s)
+        watch.check_relay()
+        message = control.receive(0)
+        if message is not None:
+            raise PeerError(f"the other side says {message['type']!r}: {message.get('message', '')}")
+
+    def _has_left(self, machine: Machine) -> bool:
+        """End QEMU's migration, and tell if it was too late for that: then the guest may not go on here."""
+        deadline = time.monotonic() + END_S
+        asked = False
+        while True:
+            state = machine.migration()
+            if state.status == "completed":
+                return True
+            if state.has_ended:
+                return False
+            if not asked:
+                asked = True
+                machine.qmp.execute("migrate_cancel")
+            if time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"QEMU's migration is still {state.status} after {END_S:g} s of being cancelled"
+                )
+            time.sleep(POLL_S)
+
+    def _go_on_here(self, machine: Machine, mirrors: Mirrors, control: Control, error: BaseException) -> None:
+        """See to it that the guest does here what it did before."""
+        mirrors.abandon()
+        if self._was_running:
+            with suppress(DeadlineError):
+                machine.wait_for(frozenset({"running"}), 5.0)
+            if machine.status() != "running":
+                machine.qmp.execute("cont")
+                machine.wait_for(frozenset({"running"}), END_S)
+        with suppress(DwcpError, OSError):
+            control.send("abort", message=str(error) or type(error).__name__)
+        with suppress(DwcpError, OSError):
+            # Its answer would be that it is gone; until then the message is on its way.
+            control.receive(1.0)
+        self._events({"type": "goes-on", "status": machine.status()})
+
+    def _why(self, error: BaseException, relay: Carrier) -> BaseException:
+        """Give the reason behind an error: sockets that QEMU lost were lost by the relay, which knows why."""
+        if isinstance(error, KeyboardInterrupt | NotConvergingError | DeadlineError | IntegrityError):
+            return error
+        stats = relay.stats()
+        if stats.state == "failed":
+            try:
+                relay.wait(0.1)
+            except DeadlineError:
+                return error
+            except DwcpError as reason:
+                if reason.code != "cancelled":
+                    return reason
+        return error
+
+    def _hand_over(
+        self, machine: Machine, control: Control, relay: SourceCarrier, watch: Watch
+    ) -> MigrationReport:
+        """Have the other side start the guest, which no longer runs here."""
+        self._have_it_started(machine, control)
+        watch.note_running()
+        report = watch.report(settled=False)
+        self._part(control, relay)
+        return report
+
+    def _part(self, control: Control, relay: SourceCarrier) -> None:
+        """Say that it is known here where the guest runs, and see that this is heard."""
+        with suppress(DwcpError, OSError):
+            control.send("bye")
+        control.close()
+        relay.finish()
+        with suppress(DwcpError):
+            relay.wait(PARTING_S)
+
+    def _settle(
+        self, machine: Machine, channels: Channels, watch: Watch, failure: BaseException | None
+    ) -> MigrationReport:
+        """Find out if the guest runs on the other side, and let it run there, or here if it never came."""
+        deadline = time.monotonic() + self._options.settle_s
+        last = failure
+        while True:
+            try:
+                return self._settle_once(machine, channels, watch)
+            except PeerError:
+                raise
+            except (DwcpError, OSError) as error:
+                last = error
+                LOG.info("not settled yet: %s", error)
+            if time.monotonic() > deadline:
+                raise TransportError(
+                    f"the guest has stopped here, and whether it runs there could not be learnt: {last}",
+                    hint="it stands still on both sides or runs there: run both commands again to settle it; "
+                    "only if the other side is gone for good, let it go on here with `cont`",
+                )
+            time.sleep(REDIAL_S)
+
+    def _settle_once(self, machine: Machine, channels: Channels, watch: Watch) -> MigrationReport:
+        relay = self._dial(self._to, channels)
+        try:
+            with Control.dial(channels[CONTROL], self._options.connect_timeout_s) as control:
+                control.send("settle")
+                state = control.expect("state", ANSWER_S)
+                if not (state.get("loaded") or state.get("running")):
+                    # It has no guest, and no way to get one: the only one is here.
+                    control.send("abort", message="the guest never came")
+                    self._resume(machine, "it never arrived there")
+                self._have_it_started(machine, control)
+                watch.note_running()
+                self._part(control, relay)
+                return watch.report(settled=True)
+        finally:
+            relay.close()
+
+    def _have_it_started(self, machine: Machine, control: Control) -> None:
+        """Tell the other side that the guest no longer runs here, and hear that it runs there."""
+        control.send("go", running=self._was_running)
+        answer = control.receive(ANSWER_S)
+        if answer is None:
+            raise DeadlineError(f"the other side does not say in {ANSWER_S:g} s that the guest runs")
+        if answer["type"] == "lost":
+            self._resume(machine, f"it was lost there: {answer.get('message')}")
+        if answer["type"] != "running":
+            raise FormatError(f"the other side says {answer['type']!r} instead of 'running'")
+
+    def _resume(self, machine: Machine, why: str) -> NoReturn:
+        """Let a guest that had stopped here go on, since there is no other one."""
+        if self._was_running:
+            machine.qmp.execute("cont")
+            machine.wait_for(frozenset({"running"}), END_S)
+        raise PeerError(f"the guest goes on here: {why}")
+
+
+def migrate(
+    qmp: str,
+    to: str,
+    *,
+    trust: Trust | None = None,
+    options: MigrateOptions = DEFAULTS,
+    events: Callable[[dict[str, Any]], None] | None = None,
+) -> MigrationReport:
+    """Move a running guest to the machine where :func:`accept` waits.
+
+    Args:
+        qmp: Monitor of the guest's QEMU: path of a Unix socket, or ``HOST:PORT``.
+        to: ``HOST:PORT`` or the pairing string of the other side.
+        trust: As for :func:`~dwcp_fast.connect`.
+        options: How to move it.
+        events: Called with a dictionary for each event.
+
+    Returns:
+        What was done; the guest runs on the other side.
+
+    Raises:
+        DwcpError: As :meth:`Migration.run` says.
+    """
+    return Migration(qmp, to, trust=trust, options=options, events=events).run()
+
+
+async def migrate_async(
+    qmp: str,
+    to: str,
+    *,
+    trust: Trust | None = None,
+    options: MigrateOptions = DEFAULTS,
+    events: Callable[[dict[str, Any]], None] | None = None,
+) -> MigrationReport:
+    """Move a running guest from a coroutine; cancelling the task cancels the move, and awaits its end.
+
+    Args:
+        qmp: As for :func:`migrate`.
+        to: As for :func:`migrate`.
+        trust: As for :func:`migrate`.
+        options: As for :func:`migrate`.
+        events: As for :func:`migrate`.
+
+    Returns:
+        What was done.
+
+    Raises:
+        DwcpError: As for :func:`migrate`.
+    """
+    migration = Migration(qmp, to, trust=trust, options=options, events=events)
+    worker = Worker("dwcp-vm")
+    try:
+        return await worker.run(migration.run, migration.cancel)
+    finally:
+        worker.close()

@@ -1,0 +1,178 @@
+"""A client of QEMU's machine protocol (QMP): JSON objects, one a line, on a socket."""
+
+import json
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+
+from dwcp_fast.closing import Closing
+from dwcp_fast.errors import ConfigError, DeadlineError, FormatError, PeerClosedError, QmpError
+
+__all__ = ["Qmp"]
+
+LOG: Final = logging.getLogger(__name__)
+MAX_LINE_BYTES: Final = 16 << 20
+"""Most that QEMU may say at once; its longest answer, the schema, has 200 kB."""
+MAX_EVENTS: Final = 10_000
+READ_BYTES: Final = 1 << 16
+Json = dict[str, Any]
+
+
+class Qmp(Closing):
+    """A connection to a QEMU's monitor; for one thread at a time.
+
+    A monitor serves one client: while another one is connected, no greeting comes.
+    """
+
+    def __init__(self, address: str, *, timeout_s: float = 10.0) -> None:
+        """Connect and leave the negotiation mode.
+
+        Args:
+            address: Path of a Unix socket, or ``HOST:PORT``.
+            timeout_s: Most seconds to wait for an answer.
+
+        Raises:
+            DeadlineError: QEMU does not greet or answer in time.
+            OSError: There is no such socket.
+        """
+        self.address = address
+        self._timeout_s = timeout_s
+        self._events: deque[Json] = deque(maxlen=MAX_EVENTS)
+        self._pending = bytearray()
+        self._socket = connect(address, timeout_s)
+        try:
+            greeting = self._read(
+                time.monotonic() + timeout_s, "its greeting; another client may be connected"
+            )
+            told = greeting.get("QMP")
+            if not isinstance(told, dict):
+                raise FormatError(f"{address} is no QMP monitor: it greets with {list(greeting)[:4]}")
+            self.version = version_of(told)
+            self.execute("qmp_capabilities")
+        except BaseException:
+            self.close()
+            raise
+
+    def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float | None = None
+    ) -> Any:
+        """Run a command.
+
+        Args:
+            command: Its name.
+            arguments: Its arguments; those that are None are left out.
+            timeout_s: Most seconds to wait for the answer; None takes the connection's.
+
+        Returns:
+            What QEMU returns.
+
+        Raises:
+            QmpError: QEMU refuses.
+            DeadlineError: No answer comes in time; the connection is of no further use.
+            PeerClosedError: QEMU is gone.
+        """
+        request: Json = {"execute": command}
+        if arguments:
+            request["arguments"] = {name: value for name, value in arguments.items() if value is not None}
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit_s
+        try:
+            self._socket.settimeout(limit_s)
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        except TimeoutError as error:
+            raise DeadlineError(f"{self.address} does not take {command} in {limit_s:g} s") from error
+        except OSError as error:
+            self._gone(error)
+        while True:
+            answer = self._read(deadline, f"an answer to {command}")
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                told = answer["error"]
+                raise QmpError(f"{command} of {self.address}: {told.get('desc', told)}".rstrip("."))
+            self._keep(answer)
+
+    def next_event(self, timeout_s: float) -> Json | None:
+        """Give the oldest event that was not given yet, or None when none comes in `timeout_s` seconds.
+
+        Raises:
+            PeerClosedError: QEMU is gone.
+        """
+        if self._events:
+            return self._events.popleft()
+        try:
+            message = self._read(time.monotonic() + timeout_s, "an event")
+        except DeadlineError:
+            return None
+        self._keep(message)
+        return self._events.popleft() if self._events else None
+
+    def close(self) -> None:
+        """Leave the monitor to others."""
+        self._socket.close()
+
+    def _keep(self, message: Json) -> None:
+        if "event" in message:
+            self._events.append(message)
+        elif message:
+            LOG.debug("%s said what was not asked: %s", self.address, list(message)[:4])
+
+    def _read(self, deadline: float, what: str) -> Json:
+        while (end := self._pending.find(b"\n")) < 0:
+            if len(self._pending) > MAX_LINE_BYTES:
+                raise FormatError(f"{self.address} says more than {MAX_LINE_BYTES} bytes in one line")
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise DeadlineError(f"{self.address} does not give {what} in time")
+            self._socket.settimeout(left_s)
+            try:
+                got = self._socket.recv(READ_BYTES)
+            except TimeoutError:
+                continue
+            except OSError as error:
+                self._gone(error)
+            if not got:
+                self._gone()
+            self._pending += got
+        line = bytes(self._pending[:end])
+        del self._pending[: end + 1]
+        try:
+            message = json.loads(line) if line.strip() else {}
+        except ValueError as error:
+            raise FormatError(f"{self.address} says what is no JSON: {line[:60]!r}") from error
+        if not isinstance(message, dict):
+            raise FormatError(f"{self.address} says what is no JSON object: {line[:60]!r}")
+        return message
+
+    def _gone(self, error: OSError | None = None) -> NoReturn:
+        raise PeerClosedError(f"the QEMU at {self.address} is gone") from error
+
+
+def connect(address: str, timeout_s: float) -> socket.socket:
+    """Connect to a Unix socket or to ``HOST:PORT``."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in address:
+        return socket.create_connection((host.strip("[]"), int(port)), timeout_s)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.settimeout(timeout_s)
+        made.connect(address)
+    except OSError as error:
+        made.close()
+        if "too long" in str(error):
+            raise ConfigError(
+                f"the path of a Unix socket is too long: {len(address)} bytes, {address}"
+            ) from error
+        if error.filename is None and error.strerror:
+            raise OSError(error.errno, error.strerror, address) from error
+        raise
+    return made
+
+
+def version_of(greeting: Json) -> tuple[int, int, int]:
+    """Read QEMU's version from its greeting; zeros where it does not say."""
+    told = greeting.get("version", {}).get("qemu", {})
+    return (int(told.get("major", 0)), int(told.get("minor", 0)), int(told.get("micro", 0)))

@@ -1,0 +1,189 @@
+"""A real guest moves between two QEMUs, or stays: it runs on exactly one side, and its memory is right."""
+
+import os
+import random
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dwcp_fast.demo.link import Link, LinkShape
+from dwcp_fast.errors import DeadlineError, PeerError, QmpError, TransportError
+from dwcp_fast.vm.accept import Acceptance
+from dwcp_fast.vm.migrate import Migration
+from dwcp_fast.vm.options import AcceptOptions, MigrateOptions
+
+from .guest import downtime_s
+from .moves import Acceptor, Pair, move, until
+from .tunnel import SourceTunnel
+
+
+def test_a_writing_guest_moves_and_finds_its_memory_right(pair: Pair) -> None:
+    pair.source.console.ask("r 2000", "RATE")
+    events: list[dict[str, Any]] = []
+    report = move(pair, events=events)
+    pair.check_moved()
+    assert report.rounds and [event["round"] for event in events if event["type"] == "round"]
+    assert report.memory_bytes >= 128 << 20
+    # The guest itself says for how long nobody heard of it; what is reported is no less than what QEMU saw.
+    assert downtime_s(pair.source.console, pair.target.console) < 5
+    assert report.downtime_s >= (report.qemu_downtime_s or 0) * 0.5
+
+
+def test_a_paused_guest_arrives_paused(pair: Pair) -> None:
+    pair.source.qmp.execute("stop")
+    move(pair)
+    assert pair.running() == []
+    pair.target.qmp.execute("cont")
+    pair.check_moved()
+
+
+def test_a_move_that_is_cancelled_leaves_the_guest_where_it_was(pair: Pair) -> None:
+    before = pair.source.qmp.execute("query-migrate-capabilities")
+    with Link(LinkShape(rate_bps=100e6, delay_s=0.002)) as link, Acceptor(pair.target) as acceptor:
+        host, _, port = acceptor.address.rpartition(":")
+        link.retarget(host, int(port))
+        migration = Migration(str(pair.source.monitor), f"127.0.0.1:{link.port}", dial=SourceTunnel)
+        threading.Timer(1.0, migration.cancel).start()
+        with pytest.raises(KeyboardInterrupt):
+            migration.run()
+        acceptor.end()
+        assert isinstance(acceptor.error, TransportError) and "KeyboardInterrupt" in str(acceptor.error)
+    pair.check_stayed()
+    assert pair.source.qmp.execute("query-migrate-capabilities") == before
+
+
+class Stuck(SourceTunnel):
+    """A tunnel that takes a megabyte of memory, and then nothing."""
+
+    def passes(self, data: bytes) -> bool:
+        if self.sent > 1_000_000:
+            time.sleep(30)
+        return True
+
+
+def test_a_move_that_stands_still_is_given_up(pair: Pair) -> None:
+    options = MigrateOptions(stall_s=1)
+    with Acceptor(pair.target) as acceptor, pytest.raises(DeadlineError, match="nothing went on for"):
+        move(pair, dial=Stuck, options=options, acceptor=acceptor)
+    pair.check_stayed()
+
+
+@pytest.mark.parametrize("moment", range(int(os.environ.get("VM_TEST_MOMENTS", "2"))))
+def test_a_link_that_is_cut_at_any_moment_leaves_the_guest_on_one_side(pair: Pair, moment: int) -> None:
+    pair.source.console.ask("r 1000", "RATE")
+    chance = random.Random(moment)
+    with Link(LinkShape(rate_bps=400e6, delay_s=0.01)) as link:
+
+        def cut_later() -> None:
+            # Cut where it matters: after so much has passed, up to the very end.
+            limit = chance.random() * 75e6
+            until(lambda: link.stats().bytes_up > limit, "the moment to cut")
+            link.kill_all()
+
+        cutting = threading.Thread(target=cut_later, daemon=True)
+        cutting.start()
+        try:
+            move(pair, through=link)
+        except (TransportError, QmpError):
+            until(lambda: len(pair.running()) == 1, "a side on which the guest runs")
+        cutting.join(30)
+    (where,) = pair.running()
+    pair.check_stayed() if where is pair.source else pair.check_moved()
+
+
+class CutAt(SourceTunnel):
+    """A tunnel that breaks, once, when a word passes on the way to the other side or back."""
+
+    def __init__(self, to: str, channels: Any, word: bytes, armed: list[bool], *, delivered: bool) -> None:
+        self._word, self._armed, self._delivered = word, armed, delivered
+        super().__init__(to, channels)
+
+    def passes(self, data: bytes) -> bool:
+        if self._word not in data or not self._armed:
+            return True
+        self._armed.clear()
+        if self._delivered:
+            threading.Timer(0.2, self.stop).start()
+            return True
+        self.stop()
+        return False
+
+
+@pytest.mark.parametrize(
+    ("word", "delivered"), [(b'"go"', False), (b'"go"', True), (b'"type": "running"', False)]
+)
+def test_a_link_that_is_lost_at_the_handover_is_found_again(pair: Pair, word: bytes, delivered: bool) -> None:
+    armed = [True]
+    report = move(pair, dial=lambda to, channels: CutAt(to, channels, word, armed, delivered=delivered))
+    assert armed == []
+    pair.check_moved()
+    # Where the answer came before the end there was nothing to settle.
+    assert report.settled or delivered
+
+
+def test_a_move_given_up_in_doubt_is_settled_when_both_commands_are_run_again(pair: Pair) -> None:
+    armed = [True]
+
+    def dial(to: str, channels: Any) -> SourceTunnel:
+        if not armed:
+            raise TransportError("no way to the other side")
+        return CutAt(to, channels, b'"go"', armed, delivered=False)
+
+    acceptor = Acceptor(pair.target, options=AcceptOptions(settle_s=0.5))
+    migration = Migration(
+        str(pair.source.monitor), acceptor.address, dial=dial, options=MigrateOptions(settle_s=0.5)
+    )
+    with pytest.raises(TransportError, match="whether it runs there could not be learnt"):
+        migration.run()
+    acceptor.end()
+    assert acceptor.error is not None
+    assert pair.running() == []
+    with Acceptor(pair.target) as again:
+        report = Migration(str(pair.source.monitor), again.address, dial=SourceTunnel).run()
+        assert again.end() is not None
+    assert report.settled
+    pair.check_moved()
+
+
+def test_a_guest_that_never_arrived_goes_on_when_that_is_settled(pair: Pair) -> None:
+    """Its QEMU counted the move as done, and the other one is gone."""
+    pair.source.qmp.execute("migrate", {"uri": "exec:cat > /dev/null"})
+    until(lambda: pair.source.status() == "postmigrate", "the guest to have left")
+    with Acceptor(pair.target) as acceptor, pytest.raises(PeerError, match="goes on here: it never arrived"):
+        Migration(str(pair.source.monitor), acceptor.address, dial=SourceTunnel).run()
+    pair.check_stayed()
+
+
+def test_a_qemu_that_does_not_wait_for_a_guest_is_refused(pair: Pair) -> None:
+    with pytest.raises(QmpError, match=r"the guest of .* is running") as refused:
+        Acceptance(str(pair.source.monitor), "127.0.0.1:0")
+    assert "-incoming defer" in (refused.value.hint or "")
+
+
+def test_a_disk_moves_while_it_is_written(initramfs: Path, tmp_path: Path) -> None:
+    here, there = tmp_path / "here.img", tmp_path / "there.img"
+    for image in (here, there):
+        image.touch()
+        os.truncate(image, 48 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", here], check=True, capture_output=True)
+    with Pair(tmp_path, initramfs, disks=(here, there)) as pair:
+        pair.source.console.ask("r 500", "RATE")
+        with Link(LinkShape(rate_bps=200e6, delay_s=0.002)) as link:
+            report = move(pair, options=MigrateOptions(disks=True), through=link)
+        assert report.disk_bytes == 48 << 20
+        pair.check_moved()
+        told = pair.target.console.ask("d 0", "DISK")
+        written = int(told.partition("=")[2])
+        pair.target.qmp.execute("quit")
+        pair.target.process.wait(10)
+    subprocess.run(["e2fsck", "-fn", there], check=True, capture_output=True)
+    log = tmp_path / "log"
+    told = subprocess.run(["debugfs", "-R", f"dump /log {log}", there], capture_output=True, text=True).stderr
+    assert log.exists(), told
+    data = log.read_bytes()
+    numbers = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 512)]
+    assert written > 10 and numbers == list(range(written))
