@@ -310,7 +310,7 @@ fn session_whose_way_becomes_long_finds_its_lanes_anew() {
         assert_eq!(world.controller.wanted(), 4);
         world.link = Link { lane_mbps: 1.3, ..CLEAN };
         world.controller.relocate(world.now_s, DEFAULT);
-        assert_eq!(world.controller.wanted(), 8);
+        assert_eq!(world.controller.wanted(), DEFAULT.start);
         world.run(15.0);
         assert_eq!(world.controller.wanted(), 64, "{:?}", world.controller.history());
         world.link = near;

@@ -27,6 +27,9 @@ const UPHEAVAL: Duration = Duration::from_secs(4);
 /// A lane that has worked, and was well within this time, still does; one that is done waits for the others.
 const LATELY: Duration = Duration::from_secs(1);
 
+/// More bytes than a lane takes in a second that has nothing to send, and fewer than any that is worth waiting for.
+const LEAST_MOVED: u64 = 1_000;
+
 /// Takes the shortest round trip of all lanes of a way for that of each: one that came when the queue was full has never
 /// seen it empty.
 fn share_shortest_trips(seen: &mut [(Option<IpAddr>, PathInfo, PathInfo)]) {
@@ -67,21 +70,31 @@ struct Pulse {
     well_at: Instant,
     /// Blocks wait, and the receiver has no room for them.
     is_shut: bool,
+    /// When more than what keeps a lane alive was last acknowledged, and how much was by then.
+    moved: Option<(Instant, u64)>,
 }
 
 impl Pulse {
     fn new(now: Instant) -> Pulse {
-        Pulse { has_worked: false, well_at: now, is_shut: false }
+        Pulse { has_worked: false, well_at: now, is_shut: false, moved: None }
     }
 
     /// Takes what TCP tells, and whether blocks wait for their acknowledgement.
     fn see(&mut self, before: &PathInfo, path: &PathInfo, owes: bool, now: Instant) {
+        let acked = path.acked_bytes.unwrap_or(0);
+        if acked >= self.moved.map_or(0, |(_, acked)| acked) + LEAST_MOVED {
+            self.moved = Some((now, acked));
+        }
         self.is_shut = owes && path.acked_bytes.is_some() && !is_under_way(path);
         if path.acked_bytes > before.acked_bytes {
             (self.has_worked, self.well_at) = (true, now);
         } else if !is_under_way(path) && !self.is_shut {
             self.well_at = now;
         }
+    }
+
+    fn moves(&self, now: Instant) -> bool {
+        self.moved.is_some_and(|(at, _)| now.saturating_duration_since(at) <= LATELY)
     }
 
     fn works(&self, now: Instant) -> bool {
@@ -311,7 +324,7 @@ impl Telemetry {
 
     /// Whether something of what is under way on a lane was acknowledged lately.
     pub(super) fn moves(&self, lane: LaneId, now: Instant) -> bool {
-        self.lanes.get(&lane).is_some_and(|lane| lane.pulse.works(now))
+        self.lanes.get(&lane).is_some_and(|lane| lane.pulse.moves(now))
     }
 
     /// Whether what got lost in this session was lost at random.
@@ -495,6 +508,11 @@ mod tests {
         // A receiver with no room for blocks that wait is waited for, but not for ever.
         pulse.see(&acked(900, 900), &acked(900, 900), true, at(62));
         assert!(!pulse.is_stalled(None, at(67)) && pulse.is_stalled(None, at(68)));
+        // What keeps a lane alive moves nothing.
+        pulse.see(&acked(900, 900), &acked(1_900, 1_900), true, at(80));
+        assert!(pulse.moves(at(81)) && !pulse.moves(at(82)));
+        pulse.see(&acked(1_900, 1_900), &acked(1_950, 1_950), true, at(82));
+        assert!(pulse.works(at(82)) && !pulse.moves(at(82)));
         // Nor does a kernel that tells less make a lane stalled.
         let old = PathInfo::default();
         pulse.see(&old, &old, true, at(90));

@@ -50,7 +50,8 @@ impl SenderSession {
         /// Lanes that share a way are as fast as each other within this. On it a copy takes the place of what brings more.
         const ALIKE: f64 = 4.0;
         /// One block in so many may be sent again of those under way on lanes that are alike, and of others, and a few in any
-        /// case. Where many share a way that is full, lanes stand still for a second, too.
+        /// case. Where many share a way that is full, lanes stand still for a second, too; those that do for longer may
+        /// never move again, and all that is under way on them goes over others.
         const COPIES: [u64; 2] = [32, 16];
         const LEAST_COPIES: u64 = 2;
         let (own, before) = (pace(lane).bytes_per_s, self.bytes_under_way(lane) as f64);
@@ -84,8 +85,9 @@ impl SenderSession {
                     continue;
                 };
                 let here_s = (before + f64::from(frame.raw_len)) / own;
-                let stands = waited_s >= STILL_S && !moves;
-                if may_copy[usize::from(stands || !is_alike)]
+                let stands_s = if moves { 0.0 } else { waited_s };
+                let is_other = stands_s >= STILL_S || !is_alike;
+                if (may_copy[usize::from(is_other)] || stands_s >= 2.0 * STILL_S)
                     && left_s > SLOWER * here_s
                     && left_s - here_s > least_gain_s
                     && last.is_none_or(|(most_s, ..)| left_s > most_s)

@@ -139,9 +139,13 @@ fn end_that_was_told_on_a_lane_that_stands_still_is_told_again_on_another() {
 fn few_blocks_are_sent_twice_where_lanes_seem_to_share_a_way() {
     let manifest = Arc::new(manifest_of(vec![entry(EntryKind::File, "f", 64 * u64::from(BLOCK))]).unwrap());
     // A lane that has had no block acknowledged in a while may be as fast, unless it stands still.
-    for (rate, waited_s, moves, copies) in
-        [(1e6, 0.0, true, 2), (1e5, 0.0, true, 4), (0.0, 9.0, true, 2), (0.0, 9.0, false, 4)]
-    {
+    for (rate, waited_s, moves, copies) in [
+        (1e6, 0.0, true, 2),
+        (1e5, 0.0, true, 4),
+        (0.0, 9.0, true, 2),
+        (0.0, 1.5, false, 4),
+        (0.0, 2.0, false, 63),
+    ] {
         let mut sender = sender_of(&manifest, vec![], 0);
         for block in 0..64 {
             let lane = u32::from(block > 0);
