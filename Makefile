@@ -107,5 +107,5 @@ $(VENV)/.demo: $(VENV)/.wheel
 
 $(VENV)/.dev: $(VENV)/.wheel
 	$(call say,dependencies of tests and checks)
-	$(PIP) install --quiet --constraint $(LOCK) "$$(echo $(WHEEL_DIR)/*.whl)[demo,object-store,openfeature,train,test,dev]"
+	$(PIP) install --quiet --constraint $(LOCK) "$$(echo $(WHEEL_DIR)/*.whl)[demo,object-store,openfeature,otel,prometheus,train,test,dev]"
 	@touch $@

@@ -45,8 +45,9 @@ def common() -> dwcp_fast.Dictionary:
 def no_settings_from_outside(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Remove the DWCP_* variables of whoever runs the tests, and keep off their state."""
+    """Remove the DWCP_* variables of whoever runs the tests, and keep off their state and settings."""
     for name in list(os.environ):
         if name.startswith("DWCP_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("DWCP_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))

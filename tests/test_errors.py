@@ -35,6 +35,7 @@ CLASSES: list[type[DwcpError]] = [
         ("DeadlineError", "deadline", 7, True, TimeoutError),
         ("LimitExceededError", "limit", 8, False, DwcpError),
         ("ConflictError", "conflict", 1, False, DwcpError),
+        ("ClosedError", "closed", 1, False, RuntimeError),
         ("ConfigError", "config", 2, False, ValueError),
     ],
 )
@@ -47,7 +48,7 @@ def test_codes_never_change(
 
 
 def test_every_class_is_listed_and_has_a_code_of_its_own() -> None:
-    assert len(CLASSES) == 17
+    assert len(CLASSES) == 18
     assert len({found.code for found in CLASSES}) == len(CLASSES)
 
 

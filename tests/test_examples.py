@@ -18,10 +18,17 @@ MODULES = [
 ]
 
 
+EXTRAS = {
+    "dwcp_fast.versions.bucket": ("obstore", "object-store"),
+    "dwcp_fast.metrics.prometheus": ("prometheus_client", "prometheus"),
+    "dwcp_fast.metrics.otel": ("opentelemetry", "otel"),
+}
+
 DOCUMENTS = [
     "README.md",
     "docs/guide/dictionaries.md",
     "docs/guide/modes.md",
+    "docs/guide/operations.md",
     "docs/guide/patches.md",
     "docs/guide/snapshots.md",
     "docs/guide/versions.md",
@@ -31,8 +38,9 @@ DOCUMENTS = [
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_are_true(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if name == "dwcp_fast.versions.bucket":
-        pytest.importorskip("obstore", reason="the extra 'object-store' is not installed")
+    if name in EXTRAS:
+        library, extra = EXTRAS[name]
+        pytest.importorskip(library, reason=f"the extra '{extra}' is not installed")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dwcp_fast as dwcp
-from dwcp_fast import errors
+from dwcp_fast import errors, metrics
 from dwcp_fast.policy.rollout import RolloutFlags
 from dwcp_fast.rollout.flags import FILE_VARIABLE
 from dwcp_fast.rollout.switch import SWITCH, KillSwitch
@@ -79,6 +79,7 @@ def test_a_running_v3_transfer_ends_byte_exact_in_v1(switch: Switch) -> None:
     told: list[dict[str, Any]] = []
     options = dwcp.ReceiveOptions(allow_v1=("127.0.0.0/8",))
     state = STATE * 8
+    before = metrics.snapshot()
     with dwcp.listen(LOCAL, options=options, on_v1=serve_v1(deliveries, arrived)) as listener:
         # Nobody takes it in v3, so that it is under way until the switch comes.
         with (
@@ -95,6 +96,9 @@ def test_a_running_v3_transfer_ends_byte_exact_in_v1(switch: Switch) -> None:
     assert deliveries[0].payload == state
     assert "stopped" in report.why["protocol"]
     assert "switched" in [event["type"] for event in told]
+    after = metrics.snapshot()
+    assert after.flow("sent").failed == before.flow("sent").failed + 1
+    assert after.flow("sent", "v1").completed == before.flow("sent", "v1").completed + 1
 
 
 def test_a_transfer_asked_for_in_v3_is_stopped_with_its_reason(switch: Switch) -> None:

@@ -1,5 +1,6 @@
 """Options are checked when they are made, and units are read as a person writes them."""
 
+import dataclasses
 import doctest
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,47 @@ def test_a_send_option_out_of_range_is_named(field: str, value: object) -> None:
 def test_a_receive_option_out_of_range_is_named(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field):
         ReceiveOptions(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [object(), b"x", -1.5, {"a": 1}, [[]], 1 + 2j, "\x00"])
+@pytest.mark.parametrize("kind", [SendOptions, ReceiveOptions])
+def test_every_field_refuses_what_it_cannot_be_and_is_named(
+    kind: type[SendOptions | ReceiveOptions], wrong: object
+) -> None:
+    for field in dataclasses.fields(kind):
+        if field.name == "codec_model" and wrong == "\x00":
+            # A path may have any name; it is the system that refuses this one.
+            continue
+        with pytest.raises(ConfigError, match=field.name):
+            kind(**{field.name: wrong})  # type: ignore[arg-type]
+
+
+def test_a_text_that_says_no_does_not_count_as_yes() -> None:
+    for make in (
+        lambda no: ReceiveOptions(overwrite=no),
+        lambda no: ReceiveOptions(sync=no),
+        lambda no: SendOptions(polite=no),
+    ):
+        with pytest.raises(ConfigError, match="it must be True or False"):
+            make("no")
+
+
+def test_options_share_no_list_with_whoever_made_them() -> None:
+    lists: dict[str, list[Any]] = {
+        "local_addresses": ["127.0.0.1"],
+        "base": [Path("x")],
+        "allow_v1": ["10.0.0.0/8"],
+        "dictionaries": [Dictionary(b"common")],
+    }
+    sending = SendOptions(local_addresses=lists["local_addresses"], base=lists["base"])  # type: ignore[arg-type]
+    receiving = ReceiveOptions(allow_v1=lists["allow_v1"], dictionaries=lists["dictionaries"])  # type: ignore[arg-type]
+    for given in lists.values():
+        given.clear()
+    assert sending.local_addresses == ("127.0.0.1",) and sending.base == (Path("x"),)
+    assert receiving.allow_v1 == ("10.0.0.0/8",) and len(receiving.dictionaries) == 1
+    assert hash(sending) == hash(dataclasses.replace(sending))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sending.polite = True  # type: ignore[misc]
 
 
 def test_options_that_are_in_range_are_taken() -> None:

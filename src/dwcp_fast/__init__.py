@@ -19,6 +19,7 @@ from dwcp_fast.engine import force_v1
 from dwcp_fast.errors import (
     AuthError,
     BaseMismatchError,
+    ClosedError,
     ConfigError,
     ConflictError,
     DeadlineError,
@@ -60,6 +61,7 @@ __all__ = [
     "INSECURE",
     "AuthError",
     "BaseMismatchError",
+    "ClosedError",
     "ConfigError",
     "ConflictError",
     "DeadlineError",

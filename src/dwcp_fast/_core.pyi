@@ -6,6 +6,7 @@ from typing_extensions import Buffer
 
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.told import (
+    EventsTold,
     FetchSettings,
     PatchTold,
     ProbeSettings,
@@ -44,6 +45,7 @@ __all__ = [
     "decompress_into",
     "decompress_pages_into",
     "digest",
+    "event_counts",
     "max_compressed_length",
     "measure_action",
     "needed_dictionary",
@@ -79,6 +81,7 @@ def decompress_pages_into(
     packed: BufferLike, memory: BufferLike, numbers: BufferLike, page_bytes: int, max_length: int
 ) -> None: ...
 def digest(buf: BufferLike) -> bytes: ...
+def event_counts() -> EventsTold: ...
 def max_compressed_length(length: int) -> int: ...
 def measure_action(buf: BufferLike, action: str, width: int | None, repeats: int) -> tuple[int, int, int]: ...
 def needed_dictionary(buf: BufferLike) -> str | None: ...

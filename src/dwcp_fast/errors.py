@@ -19,6 +19,7 @@ The tree::
     ├── NotConvergingError                  what is to be moved changes faster than it can be sent
     ├── LimitExceededError                  a size, count or ratio above its limit
     ├── ConflictError                       somebody else changed what was to be replaced
+    ├── ClosedError (RuntimeError)          something of this side is used before it is open, or after its end
     └── ConfigError (ValueError)            an option or a setting that cannot be used
 
 Failures of files and sockets that the operating system reports stay plain :class:`OSError`.
@@ -32,6 +33,7 @@ from typing import ClassVar, Final
 __all__ = [
     "AuthError",
     "BaseMismatchError",
+    "ClosedError",
     "ConfigError",
     "ConflictError",
     "DeadlineError",
@@ -204,6 +206,12 @@ class ConflictError(DwcpError):
     """What was to be replaced was changed by somebody else in between; nothing was replaced."""
 
     code = "conflict"
+
+
+class ClosedError(DwcpError, RuntimeError):
+    """Something of this side is used before it is open, after it was closed, or was closed under a call."""
+
+    code = "closed"
 
 
 class ConfigError(DwcpError, ValueError):

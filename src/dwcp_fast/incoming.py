@@ -1,6 +1,6 @@
 """The sessions of peers that were let in by a listener: received from, or sent to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -12,12 +12,13 @@ from dwcp_fast.buffers import BufferLike
 from dwcp_fast.closing import Closing
 from dwcp_fast.errors import ConfigError
 from dwcp_fast.links import ScannedPaths, base_choice, scan_paths, send_report
+from dwcp_fast.metrics.meter import METER
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.received import Received, receive_report, received_buffers
 from dwcp_fast.reports import Progress, ReceiveReport, SendReport, make_progress
 from dwcp_fast.rollout.switch import SWITCH
-from dwcp_fast.told import SendTold
+from dwcp_fast.told import ReceiveTold, SendTold
 from dwcp_fast.waiting import Worker
 
 __all__ = ["STOPPED", "AsyncIncomingSession", "IncomingSession", "dismiss"]
@@ -43,6 +44,7 @@ class IncomingSession(Closing):
         self._options = options
         self._serve = serve or SendOptions()
         self._transport = transport
+        self._mark = METER.opened(self, "serve" if self.fetches else "receive")
         self._guard = SWITCH.guard(partial(dismiss, native, STOPPED))
 
     @property
@@ -96,9 +98,8 @@ class IncomingSession(Closing):
             IntegrityError: Bytes were altered on the way, more than once.
             DeadlineError: It took longer than ``timeout_s`` of the options given as ``serve``.
         """
-        with self._guard.told():
-            told = self._server().send_buffers(list(objects.items()), self._serve.block_bytes)
-        return self._sent(told)
+        server, block_bytes = self._server(), self._serve.block_bytes
+        return self._sent(lambda: server.send_buffers(list(objects.items()), block_bytes))
 
     def send_paths(self, paths: Sequence[str | PathLike[str]]) -> SendReport:
         """Answer the request with files and directories.
@@ -118,9 +119,8 @@ class IncomingSession(Closing):
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Answer with what :func:`~dwcp_fast.links.scan_paths` found; raises as :meth:`send_paths` does."""
-        with self._guard.told():
-            told = self._server().send_scan(scan.native)
-        return self._sent(told)
+        server = self._server()
+        return self._sent(lambda: server.send_scan(scan.native))
 
     def refuse(self, reason: str) -> None:
         """Refuse what the peer asks for; its fetch fails with the reason, and the session ends.
@@ -150,9 +150,14 @@ class IncomingSession(Closing):
             IntegrityError: Bytes were altered on the way.
             DwcpError: The sender offers files, the peer fetches, or the listener was cancelled.
         """
-        with self._guard.told():
-            outcome = self._receiver().receive_buffers(self._options.max_total_bytes, timeout_s)
-        return None if outcome is None else received_buffers(*outcome, self._transport)
+        native, most = self._receiver(), self._options.max_total_bytes
+
+        def receive() -> Received | None:
+            with self._guard.told():
+                outcome = native.receive_buffers(most, timeout_s)
+            return None if outcome is None else received_buffers(*outcome, self._transport)
+
+        return METER.measure("received", "v3", self.progress, receive, waits=True)
 
     def receive_into(
         self, buffers: Mapping[str, BufferLike], timeout_s: float | None = None
@@ -172,9 +177,8 @@ class IncomingSession(Closing):
             BufferError: A buffer is not contiguous or read-only.
             DwcpError: The sender offers another name or length; otherwise as for :meth:`receive`.
         """
-        with self._guard.told():
-            told = self._receiver().receive_into(dict(buffers), timeout_s)
-        return None if told is None else receive_report(told, self._transport)
+        native, named = self._receiver(), dict(buffers)
+        return self._received(lambda: native.receive_into(named, timeout_s))
 
     def receive_tree(self, into: str | PathLike[str], timeout_s: float | None = None) -> ReceiveReport | None:
         """Receive the next state of files into a directory.
@@ -194,12 +198,12 @@ class IncomingSession(Closing):
             DwcpError: The sender offers what is refused, such as a link out of the directory; otherwise as
                 for :meth:`receive`.
         """
-        options = self._options
-        with self._guard.told():
-            told = self._receiver().receive_tree(
-                Path(into), options.overwrite, options.symlinks == "keep", options.sync, timeout_s
+        native, options, directory = self._receiver(), self._options, Path(into)
+        return self._received(
+            lambda: native.receive_tree(
+                directory, options.overwrite, options.symlinks == "keep", options.sync, timeout_s
             )
-        return None if told is None else receive_report(told, self._transport)
+        )
 
     def progress(self) -> Progress:
         """Tell, from any thread, where the transfer stands."""
@@ -209,6 +213,7 @@ class IncomingSession(Closing):
         """End the session, also from another thread; a second time does nothing. What is staged stays."""
         self._guard.release()
         self._native.close()
+        self._mark.close()
 
     def _receiver(self) -> _core.Receiver:
         if isinstance(self._native, _core.Server):
@@ -220,9 +225,23 @@ class IncomingSession(Closing):
             raise ConfigError("this peer sends: take what it offers with receive()")
         return self._native
 
-    def _sent(self, told: SendTold) -> SendReport:
+    def _sent(self, send: Callable[[], SendTold]) -> SendReport:
         choices = [choose_codec(self._serve.codec), base_choice(self._serve)]
-        return send_report(told, self.peer, self._transport, choices)
+
+        def report() -> SendReport:
+            with self._guard.told():
+                told = send()
+            return send_report(told, self.peer, self._transport, choices)
+
+        return METER.measure("sent", "v3", self.progress, report)
+
+    def _received(self, receive: Callable[[], ReceiveTold | None]) -> ReceiveReport | None:
+        def report() -> ReceiveReport | None:
+            with self._guard.told():
+                told = receive()
+            return None if told is None else receive_report(told, self._transport)
+
+        return METER.measure("received", "v3", self.progress, report, waits=True)
 
 
 def dismiss(native: _core.Receiver | _core.Server, reason: str) -> None:
@@ -300,7 +319,7 @@ class AsyncIncomingSession:
     async def close(self) -> None:
         """End the session; a second time does nothing."""
         try:
-            await self._worker.run(self._session.close, self._session.close)
+            await self._worker.end(self._session.close, self._session.close)
         finally:
             self._worker.close()
 

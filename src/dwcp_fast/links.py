@@ -12,6 +12,7 @@ from dwcp_fast.buffers import BufferLike
 from dwcp_fast.dictionary import native
 from dwcp_fast.errors import ConfigError, NegotiationError
 from dwcp_fast.link_memory import KnownLink, recall_link, remember_link
+from dwcp_fast.metrics.meter import METER
 from dwcp_fast.modes import ModeKeeper
 from dwcp_fast.options import SendOptions
 from dwcp_fast.paths import PathReport
@@ -255,6 +256,9 @@ class V3Link(NativeLink):
             remember_link(self._peer, link)
 
     def _sent(self, send: Callable[[], SendTold]) -> SendReport:
+        return METER.measure("sent", "v3", self.progress, lambda: self._carried(send))
+
+    def _carried(self, send: Callable[[], SendTold]) -> SendReport:
         with self._guard.told(), self._mode.keep(self) as before:
             told = send()
         report = send_report(told, self._peer, self._transport, self.choices())
@@ -327,6 +331,9 @@ class V1Link:
         """Do nothing: v1 holds no connection between transfers."""
 
     def _send(self, payload: BufferLike) -> SendReport:
+        return METER.measure("sent", "v1", self.progress, lambda: self._carried(payload))
+
+    def _carried(self, payload: BufferLike) -> SendReport:
         from dwcp_fast.v1 import send_v1
 
         host, port = _core.split_address(self._peer)
@@ -383,6 +390,9 @@ def check_v1(options: SendOptions, engine: Choice[Any]) -> None:
 
 def send_settings(options: SendOptions, known: KnownLink | None = None) -> SendSettings:
     """Make of options, and of what an earlier session has found out, what the native side takes."""
+    is_auto = options.codec == "auto"
+    # A model that is named is looked at, also where it is not used.
+    model = load_selector(options.codec_model) if is_auto or options.codec_model is not None else None
     return {
         "lanes": choose_lanes(options.streams, polite=options.polite).value,
         "adaptive": lane_range(options.streams, polite=options.polite),
@@ -390,7 +400,7 @@ def send_settings(options: SendOptions, known: KnownLink | None = None) -> SendS
         "block_bytes": options.block_bytes,
         "codec": options.codec,
         "dictionary": native(options.dictionary),
-        "codec_model": load_selector(options.codec_model) if options.codec == "auto" else None,
+        "codec_model": model if is_auto else None,
         "known_link": None if known is None else (known.bytes_per_s, known.was_limit),
         "idle_timeout_s": options.idle_timeout_s,
         "connect_timeout_s": options.connect_timeout_s,

@@ -17,6 +17,7 @@ from dwcp_fast.dictionary import natives
 from dwcp_fast.errors import ConfigError
 from dwcp_fast.incoming import STOPPED, AsyncIncomingSession, IncomingSession, dismiss
 from dwcp_fast.links import Events, send_settings
+from dwcp_fast.metrics.meter import METER
 from dwcp_fast.options import ReceiveOptions, SendOptions, check_int
 from dwcp_fast.rollout.switch import SWITCH
 from dwcp_fast.state import (
@@ -227,13 +228,14 @@ class Listener(Closing):
         While the kill switch is on, v3 peers are turned away.
 
         Args:
-            timeout_s: Seconds to wait; None waits until :meth:`cancel` is called.
+            timeout_s: Seconds to wait; None waits until :meth:`close` or :meth:`cancel` is called.
 
         Returns:
             The peer's session, None when the time has passed.
 
         Raises:
-            DwcpError: The listener was cancelled, or closed before (``code`` says which).
+            ClosedError: The listener was closed, before or meanwhile.
+            DwcpError: It was cancelled (``code`` says so).
         """
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -276,7 +278,7 @@ class Listener(Closing):
         self._cancel.cancel()
 
     def close(self) -> None:
-        """Stop listening; a second time does nothing."""
+        """Stop listening, also from another thread; a second time does nothing. Sessions let in go on."""
         if self._throttle is not None:
             self._throttle.stop()
         self._native.close()
@@ -341,7 +343,7 @@ class AsyncListener:
     async def close(self) -> None:
         """Stop listening; a second time does nothing."""
         try:
-            await self._worker.run(self._listener.close, self._listener.cancel)
+            await self._worker.end(self._listener.close, self._listener.cancel)
         finally:
             self._worker.close()
 
@@ -377,7 +379,12 @@ def make_v1_receiver(options: ReceiveOptions, on_v1: OnV1 | None) -> "V1Receiver
         # A fleet that goes back to v1 does so at once. The memory of all transfers together stays bounded.
         max_transfers=min(options.max_sessions, MAX_V1_TRANSFERS),
     )
-    return V1Receiver(v1_options, on_delivery=on_v1)
+
+    def take(delivery: "V1Delivery") -> None:
+        METER.count_v1_delivery(len(delivery.payload), delivery.wire_bytes, delivery.duration_s)
+        on_v1(delivery)
+
+    return V1Receiver(v1_options, on_delivery=take)
 
 
 def bind_as_before(

@@ -4,7 +4,7 @@ import ipaddress
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final, Literal, get_args
 from typing import Protocol as Shape
 
@@ -138,9 +138,14 @@ class SendOptions:
     v1_payload: Payload = "hde"
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check every field, also of what is not made use of, and keep nothing that a caller can change."""
+        for field in ("local_addresses", *(() if isinstance(self.base, str) else ("base",))):
+            keep_tuple(self, field)
         check_choice("protocol", self.protocol, get_args(Protocol))
         check_choice("mode", self.mode, get_args(Mode))
+        check_flag("polite", self.polite)
+        check_flag("link_memory", self.link_memory)
+        check_path("codec_model", self.codec_model)
         if self.streams is not None:
             check_int("streams", self.streams, 1, MAX_LANES)
         check_codec(self.codec)
@@ -150,7 +155,7 @@ class SendOptions:
         if self.bandwidth_bits_per_s is not None:
             check_bandwidth("bandwidth_bits_per_s", self.bandwidth_bits_per_s)
         if self.bandwidth_schedule is not None:
-            parse_schedule(self.bandwidth_schedule)
+            check_schedule("bandwidth_schedule", self.bandwidth_schedule)
             if self.bandwidth_bits_per_s is not None:
                 raise ConfigError("bandwidth_bits_per_s and bandwidth_schedule exclude each other")
         check_congestion(self.congestion)
@@ -164,6 +169,9 @@ class SendOptions:
             check_choice("base", self.base, ("auto", "none"))
         elif not self.base:
             raise ConfigError("base is an empty tuple: name a path, or say 'auto' or 'none'")
+        else:
+            for path in self.base:
+                check_path("base", path)
         check_choice("symlinks", self.symlinks, get_args(Symlinks))
         check_choice("v1_generation", self.v1_generation, get_args(Generation))
         check_choice("v1_payload", self.v1_payload, get_args(Payload))
@@ -216,7 +224,13 @@ class ReceiveOptions:
     v1_payload: Payload = "hde"
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check every field, also of what is not made use of, and keep nothing that a caller can change."""
+        for field in ("dictionaries", *(() if self.allow_v1 is None else ("allow_v1",))):
+            keep_tuple(self, field)
+        check_flag("overwrite", self.overwrite)
+        check_flag("sync", self.sync)
+        for dictionary in self.dictionaries:
+            check_common("dictionaries", dictionary)
         check_choice("symlinks", self.symlinks, get_args(Symlinks))
         check_int("max_object_bytes", self.max_object_bytes, 1, MAX_OBJECT_BYTES)
         check_int("max_total_bytes", self.max_total_bytes, 1, MAX_OBJECT_BYTES)
@@ -229,7 +243,8 @@ class ReceiveOptions:
         check_seconds("handshake_timeout_s", self.handshake_timeout_s)
         for network in self.allow_v1 or ():
             try:
-                ipaddress.ip_network(network, strict=False)
+                # A number is a network to this function, and nobody means one.
+                ipaddress.ip_network(str(network), strict=False)
             except ValueError as exc:
                 raise ConfigError(f"allow_v1 {network!r} is no network: {exc}") from exc
         check_choice("v1_generation", self.v1_generation, get_args(Generation))
@@ -401,6 +416,32 @@ def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"{field} is {value!r}: it must be one of {', '.join(choices)}")
 
 
+def keep_tuple(options: object, field: str) -> None:
+    """Make a tuple of what a frozen object was given, so that it shares no list with its maker."""
+    value = getattr(options, field)
+    if not isinstance(value, tuple | list):
+        raise ConfigError(f"{field} is {value!r}: it must be a tuple")
+    object.__setattr__(options, field, tuple(value))
+
+
+def check_flag(field: str, value: bool) -> None:
+    """Refuse what is neither true nor false: a text such as "no" would count as true."""
+    if type(value) is not bool:
+        raise ConfigError(f"{field} is {value!r}: it must be True or False")
+
+
+def check_path(field: str, value: object) -> None:
+    """Refuse what cannot name a file; whether there is one, using it shows."""
+    if value is not None and not isinstance(value, str | PurePath):
+        raise ConfigError(f"{field} is {value!r}: it must be a path")
+
+
+def check_common(field: str, value: CommonContent) -> None:
+    """Refuse what is no dictionary."""
+    if not isinstance(getattr(value, "digest", None), str) or not callable(getattr(value, "to_bytes", None)):
+        raise ConfigError(f"{field} is of type {type(value).__name__}: it must be a dwcp_fast.Dictionary")
+
+
 def check_int(field: str, value: int, low: int, high: int) -> None:
     """Refuse a number outside its range."""
     if type(value) is not int or not low <= value <= high:
@@ -414,7 +455,12 @@ def check_bandwidth(field: str, value: int) -> None:
 
 def check_seconds(field: str, value: float, *, zero: bool = False) -> None:
     """Refuse a time span that is negative, endless or absurd."""
-    if not math.isfinite(value) or (value < 0 if zero else value <= 0) or value > MAX_SECONDS:
+    if (
+        type(value) not in (int, float)
+        or not math.isfinite(value)
+        or (value < 0 if zero else value <= 0)
+        or value > MAX_SECONDS
+    ):
         raise ConfigError(f"{field} is {value!r}: it must be seconds above 0, at most {MAX_SECONDS:.0f}")
 
 
@@ -427,6 +473,7 @@ def check_block_bytes(value: int, field: str = "block_bytes") -> None:
 
 def check_sent(dictionary: CommonContent) -> None:
     """Refuse a dictionary that no frame can hold."""
+    check_common("dictionary", dictionary)
     length = len(dictionary.to_bytes())
     if length > MAX_DICTIONARY_BYTES:
         raise ConfigError(f"dictionary has {length} bytes: for a transfer it may have {MAX_DICTIONARY_BYTES}")
@@ -437,16 +484,26 @@ def check_threads(value: int) -> None:
     check_int("threads", value, 1, MAX_THREADS)
 
 
-def check_codec(value: str) -> None:
+def check_schedule(field: str, value: object) -> None:
+    """Refuse what is no schedule of rates."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{field} is {value!r}: it must be a text")
+    try:
+        parse_schedule(value)
+    except ConfigError as exc:
+        raise ConfigError(f"{field}: {exc}") from exc
+
+
+def check_codec(value: object) -> None:
     """Refuse a name that is no codec; the level's range is the library's to check."""
-    if not CODEC.fullmatch(value):
+    if not isinstance(value, str) or not CODEC.fullmatch(value):
         known = "auto, none, lz4, lz4:ACCELERATION, zstd or zstd:LEVEL"
         raise ConfigError(f"codec is {value!r}: it must be {known}")
 
 
-def check_congestion(value: str) -> None:
+def check_congestion(value: object) -> None:
     """Refuse what cannot be the name of a congestion control; which there are is the kernel's to say."""
-    if not CONGESTION.fullmatch(value):
+    if not isinstance(value, str) or not CONGESTION.fullmatch(value):
         known = "auto, yielding, system, or a name of up to 15 small letters, digits, _ and -"
         raise ConfigError(f"congestion is {value!r}: it must be {known}")
 
@@ -457,7 +514,8 @@ def check_addresses(values: tuple[str, ...]) -> None:
         raise ConfigError(f"local_addresses has {len(values)} addresses: the most is {MAX_LOCAL_ADDRESSES}")
     for value in values:
         try:
-            address = ipaddress.ip_address(value)
+            # A number is an address to this function, and nobody means one.
+            address = ipaddress.ip_address(str(value))
         except ValueError as exc:
             raise ConfigError(f"local_addresses has {value!r}, which is no IP address") from exc
         if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:

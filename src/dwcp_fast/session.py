@@ -21,7 +21,7 @@ receiver's word that it holds exactly the sender's state, or raises; where the e
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,9 +30,10 @@ from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.closing import Closing
 from dwcp_fast.engine import engine_for
-from dwcp_fast.errors import ConfigError, NegotiationError
+from dwcp_fast.errors import ClosedError, ConfigError, DwcpError, NegotiationError
 from dwcp_fast.fetching import FetchLink
 from dwcp_fast.links import Events, Link, ScannedPaths, V1Link, V3Link, scan_paths
+from dwcp_fast.metrics.meter import METER
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.received import Received
@@ -111,6 +112,8 @@ class Session(Closing):
         """Take over a link."""
         self._link = link
         self._options = options
+        self._sending = False
+        self._mark = METER.opened(self, "fetch" if isinstance(link, FetchLink) else "send")
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers as one state.
@@ -132,8 +135,7 @@ class Session(Closing):
             DeadlineError: It took longer than ``options.timeout_s``.
             NegotiationError: v1 is used, and there is not exactly one object.
         """
-        link = self._sender()
-        return recorded(link.engine, lambda: link.send(objects))
+        return self._sent(lambda link: link.send(objects))
 
     def send_paths(self, paths: Sequence[str | os.PathLike[str]]) -> SendReport:
         """Send files and directories as one state.
@@ -152,8 +154,7 @@ class Session(Closing):
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
         """Send what :func:`~dwcp_fast.links.scan_paths` found; raises what :meth:`send_paths` raises."""
-        link = self._sender()
-        return recorded(link.engine, lambda: link.send_scan(scan))
+        return self._sent(lambda link: link.send_scan(scan))
 
     def fetch(self, request: bytes = b"", *, timeout_s: float | None = None) -> Received:
         """Ask for a state of buffers, and receive it into new memory.
@@ -178,7 +179,8 @@ class Session(Closing):
             ConfigError: The session sends, or `request` is too long.
             DwcpError: The listener offers files, or the session was cancelled.
         """
-        return self._fetcher().fetch(request, timeout_s)
+        link = self._fetcher()
+        return METER.measure("received", "v3", link.progress, lambda: link.fetch(request, timeout_s))
 
     def fetch_to(
         self, buffers: Mapping[str, BufferLike], request: bytes = b"", *, timeout_s: float | None = None
@@ -199,7 +201,10 @@ class Session(Closing):
             BufferError: A buffer is not contiguous or read-only.
             DwcpError: The listener offers another name or length; otherwise as for :meth:`fetch`.
         """
-        return self._fetcher().fetch_to(buffers, request, timeout_s)
+        link = self._fetcher()
+        return METER.measure(
+            "received", "v3", link.progress, lambda: link.fetch_to(buffers, request, timeout_s)
+        )
 
     def fetch_into(
         self,
@@ -226,7 +231,10 @@ class Session(Closing):
             DwcpError: The listener offers what is refused, such as a link out of the directory; otherwise as
                 for :meth:`fetch`.
         """
-        return self._fetcher().fetch_into(Path(directory), request, timeout_s)
+        link, into = self._fetcher(), Path(directory)
+        return METER.measure(
+            "received", "v3", link.progress, lambda: link.fetch_into(into, request, timeout_s)
+        )
 
     def progress(self) -> Progress:
         """Tell, from any thread, where the transfer stands."""
@@ -255,8 +263,20 @@ class Session(Closing):
         self._link.cancel()
 
     def close(self) -> None:
-        """End the session; a second time does nothing."""
+        """End the session, and what it sends or fetches on another thread; a second time does nothing."""
+        if self._sending:
+            # It would go on to its end otherwise, on a session that nobody holds any more.
+            self._link.cancel()
         self._link.close()
+        self._mark.close()
+
+    def _sent(self, send: Callable[[Link], SendReport]) -> SendReport:
+        link = self._sender()
+        self._sending = True
+        try:
+            return recorded(link.engine, lambda: send(link))
+        finally:
+            self._sending = False
 
     def _sender(self) -> Link:
         if isinstance(self._link, FetchLink):
@@ -295,6 +315,8 @@ class AsyncSession:
         self._cancel = _core.Cancel()
         self._worker = Worker("dwcp-session")
         self._session: Session | None = None
+        self._opening = False
+        self._given_up = False
 
     async def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers; see :meth:`Session.send`."""
@@ -356,10 +378,14 @@ class AsyncSession:
         return self._entered().explain()
 
     async def close(self) -> None:
-        """End the session; a second time does nothing."""
+        """End the session, or give up opening it; a second time does nothing."""
+        if self._opening:
+            self._given_up = True
+            self._cancel.cancel()
+            return
         session, self._session = self._session, None
         if session is not None:
-            await self._worker.run(session.close, session.cancel)
+            await self._worker.end(session.close, session.cancel)
         self._worker.close()
 
     async def __aenter__(self) -> Self:
@@ -370,12 +396,24 @@ class AsyncSession:
             link = open_link(target, trust, options, receive, self._cancel, self._events)
             return Session(link, options)
 
+        self._opening = True
         try:
             # A cancellation may come when the session is open already, and nobody would close it.
-            self._session = await self._worker.run(open_session, self._cancel.cancel, Session.close)
+            session = await self._worker.run(open_session, self._cancel.cancel, Session.close)
+            if self._given_up:
+                await self._worker.end(session.close, session.cancel)
+                raise ClosedError("the session was closed while it was being opened")
+        except DwcpError as error:
+            self._worker.close()
+            if self._given_up and not isinstance(error, ClosedError):
+                raise ClosedError("the session was closed while it was being opened") from error
+            raise
         except BaseException:
             self._worker.close()
             raise
+        finally:
+            self._opening = False
+        self._session = session
         return self
 
     async def __aexit__(
@@ -386,7 +424,7 @@ class AsyncSession:
 
     def _entered(self) -> Session:
         if self._session is None:
-            raise RuntimeError("the session is not open: use it inside `async with`")
+            raise ClosedError("the session is not open: use it inside `async with`")
         return self._session
 
 
@@ -399,6 +437,22 @@ def open_link(
     events: Events | None,
 ) -> Link | FetchLink:
     """Connect with the engine that is to be used now."""
+    try:
+        return make_link(target, trust, options, receive, cancel, events)
+    except BaseException as error:
+        METER.count_error("connect", error)
+        raise
+
+
+def make_link(
+    target: str,
+    trust: Trust | None,
+    options: SendOptions,
+    receive: ReceiveOptions | None,
+    cancel: _core.Cancel,
+    events: Events | None,
+) -> Link | FetchLink:
+    """Make the link of the engine that is to be used now."""
     engine = engine_for(options.protocol)
     if receive is not None:
         if engine.value == "v1":

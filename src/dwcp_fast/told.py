@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActionTold",
     "CountsTold",
+    "EventsTold",
     "FetchSettings",
     "LaneChangeTold",
     "LinkTold",
@@ -216,6 +217,16 @@ class ReceiveTold(TypedDict):
     cpu_seconds: float
     codec_mix: list[ShareTold]
     peer: str
+
+
+class EventsTold(TypedDict):
+    """What has happened on all sessions and listeners of this process."""
+
+    lanes_opened: int
+    lanes_lost: int
+    reconnects: int
+    integrity_failures: int
+    peers_refused: int
 
 
 class ProgressTold(TypedDict):

@@ -52,6 +52,23 @@ class Worker:
                 await end_of(loop.run_in_executor(self._calls, drop, running.result()))
             raise
 
+    async def end(self, close: Callable[[], object], cancel: Callable[[], object]) -> None:
+        """Await what ends the object; it does not wait for its turn behind a call that is under way.
+
+        Args:
+            close: Ends the object in peace, which makes the call under way end soon; it may block.
+            cancel: Makes `close` hurry. It is called, in another thread, when the awaiting task is cancelled;
+                the end of both is then awaited.
+        """
+        loop = asyncio.get_running_loop()
+        closing = loop.run_in_executor(self._cancels, close)
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await end_of(loop.run_in_executor(None, cancel))
+            await end_of(closing)
+            raise
+
     def close(self) -> None:
         """Let the threads end; a later call starts them again."""
         for executor in (self._calls, self._cancels):

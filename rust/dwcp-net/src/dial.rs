@@ -30,9 +30,13 @@ pub(crate) const WORTHWHILE: Duration = Duration::from_secs(1);
 
 /// A random delay that grows with the attempts, so that many lanes do not come back all at once.
 pub(crate) fn backoff(attempts: u32) -> Duration {
+    jittered(attempts, random_bytes::<2>().map_or(1 << 15, u16::from_le_bytes))
+}
+
+/// Full jitter: any delay up to the most of these attempts is as likely as any other.
+fn jittered(attempts: u32, chance: u16) -> Duration {
     let most = BACKOFF.0.saturating_mul(1 << attempts.min(10)).min(BACKOFF.1);
-    let share = random_bytes::<2>().map_or(0.5, |bytes| f64::from(u16::from_le_bytes(bytes)) / 65_536.0);
-    most.mul_f64(share).max(Duration::from_millis(10))
+    most.mul_f64(f64::from(chance) / 65_536.0).max(Duration::from_millis(10))
 }
 
 /// How lanes are made, whichever way the state goes.
@@ -262,5 +266,52 @@ fn explain(error: NetError, security: Security) -> NetError {
             NetError::PeerClosed { phase: "being greeted", hint: Some(hint) }
         }
         error => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How far the delays of `attempts` are from an even spread over all that they may be, by Kolmogorov and Smirnov.
+    fn unevenness(attempts: u32, most: Duration, mut draw: impl FnMut(u32) -> Duration) -> f64 {
+        const DRAWS: u32 = 4_000;
+        let mut shares: Vec<f64> =
+            (0..DRAWS).map(|_| draw(attempts).as_secs_f64() / most.as_secs_f64()).collect();
+        shares.sort_by(f64::total_cmp);
+        // What would be shorter than the least is the least.
+        let least = 0.01 / most.as_secs_f64();
+        shares
+            .iter()
+            .enumerate()
+            .filter(|(_, share)| **share > least)
+            .map(|(index, share)| (f64::from(index as u32) / f64::from(DRAWS) - share).abs())
+            .fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn delays_are_spread_over_all_that_they_may_be_and_grow_to_their_limit() {
+        // Of 4,000 even draws the distance is above 0.04 once in 300,000 times.
+        const FAR: f64 = 0.04;
+        let most = [50, 100, 200, 400, 800, 1_600, 2_000, 2_000].map(Duration::from_millis);
+        let mut state = 0x9e37_79b9_u32;
+        for (attempts, most) in most.into_iter().enumerate() {
+            let attempts = attempts as u32;
+            let seeded = unevenness(attempts, most, |attempts| {
+                // xorshift32
+                state ^= state << 13;
+                state ^= state >> 17;
+                state ^= state << 5;
+                jittered(attempts, (state >> 16) as u16)
+            });
+            assert!(seeded < FAR, "{seeded} after {attempts} attempts");
+            let real = unevenness(attempts, most, backoff);
+            assert!(real < FAR, "{real} after {attempts} attempts");
+            assert!(
+                jittered(attempts, u16::MAX) <= most && jittered(attempts, u16::MAX) > most.mul_f64(0.99)
+            );
+            assert_eq!(jittered(attempts, 0), Duration::from_millis(10));
+        }
+        assert_eq!(jittered(u32::MAX, u16::MAX), jittered(10, u16::MAX));
     }
 }

@@ -107,6 +107,9 @@ pub enum NetError {
     /// This side was told to stop.
     #[error("cancelled")]
     Cancelled,
+    /// What was waited on has been closed, by this side.
+    #[error("closed while it was waited on")]
+    Closed,
     /// The peer reported a failure of its own.
     #[error("the peer reports: {message}")]
     Peer {

@@ -23,6 +23,7 @@ mod report;
 pub mod security;
 mod send;
 mod serve;
+mod tally;
 pub mod transport;
 
 pub use cancel::Cancel;
@@ -39,3 +40,4 @@ pub use report::{
 };
 pub use send::{CodecChoice, ProbeOptions, ProbeReport, Selection, SendOptions, SendSession, probe};
 pub use serve::ServeSession;
+pub use tally::{EventCounts, Tally};

@@ -114,14 +114,16 @@ struct Shape {
     code: Option<&'static str>,
     hint: Option<&'static str>,
     resumable: bool,
+    /// Whether the same call may succeed later, where the class does not say so of all its kind.
+    retryable: bool,
 }
 
 const fn class(class: &'static str) -> Shape {
-    Shape { class, code: None, hint: None, resumable: false }
+    Shape { class, code: None, hint: None, resumable: false, retryable: false }
 }
 
 const fn named(code: &'static str) -> Shape {
-    Shape { class: "DwcpError", code: Some(code), hint: None, resumable: false }
+    Shape { class: "DwcpError", code: Some(code), hint: None, resumable: false, retryable: false }
 }
 
 impl Shape {
@@ -131,6 +133,10 @@ impl Shape {
 
     fn resumable(self, resumable: bool) -> Shape {
         Shape { resumable, ..self }
+    }
+
+    fn retryable(self, retryable: bool) -> Shape {
+        Shape { retryable, ..self }
     }
 }
 
@@ -179,7 +185,7 @@ impl Failure {
             Failure::Changed => class("IntegrityError"),
             Failure::Viewed { .. } | Failure::OwnView => named("viewed"),
             Failure::Cancelled => named("cancelled"),
-            Failure::Closed => named("closed"),
+            Failure::Closed => class("ClosedError"),
             Failure::Forked { .. } => named("forked").hint("connect or listen again in the child"),
             Failure::Panic(_) => named("internal"),
             Failure::Thread(_) => named("system"),
@@ -271,7 +277,8 @@ fn net_shape(error: &NetError) -> Shape {
         NetError::Relay { code, .. } => relay_shape(*code),
         NetError::Deadline { .. } => class("DeadlineError"),
         NetError::Cancelled => named("cancelled"),
-        NetError::Peer { code, .. } => peer_shape(*code),
+        NetError::Closed => class("ClosedError"),
+        NetError::Peer { code, retryable, .. } => peer_shape(*code).retryable(*retryable),
         NetError::Version { .. } => class("NegotiationError"),
         NetError::NotAsked
         | NetError::Address { .. }
@@ -382,6 +389,9 @@ fn exception(py: Python<'_>, text: &str, shape: &Shape) -> PyErr {
         let made = errors.bind(py).getattr(shape.class)?.call((text,), Some(&arguments))?;
         if let Some(code) = shape.code {
             made.setattr("code", code)?;
+        }
+        if shape.retryable {
+            made.setattr("retryable", true)?;
         }
         Ok(PyErr::from_value(made))
     };

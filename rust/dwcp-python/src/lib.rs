@@ -53,6 +53,8 @@ mod _core {
     #[pymodule_export]
     use super::measure::{calibration_sample, measure_action};
     #[pymodule_export]
+    use super::observer::event_counts;
+    #[pymodule_export]
     use super::pages::{compress_pages, decompress_pages_into};
     #[pymodule_export]
     use super::probe::probe_link;

@@ -1,27 +1,42 @@
-//! Events of native threads, told to a Python callable as dictionaries.
+//! Events of native threads: counted for the whole process, and told to a Python callable as dictionaries.
 
 use std::sync::Arc;
 
-use dwcp_net::{Event, Observer, Unobserved};
+use dwcp_net::{Event, Observer, Tally};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-/// A Python callable that is given each event.
-struct Callback(Py<PyAny>);
+/// What has happened on all sessions and listeners of this process.
+static TALLY: Tally = Tally::new();
+
+/// A Python callable that is given each event, if there is one.
+struct Callback(Option<Py<PyAny>>);
 
 /// The observer for a callable, or for nobody.
 pub fn of(callable: Option<Py<PyAny>>) -> Arc<dyn Observer> {
-    match callable {
-        Some(callable) => Arc::new(Callback(callable)),
-        None => Arc::new(Unobserved),
-    }
+    Arc::new(Callback(callable))
+}
+
+/// How often what has happened in this process, at one moment.
+#[pyfunction]
+pub fn event_counts(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let counts = TALLY.counts();
+    let told = PyDict::new(py);
+    told.set_item("lanes_opened", counts.lanes_opened)?;
+    told.set_item("lanes_lost", counts.lanes_lost)?;
+    told.set_item("reconnects", counts.reconnects)?;
+    told.set_item("integrity_failures", counts.integrity_failures)?;
+    told.set_item("peers_refused", counts.peers_refused)?;
+    Ok(told)
 }
 
 impl Observer for Callback {
     fn event(&self, event: Event) {
+        TALLY.count(&event);
+        let Some(callable) = &self.0 else { return };
         // At the end of the process there is nobody left to tell.
         Python::try_attach(|py| {
-            let told = describe(py, event).and_then(|event| self.0.call1(py, (event,)));
+            let told = describe(py, event).and_then(|event| callable.call1(py, (event,)));
             if let Err(error) = told {
                 error.write_unraisable(py, None);
             }

@@ -1,5 +1,6 @@
 //! The process that made a native object: its threads and sockets do not survive a fork.
 
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
@@ -13,6 +14,30 @@ pub struct Owned<T: Send + Sync> {
     owner: u32,
 }
 
+/// The object for the time of a call.
+///
+/// It may have been closed meanwhile, so that the end of the call is the end of the object, whose threads may be waiting
+/// for the interpreter when they are joined.
+pub struct Held<T: Send + Sync>(Option<Arc<T>>);
+
+impl<T: Send + Sync> Deref for Held<T> {
+    type Target = Arc<T>;
+
+    fn deref(&self) -> &Arc<T> {
+        match &self.0 {
+            Some(object) => object,
+            None => unreachable!("taken when it is dropped, and not before"),
+        }
+    }
+}
+
+impl<T: Send + Sync> Drop for Held<T> {
+    fn drop(&mut self) {
+        let object = self.0.take();
+        Python::try_attach(|py| py.detach(|| drop(object)));
+    }
+}
+
 impl<T: Send + Sync> Owned<T> {
     /// Hold an object of this process.
     pub fn new(object: T) -> Owned<T> {
@@ -20,12 +45,12 @@ impl<T: Send + Sync> Owned<T> {
     }
 
     /// The object, unless it was closed. Use in a child of the process that made it is refused.
-    pub fn object(&self, py: Python<'_>) -> PyResult<Arc<T>> {
+    pub fn object(&self, py: Python<'_>) -> PyResult<Held<T>> {
         if !self.is_here() {
             return Err(Failure::Forked { owner: self.owner }.raise(py));
         }
         let object = self.object.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        object.ok_or_else(|| Failure::Closed.raise(py))
+        object.map(|object| Held(Some(object))).ok_or_else(|| Failure::Closed.raise(py))
     }
 
     /// Let go of the object; a second time does nothing.

@@ -102,7 +102,7 @@ impl Listener {
 
     /// Stop listening; a second time does nothing.
     fn close(&self, py: Python<'_>) {
-        self.listener.close(py);
+        self.listener.close_with(py, NetListener::close);
     }
 }
 

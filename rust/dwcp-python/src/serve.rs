@@ -11,7 +11,7 @@ use pyo3::types::PyBytes;
 use crate::buffer::Input;
 use crate::error::Failure;
 use crate::native;
-use crate::owner::Owned;
+use crate::owner::{Held, Owned};
 use crate::report::{Progress, SendReport};
 use crate::send::{Scan, memory_source};
 use crate::settings::seconds;
@@ -98,7 +98,7 @@ impl Server {
         Server { session: Owned::new(session), peer, cancel }
     }
 
-    fn session(&self, py: Python<'_>) -> PyResult<Arc<ServeSession>> {
+    fn session(&self, py: Python<'_>) -> PyResult<Held<ServeSession>> {
         let session = self.session.object(py)?;
         if self.cancel.is_cancelled() {
             return Err(Failure::Net(NetError::Cancelled).raise(py));

@@ -12,7 +12,7 @@ use crate::cancel::Cancel;
 use crate::error::Failure;
 use crate::native;
 use crate::observer;
-use crate::owner::Owned;
+use crate::owner::{Held, Owned};
 use crate::report::Selection;
 use crate::security::{DialSecurity, ListenSecurity};
 use crate::select::SelectorModel;
@@ -331,7 +331,7 @@ impl TargetRelay {
         if let Some(relay) = self.held() {
             relay.close_with(py, net::TargetRelay::close);
         }
-        self.listener.close(py);
+        self.listener.close_with(py, Listener::close);
     }
 }
 
@@ -340,7 +340,7 @@ impl TargetRelay {
         self.relay.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn accepted(&self, py: Python<'_>) -> PyResult<Arc<net::TargetRelay>> {
+    fn accepted(&self, py: Python<'_>) -> PyResult<Held<net::TargetRelay>> {
         self.held().ok_or_else(|| Failure::Closed.raise(py))?.object(py)
     }
 }

@@ -6,9 +6,11 @@ from typing import NoReturn
 import click
 
 from dwcp_fast import __version__
+from dwcp_fast.cli.config import config
 from dwcp_fast.cli.delta import delta
 from dwcp_fast.cli.demo import demo
 from dwcp_fast.cli.dictionary import dictionary
+from dwcp_fast.cli.doctor import doctor
 from dwcp_fast.cli.link import link
 from dwcp_fast.cli.output import report_failure, report_usage
 from dwcp_fast.cli.pull import pull
@@ -17,10 +19,11 @@ from dwcp_fast.cli.rollout import rollout
 from dwcp_fast.cli.select import select
 from dwcp_fast.cli.send import send
 from dwcp_fast.cli.serve import serve
+from dwcp_fast.cli.settings import default_map
 from dwcp_fast.cli.snap import snap
 from dwcp_fast.cli.units import help_with_example
 from dwcp_fast.cli.vm import vm
-from dwcp_fast.errors import exit_code_for
+from dwcp_fast.errors import ConfigError, exit_code_for
 
 __all__ = ["main", "program"]
 
@@ -34,10 +37,30 @@ Exit codes:
 """
 
 
+class Program(click.Group):
+    """Takes what no flag says from the environment and from files."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is meant, and read the files for it."""
+        name, command, rest = super().resolve_command(ctx, args)
+        # Help is to be had, and mistakes to be looked for, whatever the files say.
+        if command is not config and not {"-h", "--help"} & set(rest):
+            try:
+                ctx.default_map = default_map(self)
+            except ConfigError as error:
+                told = f"{error} ({error.hint})" if error.hint else str(error)
+                raise click.UsageError(told, ctx) from error
+        return name, command, rest
+
+
 @click.group(
+    cls=Program,
     help=help_with_example(
         "Move large changing state between machines: compressed, resumable, verified. Every option can also "
-        "be set in the environment: --bwlimit of `dwcp send` is DWCP_SEND_BWLIMIT.",
+        "be set in the environment (--bwlimit of `dwcp send` is DWCP_SEND_BWLIMIT), and in files as "
+        "`dwcp config -h` says.",
         "dwcp recv --listen 0.0.0.0:7443 --into inbox      (prints a pairing string)",
         "dwcp send model.bin --to 'dwcp://host:7443#...'   (on the other machine)",
     ),
@@ -60,6 +83,8 @@ program.add_command(vm)
 program.add_command(select)
 program.add_command(rollout)
 program.add_command(link)
+program.add_command(doctor)
+program.add_command(config)
 program.add_command(demo)
 
 

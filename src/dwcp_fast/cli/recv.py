@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from dwcp_fast.cli.inbox import Inbox
+from dwcp_fast.cli.metrics import METRICS
 from dwcp_fast.cli.output import Output, output_options
 from dwcp_fast.cli.security import security_options
 from dwcp_fast.cli.service import run_service
@@ -41,6 +42,7 @@ __all__ = ["recv"]
 @writing_options("Refuse a transfer if something in it exists.")
 @duration_option("--idle-timeout", "Longest silence.", "30s")
 @v1_options
+@METRICS
 @security_options
 @output_options
 def recv(
@@ -51,6 +53,7 @@ def recv(
     writing: Writing,
     idle_timeout: float,
     dialect: Dialect,
+    metrics: str | None,
     trust: MutualTls | Insecure | None,
     printer: Output,
 ) -> int:
@@ -60,4 +63,6 @@ def recv(
     )
     options = ReceiveOptions(idle_timeout_s=idle_timeout, allow_v1=networks, **writing, **dialect)
     into.mkdir(parents=True, exist_ok=True)
-    return run_service(lambda: Inbox(listen, trust, options, into, printer), printer, once=once)
+    return run_service(
+        lambda: Inbox(listen, trust, options, into, printer), printer, once=once, metrics=metrics
+    )

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import click
 
 from dwcp_fast.cli.files import FILE
+from dwcp_fast.cli.metrics import METRICS
 from dwcp_fast.cli.output import Output, output_options
 from dwcp_fast.cli.security import security_options
 from dwcp_fast.cli.send import describe
@@ -119,6 +120,7 @@ class Outbox(Service):
 )
 @SYMLINKS
 @duration_option("--idle-timeout", "Longest silence of a peer.", "30s")
+@METRICS
 @security_options
 @output_options
 def serve(
@@ -132,6 +134,7 @@ def serve(
     base: Literal["auto", "none"],
     symlinks: Symlinks,
     idle_timeout: float,
+    metrics: str | None,
     trust: MutualTls | Insecure | None,
     printer: Output,
 ) -> int:
@@ -156,4 +159,4 @@ def serve(
             pairing_file=pairing_file,
         )
 
-    return run_service(make, printer, once=once)
+    return run_service(make, printer, once=once, metrics=metrics)

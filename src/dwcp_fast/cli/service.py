@@ -4,6 +4,7 @@ import errno
 import queue
 import signal
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Final, NoReturn, Self
 
 import click
 
+from dwcp_fast.cli.metrics import serving_metrics
 from dwcp_fast.cli.output import Output, describe, failure_dict
 from dwcp_fast.errors import DwcpError, exit_code_for
 from dwcp_fast.incoming import IncomingSession
@@ -101,8 +103,10 @@ class Service(ABC):
         for session in sessions:
             session.close()
         self._listener.cancel()
+        # All together: a fleet of sessions is not waited for one after the other.
+        end = time.monotonic() + PARTING_S
         for thread in self._threads:
-            thread.join(PARTING_S)
+            thread.join(max(0.0, end - time.monotonic()))
         self._listener.close()
 
     def _tell_listening(self) -> None:
@@ -162,8 +166,14 @@ class Service(ABC):
         self._output.event(event)
 
 
-def run_service(make: Callable[[], Service], printer: Output, *, once: bool) -> int:
+def run_service(make: Callable[[], Service], printer: Output, *, once: bool, metrics: str | None) -> int:
     """Run a service until it is done or the process is told to end.
+
+    Args:
+        make: Makes the service, which listens from then on.
+        printer: Where what happens is told.
+        once: Whether it ends after one transfer.
+        metrics: Where metrics are served meanwhile, if they are.
 
     Returns:
         The exit code.
@@ -175,7 +185,8 @@ def run_service(make: Callable[[], Service], printer: Output, *, once: bool) -> 
         raise click.UsageError("--json is one object at the end: give --once too, or --json-lines instead")
     signal.signal(signal.SIGTERM, stop)
     try:
-        with make() as service:
+        # What tells how the service does is there before it, and still when it ends.
+        with serving_metrics(metrics, printer), make() as service:
             return service.run(once=once)
     except Stopped:
         return 0

@@ -15,12 +15,21 @@ from dwcp_fast.closing import Closing
 from dwcp_fast.delta import Snapshot
 from dwcp_fast.errors import (
     BaseMismatchError,
+    ClosedError,
     ConfigError,
     ConflictError,
     DwcpError,
     FormatError,
 )
-from dwcp_fast.options import check_block_bytes, check_choice, check_int, check_seconds, check_threads
+from dwcp_fast.options import (
+    MAX_OBJECT_BYTES,
+    MAX_SESSIONS,
+    check_block_bytes,
+    check_choice,
+    check_int,
+    check_seconds,
+    check_threads,
+)
 from dwcp_fast.policy.versions import Form, Retained, Step, choose_anchor, choose_retained, plan_route
 from dwcp_fast.record import MAX_NUMBER
 from dwcp_fast.trust import Insecure, MutualTls
@@ -121,6 +130,8 @@ class DeltaPublisher(Closing):
         check_block_bytes(block_bytes)
         check_choice("confirm", confirm, get_args(Confirm))
         check_seconds("confirm_timeout_s", confirm_timeout_s)
+        check_int("max_version_bytes", max_version_bytes, 1, MAX_OBJECT_BYTES)
+        check_int("max_peers", max_peers, 1, MAX_SESSIONS)
         if listen is None and (confirm != "store" or trust is not None or clients is not None):
             raise ConfigError("trust, clients and confirm are for subscribers that dial, but listen is None")
         self._confirm = confirm
@@ -145,6 +156,7 @@ class DeltaPublisher(Closing):
         self._uncertain: str | None = "the publisher has just been opened"
         # Whether what the store holds has to be read before it can be relied on.
         self._doubt = True
+        self._closed = False
         try:
             # First, as it may fail: to settle ends the right to publish of whoever had it.
             if listen is not None:
@@ -180,8 +192,10 @@ class DeltaPublisher(Closing):
             ConfigError: The number is not above the newest.
             BaseMismatchError: The newest version is not `since`.
             OSError: An earlier failure left doubt, and the store cannot be read.
+            ClosedError: The publisher was closed.
         """
         with self._lock:
+            self._check_open()
             self._settle()
             newest = self.newest
             if type(number) is not int or not 0 <= number <= MAX_NUMBER:
@@ -236,13 +250,26 @@ class DeltaPublisher(Closing):
         return () if self._server is None else self._server.peers()
 
     def close(self) -> None:
-        """Part from subscribers and let go of the store; a second time does nothing."""
+        """Part from subscribers and let go of the store; a second time does nothing.
+
+        What is being published on another thread is brought to its end before, and nothing is published
+        afterwards.
+        """
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if closed:
+            return
         if self._server is not None:
             self._server.close()
         self._store.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this publisher was closed")
+
     def _publish(self, draft: Draft) -> PublishReport:
         with self._lock:
+            self._check_open()
             started = time.perf_counter()
             self._uncertain = f"version {draft.version} was not published for certain"
             self._settle()

@@ -142,7 +142,7 @@ impl Listener {
     /// The next sender that was let in.
     ///
     /// # Errors
-    /// [`NetError::Deadline`] when none came within `timeout`, and [`NetError::Cancelled`].
+    /// [`NetError::Deadline`] when none came within `timeout`, [`NetError::Cancelled`], and [`NetError::Closed`].
     pub fn accept(&self, timeout: Option<Duration>) -> Result<ReceiveSession, NetError> {
         let sends = |known: &Known| matches!(known, Known::Receives(_));
         match self.shared.registry.accept(timeout, &self.shared.cancel, sends)? {
@@ -160,16 +160,22 @@ impl Listener {
     pub fn accept_any(&self, timeout: Option<Duration>) -> Result<Arrival, NetError> {
         self.shared.registry.accept(timeout, &self.shared.cancel, |_| true)
     }
-}
 
-impl Drop for Listener {
-    fn drop(&mut self) {
+    /// Stops listening, and ends waits for peers on other threads. Sessions that were accepted go on. Dropping the
+    /// listener does the same.
+    pub fn close(&self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
         if let Some(acceptor) = lock(&self.acceptor).take() {
             // A thread that panicked has nothing more to say.
             let _ = acceptor.join();
         }
         self.shared.registry.end_unaccepted();
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

@@ -184,6 +184,9 @@ impl Registry {
         let mut sessions: MutexGuard<'_, Sessions> = lock(&self.sessions);
         loop {
             cancel.check()?;
+            if sessions.closed {
+                return Err(NetError::Closed);
+            }
             let place = sessions.waiting.iter().position(|known| wanted(known) && known.is_ready());
             if let Some(session) = place.and_then(|place| sessions.waiting.remove(place)) {
                 return Ok(session.arrive());
@@ -214,6 +217,7 @@ impl Registry {
         let waiting = {
             let mut sessions = lock(&self.sessions);
             sessions.closed = true;
+            self.arrived.notify_all();
             std::mem::take(&mut sessions.waiting)
         };
         for session in waiting {

@@ -1,0 +1,285 @@
+"""What a process counts of itself: at one moment, whoever counts meanwhile, and from real sessions."""
+
+import contextlib
+import gc
+import random
+import threading
+from dataclasses import FrozenInstanceError, replace
+from functools import partial
+from typing import Any
+
+import pytest
+
+import dwcp_fast as dwcp
+from dwcp_fast import errors, metrics
+from dwcp_fast.metrics.meter import ERROR_CODES, METER, Meter, error_code
+from dwcp_fast.metrics.stats import FlowStats, Stats, rates_between
+from dwcp_fast.reports import CodecShare, Progress, SendReport
+from two_ends import LOCAL, WAIT_S, accepted, meanwhile, pairing_of
+
+NOTHING = Progress(0, 0, 0, 0, 0)
+
+
+def sent(wire: int, **more: Any) -> SendReport:
+    """A report of a transfer whose blocks took so many bytes."""
+    plain: dict[str, Any] = {
+        "protocol": "v3",
+        "verified": True,
+        "peer": "192.0.2.1:7443",
+        "transport": "tls",
+        "why": {},
+        "transfer_id": None,
+        "transfer_digest": None,
+        "entries": 1,
+        "bytes_raw": 2 * wire,
+        "bytes_wire": wire,
+        "bytes_sent_raw": 2 * wire,
+        "seconds": 0.25,
+        "codec_mix": (CodecShare("plain", "none", 1, 2 * wire, wire),),
+    }
+    return SendReport(**{**plain, **more})
+
+
+def check_sums(stats: Stats) -> None:
+    """Hold that the numbers of a snapshot fit together."""
+    flow = stats.flow("sent")
+    assert flow.started == flow.completed + flow.failed + flow.withdrawn + flow.active and flow.active >= 0
+    assert sum(error.count for error in stats.errors if error.phase == "transfer") == flow.failed
+    assert sum(share.wire_bytes for share in flow.codecs) + flow.unfinished_wire_bytes == flow.wire_bytes
+    assert sum(share.blocks for share in flow.codecs) == flow.completed
+    assert flow.state_bytes == 2 * (flow.wire_bytes - flow.unfinished_wire_bytes)
+    assert flow.seconds == flow.completed * 0.25
+    assert all(0 <= row.closed <= row.opened for row in stats.sessions)
+
+
+class Job:
+    """A session under way whose progress grows whenever somebody looks."""
+
+    def __init__(self, wire: int, fails: bool) -> None:
+        self.wire, self.fails, self.shown = wire, fails, 0
+
+    def progress(self) -> Progress:
+        self.shown = min(self.wire, self.shown + self.wire // 3 + 1)
+        return Progress(self.shown, 2 * self.wire, self.shown, 4, 0)
+
+    def run(self) -> SendReport:
+        if self.fails:
+            raise errors.IntegrityError("altered")
+        return sent(self.wire)
+
+
+def test_totals_of_one_snapshot_never_disagree_while_many_threads_count() -> None:
+    meter, stop, found = Meter(), threading.Event(), []
+
+    def work(seed: int) -> None:
+        chance = random.Random(seed)
+        while not stop.is_set():
+            job = Job(chance.randrange(1, 99), chance.random() < 0.3)
+            mark = meter.opened(job, "send")
+            with contextlib.suppress(errors.IntegrityError):
+                meter.measure("sent", "v3", job.progress, job.run)
+            if chance.random() < 0.5:
+                mark.close()
+
+    def look() -> None:
+        last = meter.snapshot()
+        for _ in range(2_000):
+            stats = meter.snapshot()
+            try:
+                check_sums(stats)
+                assert stats.flow("sent").wire_bytes >= last.flow("sent").wire_bytes
+                assert stats.flow("sent").started >= last.flow("sent").started
+            except AssertionError as error:
+                found.append(error)
+                return
+            last = stats
+
+    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    lookers = [threading.Thread(target=look) for _ in range(2)]
+    for thread in workers + lookers:
+        thread.start()
+    for thread in lookers:
+        thread.join(WAIT_S)
+    stop.set()
+    for thread in workers:
+        thread.join(WAIT_S)
+    assert not found and not any(thread.is_alive() for thread in workers + lookers)
+    stats = meter.snapshot()
+    check_sums(stats)
+    assert stats.flow("sent").active == 0 and stats.flow("sent").completed > 0 < stats.flow("sent").failed
+
+
+def test_a_snapshot_does_not_change_any_more() -> None:
+    meter = Meter()
+    before = meter.snapshot()
+    plain = before.to_dict()
+    meter.measure("sent", "v3", lambda: NOTHING, lambda: sent(5))
+    assert before.to_dict() == plain and meter.snapshot().flow("sent").completed == 1
+    with pytest.raises(FrozenInstanceError):
+        before.integrity_failures = 1  # type: ignore[misc]
+
+
+def test_bytes_of_a_transfer_under_way_are_counted_once() -> None:
+    meter, shown = Meter(), [10]
+
+    def progress() -> Progress:
+        return Progress(0, 100, shown[0], 3, 0)
+
+    def run() -> SendReport:
+        seen = []
+        for wire in (10, 10, 30):
+            shown[0] = wire
+            seen.append(meter.snapshot().flow("sent"))
+        assert [(flow.wire_bytes, flow.unfinished_wire_bytes, flow.active) for flow in seen] == [
+            (10, 10, 1),
+            (10, 10, 1),
+            (30, 30, 1),
+        ]
+        assert meter.snapshot().lanes.open == 3
+        return sent(50)
+
+    meter.measure("sent", "v3", progress, run)
+    stats = meter.snapshot()
+    assert (stats.flow("sent").wire_bytes, stats.flow("sent").unfinished_wire_bytes) == (50, 0)
+    assert stats.lanes.open == 0
+
+
+def test_a_wait_without_an_offer_is_no_failure_and_a_broken_transfer_is_one() -> None:
+    meter = Meter()
+    begun = Progress(0, 100, 10, 1, 0)
+
+    def fail() -> dwcp.ReceiveReport | None:
+        raise errors.DeadlineError("no offer in time")
+
+    for progress in (NOTHING, begun):
+        with pytest.raises(errors.DeadlineError):
+            meter.measure("received", "v3", partial(replace, progress), fail, waits=True)
+    flow = meter.snapshot().flow("received")
+    assert (flow.withdrawn, flow.failed, flow.unfinished_wire_bytes) == (1, 1, 10)
+
+
+def test_a_session_is_open_until_it_is_closed_or_garbage() -> None:
+    class Held:
+        """Something that can be held weakly."""
+
+    meter, kept, lost = Meter(), Held(), Held()
+    mark = meter.opened(kept, "send")
+    meter.opened(lost, "send")
+    assert meter.snapshot().sessions[0].open == 2
+    del lost
+    gc.collect()
+    assert meter.snapshot().sessions[0].open == 1
+    mark.close()
+    mark.close()
+    assert meter.snapshot().sessions[0].open == 0
+
+
+def test_what_goes_wrong_has_one_of_few_names() -> None:
+    odd = errors.DwcpError("x")
+    odd.code = "made-up-by-a-peer"  # type: ignore[misc]
+    told = [odd, errors.AuthError("x"), OSError(5, "x"), KeyboardInterrupt(), KeyError("x")]
+    assert [error_code(error) for error in told] == ["other", "auth", "system", "interrupted", "internal"]
+    assert {error_code(error) for error in told} <= ERROR_CODES
+
+
+def test_nothing_is_counted_while_it_is_turned_off() -> None:
+    meter = Meter()
+    meter.set_enabled(False)
+    meter.opened(meter, "send").close()
+    meter.measure("sent", "v3", lambda: NOTHING, lambda: sent(5))
+    meter.count_error("connect", errors.AuthError("x"))
+    assert replace(meter.snapshot(), taken_s=0.0) == replace(Meter().snapshot(), taken_s=0.0)
+
+
+def test_rates_are_of_the_time_between_two_snapshots() -> None:
+    meter = Meter()
+    before = meter.snapshot()
+    meter.measure("sent", "v3", lambda: NOTHING, lambda: sent(50))
+    with pytest.raises(errors.AuthError):
+        meter.measure("sent", "v3", lambda: NOTHING, refuse)
+    after = replace(meter.snapshot(), taken_s=before.taken_s + 2)
+    rates = rates_between(before, after)[0]
+    assert (rates.wire_bytes_per_s, rates.state_bytes_per_s, rates.transfers_per_s) == (25, 50, 1)
+    assert (rates.failed_share, rates.mean_s) == (0.5, 0.25)
+    assert rates_between(after, after)[0].failed_share is None
+
+
+def refuse() -> SendReport:
+    raise errors.AuthError("no")
+
+
+def grown(before: Stats, after: Stats, **of: Any) -> FlowStats:
+    """What was counted between two snapshots."""
+    old, new = before.flow(**of), after.flow(**of)
+    plain = {
+        name: getattr(new, name) - getattr(old, name)
+        for name in FlowStats.__dataclass_fields__
+        if name not in {"direction", "protocol", "codecs"}
+    }
+    return replace(new, **plain)
+
+
+def test_sessions_and_listeners_are_counted_at_both_ends() -> None:
+    before = metrics.snapshot()
+    noise = random.Random(3).randbytes(3 << 20)
+
+    def serve() -> int:
+        with accepted(listener) as incoming:
+            states = 0
+            while incoming.receive(WAIT_S) is not None:
+                states += 1
+            return states
+
+    with dwcp.listen(LOCAL) as listener, meanwhile(serve) as serving:
+        with dwcp.connect(pairing_of(listener)) as sending:
+            reports = [sending.send({"noise": noise, "zeros": bytes(2 << 20)}) for _ in range(2)]
+            during = metrics.snapshot()
+        assert serving.result(WAIT_S) == 2
+    after = metrics.snapshot()
+    for direction in ("sent", "received"):
+        flow = grown(before, after, direction=direction)
+        assert (flow.completed, flow.failed) == (2, 0)
+        assert flow.wire_bytes == sum(report.bytes_wire for report in reports)
+        assert flow.state_bytes == sum(report.bytes_raw for report in reports)
+        assert flow.unfinished_wire_bytes == 0
+    roles = {row.role: row for row in after.sessions}
+    old = {row.role: row for row in before.sessions}
+    assert {role: roles[role].opened - old[role].opened for role in roles} == {
+        "send": 1,
+        "receive": 1,
+        "fetch": 0,
+        "serve": 0,
+    }
+    assert all(roles[role].open == old[role].open for role in roles)
+    assert next(row for row in during.sessions if row.role == "send").open == old["send"].open + 1
+    assert after.lanes.opened > before.lanes.opened and after.lanes.lost == before.lanes.lost
+
+
+def test_what_cannot_be_connected_to_is_counted_by_its_code() -> None:
+    def refusals(stats: Stats) -> int:
+        return sum(
+            error.count for error in stats.errors if (error.phase, error.code) == ("connect", "transport")
+        )
+
+    before = metrics.snapshot()
+    with pytest.raises(OSError, match="refused"):
+        dwcp.connect("127.0.0.1:1", trust=dwcp.INSECURE)
+    assert refusals(metrics.snapshot()) == refusals(before) + 1
+
+
+def test_v1_is_counted_apart() -> None:
+    before = METER.snapshot()
+    arrived: list[Any] = []
+    options = dwcp.ReceiveOptions(allow_v1=("127.0.0.0/8",))
+    with dwcp.listen(LOCAL, trust=dwcp.INSECURE, options=options, on_v1=arrived.append) as listener:
+        with dwcp.connect(listener.address, options=dwcp.SendOptions(protocol="v1")) as sending:
+            sending.send({"state": b"v1 " * 1000})
+        deadline = threading.Event()
+        for _ in range(300):
+            if arrived or deadline.wait(0.1):
+                break
+    after = METER.snapshot()
+    for direction in ("sent", "received"):
+        flow = grown(before, after, direction=direction, protocol="v1")
+        assert (flow.completed, flow.state_bytes) == (1, 3000) and flow.wire_bytes > 0
+        assert grown(before, after, direction=direction).started == 0
