@@ -29,9 +29,8 @@ MODULES: Final = (
     "block/virtio_blk",
 )
 ODD_KIB: Final = 8
-"""More memory than a whole number of 256 KiB. Without KVM, QEMU before 8.2.2 loses writes of a running guest
-from the second round on (fixed upstream by commit 03bfc2188f07): it looks for written pages 64 at a time,
-from which the odd length keeps it."""
+"""More memory than a whole number of 256 KiB. Without KVM, QEMU 7.2 loses writes of a running guest from the
+second round on: it looks for written pages 64 at a time, from which the odd length keeps it."""
 BOOT_S: Final = 90.0
 ANSWER_S: Final = 60.0
 READ_BYTES: Final = 1 << 16
