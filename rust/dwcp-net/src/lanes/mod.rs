@@ -12,10 +12,9 @@
 //!
 //! The [`LaneController`] knows no clock and no sockets: it is given [`Sample`]s.
 
-use std::collections::VecDeque;
-
 mod baseline;
 mod crew;
+mod fullness;
 mod slots;
 mod survey;
 
@@ -26,6 +25,7 @@ mod tests;
 
 pub(crate) use baseline::Baseline;
 pub(crate) use crew::{Crew, Dialling, Flow, Losses, TICK};
+use fullness::Fullness;
 pub(crate) use slots::Slots;
 use survey::Survey;
 
@@ -60,18 +60,8 @@ const COST: f64 = 0.04;
 /// The growth within a window that shows that lanes are still on their way up, and how often that is waited for.
 const GROWTH: f64 = 1.2;
 const EXTENSIONS: u32 = 2;
-/// How much more lanes are tried where a link has become free, and for how many round trips they hurry.
+/// How much more lanes are tried where a link has become free.
 const FREED: u16 = 8;
-/// A link has become free if it has no queue for so many round trips and carries so much more meanwhile than it did while
-/// there was one. Without that, it is lanes that have slowed down since something was lost.
-const CLEAR_TRIPS: f64 = 1.5;
-const FREER: f64 = 1.07;
-/// What a link has carried while it was full is a measure once it was for so many round trips and seconds, and for how
-/// many round trips. Before, lanes find their pace.
-const FULL_TRIPS: f64 = 8.0;
-const FULL_S: f64 = 1.0;
-const MEMORY_TRIPS: f64 = 30.0;
-const HURRY_TRIPS: f64 = 8.0;
 /// How long all lanes are kept that random losses slow down, in seconds.
 const SURGE_S: f64 = 16.0;
 /// How long what was found is kept, in seconds, at first and at most.
@@ -231,18 +221,9 @@ pub(crate) struct LaneController {
     /// The running mean of the rate at the present number, and how many windows in a row were far from it.
     rate: Option<f64>,
     odd: u32,
-    /// Whether the link was full in the last window, and since when round trips have not queued.
+    /// Whether the link was full in the last window.
     full: bool,
-    clear_since_s: Option<f64>,
-    /// What the link has lately carried at most while round trips queued, and when that was last looked at.
-    full_rate: f64,
-    queued_at_s: Option<f64>,
-    /// For how long round trips have queued.
-    queued_s: f64,
-    /// What was delivered by moments of late.
-    lately: VecDeque<(f64, u64)>,
-    /// When the link was found to have become free, until a queue shows.
-    freed_at_s: Option<f64>,
+    fullness: Fullness,
     /// When more lanes may be tried again, and when fewer; and how long the next failure keeps from that.
     rise_at_s: f64,
     fall_at_s: f64,
@@ -272,12 +253,7 @@ impl LaneController {
             rate: None,
             odd: 0,
             full: false,
-            clear_since_s: None,
-            full_rate: 0.0,
-            queued_at_s: None,
-            queued_s: 0.0,
-            lately: VecDeque::new(),
-            freed_at_s: None,
+            fullness: Fullness::default(),
             rise_at_s: 0.0,
             fall_at_s: 0.0,
             rise_dwell_s: DWELL_S,
@@ -300,7 +276,8 @@ impl LaneController {
         }
         let lanes = self.wanted.max(self.range.start);
         self.range = LaneRange { least: lanes, start: lanes, most: lanes };
-        (self.trial, self.freed_at_s) = (None, None);
+        self.trial = None;
+        self.fullness.calm();
         if lanes != self.wanted {
             self.turn(at_s, lanes, self.rate.unwrap_or(0.0), LaneReason::Firm);
         }
@@ -311,9 +288,9 @@ impl LaneController {
     pub(crate) fn relocate(&mut self, at_s: f64, range: LaneRange) {
         self.range = range.in_order();
         let rate = self.rate.take().unwrap_or(0.0);
-        (self.trial, self.freed_at_s, self.surged) = (None, None, false);
+        (self.trial, self.surged) = (None, false);
         self.forget(at_s);
-        self.forget_queue();
+        self.fullness = Fullness::default();
         let lanes = self.wanted.max(self.range.start).min(self.range.most);
         if lanes != self.wanted {
             self.turn(at_s, lanes, rate, LaneReason::Moved);
@@ -331,8 +308,7 @@ impl LaneController {
             self.wanted = trial.before;
         }
         self.phase = Phase::Settling { since_s: at_s, ready_s: None };
-        (self.extensions, self.odd, self.clear_since_s, self.freed_at_s) = (0, 0, None, None);
-        self.forget_queue();
+        (self.extensions, self.odd, self.fullness) = (0, 0, Fullness::default());
         self.began_s = Some(at_s);
         self.history =
             vec![LaneChange { at_s: 0.0, lanes: self.wanted, bytes_per_s: 0.0, reason: LaneReason::Start }];
@@ -368,7 +344,7 @@ impl LaneController {
 
     /// Whether lanes are to fill the link at once: it has become free, and no queue has shown since.
     pub(crate) fn hurries(&self, at_s: f64) -> bool {
-        self.freed_at_s.is_some_and(|freed_s| at_s - freed_s < HURRY_TRIPS * self.trip_s)
+        self.fullness.hurries(at_s, self.trip_s)
     }
 
     /// Takes what was seen. To be called every few hundredths of a second while data flows.
@@ -379,55 +355,15 @@ impl LaneController {
         self.trip_s = sample.shortest_trip_s.or(sample.trip_s).unwrap_or(self.trip_s);
         let queued =
             sample.trip_s.zip(sample.shortest_trip_s).is_some_and(|(trip, least)| has_queued(trip, least));
-        let rate = self.carry(sample);
-        self.follow_queue(sample.at_s, queued, rate);
-        if self.is_freed(sample, rate) {
-            (self.freed_at_s, self.full_rate) = (Some(sample.at_s), 0.0);
-            if self.wanted < self.range.most {
-                self.trial = None;
-                self.rise(sample.at_s, self.rate.unwrap_or(0.0), LaneReason::Freed);
-                return;
-            }
+        if self.fullness.see(sample, queued, self.trip_s) && self.wanted < self.range.most {
+            self.trial = None;
+            self.rise(sample.at_s, self.rate.unwrap_or(0.0), LaneReason::Freed);
+            return;
         }
         match self.phase {
             Phase::Settling { since_s, ready_s } => self.settle(sample, since_s, ready_s),
             Phase::Measuring(window) => self.measure(sample, window, queued),
         }
-    }
-
-    /// What was carried in the last round trips, in bytes a second; none while that is not known for so long.
-    fn carry(&mut self, sample: &Sample) -> Option<f64> {
-        let length_s = (CLEAR_TRIPS * self.trip_s).max(SETTLE_S);
-        self.lately.push_back((sample.at_s, sample.delivered));
-        while self.lately.get(1).is_some_and(|(at_s, _)| sample.at_s - at_s >= length_s) {
-            self.lately.pop_front();
-        }
-        let (from_s, from) = *self.lately.front()?;
-        let passed_s = sample.at_s - from_s;
-        (passed_s >= length_s).then(|| sample.delivered.saturating_sub(from) as f64 / passed_s)
-    }
-
-    /// Notes whether something stands in the queue, and what the link carries while something does.
-    fn follow_queue(&mut self, at_s: f64, queued: bool, rate: Option<f64>) {
-        if !queued {
-            self.clear_since_s.get_or_insert(at_s);
-            return;
-        }
-        let passed_s = self.queued_at_s.replace(at_s).map_or(0.0, |before_s| at_s - before_s);
-        if self.clear_since_s.is_none() {
-            self.queued_s += passed_s;
-        }
-        (self.clear_since_s, self.freed_at_s) = (None, None);
-        let kept = (-passed_s / (MEMORY_TRIPS * self.trip_s)).exp();
-        self.full_rate = rate.unwrap_or(0.0).max(kept * self.full_rate);
-    }
-
-    /// Whether a link that was full is not any more, which cannot wait for the end of a window.
-    fn is_freed(&self, sample: &Sample, rate: Option<f64>) -> bool {
-        let clear_s = self.clear_since_s.map_or(0.0, |since_s| sample.at_s - since_s);
-        let was_full = self.queued_s >= (FULL_TRIPS * self.trip_s).max(FULL_S);
-        let freer = rate.is_some_and(|rate| rate >= FREER * self.full_rate);
-        was_full && freer && clear_s >= CLEAR_TRIPS * self.trip_s && sample.waiting >= LINK_BOUND
     }
 
     fn settle(&mut self, sample: &Sample, since_s: f64, ready_s: Option<f64>) {
@@ -586,11 +522,6 @@ impl LaneController {
         (self.factor, self.fell, self.sated) = (2, false, None);
     }
 
-    fn forget_queue(&mut self) {
-        (self.full_rate, self.queued_at_s, self.queued_s) = (0.0, None, 0.0);
-        self.lately.clear();
-    }
-
     fn rise(&mut self, at_s: f64, rate: f64, reason: LaneReason) {
         let factor = if reason == LaneReason::Freed { FREED } else { self.factor };
         let more = self.wanted.saturating_mul(factor).min(self.range.most);
@@ -617,7 +548,8 @@ impl LaneController {
 
     fn turn(&mut self, at_s: f64, lanes: u16, rate: f64, reason: LaneReason) {
         self.wanted = lanes;
-        (self.extensions, self.full, self.clear_since_s) = (0, false, None);
+        (self.extensions, self.full) = (0, false);
+        self.fullness.unsettle();
         self.phase = Phase::Settling { since_s: at_s, ready_s: None };
         self.tell(at_s, rate, reason);
     }
