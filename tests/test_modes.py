@@ -25,7 +25,7 @@ STILL = LinkCounts(
     cwnd_seconds=0.0,
     waiting_seconds=0.0,
     queued_seconds=0.0,
-    acked_bytes=0,
+    arrived_bytes=0,
     lost_segments=0,
     rtt_ms=None,
 )
@@ -123,7 +123,7 @@ def grows(rtt_ms: float, gbps: float) -> Callable[[LinkCounts], LinkCounts]:
             cwnd_seconds=counts.cwnd_seconds + seconds,
             waiting_seconds=counts.waiting_seconds + seconds,
             queued_seconds=counts.queued_seconds + seconds,
-            acked_bytes=counts.acked_bytes + round(gbps * 1e9 / 8 * seconds),
+            arrived_bytes=counts.arrived_bytes + round(gbps * 1e9 / 8 * seconds),
             rtt_ms=rtt_ms,
         )
 

@@ -218,7 +218,7 @@ BUSY = LinkCounts(
     cwnd_seconds=7.0,
     waiting_seconds=7.0,
     queued_seconds=7.0,
-    acked_bytes=50_000_000,
+    arrived_bytes=50_000_000,
     lost_segments=3,
     rtt_ms=40.0,
 )
@@ -227,7 +227,7 @@ IDLE = LinkCounts(
     cwnd_seconds=0.0,
     waiting_seconds=0.0,
     queued_seconds=0.0,
-    acked_bytes=0,
+    arrived_bytes=0,
     lost_segments=3,
     rtt_ms=None,
 )

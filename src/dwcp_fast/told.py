@@ -124,7 +124,7 @@ class LinkTold(TypedDict):
     cwnd_seconds: float
     waiting_seconds: float
     queued_seconds: float
-    acked_bytes: int
+    arrived_bytes: int
     lost_segments: int
     rtt_ms: float | None
 

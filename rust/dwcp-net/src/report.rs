@@ -146,8 +146,8 @@ pub struct LinkCounts {
     pub waiting: Duration,
     /// In which round trips were so much longer than the shortest that they must have stood in a queue.
     pub queued: Duration,
-    /// Bytes that the peer has acknowledged.
-    pub acked_bytes: u64,
+    /// Payload bytes that have arrived, those behind a gap included.
+    pub arrived_bytes: u64,
     /// Segments sent again.
     pub lost_segments: u64,
     /// The round trip at the last look, the median of the lanes that something was acknowledged on since the one before.

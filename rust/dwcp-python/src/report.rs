@@ -169,20 +169,20 @@ pub struct LinkCounts {
     cwnd_seconds: f64,
     waiting_seconds: f64,
     queued_seconds: f64,
-    acked_bytes: u64,
+    arrived_bytes: u64,
     lost_segments: u64,
     rtt_ms: Option<f64>,
 }
 
 impl From<NetLinkCounts> for LinkCounts {
     fn from(link: NetLinkCounts) -> LinkCounts {
-        let NetLinkCounts { lanes, cwnd, waiting, queued, acked_bytes, lost_segments, rtt } = link;
+        let NetLinkCounts { lanes, cwnd, waiting, queued, arrived_bytes, lost_segments, rtt } = link;
         LinkCounts {
             lane_seconds: lanes.as_secs_f64(),
             cwnd_seconds: cwnd.as_secs_f64(),
             waiting_seconds: waiting.as_secs_f64(),
             queued_seconds: queued.as_secs_f64(),
-            acked_bytes,
+            arrived_bytes,
             lost_segments,
             rtt_ms: rtt.map(|time| time.as_secs_f64() * 1e3),
         }

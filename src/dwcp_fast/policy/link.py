@@ -20,7 +20,7 @@ class LinkCounts:
         waiting_seconds: Those in which bytes waited in the system for their first sending.
         queued_seconds: Those in which round trips were longer than the shortest by so much that packets
             must have stood in a queue.
-        acked_bytes: Bytes that the receiver has acknowledged.
+        arrived_bytes: Bytes that have arrived, those behind a gap included.
         lost_segments: Segments that were sent again.
         rtt_ms: Milliseconds of a round trip at present: the median of the lanes that something was
             acknowledged on at the last look, None if there was no such lane.
@@ -30,7 +30,7 @@ class LinkCounts:
     cwnd_seconds: float
     waiting_seconds: float
     queued_seconds: float
-    acked_bytes: int
+    arrived_bytes: int
     lost_segments: int
     rtt_ms: float | None
 
@@ -73,10 +73,10 @@ def sample_between(
         The sample; None if the counts are of two transfers, or nothing was measured.
     """
     lanes_s = after.lane_seconds - before.lane_seconds
-    acked = after.acked_bytes - before.acked_bytes
-    if seconds <= 0 or lanes_s <= 0 or acked < 0:
+    arrived = after.arrived_bytes - before.arrived_bytes
+    if seconds <= 0 or lanes_s <= 0 or arrived < 0:
         return None
-    if after.rtt_ms is None and not acked:
+    if after.rtt_ms is None and not arrived:
         return None
     shares = [
         (after.cwnd_seconds - before.cwnd_seconds) / lanes_s,
@@ -86,4 +86,4 @@ def sample_between(
     is_lossy = after.lost_segments > before.lost_segments
     held_up = all(share >= MOST for share in shares) and (is_full or is_lossy)
     limited = held_up and after.rtt_ms is not None
-    return LinkSample(at_s, after.rtt_ms, acked * 8 / seconds, limited)
+    return LinkSample(at_s, after.rtt_ms, arrived * 8 / seconds, limited)

@@ -393,12 +393,12 @@ fn count(link: &mut LinkCounts, before: &PathInfo, path: &PathInfo, time: Durati
     let mut done = Counts::default();
     done.add(before, path, time);
     let held_up = done.rwnd_limited.unwrap_or_default() + done.sndbuf_limited.unwrap_or_default();
-    let acked = path.acked_bytes.unwrap_or_default().saturating_sub(before.acked_bytes.unwrap_or_default());
+    let arrived = |path: &PathInfo| path.arrived_bytes().unwrap_or_default();
     link.lanes += time;
     link.cwnd += done.busy.unwrap_or_default().saturating_sub(held_up);
     link.waiting += if path.unsent_bytes > Some(0) { time } else { Duration::ZERO };
     link.queued += if stands_in_queue(path) { time } else { Duration::ZERO };
-    link.acked_bytes += acked;
+    link.arrived_bytes += arrived(path).saturating_sub(arrived(before));
     link.lost_segments += done.retransmitted_segments;
 }
 
@@ -450,9 +450,10 @@ mod tests {
     #[test]
     fn a_link_is_told_by_what_lanes_waited_for_between_looks() {
         let millis = Duration::from_millis;
-        let before = PathInfo { acked_bytes: Some(700), ..path(900, 0, 1_000, 100) };
+        let before = PathInfo { acked_bytes: Some(700), sacked_bytes: 2_000, ..path(900, 0, 1_000, 100) };
         let waits = PathInfo {
             acked_bytes: Some(5_700),
+            sacked_bytes: 1_000,
             unsent_bytes: Some(9),
             retransmitted_segments: 2,
             rtt: Some(millis(90)),
@@ -466,7 +467,7 @@ mod tests {
         count(&mut link, &idle, &idle, millis(100));
         assert_eq!((link.lanes, link.cwnd), (millis(200), millis(60)));
         assert_eq!((link.waiting, link.queued), (millis(100), millis(100)));
-        assert_eq!((link.acked_bytes, link.lost_segments), (5_000, 2));
+        assert_eq!((link.arrived_bytes, link.lost_segments), (4_000, 2));
     }
 
     #[test]

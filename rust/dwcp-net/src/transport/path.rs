@@ -28,6 +28,8 @@ pub struct PathInfo {
     pub retransmitted_bytes: Option<u64>,
     /// Payload bytes that the peer has acknowledged.
     pub acked_bytes: Option<u64>,
+    /// Payload bytes that have arrived behind a gap, so that they are not acknowledged yet; in whole segments.
+    pub sacked_bytes: u64,
     /// Payload bytes that have arrived, as the peer tells of them, those behind a gap included; in whole segments.
     pub delivered_bytes: Option<u64>,
     /// Payload bytes that have come from the peer.
@@ -45,6 +47,12 @@ pub struct PathInfo {
 }
 
 impl PathInfo {
+    /// Payload bytes that have arrived. What is acknowledged stands still at a gap, and then leaps over all that has
+    /// come behind it; this does neither.
+    pub(crate) fn arrived_bytes(&self) -> Option<u64> {
+        self.acked_bytes.map(|bytes| bytes + self.sacked_bytes)
+    }
+
     /// What the system tells of a connection; none where it tells nothing.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub(super) fn of(socket: BorrowedFd<'_>) -> Option<PathInfo> {
@@ -67,7 +75,7 @@ impl PathInfo {
         let micros = |us: u32| Some(Duration::from_micros(us.into())).filter(|time| !time.is_zero());
         let span = |at: usize| long(at).map(Duration::from_micros);
         // Everything up to the count of retransmissions is there since Linux 2.6.
-        let (mss, cwnd, retransmitted_segments) = (word(16)?, word(80)?, word(100)?);
+        let (mss, sacked, cwnd, retransmitted_segments) = (word(16)?, word(28)?, word(80)?, word(100)?);
         Some(PathInfo {
             rtt: micros(word(68)?),
             rtt_deviation: micros(word(72)?),
@@ -78,6 +86,7 @@ impl PathInfo {
             sent_bytes: long(200),
             retransmitted_bytes: long(208),
             acked_bytes: long(120),
+            sacked_bytes: u64::from(sacked) * u64::from(mss),
             delivered_bytes: word(192).map(|segments| u64::from(segments) * u64::from(mss)),
             received_bytes: long(128),
             delivery_rate: long(160),
@@ -98,6 +107,7 @@ mod tests {
         let mut info = [0; 232];
         info[16..20].copy_from_slice(&1_448_u32.to_ne_bytes());
         info[68..72].copy_from_slice(&42_000_u32.to_ne_bytes());
+        info[28..32].copy_from_slice(&4_u32.to_ne_bytes());
         info[80..84].copy_from_slice(&10_u32.to_ne_bytes());
         info[100..104].copy_from_slice(&3_u32.to_ne_bytes());
         info[148..152].copy_from_slice(&u32::MAX.to_ne_bytes());
@@ -109,7 +119,7 @@ mod tests {
         assert_eq!((whole.cwnd_bytes, whole.retransmitted_segments), (14_480, 3));
         assert_eq!((whole.delivery_rate, whole.retransmitted_bytes), (Some(7 << 33), Some(4_344)));
         assert_eq!((whole.min_rtt, whole.rtt_deviation), (None, None));
-        assert_eq!(whole.delivered_bytes, Some(7_240));
+        assert_eq!((whole.delivered_bytes, whole.sacked_bytes), (Some(7_240), 5_792));
         let old = PathInfo::parse(&info[..104]).unwrap();
         assert_eq!((old.rtt, old.retransmitted_segments), (whole.rtt, 3));
         assert_eq!((old.delivery_rate, old.sent_bytes, old.busy), (None, None, None));

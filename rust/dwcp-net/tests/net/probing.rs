@@ -33,7 +33,7 @@ fn probe_tells_of_the_way_and_leaves_nothing_behind() {
             // Each lane may have begun with one more when it was enough.
             let sent = burst.sent_bytes.unwrap();
             assert!((8 << 20..11 << 20).contains(&sent), "{burst:?}");
-            assert!(seen.counts.last().unwrap().1.acked_bytes > 7 << 20, "{:?}", seen.counts);
+            assert!(seen.counts.last().unwrap().1.arrived_bytes > 7 << 20, "{:?}", seen.counts);
         }
         let left = join(receiving).unwrap_err();
         assert!(
