@@ -179,8 +179,12 @@ def test_a_misspelt_variable_stops_the_command_and_one_of_others_does_not(
 
 @pytest.mark.parametrize(
     ("command", "option", "value"),
-    [("rollout.watch", "flags", "'flags.json'"), ("rollout.rollback", "flags", "'flags.json'")]
-    + [("rollout.watch", "outcomes", "['outcomes']"), ("rollout.status", "outcomes", "['outcomes']")],
+    [
+        ("rollout.watch", "flags", "'flags.json'"),
+        ("rollout.rollback", "flags", "'flags.json'"),
+        ("rollout.watch", "outcomes", "['outcomes']"),
+        ("rollout.status", "outcomes", "['outcomes']"),
+    ],
 )
 def test_a_directory_cannot_say_which_fleet_is_moved_nor_by_what_it_is_judged(
     folder: Path, told: Told, command: str, option: str, value: str
