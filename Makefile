@@ -48,6 +48,8 @@ lab:
 test: $(VENV)/.dev lab
 	$(call say,cargo test)
 	cargo test --locked $(CARGO_TEST_ARGS)
+	$(call say,every order of threads)
+	cargo run --locked --quiet --manifest-path rust/loom/Cargo.toml
 	$(call say,pytest on the installed wheel)
 	cd tests && ../$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -62,6 +64,8 @@ lint-rust: $(VENV)/.tools
 	$(call say,cargo fmt and clippy)
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo fmt --manifest-path rust/loom/Cargo.toml --check
+	cargo clippy --locked --manifest-path rust/loom/Cargo.toml -- -D warnings
 
 lint-python: $(VENV)/.dev
 	$(call say,ruff and mypy)

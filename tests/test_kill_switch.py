@@ -14,9 +14,11 @@ import pytest
 import dwcp_fast as dwcp
 from dwcp_fast import errors, metrics
 from dwcp_fast.policy.rollout import RolloutFlags
+from dwcp_fast.probing import probe_link
 from dwcp_fast.rollout.flags import FILE_VARIABLE
 from dwcp_fast.rollout.switch import SWITCH, KillSwitch
 from dwcp_fast.v1 import V1Delivery
+from network.relay import Relay
 from two_ends import LOCAL, WAIT_S, accepted, meanwhile, pairing_of
 
 STATE = np.random.default_rng(3).bytes(4 << 20)
@@ -199,6 +201,47 @@ def test_a_receiver_that_is_switched_stops_its_senders_at_once(monkeypatch: pyte
             ):
                 refused.send({"state": b"state"})
             assert accepting.result(WAIT_S) is None
+
+
+def test_a_probe_is_stopped_and_none_is_begun_under_the_switch(switch: Switch) -> None:
+    with dwcp.listen(LOCAL) as listener:
+        target = pairing_of(listener)
+        with meanwhile(lambda: probe_link(target, seconds=60, max_bytes=1 << 40)) as running:
+            deadline = time.monotonic() + WAIT_S
+            while not any(row.role == "probe" and row.open for row in metrics.snapshot().sessions):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            switch()
+            began = time.monotonic()
+            with pytest.raises(errors.V3StoppedError):
+                running.result(WAIT_S)
+            assert time.monotonic() - began < REACH_S
+        with pytest.raises(errors.NegotiationError):
+            probe_link(target)
+
+
+def test_what_v1_brings_goes_on_under_the_switch_of_the_receiver(switch: Switch) -> None:
+    deliveries: list[V1Delivery] = []
+    arrived = threading.Event()
+    options = dwcp.ReceiveOptions(allow_v1=("127.0.0.0/8",), v1_payload="raw")
+    with dwcp.listen(LOCAL, options=options, on_v1=serve_v1(deliveries, arrived)) as listener:
+        host, _, port = listener.address.rpartition(":")
+        relay = Relay((host, int(port)))
+        relay.hold_after = len(STATE) // 2
+        try:
+            sends = dwcp.SendOptions(protocol="v1", streams=1, v1_payload="raw")
+            with dwcp.connect(f"127.0.0.1:{relay.port}", options=sends) as sending:
+                with meanwhile(lambda: sending.send({"state": STATE})) as running:
+                    assert relay.held.wait(WAIT_S)
+                    switch()
+                    # By then it has reached all that it reaches.
+                    time.sleep(1.0)
+                    relay.hold.set()
+                    assert running.result(WAIT_S).protocol == "v1"
+                assert arrived.wait(WAIT_S)
+        finally:
+            relay.close()
+    assert deliveries[0].payload == STATE
 
 
 def test_an_idle_session_goes_on_in_v1_and_stays_there() -> None:

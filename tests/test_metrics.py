@@ -6,6 +6,7 @@ import random
 import threading
 from dataclasses import FrozenInstanceError, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ import pytest
 import dwcp_fast as dwcp
 from dwcp_fast import errors, metrics
 from dwcp_fast.metrics.meter import ERROR_CODES, METER, Meter, error_code
-from dwcp_fast.metrics.stats import FlowStats, Stats, rates_between
+from dwcp_fast.metrics.stats import FlowStats, Role, SessionStats, Stats, rates_between
+from dwcp_fast.probing import probe_link
 from dwcp_fast.reports import CodecShare, Progress, SendReport
+from dwcp_fast.vm.relay import SourceRelay, TargetRelay
 from two_ends import LOCAL, WAIT_S, accepted, meanwhile, pairing_of
 
 NOTHING = Progress(0, 0, 0, 0, 0)
@@ -249,6 +252,8 @@ def test_sessions_and_listeners_are_counted_at_both_ends() -> None:
         "receive": 1,
         "fetch": 0,
         "serve": 0,
+        "probe": 0,
+        "relay": 0,
     }
     assert all(roles[role].open == old[role].open for role in roles)
     assert next(row for row in during.sessions if row.role == "send").open == old["send"].open + 1
@@ -265,6 +270,43 @@ def test_what_cannot_be_connected_to_is_counted_by_its_code() -> None:
     with pytest.raises(OSError, match="refused"):
         dwcp.connect("127.0.0.1:1", trust=dwcp.INSECURE)
     assert refusals(metrics.snapshot()) == refusals(before) + 1
+
+
+def test_a_relay_counts_as_one_transfer_of_each_side_and_one_that_breaks_as_failed(tmp_path: Path) -> None:
+    before = metrics.snapshot()
+    for ends_well in (True, False):
+        with (
+            TargetRelay(LOCAL, {"other": tmp_path / "in"}) as target,
+            SourceRelay(target.pairing or "", {"other": tmp_path / "out"}) as source,
+        ):
+            target.accept(WAIT_S)
+            assert role(metrics.snapshot(), "relay").open - role(before, "relay").open == 2
+            if ends_well:
+                source.finish()
+                assert target.wait(WAIT_S).state == source.wait(WAIT_S).state == "finished"
+    after = metrics.snapshot()
+    assert role(after, "relay").opened - role(before, "relay").opened == 4
+    assert role(after, "relay").open == role(before, "relay").open
+    for direction in ("sent", "received"):
+        flow = grown(before, after, direction=direction)
+        assert (flow.started, flow.completed, flow.failed) == (2, 1, 1)
+
+
+def role(stats: Stats, name: Role) -> SessionStats:
+    """The sessions of a role."""
+    return next(row for row in stats.sessions if row.role == name)
+
+
+def test_a_probe_is_counted_and_one_that_is_refused_by_its_code() -> None:
+    before = metrics.snapshot()
+    with dwcp.listen(LOCAL) as listener:
+        probe_link(pairing_of(listener), seconds=0.1, max_bytes=1 << 20)
+    with pytest.raises(OSError, match="refused"):
+        probe_link("127.0.0.1:1", trust=dwcp.INSECURE, seconds=0.1)
+    after = metrics.snapshot()
+    assert role(after, "probe").opened - role(before, "probe").opened == 2
+    assert role(after, "probe").open == role(before, "probe").open
+    assert sum(error.count for error in after.errors) == sum(error.count for error in before.errors) + 1
 
 
 def test_v1_is_counted_apart() -> None:

@@ -1,15 +1,16 @@
 """Metrics as others read them: names are an interface, labels are few, and a scrape is one moment."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
 import threading
 import urllib.request
-from dataclasses import replace
-from functools import partial
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -18,8 +19,7 @@ from dwcp_fast import errors, metrics
 from dwcp_fast.metrics.families import FAMILIES
 from dwcp_fast.metrics.meter import ERROR_CODES, Meter
 from dwcp_fast.metrics.stats import DIRECTIONS, PROTOCOLS, ROLES
-from dwcp_fast.reports import CodecShare
-from test_metrics import NOTHING, Job, check_sums, sent
+from test_metrics import Job, check_sums
 from two_ends import LOCAL, WAIT_S, accepted, meanwhile, pairing_of
 
 NEEDS_PROMETHEUS = "the extra 'prometheus' is not installed"
@@ -53,51 +53,107 @@ def test_the_dashboard_shows_every_metric_and_no_other(repository: Path) -> None
             assert set(re.findall(r"(\w+)\s*=~?", matched)) <= known[name] | LABELS_OF_OTHERS, expr
 
 
-def busy_meter(transfers: int) -> Meter:
-    """A meter that has seen so many sessions, each with another peer and its own trouble."""
-    meter = Meter()
-    for number in range(transfers):
-        mark = meter.opened(meter, ROLES[number % 4])
-        share = CodecShare("plain", ("none", "lz4", "zstd")[number % 3], 1, 20, 10)
-        report = sent(10, peer=f"198.51.100.{number % 256}:{number}", codec_mix=(share,))
-        meter.measure("sent", "v3", lambda: NOTHING, partial(replace, report))
-        error = errors.DwcpError(f"trouble {number}")
-        error.code = f"trouble-{number}"  # type: ignore[misc]
-        meter.count_error("connect", error)
-        mark.close()
-    return meter
+SESSIONS: Final = 10_000
+AT_ONCE: Final = 8
+FIRST: Final = 200
+ALLOWED: Final[dict[str, set[str]]] = {
+    "role": {*ROLES},
+    "direction": {*DIRECTIONS},
+    "protocol": {*PROTOCOLS},
+    "outcome": {"completed", "failed"},
+    "reason": {"held", "same"},
+    "phase": {"connect", "transfer"},
+    "code": set(ERROR_CODES),
+    "kind": {"plain", "fill", "planes", "difference", "sparse", "runs"},
+    "codec": {"none", "lz4", "zstd", "zstd+dict"},
+}
 
 
-def test_labels_stay_few_after_ten_thousand_sessions() -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_labels_stay_few_after_ten_thousand_sessions_of_peers_that_differ() -> None:
     pytest.importorskip("prometheus_client", reason=NEEDS_PROMETHEUS)
     from prometheus_client import CollectorRegistry, generate_latest
 
     from dwcp_fast.metrics.prometheus import DwcpCollector
 
-    def series(meter: Meter) -> set[str]:
-        registry = CollectorRegistry()
-        registry.register(DwcpCollector(meter.snapshot))
+    registry = CollectorRegistry()
+    registry.register(DwcpCollector())
+
+    def series() -> set[str]:
         lines = generate_latest(registry).decode().splitlines()
         return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
 
-    few, many = busy_meter(10), busy_meter(10_000)
-    assert series(few) == series(many) and len(series(many)) < 100
-    allowed: dict[str, set[str]] = {
-        "role": {*ROLES},
-        "direction": {*DIRECTIONS},
-        "protocol": {*PROTOCOLS},
-        "outcome": {"completed", "failed"},
-        "reason": {"held", "same"},
-        "phase": {"connect", "transfer"},
-        "code": set(ERROR_CODES),
-        "kind": {"plain", "fill", "planes", "difference", "sparse", "runs"},
-        "codec": {"none", "lz4", "zstd", "zstd+dict"},
-    }
-    stats = many.snapshot()
+    def attend(incoming: dwcp.IncomingSession) -> None:
+        with incoming:
+            while incoming.fetches and (request := incoming.next_request(WAIT_S)) is not None:
+                if request.startswith(b"refuse"):
+                    incoming.refuse(f"never heard of {request.decode()}")
+                    return
+                incoming.send({"state": request})
+            while not incoming.fetches and incoming.receive(WAIT_S) is not None:
+                pass
+
+    def attend_all() -> None:
+        with ThreadPoolExecutor(2 * AT_ONCE) as attending, contextlib.suppress(dwcp.ClosedError):
+            while (incoming := listener.accept()) is not None:
+                attending.submit(attend, incoming)
+
+    def meet(number: int) -> None:
+        # An address of its own for each, and words that nobody else says.
+        address = f"127.{1 + number // 60_000}.{number // 250 % 240}.{1 + number % 250}"
+        sends, told = plain(local_addresses=(address,)), f"{number}".encode()
+        match number % 10:
+            case 0:
+                with contextlib.suppress(dwcp.TransportError, OSError):
+                    dwcp.connect("127.0.0.1:1", trust=dwcp.INSECURE, options=sends)
+            case 1 | 2:
+                with dwcp.connect(at, trust=dwcp.INSECURE, options=sends, receive=takes) as fetching:
+                    refused = number % 10 == 1
+                    with pytest.raises(dwcp.PeerError) if refused else contextlib.nullcontext():
+                        fetching.fetch((b"refuse " if refused else b"") + told)
+            case _:
+                with dwcp.connect(at, trust=dwcp.INSECURE, options=sends) as sending:
+                    assert sending.send({f"state {number}": told}).verified
+
+    def opened() -> int:
+        return sum(row.opened for row in metrics.snapshot().sessions)
+
+    takes = dwcp.ReceiveOptions(max_sessions=8 * AT_ONCE)
+    before = opened()
+    with (
+        dwcp.listen(LOCAL, trust=dwcp.INSECURE, options=takes, serve=plain()) as listener,
+        meanwhile(attend_all) as attending,
+        ThreadPoolExecutor(AT_ONCE) as pool,
+    ):
+        at = listener.address
+        deque(pool.map(meet, range(FIRST)), 0)
+        few = series()
+        deque(pool.map(meet, range(FIRST, SESSIONS * 10 // 9 + 10)), 0)
+        listener.close()
+        attending.result(WAIT_S)
+    many, stats = series(), metrics.snapshot()
+    # Both ends are in this process.
+    assert opened() - before >= 2 * SESSIONS
+    assert few == many and len(many) < 150
     for family in FAMILIES:
         for labels, _ in family.samples(stats):
             for name, value in zip(family.labels, labels, strict=True):
-                assert value in allowed[name]
+                assert value in ALLOWED[name]
+
+
+def plain(**more: Any) -> dwcp.SendOptions:
+    """Options with as little to do as there can be."""
+    return dwcp.SendOptions(streams=1, codec="none", base="none", link_memory=False, **more)
+
+
+def test_an_error_that_only_a_peer_knows_has_no_label_of_its_own() -> None:
+    meter = Meter()
+    for number in range(100):
+        error = errors.DwcpError(f"trouble {number}")
+        error.code = f"trouble-{number}"  # type: ignore[misc]
+        meter.count_error("connect", error)
+    assert [(told.code, told.count) for told in meter.snapshot().errors] == [("other", 100)]
 
 
 def test_every_scrape_is_one_moment() -> None:

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import dwcp_fast
 from dwcp_fast import INSECURE, ConfigError, Listener, NegotiationError, SendOptions, connect, listen
 from dwcp_fast.cli.program import run
 from dwcp_fast.modes import ModeKeeper
+from dwcp_fast.options import Mode
 from dwcp_fast.policy.link import LinkCounts
 from dwcp_fast.policy.mode import KnownMode, Treatment
 from dwcp_fast.probing import probe_link
@@ -69,6 +71,30 @@ def test_a_forced_mode_is_told_and_stays_forced() -> None:
         changes = [change.lanes for change in report.lane_changes]
         assert changes[:1] == ([] if mode == "datacenter" else [lanes])
         assert report.lanes_used == lanes
+
+
+def test_a_session_that_is_served_has_a_mode_too() -> None:
+    modes: list[tuple[Mode, str]] = [("auto", "unknown: nothing was measured yet")]
+    modes += [("internet", "internet: asked for")]
+    for mode, why in modes:
+        with (
+            listen("127.0.0.1:0", serve=SendOptions(mode=mode, codec="none")) as listener,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            pulled = pool.submit(pull, listener.pairing or "")
+            incoming = listener.accept(WAIT_S)
+            assert incoming is not None
+            with incoming:
+                report = incoming.send({"a": b"state"})
+            assert pulled.result(WAIT_S) == b"state"
+        assert report.why["mode"] == why and why.startswith(f"{report.mode}:")
+        assert report.mode_switches == ()
+
+
+def pull(pairing: str) -> bytes:
+    """Fetch all there is."""
+    with connect(pairing, receive=dwcp_fast.ReceiveOptions()) as session:
+        return bytes(session.fetch(timeout_s=WAIT_S)["a"])
 
 
 def test_a_mode_that_was_not_found_is_unknown_and_no_datacenter() -> None:

@@ -95,7 +95,8 @@ def test_each_value_tells_where_it_comes_from(
 def test_a_variable_that_commands_share_is_told_as_their_origin(
     folder: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "dwcp.toml").write_text("[send]\nlink-memory = false\n[rollout.status]\nflags = 'other.json'")
+    own("[rollout.status]\nflags = 'other.json'")
+    (folder / "dwcp.toml").write_text("[send]\nlink-memory = false")
     monkeypatch.setenv("DWCP_FLAGS_FILE", "flags.json")
     monkeypatch.setenv("DWCP_NODE_NAME", "node-7")
     shown = {
@@ -174,6 +175,28 @@ def test_a_misspelt_variable_stops_the_command_and_one_of_others_does_not(
     monkeypatch.setenv("DWCP_SEND_BWLIMT", "5Mbps")
     assert run(["send", "x", "--to", "h:1", "--dry-run"]) == 2
     assert "DWCP_SEND_BWLIMIT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        ("rollout.watch", "flags", "'flags.json'"),
+        ("rollout.rollback", "flags", "'flags.json'"),
+        ("rollout.watch", "outcomes", "['outcomes']"),
+        ("rollout.status", "outcomes", "['outcomes']"),
+    ],
+)
+def test_a_directory_cannot_say_which_fleet_is_moved_nor_by_what_it_is_judged(
+    folder: Path, told: Told, command: str, option: str, value: str
+) -> None:
+    own(f"[{command}]\n{option} = {value}")
+    assert told("config", "check")["faults"] == []
+    (folder / "dwcp.toml").write_text(f"[{command}]\n{option} = {value}")
+    (fault,) = told("config", "check", code=2)["faults"]
+    assert f"{option} cannot be set in the file of a project" in fault["message"]
+    (folder / "flags.json").write_text("{}")
+    assert run(["rollout", "rollback", "--flags", "flags.json"]) == 2
+    assert (folder / "flags.json").read_text() == "{}", "what a directory says has moved no fleet"
 
 
 def test_what_is_shown_can_be_put_into_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The sessions of peers that were let in by a listener: received from, or sent to."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -11,10 +12,13 @@ from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.closing import Closing
 from dwcp_fast.errors import ConfigError
-from dwcp_fast.links import ScannedPaths, base_choice, scan_paths, send_report
+from dwcp_fast.links import Events, ScannedPaths, base_choice, scan_paths, send_report
 from dwcp_fast.metrics.meter import METER
+from dwcp_fast.modes import ModeKeeper
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.codec import choose_codec
+from dwcp_fast.policy.link import LinkCounts
+from dwcp_fast.policy.mode import Treatment
 from dwcp_fast.received import Received, receive_report, received_buffers
 from dwcp_fast.reports import Progress, ReceiveReport, SendReport, make_progress
 from dwcp_fast.rollout.switch import SWITCH
@@ -38,12 +42,15 @@ class IncomingSession(Closing):
         options: ReceiveOptions,
         serve: SendOptions | None,
         transport: str,
+        events: Events | None,
     ) -> None:
         """Take over a native session."""
         self._native = native
         self._options = options
         self._serve = serve or SendOptions()
         self._transport = transport
+        self._events = events
+        self._mode: ModeKeeper | None = None
         self._mark = METER.opened(self, "serve" if self.fetches else "receive")
         self._guard = SWITCH.guard(partial(dismiss, native, STOPPED))
 
@@ -227,11 +234,15 @@ class IncomingSession(Closing):
 
     def _sent(self, send: Callable[[], SendTold]) -> SendReport:
         choices = [choose_codec(self._serve.codec), base_choice(self._serve)]
+        if self._mode is None:
+            self._mode = ModeKeeper(self._serve, self._events)
+        mode, way = self._mode, ServedWay(self._server())
 
         def report() -> SendReport:
-            with self._guard.told():
+            with self._guard.told(), mode.keep(way) as before:
                 told = send()
-            return send_report(told, self.peer, self._transport, choices)
+            made = send_report(told, self.peer, self._transport, [*choices, mode.choice])
+            return replace(made, mode=mode.choice.value, mode_switches=mode.switches_since(before))
 
         return METER.measure("sent", "v3", self.progress, report)
 
@@ -242,6 +253,28 @@ class IncomingSession(Closing):
             return None if told is None else receive_report(told, self._transport)
 
         return METER.measure("received", "v3", self.progress, report, waits=True)
+
+
+class ServedWay:
+    """The way to a peer that fetches, as the mode sees it: how many lanes there are is that peer's matter."""
+
+    def __init__(self, native: _core.Server) -> None:
+        """Note the session."""
+        self._native = native
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the peer is far, as far as TCP has seen by now."""
+        return self._native.is_far
+
+    def counts(self) -> LinkCounts | None:
+        """Tell what TCP has counted in the transfer; None while it tells nothing."""
+        path = make_progress(self._native.progress()).path
+        return None if path is None else path.link
+
+    def relocate(self, treatment: Treatment, round_trip_s: float) -> None:
+        """Go by another treatment from now on, but for the lanes."""
+        self._native.relocate(treatment.far, round_trip_s)
 
 
 def dismiss(native: _core.Receiver | _core.Server, reason: str) -> None:

@@ -173,6 +173,7 @@ class Listener(Closing):
             check_int("clients", clients, 1, MAX_CLIENTS)
         self._options = options
         self._serve = serve
+        self._events = events
         self._clients = clients
         self._kept_tickets: bytes | None = None
         self._file = None if pairing_file is None else Path(pairing_file)
@@ -251,7 +252,7 @@ class Listener(Closing):
             timeout_s = None if end is None else max(0.0, end - time.monotonic())
         # By now the token belongs to this peer, and must still do so after a restart.
         self._keep()
-        return IncomingSession(native, self._options, self._serve, self._transport)
+        return IncomingSession(native, self._options, self._serve, self._transport, self._events)
 
     def set_bandwidth_limit(self, bits_per_s: int | None) -> None:
         """Change, from any thread, the rate of all peers together that are sent to.
@@ -381,7 +382,13 @@ def make_v1_receiver(options: ReceiveOptions, on_v1: OnV1 | None) -> "V1Receiver
     )
 
     def take(delivery: "V1Delivery") -> None:
-        METER.count_v1_delivery(len(delivery.payload), delivery.wire_bytes, delivery.duration_s)
+        METER.count_ended(
+            "received",
+            "v1",
+            state_bytes=len(delivery.payload),
+            wire_bytes=delivery.wire_bytes,
+            seconds=delivery.duration_s,
+        )
         on_v1(delivery)
 
     return V1Receiver(v1_options, on_delivery=take)

@@ -39,7 +39,7 @@ class Movable(Protocol):
 
     @property
     def is_far(self) -> bool:
-        """Whether the peer was found to be far when it was dialled."""
+        """Whether the peer was found to be far when the session began."""
 
     def counts(self) -> LinkCounts | None:
         """Tell what TCP has counted in the transfer; None while it tells nothing."""

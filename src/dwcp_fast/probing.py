@@ -13,11 +13,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from dwcp_fast import _core
+from dwcp_fast.engine import engine_for
 from dwcp_fast.errors import ConfigError
+from dwcp_fast.metrics.meter import METER
 from dwcp_fast.options import check_addresses, check_int, check_seconds
 from dwcp_fast.policy.link import LinkCounts, LinkSample, sample_between
 from dwcp_fast.policy.mode import FoundMode, mode_shown
-from dwcp_fast.told import CountsTold
+from dwcp_fast.rollout.switch import SWITCH
+from dwcp_fast.told import CountsTold, ProbeSettings, ProbeTold
 from dwcp_fast.trust import Insecure, Trust, address_of, dial_security
 
 __all__ = ["LinkProbe", "probe_link"]
@@ -102,7 +105,8 @@ def probe_link(
         ConfigError: An argument cannot be used.
         AuthError: The two sides do not trust each other.
         TransportError: The receiver cannot be reached, or is gone.
-        NegotiationError: It speaks no v3.
+        NegotiationError: It speaks no v3, or the kill switch is on.
+        V3StoppedError: The kill switch was turned on meanwhile.
         DeadlineError: The handshake took longer than `connect_timeout_s`.
         PeerError: It does not take senders.
     """
@@ -114,18 +118,14 @@ def probe_link(
     check_seconds("connect_timeout_s", connect_timeout_s)
     check_addresses(local_addresses)
     security = dial_security(target, trust)
-    told = _core.probe_link(
-        address_of(target),
-        security,
-        {
-            "lanes": lanes,
-            "burst_s": seconds,
-            "burst_bytes": max_bytes,
-            "connect_timeout_s": connect_timeout_s,
-            "local_addresses": list(local_addresses),
-        },
-        _core.Cancel(),
-    )
+    settings: ProbeSettings = {
+        "lanes": lanes,
+        "burst_s": seconds,
+        "burst_bytes": max_bytes,
+        "connect_timeout_s": connect_timeout_s,
+        "local_addresses": list(local_addresses),
+    }
+    told = probe(address_of(target), security, settings)
     # Where something near answers for the receiver, TCP tells nothing of the way to it.
     calm = None if told["relayed"] else told["calm"]
     burst = None if told["relayed"] else told["burst"]
@@ -147,6 +147,24 @@ def probe_link(
         seconds=told["counts"][-1][0] if told["counts"] else 0.0,
         mode=mode_shown(carried) if carried else "unknown",
     )
+
+
+def probe(address: str, security: _core.DialSecurity, settings: ProbeSettings) -> ProbeTold:
+    """Look at the way as long as v3 may be used, and count that."""
+    try:
+        engine_for("v3")
+        cancel = _core.Cancel()
+        guard = SWITCH.guard(cancel.cancel)
+        mark = METER.opened(guard, "probe")
+        try:
+            with guard.told():
+                return _core.probe_link(address, security, settings, cancel)
+        finally:
+            guard.release()
+            mark.close()
+    except BaseException as error:
+        METER.count_error("connect", error)
+        raise
 
 
 def sample_of(counts: list[CountsTold], rtt_ms: float | None) -> LinkSample | None:

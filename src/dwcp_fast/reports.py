@@ -126,7 +126,7 @@ class SendReport:
         retransmits: TCP segments sent again.
         path: What TCP showed of the way to the receiver.
         mode: The mode at the end: ``"datacenter"``, ``"hybrid"``, ``"internet"``, or ``"unknown"``; None with
-            v1, and where the receiver has dialled.
+            v1.
         mode_switches: How the mode was changed during the transfer, with seconds from the beginning of the
             session on.
     """

@@ -36,7 +36,8 @@ BAD = 3
 """One of so many transfers of a bad build is bad."""
 LATE_S = 1.5
 SLOWER = 0.7
-OPTIONS = dwcp.SendOptions(codec="none", base="none", streams=2, timeout_s=30)
+TIMEOUT_S = 6.0
+OPTIONS = dwcp.SendOptions(codec="none", base="none", streams=2, timeout_s=TIMEOUT_S)
 
 
 class SlowLink(Forwarder):
@@ -44,6 +45,9 @@ class SlowLink(Forwarder):
 
     def __init__(self, target: tuple[str, int], source: str) -> None:
         self._lock = threading.Lock()
+        self.passes = threading.Event()
+        """Cleared: nothing passes, and both ends hold that the other is there."""
+        self.passes.set()
         super().__init__(target, source)
 
     def cut(self) -> None:
@@ -62,6 +66,10 @@ class SlowLink(Forwarder):
     def _pump(self, source: socket.socket, sink: socket.socket, s_per_byte: float) -> None:
         try:
             while data := source.recv(PIECE):
+                if not self.passes.is_set():
+                    self.passes.wait(2 * TIMEOUT_S)
+                    # What was kept must not take the link from the next transfer.
+                    raise TimeoutError
                 if s_per_byte:
                     with self._lock:
                         time.sleep(len(data) * s_per_byte)
@@ -75,7 +83,7 @@ class SlowLink(Forwarder):
                     one.shutdown(socket.SHUT_RD)
 
 
-def spoil(build: Path) -> None:
+def spoil(build: Path, passes: threading.Event) -> None:
     """Put what the build file names in the way of v3."""
     send: Callable[[links.V3Link, links.ScannedPaths], SendReport] = links.V3Link.send_scan
     count = 0
@@ -87,7 +95,12 @@ def spoil(build: Path) -> None:
         if what == "errors" and count % BAD == 0:
             raise dwcp.TransportError("this build is bad")
         began = time.monotonic()
-        report = send(link, scan)
+        if what == "hangs" and count % BAD == 0:
+            passes.clear()
+        try:
+            report = send(link, scan)
+        finally:
+            passes.set()
         if what == "latency" and count % BAD == 0:
             time.sleep(LATE_S)
         if what == "throughput":
@@ -113,7 +126,7 @@ def main(target: str, source: str, build: str, sent: str) -> None:
     name = os.environ["DWCP_NODE_NAME"]
     host, _, port = target.rpartition(":")
     link = SlowLink((host, int(port)), source)
-    spoil(Path(build))
+    spoil(Path(build), link.passes)
     ended = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:

@@ -1,17 +1,17 @@
 //! While a peer is known to be away, one lane of a session at a time finds out whether it is back.
 
-use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
-use crate::dial::backoff;
 use crate::error::NetError;
+use crate::sync::{Condvar, Mutex};
 
 /// Whether the peer answered when it was last tried.
-#[derive(Default)]
 pub(crate) struct Breaker {
     state: Mutex<State>,
     changed: Condvar,
+    /// How long to let a peer be that was away so often in a row.
+    delay: fn(u32) -> Duration,
 }
 
 /// What is known of the peer. All of it is read and changed under one lock, so that whatever lanes do is a sequence of
@@ -70,10 +70,16 @@ impl State {
 /// The leave to try the peer once. One that is dropped without a word has found nothing out.
 pub(crate) struct Leave<'a> {
     breaker: &'a Breaker,
-    is_probe: bool,
+    /// Whether no other lane tries the peer meanwhile.
+    pub(crate) is_probe: bool,
 }
 
 impl Breaker {
+    /// Takes the peer to be there.
+    pub(crate) fn new(delay: fn(u32) -> Duration) -> Breaker {
+        Breaker { state: Mutex::default(), changed: Condvar::default(), delay }
+    }
+
     /// Waits until this lane may try the peer: at once while it is there; while it is away, until it was found to be
     /// back, or the time has come to try it and no other lane does.
     pub(crate) fn enter(&self, cancel: &Cancel) -> Result<Leave<'_>, NetError> {
@@ -93,7 +99,7 @@ impl Breaker {
         drop(state);
         if has_waited {
             // Not all lanes at once fall upon a peer that has just come back.
-            cancel.sleep(backoff(0))?;
+            cancel.sleep((self.delay)(0))?;
         }
         Ok(Leave { breaker: self, is_probe: false })
     }
@@ -107,7 +113,7 @@ impl Leave<'_> {
 
     /// The peer is away, or does not let anybody in.
     pub(crate) fn missed(self) {
-        lock(&self.breaker.state).missed(self.is_probe, Instant::now(), backoff);
+        lock(&self.breaker.state).missed(self.is_probe, Instant::now(), self.breaker.delay);
     }
 }
 
@@ -125,6 +131,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::dial::backoff;
 
     /// Has `lanes` threads try the peer until `tell` says that it is there, and gives how many tries went on at most
     /// at once.
@@ -152,7 +159,7 @@ mod tests {
 
     #[test]
     fn one_lane_at_a_time_tries_a_peer_that_is_away_and_all_do_when_it_is_back() {
-        let breaker = Breaker::default();
+        let breaker = Breaker::new(backoff);
         breaker.enter(&Cancel::new()).unwrap().missed();
         assert_eq!(most_at_once(&breaker, 8, &|tried| tried >= 3), 1);
         assert_eq!(lock(&breaker.state).failures, 0);
@@ -162,7 +169,7 @@ mod tests {
     fn hundred_lanes_make_one_probe_for_each_time_that_the_peer_is_away_and_one_that_finds_it() {
         const LANES: usize = 100;
         const AWAY: usize = 4;
-        let breaker = Breaker::default();
+        let breaker = Breaker::new(backoff);
         breaker.enter(&Cancel::new()).unwrap().missed();
         let (probes, at_work, others) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
@@ -264,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_probe_that_is_given_up_makes_room_for_another() {
-        let breaker = Arc::new(Breaker::default());
+        let breaker = Arc::new(Breaker::new(backoff));
         breaker.enter(&Cancel::new()).unwrap().missed();
         drop(breaker.enter(&Cancel::new()).unwrap());
         assert!(breaker.enter(&Cancel::new()).unwrap().is_probe);

@@ -1,11 +1,11 @@
 //! Cancellation from any thread: a flag, a wake-up for sleepers, and the sockets to shut.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::NetError;
+use crate::sync::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 use crate::transport::Closer;
 
 /// Locks a mutex whose data stays valid even if a holder panicked.

@@ -88,7 +88,7 @@ impl Plan {
             });
         }
         let local = LocalAddresses::new(&options.local_addresses);
-        let (tls, breaker) = (client_config(security)?, Breaker::default());
+        let (tls, breaker) = (client_config(security)?, Breaker::new(backoff));
         Ok(Plan { address: address.to_owned(), tls, token, options, breaker, slots: Slots::default(), local })
     }
 }

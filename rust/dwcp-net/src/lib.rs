@@ -23,6 +23,7 @@ mod report;
 pub mod security;
 mod send;
 mod serve;
+mod sync;
 mod tally;
 pub mod transport;
 

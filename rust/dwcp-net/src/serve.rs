@@ -11,6 +11,7 @@ use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
+use crate::distance::Distance;
 use crate::error::NetError;
 use crate::lane::Lane;
 use crate::limiter::Limiter;
@@ -189,6 +190,18 @@ impl ServeSession {
     #[must_use]
     pub fn progress(&self) -> Progress {
         lock(&self.served.shared.state).progress()
+    }
+
+    /// Whether the peer is far, as far as TCP has seen by now.
+    #[must_use]
+    pub fn is_far(&self) -> bool {
+        self.served.shared.is_far()
+    }
+
+    /// Has the session go by another way to the peer from now on, also in a transfer that is under way. How many lanes
+    /// there are is the peer's matter, who dials them.
+    pub fn relocate(&self, distance: Distance, round_trip: Duration) {
+        self.served.shared.relocate(distance, round_trip);
     }
 
     /// The peer's address.

@@ -1,9 +1,8 @@
 //! Counts events, so that whoever wants totals need not be told each of them.
 
-use std::sync::Mutex;
-
 use crate::cancel::lock;
 use crate::report::Event;
+use crate::sync::Mutex;
 
 /// How often what has happened, at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,18 +26,6 @@ pub struct EventCounts {
 pub struct Tally(Mutex<EventCounts>);
 
 impl Tally {
-    /// Begins at zero.
-    #[must_use]
-    pub const fn new() -> Tally {
-        Tally(Mutex::new(EventCounts {
-            lanes_opened: 0,
-            lanes_lost: 0,
-            reconnects: 0,
-            integrity_failures: 0,
-            peers_refused: 0,
-        }))
-    }
-
     /// Counts an event.
     pub fn count(&self, event: &Event) {
         let mut counts = lock(&self.0);
@@ -71,7 +58,7 @@ mod tests {
 
     #[test]
     fn counts_read_while_others_count_fit_together() {
-        let (tally, done) = (Tally::new(), AtomicBool::new(false));
+        let (tally, done) = (Tally::default(), AtomicBool::new(false));
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -95,7 +82,7 @@ mod tests {
 
     #[test]
     fn what_ends_in_peace_and_what_is_only_news_is_not_counted() {
-        let tally = Tally::new();
+        let tally = Tally::default();
         tally.count(&Event::LaneDown { lane: 0, reason: None });
         tally.count(&Event::SessionOpened { peer: PEER });
         tally.count(&Event::V1HandedOver { peer: PEER });

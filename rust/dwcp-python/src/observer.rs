@@ -1,13 +1,13 @@
 //! Events of native threads: counted for the whole process, and told to a Python callable as dictionaries.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use dwcp_net::{Event, Observer, Tally};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 /// What has happened on all sessions and listeners of this process.
-static TALLY: Tally = Tally::new();
+static TALLY: LazyLock<Tally> = LazyLock::new(Tally::default);
 
 /// A Python callable that is given each event, if there is one.
 struct Callback(Option<Py<PyAny>>);

@@ -14,7 +14,7 @@ use crate::native;
 use crate::owner::{Held, Owned};
 use crate::report::{Progress, SendReport};
 use crate::send::{Scan, memory_source};
-use crate::settings::seconds;
+use crate::settings::{distance, seconds};
 
 /// A peer that was let in and asks to be sent something.
 #[pyclass(frozen, module = "dwcp_fast._core")]
@@ -83,6 +83,20 @@ impl Server {
     fn progress(&self, py: Python<'_>) -> PyResult<Progress> {
         let session = self.session(py)?;
         Ok(py.detach(|| session.progress()).into())
+    }
+
+    /// Whether the peer is far, as far as TCP has seen by now.
+    #[getter]
+    fn is_far(&self, py: Python<'_>) -> PyResult<bool> {
+        let session = self.session(py)?;
+        Ok(py.detach(|| session.is_far()))
+    }
+
+    /// Go by another way from now on, far or near, and a round trip of so many seconds.
+    fn relocate(&self, py: Python<'_>, far: bool, round_trip_s: f64) -> PyResult<()> {
+        let (session, round_trip) = (self.session(py)?, seconds(round_trip_s)?);
+        py.detach(|| session.relocate(distance(Some(far)), round_trip));
+        Ok(())
     }
 
     /// End the session; a second time does nothing.

@@ -37,8 +37,9 @@ PAIRING_SCHEME: Final = "dwcp://"
 
 ONLY_BY_HAND: Final = frozenset({"insecure", "allow-v1", "protocol"})
 """Options that lower security: they are said each time."""
-ONLY_BY_OWNER: Final = frozenset({"to", "cert", "key", "ca", "server-name"})
-"""Options that say who the peer is: a directory, which somebody else may have filled, must not."""
+ONLY_BY_OWNER: Final = frozenset({"to", "cert", "key", "ca", "server-name", "flags", "outcomes"})
+"""Options that say who the peer is, or which fleet is moved and by what it is judged: a directory, which
+somebody else may have filled, must not."""
 
 Path_ = tuple[str, ...]
 Table = dict[str, Any]

@@ -186,16 +186,39 @@ class Meter:
                 add_report(flow, report, running.credited)
         return outcome
 
-    def count_v1_delivery(self, state_bytes: int, wire_bytes: int, seconds: float) -> None:
-        """Count what a v1 sender has delivered."""
+    def count_ended(
+        self,
+        direction: Direction,
+        protocol: Protocol,
+        *,
+        state_bytes: int,
+        wire_bytes: int,
+        seconds: float,
+        error: BaseException | None = None,
+    ) -> None:
+        """Count what no call that is measured has made: what v1 delivers, and what a relay carries.
+
+        Args:
+            direction: Whether this side has sent or received it.
+            protocol: The engine.
+            state_bytes: Bytes of the state.
+            wire_bytes: What it took on the wire.
+            seconds: How long it took.
+            error: What it failed with, None if it did not.
+        """
         if not self._enabled:
             return
         with self._lock:
-            flow = self._flows["received", "v1"]
+            flow = self._flows[direction, protocol]
             flow.started += 1
+            flow.wire_bytes += wire_bytes
+            if error is not None:
+                flow.failed += 1
+                flow.unfinished_wire_bytes += wire_bytes
+                self._errors["transfer", error_code(error)] += 1
+                return
             flow.completed += 1
             flow.state_bytes += state_bytes
-            flow.wire_bytes += wire_bytes
             flow.seconds += seconds
 
     def snapshot(self) -> Stats:

@@ -24,7 +24,7 @@ __all__ = [
 
 Direction = Literal["sent", "received"]
 Protocol = Literal["v3", "v1"]
-Role = Literal["send", "fetch", "receive", "serve"]
+Role = Literal["send", "fetch", "receive", "serve", "probe", "relay"]
 Phase = Literal["connect", "transfer"]
 
 DIRECTIONS: Final[tuple[Direction, ...]] = get_args(Direction)
@@ -37,7 +37,8 @@ class SessionStats:
     """The sessions of one role.
 
     Attributes:
-        role: ``"send"`` and ``"fetch"`` were dialled, ``"receive"`` and ``"serve"`` let in.
+        role: ``"send"`` and ``"fetch"`` were dialled, ``"receive"`` and ``"serve"`` let in; ``"probe"``
+            looked at a link, and ``"relay"`` carries a machine, at either end.
         opened: How many were opened.
         closed: How many of these have ended.
     """

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from dwcp_fast.closing import Closing
 from dwcp_fast.errors import DeadlineError, DwcpError, FormatError, PeerClosedError, QmpError, TransportError
+from dwcp_fast.rollout.switch import SWITCH
 from dwcp_fast.state import served_pairing
 from dwcp_fast.trust import Insecure, MutualTls
 from dwcp_fast.vm.carrying import TargetCarrier, socket_folder
@@ -234,6 +235,9 @@ class Acceptance(Closing):
     def _prepare(self, told: dict[str, Any]) -> None:
         if self._loaded:
             raise QmpError("a guest is here already, and another one is to come")
+        why = SWITCH.refusal()
+        if why is not None:
+            raise QmpError(f"no guest is taken: {why}")
         memory, here = only(told, "memory_bytes", int), self._machine.memory_bytes()
         if memory != here:
             raise QmpError(f"the guest has {memory} bytes of memory, and here it would have {here}")

@@ -8,6 +8,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from dwcp_fast.engine import engine_for
 from dwcp_fast.errors import (
     DeadlineError,
     DwcpError,
@@ -17,8 +18,10 @@ from dwcp_fast.errors import (
     PeerError,
     QmpError,
     TransportError,
+    V3StoppedError,
 )
 from dwcp_fast.policy.precopy import why_not_converging
+from dwcp_fast.rollout.switch import SWITCH, Guard
 from dwcp_fast.trust import Trust
 from dwcp_fast.vm.carrying import Carrier, SourceCarrier, socket_folder
 from dwcp_fast.vm.control import CONTROL, DISKS, MIGRATION, Control
@@ -79,6 +82,7 @@ class Migration:
         self._dial = dial or self._dial_out
         self._cancelled = threading.Event()
         self._was_running = True
+        self._guard: Guard | None = None
 
     def cancel(self) -> None:
         """Give up, from another thread or a signal handler: the guest goes on here.
@@ -100,6 +104,8 @@ class Migration:
             TransportError: The link failed. The guest goes on here, unless the message says that it stands
                 still.
             AuthError: The other side does not let this one in; nothing was done.
+            NegotiationError: The kill switch is on; nothing was done.
+            V3StoppedError: The kill switch was turned on; the guest goes on here.
             KeyboardInterrupt: It was cancelled; the guest goes on here.
         """
         with ExitStack() as stack:
@@ -115,6 +121,10 @@ class Migration:
                     f"the guest is {status} and its migration {migration.status}: it cannot be moved now"
                 )
             self._was_running = status == "running"
+            engine_for("v3")
+            # It only tells: relay and guest are parted where the guest may still go on here.
+            self._guard = SWITCH.guard(lambda: None)
+            stack.callback(self._guard.release)
             return self._move(machine, channels)
 
     def _dial_out(self, to: str, channels: Channels) -> SourceCarrier:
@@ -234,6 +244,10 @@ class Migration:
         """Raise what speaks against going on."""
         if self._cancelled.is_set():
             raise KeyboardInterrupt
+        if self._guard is not None and self._guard.why is not None:
+            raise V3StoppedError(
+                f"the move was stopped: {self._guard.why}", hint="move it again when v3 may be used"
+            )
         limit_s = self._options.timeout_s
         if limit_s is not None and watch.seconds() > limit_s:
             raise DeadlineError(f"the move took more than {limit_s:g} s")

@@ -31,19 +31,22 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from dwcp_fast import _core
 from dwcp_fast.closing import Closing
 from dwcp_fast.errors import ConfigError, DeadlineError, DwcpError
 from dwcp_fast.links import Events
 from dwcp_fast.listener import reachable_host
+from dwcp_fast.metrics.meter import METER, SessionMark
+from dwcp_fast.metrics.stats import Direction
 from dwcp_fast.options import check_codec, check_congestion, check_int, check_seconds
 from dwcp_fast.policy.lanes import choose_lanes
 from dwcp_fast.selector import load_selector
 from dwcp_fast.state import KeptPairing, read_pairing, write_pairing
-from dwcp_fast.told import ActionTold, RelaySettings, RelayTold
+from dwcp_fast.told import RelaySettings
 from dwcp_fast.trust import Insecure, MutualTls, Trust, address_of, dial_security, listen_security
+from dwcp_fast.vm.relay_stats import RelayStats, RelayTick, make_stats
 
 __all__ = ["MIGRATION", "RelayOptions", "RelayStats", "RelayTick", "SourceRelay", "TargetRelay"]
 
@@ -51,35 +54,12 @@ MIGRATION: Final = "migration"
 """The channel whose streams are looked into for guest pages."""
 
 CHANNEL: Final = re.compile(r"[a-z0-9._-]{1,32}")
-PAGE_BYTES: Final = 4_096
 MAX_LANES: Final = 64
 FAR: Final = (3, 8, 16)
 """Fewest, first and most lanes to a peer that is far; what each has unsent is late when a machine stops."""
 
 MAX_CACHE_BYTES: Final = 1 << 40
 MAX_SOCKET_PATH: Final = 107
-UNTOLD: Final[RelayTold] = {
-    "finished": False,
-    "error": None,
-    "seconds": 0.0,
-    "stream_bytes": 0,
-    "migration_bytes": 0,
-    "wire_bytes": 0,
-    "return_bytes": 0,
-    "unacknowledged_bytes": 0,
-    "streams": 0,
-    "streams_open": 0,
-    "lanes": 0,
-    "lanes_lost": 0,
-    "records_resent": 0,
-    "rtt_ms": None,
-    "pages": dict.fromkeys(("zero", "same", "copy", "delta", "base", "full"), 0),
-    "opaque": None,
-    "compressed_by_qemu": False,
-    "cpu_seconds": 0.0,
-    "selection": None,
-    "timeline": [],
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,83 +118,12 @@ class RelayOptions:
 DEFAULTS: Final = RelayOptions()
 
 
-@dataclass(frozen=True, slots=True)
-class RelayTick:
-    """Where a relay stood at a moment.
-
-    Attributes:
-        at_s: Seconds since the session was opened.
-        stream_bytes: As in :class:`RelayStats`.
-        wire_bytes: As in :class:`RelayStats`.
-        lanes: As in :class:`RelayStats`.
-        rtt_ms: As in :class:`RelayStats`.
-        unacknowledged_bytes: As in :class:`RelayStats`.
-    """
-
-    at_s: float
-    stream_bytes: int
-    wire_bytes: int
-    lanes: int
-    rtt_ms: float | None
-    unacknowledged_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class RelayStats:
-    """Where a relay stands.
-
-    Attributes:
-        state: ``"waiting"`` for the other side, ``"running"``, ``"finished"`` or ``"failed"``.
-        error: Why it failed.
-        seconds: Since the session was opened.
-        stream_bytes: Bytes from the source to the target, as they are read from or written to the sockets.
-        migration_bytes: Of these, those of the migration.
-        wire_bytes: Bytes that took on the wire, with what was sent again.
-        return_bytes: Bytes from the target to the source.
-        unacknowledged_bytes: Bytes on the wire that the target's sockets have not taken yet.
-        streams: Streams that were opened.
-        streams_open: Streams that have not ended in both directions.
-        lanes: Lanes that are up.
-        lanes_lost: Lanes that were lost.
-        records_resent: Records that were sent again since their lane was lost.
-        rtt_ms: Milliseconds of a round trip.
-        pages: Guest pages by how they were told: ``zero``, ``same`` as sent before, a ``copy`` of another,
-            the ``delta`` from what was sent before, of the ``base``, or in ``full``. Known to the source.
-        page_bytes: Bytes of all these pages.
-        opaque: Why the migration is passed on as it is, None where it is not.
-        compressed_by_qemu: Whether QEMU compresses pages itself, which keeps the relay from doing better.
-        cpu_seconds: Processor time of the lanes.
-        codec_mix: What was chosen to compress with, where that was a choice.
-        timeline: Where things stood, four times a second.
-    """
-
-    state: Literal["waiting", "running", "finished", "failed"]
-    error: str | None
-    seconds: float
-    stream_bytes: int
-    migration_bytes: int
-    wire_bytes: int
-    return_bytes: int
-    unacknowledged_bytes: int
-    streams: int
-    streams_open: int
-    lanes: int
-    lanes_lost: int
-    records_resent: int
-    rtt_ms: float | None
-    pages: dict[str, int]
-    page_bytes: int
-    opaque: str | None
-    compressed_by_qemu: bool
-    cpu_seconds: float
-    codec_mix: tuple[ActionTold, ...]
-    timeline: tuple[RelayTick, ...]
-
-
 class Relay(Closing):
     """What both sides of a relay have in common."""
 
+    _direction: Direction
     _last: RelayStats | None = None
+    _mark: SessionMark | None = None
 
     @abstractmethod
     def _native_side(self) -> "_core.SourceRelay | _core.TargetRelay | None":
@@ -225,9 +134,7 @@ class Relay(Closing):
         if self._last is not None:
             return self._last
         native = self._native_side()
-        return make_stats(
-            "waiting" if native is None else None, UNTOLD if native is None else native.report()
-        )
+        return make_stats(None if native is None else native.report())
 
     def wait(self, timeout_s: float | None = None) -> RelayStats:
         """Wait for the end of the relay.
@@ -268,7 +175,23 @@ class Relay(Closing):
             if native is not None:
                 native.stop("closed")
             self._last = self.stats()
+            self._count(self._last)
         self._close_native()
+
+    def _count(self, stats: RelayStats) -> None:
+        """Count what was carried."""
+        if self._mark is None:
+            return
+        self._mark.close()
+        error = None
+        try:
+            self.wait(0.0)
+        except DwcpError as failure:
+            error = failure
+        wire, state = stats.wire_bytes, stats.stream_bytes
+        METER.count_ended(
+            self._direction, "v3", state_bytes=state, wire_bytes=wire, seconds=stats.seconds, error=error
+        )
 
     @abstractmethod
     def _close_native(self) -> None:
@@ -277,6 +200,8 @@ class Relay(Closing):
 
 class SourceRelay(Relay):
     """The side that dials, on the host that the machine leaves."""
+
+    _direction = "sent"
 
     def __init__(
         self,
@@ -309,6 +234,7 @@ class SourceRelay(Relay):
         settings = make_settings(channels, options)
         security = dial_security(to, trust)
         self._native = _core.SourceRelay(address_of(to), security, settings, _core.Cancel(), events)
+        self._mark = METER.opened(self, "relay")
 
     def finish(self) -> None:
         """Open no further streams: the relay is over once those that are there have ended."""
@@ -336,6 +262,8 @@ class SourceRelay(Relay):
 
 class TargetRelay(Relay):
     """The side that listens, on the host that the machine comes to; for the first source that is let in."""
+
+    _direction = "received"
 
     def __init__(
         self,
@@ -396,6 +324,7 @@ class TargetRelay(Relay):
         if peer is None:
             raise DeadlineError(f"no source came within {timeout_s} s")
         self._peer = peer
+        self._mark = METER.opened(self, "relay")
         # By now the token belongs to this source, and must still do so for a relay that is made later.
         self._keep_pairing()
 
@@ -452,33 +381,3 @@ def make_settings(channels: Mapping[str, Path], options: RelayOptions) -> RelayS
         "connect_timeout_s": options.connect_timeout_s,
         "reconnect_s": options.reconnect_s,
     }
-
-
-def make_stats(state: Literal["waiting"] | None, told: RelayTold) -> RelayStats:
-    """Make stats of what the native side tells."""
-    selection = told["selection"]
-    ended: Literal["running", "finished", "failed"]
-    ended = "failed" if told["error"] else "finished" if told["finished"] else "running"
-    return RelayStats(
-        state=state or ended,
-        error=told["error"],
-        seconds=told["seconds"],
-        stream_bytes=told["stream_bytes"],
-        migration_bytes=told["migration_bytes"],
-        wire_bytes=told["wire_bytes"],
-        return_bytes=told["return_bytes"],
-        unacknowledged_bytes=told["unacknowledged_bytes"],
-        streams=told["streams"],
-        streams_open=told["streams_open"],
-        lanes=told["lanes"],
-        lanes_lost=told["lanes_lost"],
-        records_resent=told["records_resent"],
-        rtt_ms=told["rtt_ms"],
-        pages=dict(told["pages"]),
-        page_bytes=sum(told["pages"].values()) * PAGE_BYTES,
-        opaque=told["opaque"],
-        compressed_by_qemu=told["compressed_by_qemu"],
-        cpu_seconds=told["cpu_seconds"],
-        codec_mix=tuple(selection["actions"]) if selection else (),
-        timeline=tuple(RelayTick(**tick) for tick in told["timeline"]),
-    )

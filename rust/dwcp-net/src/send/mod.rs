@@ -230,7 +230,7 @@ impl SendSession {
     /// [`NetError::Option`] for a number of lanes that there cannot be, and [`NetError::Io`] where no thread is to be had.
     pub fn relocate(&self, relocation: Relocation) -> Result<(), NetError> {
         check_lanes(relocation.lanes.start, Some(relocation.lanes))?;
-        let most = self.shared.relocate(&relocation);
+        let most = self.shared.relocate(relocation.distance, relocation.round_trip);
         let lanes = LaneRange { most: relocation.lanes.most.min(most), ..relocation.lanes };
         self.crew.relocate(lanes)
     }
@@ -331,15 +331,21 @@ impl Shared {
         lock(&self.state).wake_all();
     }
 
+    /// Whether the receiver is far, as far as TCP has seen by now.
+    pub(crate) fn is_far(&self) -> bool {
+        let lanes: Vec<Closer> = lock(&self.state).lanes.values().map(|lane| lane.closer.clone()).collect();
+        lanes.iter().any(|lane| lane.path().and_then(|path| path.min_rtt).is_none_or(|time| time >= FAR))
+    }
+
     /// The way to the receiver is another. Tells how many lanes it takes.
-    fn relocate(&self, relocation: &Relocation) -> u16 {
-        let is_far = relocation.distance.is_far(relocation.round_trip >= FAR);
+    pub(crate) fn relocate(&self, distance: Distance, round_trip: Duration) -> u16 {
+        let is_far = distance.is_far(round_trip >= FAR);
         if let Some(selector) = &self.selector {
-            selector.relocate(relocation.round_trip);
+            selector.relocate(round_trip);
         }
         self.asked_to_ignore_losses.store(false, Ordering::Relaxed);
         let mut state = lock(&self.state);
-        state.distance = relocation.distance;
+        state.distance = distance;
         state.telemetry.relocate();
         let lanes: Vec<Closer> = state.lanes.values().map(|lane| lane.closer.clone()).collect();
         let most = state.link.as_ref().map_or(MAX_LANES, |link| link.max_lanes);
