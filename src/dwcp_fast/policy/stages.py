@@ -28,6 +28,8 @@ Status = Literal["running", "done", "rolled-back"]
 Move = Literal["wait", "advance", "finish", "rollback"]
 LATENCY_QUANTILE: Final = 0.9
 MAX_STAGES: Final = 16
+MAX_TIME_S: Final = 1e12
+"""Seconds since 1970 that no clock shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,9 +140,10 @@ class Rollout:
         """Check the stage.
 
         Raises:
-            ConfigError: The plan has no such stage, or there is no such status.
+            ConfigError: The plan has no such stage, or there is no such status or time.
         """
         check("stage", self.stage, 0, len(self.plan.stages) - 1)
+        check("since_s", self.since_s, 0.0, MAX_TIME_S)
         if self.status not in get_args(Status):
             raise ConfigError(f"status {self.status!r} is not one of {', '.join(get_args(Status))}")
 
