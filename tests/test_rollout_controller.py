@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,10 +97,13 @@ def test_lines_that_are_no_outcomes_are_left_out_and_told_of(
         line("v3", 5.0, bytes_raw="10"),
         line("v3", 5.0, failure=3),
         "[" * 5_000 + "\n",
+        line("v3", 5.0, bytes_raw=10**400),
+        line("v3", 5.0, seconds=10**400),
+        " " * (16 << 10) + good,
     ]
     path.write_text(good + "".join(bad) + good + "x" * 100_000 + "\n" + good + good.rstrip())
     assert len(read_outcomes((path, tmp_path / "missing.jsonl"), 0.0)) == 3, "the last is not complete yet"
-    assert "9 lines" in caplog.text or "10 lines" in caplog.text
+    assert f"{len(bad) + 1} lines" in caplog.text, "the long one is one"
     assert read_outcomes((path,), 6.0) == []
 
 
@@ -110,6 +114,29 @@ def test_a_file_of_outcomes_does_not_grow_for_ever(tmp_path: Path, monkeypatch: 
         written.append(path, {"protocol": "v3", "failure": None, "seconds": 1.0}, None)
     assert sum(one.stat().st_size for one in tmp_path.iterdir()) < 3 * 2_000
     assert read_outcomes((tmp_path,), 0.0)
+    path.rename(written.older(path))
+    assert read_outcomes((tmp_path,), 0.0), "also before the next is begun"
+
+
+def test_writers_that_see_a_full_file_at_once_keep_what_others_write_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(written, "MAX_FILE_BYTES", 2_000)
+    path, write, overtaken = tmp_path / "node.jsonl", os.write, list[int]()
+    told = {"protocol": "v3", "failure": None, "seconds": 1.0}
+
+    def write_and_be_overtaken(descriptor: int, data: bytes) -> int:
+        length = write(descriptor, data)
+        if not overtaken:
+            # One sees the full file too, and makes room; another writes to what is the file then.
+            overtaken.append(length)
+            written.append(path, told, None)
+            written.append(path, told, None)
+        return length
+
+    monkeypatch.setattr("dwcp_fast.rollout.outcomes.os.write", write_and_be_overtaken)
+    written.append(path, {**told, "why": "x" * 2_000}, None)
+    assert overtaken and len(read_outcomes((tmp_path,), 0.0)) == 3
 
 
 def test_an_outcome_that_cannot_be_written_is_logged_and_harms_nothing(
