@@ -288,6 +288,49 @@ def test_the_thread_that_watches_ends_with_the_last_session() -> None:
     assert ended.wait(WAIT_S) and again.why == "force_v1 is on"
 
 
+def test_a_source_that_raises_whatever_it_likes_keeps_the_switch_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raised, flags = threading.Event(), list[RolloutFlags]()
+
+    def read() -> RolloutFlags:
+        if not flags:
+            raised.set()
+            raise RuntimeError("boom")
+        return flags[0]
+
+    switch = KillSwitch(read, look_s=0.01)
+    ended = threading.Event()
+    guard = switch.guard(ended.set)
+    assert raised.wait(WAIT_S) and not guard.is_over
+    monkeypatch.setattr("dwcp_fast.listener.SWITCH", switch)
+    with dwcp.listen(LOCAL) as listener, dwcp.connect(pairing_of(listener)):
+        accepted(listener).close()
+    flags.append(RolloutFlags(forceV1Mode=True))
+    assert ended.wait(WAIT_S)
+    assert guard.why is not None and "forceV1Mode" in guard.why
+
+
+def test_sessions_are_ended_where_there_is_no_thread_to_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    switch = KillSwitch(RolloutFlags, look_s=0.01)
+    ended = [threading.Event() for _ in range(3)]
+
+    def fail() -> None:
+        raise RuntimeError("it cannot be ended")
+
+    guards = [switch.guard(fail), *(switch.guard(one.set) for one in ended)]
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "dwcp-stop":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    switch.force(True)
+    assert all(one.is_set() for one in ended) and all(guard.is_over for guard in guards)
+
+
 def test_a_caller_that_cancels_after_the_switch_is_not_carried_on_in_v1() -> None:
     deliveries: list[V1Delivery] = []
     options = dwcp.ReceiveOptions(allow_v1=("127.0.0.0/8",))

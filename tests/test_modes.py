@@ -17,8 +17,8 @@ from dwcp_fast import INSECURE, ConfigError, Listener, NegotiationError, SendOpt
 from dwcp_fast.cli.program import run
 from dwcp_fast.modes import ModeKeeper
 from dwcp_fast.options import Mode
-from dwcp_fast.policy.link import LinkCounts
-from dwcp_fast.policy.mode import KnownMode, Treatment
+from dwcp_fast.policy.link import LinkCounts, LinkSample
+from dwcp_fast.policy.mode import FoundMode, KnownMode, ModeSwitch, Treatment
 from dwcp_fast.probing import probe_link
 
 WAIT_S = 20.0
@@ -181,6 +181,57 @@ def test_a_session_goes_by_what_is_found_only_where_that_means_something_else() 
     assert line.moves == [Treatment(lanes=(3, 16, 64), far=True)]
     assert [switch.mode for switch in keeper.switches_since(1)] == ["internet"]
     assert "80.0 ms" in keeper.choice.why
+
+
+def test_a_session_whose_mode_changes_for_ever_tells_of_its_last_changes_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names: list[FoundMode] = ["hybrid", "internet"]
+
+    class Fickle:
+        """A detector that finds another mode each time that it looks."""
+
+        def __init__(self) -> None:
+            self.found = 0
+
+        def observe(self, sample: LinkSample) -> ModeSwitch:
+            self.found += 1
+            before, mode = names[self.found % 2 - 1], names[self.found % 2]
+            at_s, carried = float(self.found), {"carried_bits_per_s": None, "limited": False}
+            return ModeSwitch(seconds=at_s, before=before, mode=mode, rtt_ms=60.0, **carried)  # type: ignore[arg-type]
+
+    fickle = Fickle()
+    monkeypatch.setattr("dwcp_fast.modes.detector_for", lambda *_, **__: fickle)
+    monkeypatch.setattr("dwcp_fast.modes.SAMPLE_S", 0.001)
+    line = Line(is_far=True)
+    line.show = grows(60.0, 0.5)
+    keeper = ModeKeeper(SendOptions(), None)
+
+    def keep(until: int) -> int:
+        deadline = time.monotonic() + WAIT_S
+        with keeper.keep(line) as before:
+            while fickle.found < until:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        return before
+
+    def told(count: int) -> tuple[tuple[ModeSwitch, ...], str]:
+        # The look that was under way when the transfer ended may find one more.
+        while True:
+            switches, why = keeper.switches_since(count), keeper.choice.why
+            if switches == keeper.switches_since(count):
+                return switches, why
+
+    keep(100)
+    switches, why = told(0)
+    assert len(switches) == 32 and switches[-1].seconds > 98
+    assert why.count(" after ") == 32
+    assert why.startswith(f"{switches[0].before} to begin with, {switches[0].mode} after")
+    before = keep(fickle.found + 3)
+    assert before > 98, "so many there were before"
+    switches, why = told(before)
+    assert 1 <= len(switches) <= 32 and all(switch.seconds > before for switch in switches)
+    assert why.count(" after ") == len(switches)
 
 
 def test_a_probe_tells_of_the_link_and_leaves_nothing_behind(

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import dwcp_fast as dwcp
 from dwcp_fast import errors
 from dwcp_fast.cli.program import run
 from dwcp_fast.policy.rollout import RolloutFlags, enable_all, merge_flags
-from dwcp_fast.policy.stages import RolloutPlan
+from dwcp_fast.policy.stages import Outcome, RolloutPlan
 from dwcp_fast.rollout import outcomes as written
 from dwcp_fast.rollout.controller import Controller
 from dwcp_fast.rollout.flagfile import change_flags, read_flags
@@ -95,10 +97,13 @@ def test_lines_that_are_no_outcomes_are_left_out_and_told_of(
         line("v3", 5.0, bytes_raw="10"),
         line("v3", 5.0, failure=3),
         "[" * 5_000 + "\n",
+        line("v3", 5.0, bytes_raw=10**400),
+        line("v3", 5.0, seconds=10**400),
+        " " * (16 << 10) + good,
     ]
     path.write_text(good + "".join(bad) + good + "x" * 100_000 + "\n" + good + good.rstrip())
     assert len(read_outcomes((path, tmp_path / "missing.jsonl"), 0.0)) == 3, "the last is not complete yet"
-    assert "9 lines" in caplog.text or "10 lines" in caplog.text
+    assert f"{len(bad) + 1} lines" in caplog.text, "the long one is one"
     assert read_outcomes((path,), 6.0) == []
 
 
@@ -109,6 +114,29 @@ def test_a_file_of_outcomes_does_not_grow_for_ever(tmp_path: Path, monkeypatch: 
         written.append(path, {"protocol": "v3", "failure": None, "seconds": 1.0}, None)
     assert sum(one.stat().st_size for one in tmp_path.iterdir()) < 3 * 2_000
     assert read_outcomes((tmp_path,), 0.0)
+    path.rename(written.older(path))
+    assert read_outcomes((tmp_path,), 0.0), "also before the next is begun"
+
+
+def test_writers_that_see_a_full_file_at_once_keep_what_others_write_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(written, "MAX_FILE_BYTES", 2_000)
+    path, write, overtaken = tmp_path / "node.jsonl", os.write, list[int]()
+    told = {"protocol": "v3", "failure": None, "seconds": 1.0}
+
+    def write_and_be_overtaken(descriptor: int, data: bytes) -> int:
+        length = write(descriptor, data)
+        if not overtaken:
+            # One sees the full file too, and makes room; another writes to what is the file then.
+            overtaken.append(length)
+            written.append(path, told, None)
+            written.append(path, told, None)
+        return length
+
+    monkeypatch.setattr("dwcp_fast.rollout.outcomes.os.write", write_and_be_overtaken)
+    written.append(path, {**told, "why": "x" * 2_000}, None)
+    assert overtaken and len(read_outcomes((tmp_path,), 0.0)) == 3
 
 
 def test_an_outcome_that_cannot_be_written_is_logged_and_harms_nothing(
@@ -171,6 +199,94 @@ def test_a_controller_does_not_fight_with_whoever_changes_the_flags(tmp_path: Pa
     assert controller.step().rollout.status == "rolled-back"
     read = read_flags(flags)
     assert read is not None and read.v3RolloutPercentage == 25 and read.forceV1Mode
+
+
+def advancing(tmp_path: Path, flags: Path) -> Callable[[], Controller]:
+    """A rollout whose first stage is over and was good; gives what makes controllers of it."""
+    now, place = [1000.0], tmp_path / "n.jsonl"
+
+    def make() -> Controller:
+        return Controller(flags, (place,), clock=lambda: now[0])
+
+    make().start(PLAN)
+    now[0] += 11
+    place.write_text((line("v3", 1010.0) + line("v1", 1010.0)) * 3)
+    return make
+
+
+def test_two_that_watch_one_rollout_do_not_undo_what_the_other_has_done(
+    tmp_path: Path, flags: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = advancing(tmp_path, flags)
+    name = "dwcp_fast.rollout.controller.read_outcomes"
+
+    def overtaken(places: tuple[Path, ...], since_s: float) -> list[Outcome]:
+        found = read_outcomes(places, since_s)
+        monkeypatch.setattr(name, read_outcomes)
+        assert make().step().choice.value == "advance"
+        return found
+
+    monkeypatch.setattr(name, overtaken)
+    late = make().step()
+    assert (late.choice.value, late.rollout.percentage) == ("wait", 50)
+    assert make().look().rollout.percentage == 50
+    assert make().advance().rollout.percentage == 100
+    read = read_flags(flags)
+    assert read is not None and read.v3RolloutPercentage == 100
+
+
+def test_a_step_that_ended_between_the_flags_and_the_state_is_done_again(
+    tmp_path: Path, flags: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = advancing(tmp_path, flags)
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="full"):
+        broken.setattr(Controller, "_save", fail)
+        make().step()
+    read = read_flags(flags)
+    assert read is not None and read.v3RolloutPercentage == 50
+    assert make().look().rollout.percentage == 10
+    assert make().step().rollout.percentage == 50
+    assert make().advance().rollout.percentage == 100
+
+
+def fail(*_: object) -> None:
+    raise OSError(28, "full")
+
+
+@pytest.mark.parametrize("broken", ["", "{", "[" * 60_000, '{"plan": 1}', '{"since_s": "x"}'])
+def test_a_state_that_cannot_be_read_keeps_nobody_from_starting_or_ending_a_rollout(
+    flags: Path, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    plain = Controller(flags)
+    plain.start(PLAN)
+    state = flags.with_name("flags.json.rollout")
+    good = state.read_text()
+
+    def spoil() -> None:
+        state.write_text(json.dumps(json.loads(good) | json.loads(broken)) if "since_s" in broken else broken)
+
+    spoil()
+    with pytest.raises(errors.ConfigError, match="cannot be read"):
+        plain.look()
+    assert plain.rollback("it is Friday").why == "it is Friday"
+    assert plain.look().rollout.status == "rolled-back"
+    spoil()
+    assert plain.start(PLAN).status == "running" and plain.look().rollout.percentage == 10
+    assert "cannot be read" in caplog.text
+
+
+def test_to_look_changes_no_file_even_if_somebody_else_has_ended_the_rollout(flags: Path) -> None:
+    Controller(flags).start(PLAN)
+    change_flags(flags, lambda old: merge_flags(old, {"forceV1Mode": True}))
+
+    def kept() -> dict[Path, tuple[int, bytes]]:
+        return {one: (one.stat().st_ino, one.read_bytes()) for one in flags.parent.iterdir()}
+
+    before = kept()
+    assert Controller(flags).look().rollout.status == "rolled-back"
+    assert run(["rollout", "status", "--flags", str(flags), "--quiet"]) == 0
+    assert kept() == before
+    logging.getLogger().handlers.clear()
 
 
 @pytest.mark.parametrize("broken", ["", '{"v3RolloutPercentage": 101}', " " * 70_000])

@@ -77,6 +77,7 @@ def test_a_good_v3_goes_through_all_stages_and_no_sooner_than_the_plan_says() ->
         ([*outcomes("v3", 20, seconds=2.1, size=2100), *outcomes("v1", 20)], "latency is 2.10 times v1's"),
         ([*outcomes("v3", 17), *outcomes("v3", 3, seconds=2.1), *outcomes("v1", 20)], "latency is 2.10"),
         ([*outcomes("v3", 20, size=790), *outcomes("v1", 20)], "throughput is 21% under v1's"),
+        ([*outcomes("v3", 20, size=0), *outcomes("v1", 20, seconds=0.0)], "latency is 1000000000.00 times"),
     ],
 )
 def test_a_bad_v3_is_taken_back_at_once_with_the_reason(found: list[Outcome], reason: str) -> None:

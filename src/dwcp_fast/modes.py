@@ -32,6 +32,8 @@ __all__ = ["ModeKeeper", "Movable"]
 LOG: Final = logging.getLogger(__name__)
 IDLE_S: Final = 1.0
 """Seconds without a transfer after which nobody looks any more, so that short ones need no thread each."""
+MOST_SWITCHES: Final = 32
+"""Of one transfer, as many are kept, the last ones."""
 
 
 class Movable(Protocol):
@@ -73,20 +75,26 @@ class ModeKeeper:
         self._lock = threading.Lock()
         self._began_s = time.monotonic()
         self._switches: list[ModeSwitch] = []
+        self._forgotten = 0
 
     @property
     def choice(self) -> Choice[str]:
-        """The mode at present, and how it came to that."""
-        return explain_modes(self._choice, self._switches)
+        """The mode at present, and how it came to that in the last transfer."""
+        with self._lock:
+            return explain_modes(self._choice, self._switches)
 
     def switches_since(self, count: int) -> tuple[ModeSwitch, ...]:
-        """The switches but for the first `count`."""
-        return tuple(self._switches[count:])
+        """The switches of the last transfer but for the first `count` of the session; the last 32 of them."""
+        with self._lock:
+            return tuple(self._switches[max(0, count - self._forgotten) :])
 
     @contextmanager
     def keep(self, session: Movable) -> Iterator[int]:
         """Keep the mode while a transfer is under way; gives how many switches there were before."""
-        count = len(self._switches)
+        with self._lock:
+            # A session of a thousand transfers does not tell of all of them in each.
+            self._forget(len(self._switches))
+            count = self._forgotten
         if self._detector is None:
             yield count
             return
@@ -153,7 +161,9 @@ class ModeKeeper:
         switch = self._detector.observe(sample) if self._detector and sample else None
         if switch is None:
             return
-        self._switches.append(switch)
+        with self._lock:
+            self._switches.append(switch)
+            self._forget(len(self._switches) - MOST_SWITCHES)
         LOG.info("the mode is %s now, and was %s: %s", switch.mode, switch.before, switch.why)
         # What is not known any more is no reason to do anything else.
         if switch.mode != "unknown":
@@ -164,6 +174,13 @@ class ModeKeeper:
         if self._events is not None:
             told = {"mode": switch.mode, "before": switch.before, "why": switch.why}
             self._events({"type": "mode-switched", **told})
+
+    def _forget(self, count: int) -> None:
+        """Keep of the first so many switches no more than what they led to."""
+        if count > 0:
+            self._choice = explain_modes(self._choice, self._switches[count - 1 : count])
+            del self._switches[:count]
+            self._forgotten += count
 
     def _meaning(self, mode: KnownMode) -> Treatment:
         return treatment_of(mode, self._options.streams, polite=self._options.polite)

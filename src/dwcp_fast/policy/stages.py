@@ -28,6 +28,10 @@ Status = Literal["running", "done", "rolled-back"]
 Move = Literal["wait", "advance", "finish", "rollback"]
 LATENCY_QUANTILE: Final = 0.9
 MAX_STAGES: Final = 16
+INSTANT_S: Final = 1e-9
+"""What takes no time takes that long: it is divided by."""
+MAX_TIME_S: Final = 1e12
+"""Seconds since 1970 that no clock shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,9 +142,10 @@ class Rollout:
         """Check the stage.
 
         Raises:
-            ConfigError: The plan has no such stage, or there is no such status.
+            ConfigError: The plan has no such stage, or there is no such status or time.
         """
         check("stage", self.stage, 0, len(self.plan.stages) - 1)
+        check("since_s", self.since_s, 0.0, MAX_TIME_S)
         if self.status not in get_args(Status):
             raise ConfigError(f"status {self.status!r} is not one of {', '.join(get_args(Status))}")
 
@@ -222,7 +227,7 @@ def latency_of(outcomes: Sequence[Outcome]) -> float:
 
 def rate_of(outcomes: Sequence[Outcome]) -> float:
     """Give the median of the bytes per second."""
-    ordered = sorted(outcome.bytes_raw / max(outcome.seconds, 1e-9) for outcome in outcomes)
+    ordered = sorted(outcome.bytes_raw / max(outcome.seconds, INSTANT_S) for outcome in outcomes)
     middle = len(ordered) // 2
     return (ordered[middle] + ordered[~middle]) / 2
 
@@ -278,7 +283,7 @@ def faults(plan: RolloutPlan, measured: Measured) -> list[str]:
         return found
     if measured.latency_s > plan.max_latency_ratio * base.latency_s:
         found.append(
-            f"the latency is {measured.latency_s / base.latency_s:.2f} times v1's "
+            f"the latency is {measured.latency_s / max(base.latency_s, INSTANT_S):.2f} times v1's "
             f"({measured.latency_s:.3f} s against {base.latency_s:.3f} s), over {plan.max_latency_ratio:g}"
         )
     if measured.bytes_per_s < (1 - plan.max_throughput_loss) * base.bytes_per_s:

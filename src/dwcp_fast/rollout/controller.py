@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from dwcp_fast.policy.stages import (
     Baseline,
     Measured,
     Move,
+    Outcome,
     Rollout,
     RolloutPlan,
     begin,
@@ -23,7 +24,7 @@ from dwcp_fast.policy.stages import (
     move,
     take_back,
 )
-from dwcp_fast.rollout.flagfile import change_flags, read_flags
+from dwcp_fast.rollout.flagfile import change_held, held, read_flags
 from dwcp_fast.rollout.history import read_outcomes
 from dwcp_fast.staging import replace_file
 
@@ -61,7 +62,10 @@ class Look:
 
 
 class Controller:
-    """Moves a rollout on, or takes it back. One at a time should watch a flags file; more do no harm."""
+    """Moves a rollout on, or takes it back. One at a time should watch a flags file; more do no harm.
+
+    Whoever changes flags or state reads both anew first, with the lock of the flags file held.
+    """
 
     def __init__(
         self, flags: Path, outcomes: tuple[Path, ...] = (), *, clock: Callable[[], float] = time.time
@@ -86,15 +90,17 @@ class Controller:
             DwcpError: The flags cannot be changed.
             OSError: A file cannot be read or written.
         """
-        if self._state.exists() and self._load().status == "running":
-            raise ConflictError(
-                f"a rollout of {self._flags} is running", hint="take it back first: dwcp rollout rollback"
-            )
-        # What cannot be changed should show before anything is.
-        read_flags(self._flags)
-        rollout = begin(plan, self._clock())
-        self._save(rollout)
-        change_flags(self._flags, lambda flags: enable_all(flags, rollout.percentage))
+        with held(self._flags):
+            old = self._load_if_any()
+            if old is not None and old.status == "running":
+                raise ConflictError(
+                    f"a rollout of {self._flags} is running", hint="take it back first: dwcp rollout rollback"
+                )
+            # What cannot be changed should show before anything is.
+            read_flags(self._flags)
+            rollout = begin(plan, self._clock())
+            self._save(rollout)
+            change_held(self._flags, lambda flags: enable_all(flags, rollout.percentage))
         return rollout
 
     def look(self) -> Look:
@@ -104,24 +110,23 @@ class Controller:
             ConfigError: There is no rollout, or its state cannot be read.
             OSError: A file cannot be read.
         """
-        now = self._clock()
-        rollout = self._found()
-        since = max(rollout.since_s, now - rollout.plan.window_s)
-        measured = measure(rollout, read_outcomes(self._outcomes, since), now)
-        return Look(rollout, measured, judge(rollout, measured, now))
+        now, outcomes = self._read()
+        return self._judge(self._load(), outcomes, now)
 
     def step(self) -> Look:
         """Measure and decide, and do what was decided.
 
         Raises:
             ConflictError: Somebody else changed the flags.
-            DwcpError: As for :meth:`look`.
+            DwcpError: As for :meth:`look`; or somebody else keeps the flags for over 10 s.
             OSError: A file cannot be read or written.
         """
-        found = self.look()
-        rollout = move(found.rollout, found.choice, found.measured, self._clock())
-        self._put(found.rollout, rollout)
-        return Look(rollout, found.measured, found.choice)
+        # Files of a whole fleet take their time, and whoever takes the rollout back must not wait for that.
+        now, outcomes = self._read()
+        with held(self._flags):
+            saved = self._load()
+            found = self._judge(saved, outcomes, now)
+            return self._carry_out(saved, found)
 
     def advance(self) -> Look:
         """Go to the next stage whatever transfers show; the last one is done.
@@ -132,14 +137,16 @@ class Controller:
             DwcpError: The flags cannot be changed.
             OSError: A file cannot be read or written.
         """
-        found = self.look()
-        if found.rollout.status != "running":
-            raise ConfigError(f"the rollout of {self._flags} is {found.rollout.status}: nothing to advance")
-        last = found.rollout.stage == len(found.rollout.plan.stages) - 1
-        choice: Choice[Move] = Choice("rollout", "finish" if last else "advance", "advanced by hand")
-        rollout = move(found.rollout, choice, found.measured, self._clock())
-        self._put(found.rollout, rollout)
-        return Look(rollout, found.measured, choice)
+        now, outcomes = self._read()
+        with held(self._flags):
+            saved = self._load()
+            found = self._judge(saved, outcomes, now)
+            status = found.rollout.status
+            if status != "running":
+                raise ConfigError(f"the rollout of {self._flags} is {status}: nothing to advance")
+            last = found.rollout.stage == len(found.rollout.plan.stages) - 1
+            choice: Choice[Move] = Choice("rollout", "finish" if last else "advance", "advanced by hand")
+            return self._carry_out(saved, replace(found, choice=choice))
 
     def rollback(self, why: str) -> Rollout:
         """Take it back: the kill switch on, 0 percent, all other flags as they are. Needs no running rollout.
@@ -151,43 +158,43 @@ class Controller:
             DwcpError: The flags cannot be changed.
             OSError: A file cannot be read or written.
         """
-        # The flags first: they are what stops v3.
-        self._kill()
-        rollout = self._load() if self._state.exists() else begin(RolloutPlan(), self._clock())
-        rollout = take_back(rollout, why, self._clock())
-        self._save(rollout)
+        with held(self._flags):
+            # The flags first: they are what stops v3.
+            self._kill()
+            rollout = self._load_if_any() or begin(RolloutPlan(), self._clock())
+            rollout = take_back(rollout, why, self._clock())
+            self._save(rollout)
         return rollout
 
-    def _put(self, old: Rollout, new: Rollout) -> None:
-        if new == old:
-            return
+    def _read(self) -> tuple[float, list[Outcome]]:
+        """Read the outcomes that count now."""
+        now, rollout = self._clock(), self._load()
+        return now, read_outcomes(self._outcomes, max(rollout.since_s, now - rollout.plan.window_s))
+
+    def _judge(self, rollout: Rollout, outcomes: list[Outcome], now_s: float) -> Look:
+        """Measure and decide; a kill switch that somebody else turned on ends the rollout."""
+        if rollout.status == "running" and self._is_killed():
+            rollout = take_back(rollout, "somebody else turned forceV1Mode on", now_s)
+        measured = measure(rollout, outcomes, now_s)
+        return Look(rollout, measured, judge(rollout, measured, now_s))
+
+    def _carry_out(self, saved: Rollout, found: Look) -> Look:
+        """Do what was decided, with the flags held."""
+        old, new = found.rollout, move(found.rollout, found.choice, found.measured, self._clock())
         if new.status == "rolled-back" != old.status:
             LOG.warning("the rollout is taken back: %s", new.why)
             self._kill()
         elif new.percentage != old.percentage:
             LOG.info("the rollout goes to %d %%: %s", new.percentage, new.why)
-
-            def raised(flags: RolloutFlags) -> RolloutFlags:
-                self._check(flags, old)
-                return merge_flags(flags, {"v3RolloutPercentage": new.percentage})
-
-            change_flags(self._flags, raised)
-        self._save(new)
+            change_held(self._flags, lambda flags: self._raised(flags, old, new))
+        if new != saved:
+            self._save(new)
+        return replace(found, rollout=new)
 
     def _kill(self) -> None:
         # Where there is a rollout its file is a flags file, and that it is broken must not keep v3 on.
         instead = enable_all(RolloutFlags(), 0) if self._state.exists() else None
-        change_flags(self._flags, killed, instead=instead)
-
-    def _found(self) -> Rollout:
-        """Give where the rollout stands; a kill switch that somebody else turned on ends it."""
-        if not self._state.exists():
-            raise ConfigError(f"there is no rollout of {self._flags}", hint="dwcp rollout start begins one")
-        rollout = self._load()
-        if rollout.status == "running" and self._is_killed():
-            rollout = take_back(rollout, "somebody else turned forceV1Mode on", self._clock())
-            self._save(rollout)
-        return rollout
+        change_held(self._flags, killed, instead=instead)
 
     def _is_killed(self) -> bool:
         try:
@@ -198,18 +205,32 @@ class Controller:
             return False
         return flags is not None and flags.forceV1Mode
 
-    def _check(self, flags: RolloutFlags, rollout: Rollout) -> None:
-        if flags.forceV1Mode or flags.v3RolloutPercentage != rollout.percentage:
+    def _raised(self, flags: RolloutFlags, old: Rollout, new: Rollout) -> RolloutFlags:
+        # At the new percentage already: whoever raised it ended before that was noted in the state.
+        if flags.forceV1Mode or flags.v3RolloutPercentage not in {old.percentage, new.percentage}:
             raise ConflictError(
                 f"{self._flags} says {flags.v3RolloutPercentage} %, forceV1Mode {flags.forceV1Mode}: "
-                f"somebody else changed it from {rollout.percentage} %",
+                f"somebody else changed it from {old.percentage} %",
                 hint="take the rollout back or start it anew",
             )
+        return merge_flags(flags, {"v3RolloutPercentage": new.percentage})
 
     def _save(self, rollout: Rollout) -> None:
         replace_file(self._state, [f"{json.dumps(asdict(rollout), indent=2)}\n".encode()])
 
+    def _load_if_any(self) -> Rollout | None:
+        """Read where the rollout stands; what cannot be read is no reason not to begin anew, or to end it."""
+        if not self._state.exists():
+            return None
+        try:
+            return self._load()
+        except ConfigError as exc:
+            LOG.warning("%s", exc)
+            return None
+
     def _load(self) -> Rollout:
+        if not self._state.exists():
+            raise ConfigError(f"there is no rollout of {self._flags}", hint="dwcp rollout start begins one")
         try:
             with self._state.open("rb") as file:
                 told = json.loads(file.read(MAX_STATE_BYTES))
@@ -222,7 +243,7 @@ class Controller:
                     "baseline": None if baseline is None else Baseline(**baseline),
                 }
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
             raise ConfigError(
                 f"the state of the rollout in {self._state} cannot be read", hint="start it anew"
             ) from exc

@@ -15,7 +15,7 @@ from dwcp_fast.policy.rollout import RolloutFlags, format_flags, merge_flags
 from dwcp_fast.rollout.flags import FileFlags
 from dwcp_fast.staging import replace_file
 
-__all__ = ["change_flags", "read_flags"]
+__all__ = ["change_flags", "change_held", "held", "read_flags"]
 
 LOG: Final = logging.getLogger(__name__)
 PATIENCE_S: Final = 10.0
@@ -60,22 +60,34 @@ def change_flags(
         OSError: It cannot be read or written.
     """
     with held(path):
-        try:
-            old = read_flags(path)
-        except (ConfigError, LimitExceededError) as exc:
-            if instead is None:
-                raise
-            LOG.warning("%s is written anew, since it cannot be used: %s", path, exc)
-            old = None
-        new = change(old or instead or RolloutFlags())
-        if new != old:
-            replace_file(path, [f"{format_flags(new)}\n".encode()])
+        return change_held(path, change, instead=instead)
+
+
+def change_held(
+    path: Path, change: Callable[[RolloutFlags], RolloutFlags], *, instead: RolloutFlags | None = None
+) -> RolloutFlags:
+    """Change the flags in a file as :func:`change_flags` does, within :func:`held`."""
+    try:
+        old = read_flags(path)
+    except (ConfigError, LimitExceededError) as exc:
+        if instead is None:
+            raise
+        LOG.warning("%s is written anew, since it cannot be used: %s", path, exc)
+        old = None
+    new = change(old or instead or RolloutFlags())
+    if new != old:
+        replace_file(path, [f"{format_flags(new)}\n".encode()])
     return new
 
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Keep other writers of a file waiting."""
+    """Keep other writers of a file waiting; not to be entered again within.
+
+    Raises:
+        DeadlineError: Another program keeps the file for longer than 10 s.
+        OSError: The lock beside the file cannot be made.
+    """
     lock = path.with_name(f".{path.name}.lock")
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     end = time.monotonic() + PATIENCE_S

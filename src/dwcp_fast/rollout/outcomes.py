@@ -3,6 +3,8 @@
 A node takes part where ``DWCP_OUTCOMES_FILE`` names its file.
 """
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -101,13 +103,24 @@ def append(path: Path, told: dict[str, Any], record: dict[str, Any] | None) -> N
         try:
             # One write: lines of several processes do not mix.
             os.write(descriptor, data)
-            full = os.fstat(descriptor).st_size > MAX_FILE_BYTES
+            if os.fstat(descriptor).st_size > MAX_FILE_BYTES:
+                make_room(path, descriptor)
         finally:
             os.close(descriptor)
-        if full:
-            path.replace(older(path))
     except OSError as exc:
         LOG.warning("the outcome of a transfer cannot be written to %s: %s", path, exc.strerror)
+
+
+def make_room(path: Path, descriptor: int) -> None:
+    """Make a full file the one before, unless another writer of it does or did."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        # Not what others have written since then to a new file of that name.
+        if os.path.samestat(path.stat(), os.fstat(descriptor)):
+            path.replace(older(path))
 
 
 def older(path: Path) -> Path:

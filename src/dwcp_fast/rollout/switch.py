@@ -67,7 +67,7 @@ class KillSwitch:
         """Say why no v3 session is let in, None if it is; flags that never could be read forbid nothing."""
         try:
             return self.explain()
-        except (DwcpError, OSError) as exc:
+        except Exception as exc:  # noqa: BLE001 - a source of flags raises what it likes
             LOG.debug("the flags cannot be read: %s", exc)
             return None
 
@@ -75,8 +75,8 @@ class KillSwitch:
         """Have something ended when v3 is not to be used any more.
 
         Args:
-            stop: Ends it; called once at most, in a thread of its own. It must not hold what holds
-                the guard.
+            stop: Ends it; called once at most, in a thread of its own if there is one to be had. It must
+                not hold what holds the guard.
 
         Returns:
             What tells whether that happened. It is watched until it is released, or nobody holds it.
@@ -123,7 +123,11 @@ class KillSwitch:
         # No name in here may hold a guard: it would be watched for ever.
         while self._has_sessions():
             time.sleep(self._look_s)
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                # Without this thread no switch reaches a session any more.
+                LOG.exception("the kill switch could not be looked at")
 
     def _has_sessions(self) -> bool:
         """Forget what was released, and tell whether anything is left; the thread ends if not."""
@@ -159,7 +163,11 @@ class Guard:
             self.why = why
         LOG.warning("a v3 session is stopped: %s", why)
         # Parting may take a moment, and a hundred sessions are to end as soon as one.
-        threading.Thread(target=self._run, name="dwcp-stop", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="dwcp-stop", daemon=True).start()
+        except RuntimeError as exc:
+            LOG.debug("no thread to stop a session in: %s", exc)
+            self._run()
 
     def release(self) -> None:
         """Have it watched no more."""
@@ -171,6 +179,8 @@ class Guard:
         except DwcpError as exc:
             # It ended by itself meanwhile.
             LOG.debug("a session that was to be stopped: %s", exc)
+        except Exception:
+            LOG.exception("a session could not be stopped")
 
     @contextmanager
     def told(self) -> Iterator[None]:
