@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import socket
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +11,18 @@ from dwcp_fast.errors import DeadlineError, FormatError, PeerClosedError, QmpErr
 from dwcp_fast.vm import qmp
 from dwcp_fast.vm.qmp import Qmp
 
-GREETING = b'{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 9}}}}\n'
+from monitor import GREETING, Answer, Monitor, done
 
 
 @pytest.fixture
 def monitor(tmp_path: Path) -> Any:
-    """A place to listen, and a function that has a thread say what it is given for each line it hears."""
-    path = tmp_path / "qmp"
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen(1)
+    """A function that has a monitor say what it is given."""
+    with contextlib.ExitStack() as stack:
 
-    def serve(greeting: bytes, answer: Callable[[dict[str, Any]], bytes | None]) -> str:
-        def run() -> None:
-            connection, _ = listener.accept()
-            # Whoever was told nonsense leaves in the middle of it.
-            with connection, connection.makefile("rb") as heard, contextlib.suppress(OSError):
-                connection.sendall(greeting)
-                for line in heard:
-                    said = answer(json.loads(line))
-                    if said is None:
-                        return
-                    connection.sendall(said)
+        def serve(greeting: bytes, answer: Answer) -> str:
+            return stack.enter_context(Monitor(tmp_path / "qmp", answer, greeting)).address
 
-        threading.Thread(target=run, daemon=True).start()
-        return str(path)
-
-    yield serve
-    listener.close()
-
-
-def done(_: dict[str, Any]) -> bytes:
-    return b'{"return": {}}\n'
+        yield serve
 
 
 def test_events_between_a_question_and_its_answer_are_kept(monitor: Any) -> None:
@@ -73,18 +50,24 @@ def test_what_qemu_refuses_is_said_in_its_words(monitor: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("greeting", "error"),
-    [
-        (b"", DeadlineError),
-        (b"SSH-2.0-OpenSSH\n", FormatError),
-        (b"[1]\n", FormatError),
-        (b'{"hello": 1}\n', FormatError),
-        (b'{"QMP"', DeadlineError),
-    ],
+    "greeting",
+    [b"SSH-2.0-OpenSSH\n", b"[1]\n", b'{"hello": 1}\n', b'{"QMP": 1}\n', b"[" * 100_000 + b"\n"],
+    ids=["no JSON", "no object", "no greeting", "no version", "deep"],
 )
-def test_what_is_no_monitor_is_refused(monitor: Any, greeting: bytes, error: type[Exception]) -> None:
-    with pytest.raises(error):
+def test_what_is_no_monitor_is_refused(monitor: Any, greeting: bytes) -> None:
+    with pytest.raises(FormatError):
+        Qmp(monitor(greeting, done), timeout_s=10)
+
+
+@pytest.mark.parametrize("greeting", [b"", b'{"QMP"'])
+def test_a_monitor_that_does_not_greet_has_a_deadline(monitor: Any, greeting: bytes) -> None:
+    with pytest.raises(DeadlineError, match="another client may be connected"):
         Qmp(monitor(greeting, done), timeout_s=0.3)
+
+
+def test_a_version_that_is_none_is_taken_for_zeros(monitor: Any) -> None:
+    with Qmp(monitor(b'{"QMP": {"version": {"qemu": {"major": "seven"}}}}\n', done)) as client:
+        assert client.version == (0, 0, 0)
 
 
 def test_a_line_without_an_end_is_bounded(monitor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +86,39 @@ def test_an_answer_that_does_not_come_has_a_deadline(monitor: Any) -> None:
     address = monitor(GREETING, lambda asked: b"" if asked["execute"] == "stop" else done(asked))
     with Qmp(address) as client, pytest.raises(DeadlineError, match="an answer to stop"):
         client.execute("stop", timeout_s=0.2)
+
+
+def test_a_late_answer_is_not_taken_for_that_to_the_next_command(monitor: Any) -> None:
+    late: list[int] = []
+
+    def answer(asked: dict[str, Any]) -> bytes:
+        if asked["execute"] == "migrate":
+            late.append(asked["id"])
+            return b""
+        said = b"".join(
+            json.dumps({"error": {"desc": "migrate failed"}, "id": number}).encode()
+            + b'\n{"event": "STOP"}\n'
+            for number in late
+        )
+        late.clear()
+        return said + b'{"return": {"status": "running"}}\n'
+
+    with Qmp(monitor(GREETING, answer)) as client:
+        with pytest.raises(DeadlineError):
+            client.execute("migrate", timeout_s=0.2)
+        assert client.execute("query-status") == {"status": "running"}
+        assert client.execute("query-status") == {"status": "running"}
+        event = client.next_event(5)
+        assert event is not None and event["event"] == "STOP"
+
+
+def test_what_qemu_cannot_read_at_all_is_an_error_of_its_own(monitor: Any) -> None:
+    def answer(asked: dict[str, Any]) -> bytes:
+        said = b'{"error": {"desc": "JSON parse error"}, "id": null}\n'
+        return said.replace(b', "id": null', b"") if asked["execute"] == "migrate" else done(asked)
+
+    with Qmp(monitor(GREETING, answer)) as client, pytest.raises(QmpError, match="JSON parse error"):
+        client.execute("migrate")
 
 
 def test_a_monitor_that_is_not_there_is_an_error_of_the_system(tmp_path: Path) -> None:

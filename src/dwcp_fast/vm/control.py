@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 
 from dwcp_fast.closing import Closing
 from dwcp_fast.errors import DeadlineError, FormatError, PeerClosedError
+from dwcp_fast.vm.lines import JsonLines
 
 __all__ = ["CONTROL", "DISKS", "MIGRATION", "Control", "ControlDoor"]
 
@@ -27,7 +28,7 @@ class Control(Closing):
     def __init__(self, connection: socket.socket) -> None:
         """Take over a connection."""
         self._socket = connection
-        self._pending = bytearray()
+        self._lines = JsonLines(connection, "the other side", MAX_MESSAGE_BYTES)
 
     @classmethod
     def dial(cls, path: Path, timeout_s: float) -> Self:
@@ -60,29 +61,9 @@ class Control(Closing):
             PeerClosedError: The connection is gone.
             FormatError: What came is no message.
         """
-        deadline = time.monotonic() + timeout_s
-        while (end := self._pending.find(b"\n")) < 0:
-            if len(self._pending) > MAX_MESSAGE_BYTES:
-                raise FormatError(f"a message has more than {MAX_MESSAGE_BYTES} bytes")
-            left_s = deadline - time.monotonic()
-            self._socket.settimeout(max(left_s, 0))
-            try:
-                got = self._socket.recv(1 << 16)
-            except (BlockingIOError, TimeoutError):
-                return None
-            except OSError as error:
-                raise PeerClosedError("the other side is gone") from error
-            if not got:
-                raise PeerClosedError("the other side is gone")
-            self._pending += got
-        line = bytes(self._pending[:end])
-        del self._pending[: end + 1]
-        try:
-            message = json.loads(line)
-        except ValueError as error:
-            raise FormatError(f"a message is no JSON: {line[:60]!r}") from error
-        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
-            raise FormatError(f"a message says not what it is: {line[:60]!r}")
+        message = self._lines.next(time.monotonic() + timeout_s)
+        if message is not None and not isinstance(message.get("type"), str):
+            raise FormatError(f"a message says not what it is, but {list(message)[:4]}")
         return message
 
     def expect(self, kind: str, timeout_s: float) -> Message:

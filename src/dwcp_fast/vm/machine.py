@@ -211,8 +211,14 @@ def capabilities_of_a_move(*, multifd: bool, pause: bool = False) -> dict[str, b
 
 
 def only(told: Any, name: str, kind: type) -> Any:
-    """Take one field of a message, and check what it is."""
+    """Take one field of a message, and check what it is.
+
+    Raises:
+        QmpError: The message has no such field, or is none.
+    """
+    if not isinstance(told, dict):
+        raise QmpError(f"{name} is looked for in {told!r:.60}: an object is needed")
     value = told.get(name)
     if not isinstance(value, kind):
-        raise QmpError(f"{name} is {value!r}: {kind.__name__} is needed")
+        raise QmpError(f"{name} is {value!r:.60}: {kind.__name__} is needed")
     return value

@@ -226,7 +226,7 @@ class Migration:
                 raise QmpError(f"QEMU gave up: {state.error or state.status}")
             if state.status == "pre-switchover" and not paused:
                 paused = True
-                mirrors.complete(lambda: watch.events)
+                mirrors.complete(watch.seen)
                 control.send("disks-done")
                 control.expect("disks-closed", ANSWER_S)
                 machine.qmp.execute("migrate-continue", {"state": "pre-switchover"})

@@ -66,7 +66,7 @@ class Mirrors:
         """Copy what is left while the guest stands still, and end.
 
         Args:
-            seen: Gives the events of the QEMU so far.
+            seen: Gives every event of the QEMU so far.
 
         Raises:
             QmpError: A disk was not copied to its end.
@@ -76,13 +76,17 @@ class Mirrors:
             # On a mirror that is ready this means: finish, and stay with the old disk.
             self._machine.qmp.execute("block-job-cancel", {"device": job})
         self._wait_for_end()
-        for event in seen():
-            told = event.get("data", {})
-            if event.get("event") != "BLOCK_JOB_COMPLETED" or told.get("device") not in self._jobs:
-                continue
-            if told.get("error") or told.get("offset") != told.get("len"):
+        # A job that is gone tells nothing: only its event says whether it came to its end.
+        ended = {
+            told.get("device"): told
+            for event in seen()
+            if event.get("event") == "BLOCK_JOB_COMPLETED" and isinstance(told := event.get("data"), dict)
+        }
+        for job in self._jobs:
+            told = ended.get(job, {"error": "its end was not told"})
+            if told.get("error") or told.get("offset") is None or told.get("offset") != told.get("len"):
                 raise QmpError(
-                    f"a disk was not mirrored to its end: {told.get('error', 'bytes are missing')}"
+                    f"a disk was not mirrored to its end: {told.get('error') or 'bytes are missing'}"
                 )
         self._drop()
 

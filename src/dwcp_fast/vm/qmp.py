@@ -6,10 +6,11 @@ import socket
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from dwcp_fast.closing import Closing
 from dwcp_fast.errors import ConfigError, DeadlineError, FormatError, PeerClosedError, QmpError
+from dwcp_fast.vm.lines import JsonLines
 
 __all__ = ["Qmp"]
 
@@ -17,7 +18,6 @@ LOG: Final = logging.getLogger(__name__)
 MAX_LINE_BYTES: Final = 16 << 20
 """Most that QEMU may say at once; its longest answer, the schema, has 200 kB."""
 MAX_EVENTS: Final = 10_000
-READ_BYTES: Final = 1 << 16
 Json = dict[str, Any]
 
 
@@ -41,8 +41,9 @@ class Qmp(Closing):
         self.address = address
         self._timeout_s = timeout_s
         self._events: deque[Json] = deque(maxlen=MAX_EVENTS)
-        self._pending = bytearray()
+        self._asked = 0
         self._socket = connect(address, timeout_s)
+        self._lines = JsonLines(self._socket, f"the QEMU at {address}", MAX_LINE_BYTES)
         try:
             greeting = self._read(
                 time.monotonic() + timeout_s, "its greeting; another client may be connected"
@@ -71,10 +72,12 @@ class Qmp(Closing):
 
         Raises:
             QmpError: QEMU refuses.
-            DeadlineError: No answer comes in time; the connection is of no further use.
+            DeadlineError: No answer comes in time. QEMU may still do what it was asked; its answer to that is
+                not taken for that to a later command.
             PeerClosedError: QEMU is gone.
         """
-        request: Json = {"execute": command}
+        self._asked += 1
+        request: Json = {"execute": command, "id": self._asked}
         if arguments:
             request["arguments"] = {name: value for name, value in arguments.items() if value is not None}
         limit_s = self._timeout_s if timeout_s is None else timeout_s
@@ -85,15 +88,19 @@ class Qmp(Closing):
         except TimeoutError as error:
             raise DeadlineError(f"{self.address} does not take {command} in {limit_s:g} s") from error
         except OSError as error:
-            self._gone(error)
+            raise PeerClosedError(f"the QEMU at {self.address} is gone") from error
         while True:
             answer = self._read(deadline, f"an answer to {command}")
-            if "return" in answer:
+            if answer.get("id") == self._asked and "return" in answer:
                 return answer["return"]
-            if "error" in answer:
+            # What QEMU cannot read at all it refuses without a number.
+            if answer.get("id", self._asked) == self._asked and "error" in answer:
                 told = answer["error"]
-                raise QmpError(f"{command} of {self.address}: {told.get('desc', told)}".rstrip("."))
+                why = told.get("desc", told) if isinstance(told, dict) else told
+                raise QmpError(f"{command} of {self.address}: {why}".rstrip("."))
             self._keep(answer)
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"{self.address} says other things than an answer to {command}")
 
     def next_event(self, timeout_s: float) -> Json | None:
         """Give the oldest event that was not given yet, or None when none comes in `timeout_s` seconds.
@@ -121,34 +128,10 @@ class Qmp(Closing):
             LOG.debug("%s said what was not asked: %s", self.address, list(message)[:4])
 
     def _read(self, deadline: float, what: str) -> Json:
-        while (end := self._pending.find(b"\n")) < 0:
-            if len(self._pending) > MAX_LINE_BYTES:
-                raise FormatError(f"{self.address} says more than {MAX_LINE_BYTES} bytes in one line")
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise DeadlineError(f"{self.address} does not give {what} in time")
-            self._socket.settimeout(left_s)
-            try:
-                got = self._socket.recv(READ_BYTES)
-            except TimeoutError:
-                continue
-            except OSError as error:
-                self._gone(error)
-            if not got:
-                self._gone()
-            self._pending += got
-        line = bytes(self._pending[:end])
-        del self._pending[: end + 1]
-        try:
-            message = json.loads(line) if line.strip() else {}
-        except ValueError as error:
-            raise FormatError(f"{self.address} says what is no JSON: {line[:60]!r}") from error
-        if not isinstance(message, dict):
-            raise FormatError(f"{self.address} says what is no JSON object: {line[:60]!r}")
+        message = self._lines.next(deadline)
+        if message is None:
+            raise DeadlineError(f"{self.address} does not give {what} in time")
         return message
-
-    def _gone(self, error: OSError | None = None) -> NoReturn:
-        raise PeerClosedError(f"the QEMU at {self.address} is gone") from error
 
 
 def connect(address: str, timeout_s: float) -> socket.socket:
@@ -174,5 +157,8 @@ def connect(address: str, timeout_s: float) -> socket.socket:
 
 def version_of(greeting: Json) -> tuple[int, int, int]:
     """Read QEMU's version from its greeting; zeros where it does not say."""
-    told = greeting.get("version", {}).get("qemu", {})
-    return (int(told.get("major", 0)), int(told.get("minor", 0)), int(told.get("micro", 0)))
+    version = greeting.get("version")
+    told = version.get("qemu") if isinstance(version, dict) else None
+    parts = [told.get(part) for part in ("major", "minor", "micro")] if isinstance(told, dict) else [0] * 3
+    major, minor, micro = (part if isinstance(part, int) else 0 for part in parts)
+    return (major, minor, micro)

@@ -41,7 +41,7 @@ class Watch:
         self._round_began: tuple[float, int] = (0.0, 0)
         self.disk_bytes = 0
         self._timeline: list[Moment] = []
-        self.events: list[dict[str, Any]] = []
+        self._events: list[dict[str, Any]] = []
         self.rounds: list[Round] = []
 
     def seconds(self) -> float:
@@ -67,10 +67,15 @@ class Watch:
         """Wait for the next event of QEMU, but not long."""
         event = self._machine.qmp.next_event(timeout_s)
         while event is not None:
-            self.events.append(event)
+            self._events.append(event)
             if event["event"] == "STOP" and self._stopped_at is None:
                 self._stopped_at = self.seconds() - age_of(event)
             event = self._machine.qmp.next_event(0)
+
+    def seen(self) -> list[dict[str, Any]]:
+        """Give every event of QEMU so far, those too that came while it was asked something."""
+        self.wait(0)
+        return self._events
 
     def check_relay(self) -> None:
         """Raise what the relay failed by, if it did."""
