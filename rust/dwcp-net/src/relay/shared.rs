@@ -35,6 +35,11 @@ const PARTING: Duration = Duration::from_millis(1_500);
 /// that neither side can wait for the other to read while both write.
 const MOST_RETURNING: u64 = 128 << 10;
 
+/// What is not taken is no more than this and what a link of so many bytes a second has under way in a round trip: to a
+/// near peer, what waits at the other side's socket is added to the time for which the machine stands still.
+const LEAST_PENDING: f64 = 2e6;
+const FASTEST_LINK: f64 = 1.25e9;
+
 /// Records that wait for a lane: what waits when a machine is stopped is added to the time for which it stands still.
 const MOST_WAITING: usize = 2;
 
@@ -59,8 +64,6 @@ pub(super) struct LaneHandle {
     pub(super) number: u16,
     pub(super) waker: Waker,
     pub(super) closer: Closer,
-    /// Records that went over it and were taken.
-    pub(super) taken: u32,
     /// It waits for something to do.
     pub(super) idle: bool,
 }
@@ -71,6 +74,14 @@ pub(super) struct Stream {
     pub(super) is_migration: bool,
     pub(super) read_over: bool,
     pub(super) write_over: bool,
+    /// Whoever writes to its socket waits here: for the next record, or the end of the relay.
+    pub(super) came: Arc<Condvar>,
+}
+
+impl Stream {
+    pub(super) fn new(socket: Option<Arc<UnixStream>>, is_migration: bool) -> Stream {
+        Stream { socket, is_migration, read_over: false, write_over: false, came: Arc::default() }
+    }
 }
 
 pub(super) struct State {
@@ -311,6 +322,7 @@ impl State {
     pub(super) fn conclude(&mut self) {
         self.finished = true;
         self.ended = Some(Instant::now());
+        self.streams.values().for_each(|stream| stream.came.notify_all());
         self.wake_all();
     }
 
@@ -321,7 +333,7 @@ impl State {
     pub(super) fn attach(&mut self, number: u16, waker: Waker, closer: Closer) -> LaneId {
         let id = self.next_lane;
         self.next_lane += 1;
-        self.lanes.insert(id, LaneHandle { number, waker, closer, taken: 0, idle: false });
+        self.lanes.insert(id, LaneHandle { number, waker, closer, idle: false });
         // What the lanes before have told may have been lost.
         self.inbox.tell_again();
         id
@@ -384,9 +396,19 @@ impl State {
     }
 
     pub(super) fn shut_streams(&self) {
-        for socket in self.streams.values().filter_map(|stream| stream.socket.as_ref()) {
-            // It fails only on a socket that is closed already.
-            let _ = socket.shutdown(Shutdown::Both);
+        for stream in self.streams.values() {
+            stream.came.notify_all();
+            if let Some(socket) = &stream.socket {
+                // It fails only on a socket that is closed already.
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    /// There is a record to write to the socket of a stream.
+    pub(super) fn tell_writer(&self, stream: u32) {
+        if let Some(stream) = self.streams.get(&stream) {
+            stream.came.notify_all();
         }
     }
 
@@ -411,10 +433,15 @@ impl State {
         match side {
             Side::Source => {
                 // What a lane has no room for waits here, and in nobody else's buffers.
-                self.outbox.waiting() < MOST_WAITING
+                self.outbox.waiting() < MOST_WAITING && self.outbox.pending_bytes() < self.most_pending()
             }
             Side::Target => self.outbox.pending_bytes() + raw_len <= MOST_RETURNING,
         }
+    }
+
+    fn most_pending(&self) -> u64 {
+        let trip_s = self.round_trip.unwrap_or_default().as_secs_f64();
+        (LEAST_PENDING + FASTEST_LINK * trip_s) as u64
     }
 
     pub(super) fn count_pages(&mut self, counts: PageCounts, opaque: Option<&'static str>, compressed: bool) {
