@@ -56,7 +56,7 @@ def send(target: str, state: bytes, states: int, seed: int) -> int:
             with dwcp_fast.connect(target, options=options) as session:
                 session.send({"state": state})
                 states, in_a_row = states - 1, 0
-        except dwcp_fast.PeerError as error:
+        except (dwcp_fast.PeerError, dwcp_fast.PeerClosedError) as error:
             if not error.retryable:
                 raise
             time.sleep(chance.random() * min(FIRST_S * 2**in_a_row, MOST_S))
