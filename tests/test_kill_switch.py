@@ -116,8 +116,8 @@ def test_a_transfer_asked_for_in_v3_is_stopped_with_its_reason(switch: Switch) -
             with pytest.raises(errors.V3StoppedError) as caught:
                 running.result(WAIT_S)
             assert time.monotonic() - began < REACH_S
-        # The receiver is under the same switch here.
-        with pytest.raises(errors.V3StoppedError):
+        # The receiver is under the same switch here, but its sender may have told it first.
+        with pytest.raises((errors.V3StoppedError, errors.PeerError)):
             receiving.result(WAIT_S)
     assert caught.value.retryable and caught.value.code == "v3-stopped"
 

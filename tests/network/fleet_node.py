@@ -27,6 +27,7 @@ from dwcp_fast.reports import SendReport
 
 from .forwarder import Forwarder
 
+DRILL = os.getppid()
 SIZE = 48_000
 BYTES_PER_S = 120_000
 PIECE = 4096
@@ -118,8 +119,14 @@ def send_until_taken(target: str, path: Path, log: TextIO) -> SendReport:
                 return session.send_paths([path])
         except dwcp.DwcpError as error:
             log.write(json.dumps({"error": error.code, "at_s": time.time()}) + "\n")
-            if not error.retryable:
+            if not error.retryable or is_alone():
                 raise
+            time.sleep(PAUSE_S)
+
+
+def is_alone() -> bool:
+    """Whether the drill has ended without a word, and with it what there was to send to."""
+    return os.getppid() != DRILL
 
 
 def main(target: str, source: str, build: str, sent: str) -> None:
@@ -136,7 +143,7 @@ def main(target: str, source: str, build: str, sent: str) -> None:
     rng = np.random.default_rng(abs(hash(name)))
     number = 0
     with Path(sent).open("a", encoding="utf-8") as log:
-        while not ended.is_set():
+        while not ended.is_set() and not is_alone():
             path = Path(sent).with_name(f"{name}-{number}")
             path.write_bytes(rng.bytes(SIZE))
             digest = dwcp.digest(path.read_bytes()).hex()

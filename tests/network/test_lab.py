@@ -208,9 +208,9 @@ def test_a_lab_that_fails_leaves_nothing_behind() -> None:
         pass
 
 
-def start_recv(lab: Lab, machine: Machine, into: Path) -> tuple["subprocess.Popen[Any]", str]:
+def start_recv(lab: Lab, machine: Machine, into: Path, *options: str) -> tuple["subprocess.Popen[Any]", str]:
     """A receiver of one transfer on the right, and its pairing string."""
-    command = [*DWCP, "recv", "--listen", f"{lab.address(RIGHT)}:0", "--into", str(into), "--once"]
+    command = [*DWCP, "recv", "--listen", f"{lab.address(RIGHT)}:0", "--into", str(into), "--once", *options]
     recv = lab.start(
         RIGHT, [*command, "--json-lines"], stdout=subprocess.PIPE, text=True, env=machine.env("receiver")
     )

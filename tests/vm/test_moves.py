@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from dwcp_fast.demo.link import Link, LinkShape
-from dwcp_fast.errors import DeadlineError, PeerError, QmpError, TransportError
+from dwcp_fast.engine import force_v1
+from dwcp_fast.errors import (
+    DeadlineError,
+    NegotiationError,
+    PeerError,
+    QmpError,
+    TransportError,
+    V3StoppedError,
+)
 from dwcp_fast.vm.accept import Acceptance
 from dwcp_fast.vm.migrate import Migration
 from dwcp_fast.vm.options import AcceptOptions, MigrateOptions
@@ -19,6 +27,9 @@ from dwcp_fast.vm.options import AcceptOptions, MigrateOptions
 from .guest import downtime_s
 from .moves import Acceptor, Pair, move, until
 from .tunnel import SourceTunnel
+
+REACH_S = 5.0
+"""What is promised of the kill switch."""
 
 
 def test_a_writing_guest_moves_and_finds_its_memory_right(pair: Pair) -> None:
@@ -54,6 +65,27 @@ def test_a_move_that_is_cancelled_leaves_the_guest_where_it_was(pair: Pair) -> N
         assert isinstance(acceptor.error, TransportError) and "KeyboardInterrupt" in str(acceptor.error)
     pair.check_stayed()
     assert pair.source.qmp.execute("query-migrate-capabilities") == before
+
+
+def test_a_move_is_stopped_by_the_kill_switch_and_the_guest_goes_on_where_it_was(pair: Pair) -> None:
+    with Link(LinkShape(rate_bps=100e6, delay_s=0.002)) as link, Acceptor(pair.target) as acceptor:
+        host, _, port = acceptor.address.rpartition(":")
+        link.retarget(host, int(port))
+        migration = Migration(str(pair.source.monitor), f"127.0.0.1:{link.port}", dial=SourceTunnel)
+        turning = threading.Timer(1.0, force_v1, [True])
+        turning.start()
+        began = time.monotonic()
+        try:
+            with pytest.raises(V3StoppedError, match="the move was stopped"):
+                migration.run()
+            assert time.monotonic() - began < 1.0 + REACH_S
+            acceptor.end()
+            pair.check_stayed()
+            with pytest.raises(NegotiationError, match="force_v1"):
+                migration.run()
+        finally:
+            turning.join()
+            force_v1(False)
 
 
 class Stuck(SourceTunnel):

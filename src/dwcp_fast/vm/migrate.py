@@ -294,7 +294,8 @@ class Migration:
 
     def _why(self, error: BaseException, relay: Carrier) -> BaseException:
         """Give the reason behind an error: sockets that QEMU lost were lost by the relay, which knows why."""
-        if isinstance(error, KeyboardInterrupt | NotConvergingError | DeadlineError | IntegrityError):
+        told = KeyboardInterrupt | NotConvergingError | DeadlineError | IntegrityError | V3StoppedError
+        if isinstance(error, told):
             return error
         stats = relay.stats()
         if stats.state == "failed":
