@@ -4,6 +4,7 @@ import contextlib
 import gc
 import random
 import threading
+import time
 from dataclasses import FrozenInstanceError, replace
 from functools import partial
 from pathlib import Path
@@ -85,13 +86,17 @@ def test_totals_of_one_snapshot_never_disagree_while_many_threads_count() -> Non
                 mark.close()
 
     def look() -> None:
-        last = meter.snapshot()
-        for _ in range(2_000):
+        last, end = meter.snapshot(), time.monotonic() + WAIT_S
+        rounds = 0
+        # Enough for both outcomes to have been counted between two looks, on any machine.
+        while rounds < 200 or not last.flow("sent").completed or not last.flow("sent").failed:
+            rounds += 1
             stats = meter.snapshot()
             try:
                 check_sums(stats)
                 assert stats.flow("sent").wire_bytes >= last.flow("sent").wire_bytes
                 assert stats.flow("sent").started >= last.flow("sent").started
+                assert time.monotonic() < end, "both outcomes were never seen"
             except AssertionError as error:
                 found.append(error)
                 return
@@ -102,7 +107,7 @@ def test_totals_of_one_snapshot_never_disagree_while_many_threads_count() -> Non
     for thread in workers + lookers:
         thread.start()
     for thread in lookers:
-        thread.join(WAIT_S)
+        thread.join(2 * WAIT_S)
     stop.set()
     for thread in workers:
         thread.join(WAIT_S)
@@ -175,6 +180,14 @@ def test_a_session_is_open_until_it_is_closed_or_garbage() -> None:
     mark.close()
     mark.close()
     assert meter.snapshot().sessions[0].open == 0
+
+
+def test_sessions_that_have_ended_do_not_pile_up_where_nobody_looks() -> None:
+    meter = Meter()
+    for _ in range(100):
+        meter.opened(meter, "send").close()
+    assert meter._ended.qsize() == 1
+    assert (meter.snapshot().sessions[0].opened, meter.snapshot().sessions[0].closed) == (100, 100)
 
 
 def test_what_goes_wrong_has_one_of_few_names() -> None:

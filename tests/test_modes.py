@@ -20,6 +20,7 @@ from dwcp_fast.options import Mode
 from dwcp_fast.policy.link import LinkCounts, LinkSample
 from dwcp_fast.policy.mode import FoundMode, KnownMode, ModeSwitch, Treatment
 from dwcp_fast.probing import probe_link
+from two_ends import meanwhile
 
 WAIT_S = 20.0
 STILL = LinkCounts(
@@ -58,11 +59,17 @@ def test_a_forced_mode_is_told_and_stays_forced() -> None:
     modes: list[tuple[KnownMode, int]] = [("datacenter", 4), ("internet", 16)]
     for mode, lanes in modes:
         with listen("127.0.0.1:0") as listener, receiving(listener):
-            # Long enough for the number of lanes to be thought of.
-            slow = SendOptions(codec="none", bandwidth_bits_per_s=80_000_000, block_bytes=65_536)
+            # Until all lanes are there, and then for long enough for their number to be thought of.
+            slow = SendOptions(codec="none", bandwidth_bits_per_s=4_000_000, block_bytes=65_536)
             options = replace(slow, mode=mode)
             with connect(listener.pairing or "", options=options) as session:
-                report = session.send({"a": bytes(range(256)) * 40_000})
+                with meanwhile(lambda: session.send({"a": bytes(range(256)) * 40_000})) as sending:
+                    deadline = time.monotonic() + WAIT_S
+                    while session.progress().lanes < lanes:
+                        assert time.monotonic() < deadline and not sending.done()
+                        time.sleep(0.01)
+                    session.set_bandwidth_limit(80_000_000)
+                    report = sending.result(WAIT_S)
                 told = {choice.name: choice for choice in session.explain()}
         assert (report.mode, report.mode_switches) == (mode, ())
         assert report.record()["dwcp_mode"] == mode and report.why["mode"] == f"{mode}: asked for"

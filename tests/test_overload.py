@@ -37,7 +37,7 @@ def test_a_full_listener_says_that_to_try_again_may_help_and_one_that_takes_noth
 
 def test_four_times_as_many_peers_as_places_are_all_served_and_never_more_at_once() -> None:
     at_once, most, served = 0, 0, 0
-    lock = threading.Lock()
+    lock, one_was_refused = threading.Lock(), threading.Event()
     options = dwcp.ReceiveOptions(max_sessions=PLACES)
     state = random.Random(4).randbytes(256 << 10)
 
@@ -46,8 +46,8 @@ def test_four_times_as_many_peers_as_places_are_all_served_and_never_more_at_onc
         with lock:
             at_once += 1
             most = max(most, at_once)
-        # All come at once, and none is done before the others have come.
-        time.sleep(0.05)
+        # All come at once, and none is done before one has found no place.
+        assert one_was_refused.wait(WAIT_S)
         with session:
             while (received := session.receive(WAIT_S)) is not None:
                 assert bytes(received["state"]) == state
@@ -68,6 +68,7 @@ def test_four_times_as_many_peers_as_places_are_all_served_and_never_more_at_onc
                 if not error.retryable:
                     raise
                 refused += 1
+                one_was_refused.set()
                 time.sleep(chance.random() * 0.1)
         raise AssertionError("never served")
 

@@ -143,6 +143,9 @@ def test_a_mistake_in_a_file_is_named_by_check_and_by_every_command(
     out, err = capsys.readouterr()
     assert named in err and json.loads(out)["code"] == "usage"
     assert run(["doctor", "-h"]) == 0
+    # And of the one that shows what holds.
+    assert run(["config", "show"]) == 2
+    assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

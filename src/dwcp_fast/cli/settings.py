@@ -99,13 +99,25 @@ def default_map(program: click.Group) -> Table:
         OSError: A file cannot be read.
     """
     merged: Table = {}
-    for path, table in read_files():
-        for fault in table_faults(program, table, str(path)):
-            raise fault
-        merge(merged, named_as_parameters(program, table))
+    for _, table in known_files(program):
+        merge(merged, table)
     for fault in environment_faults(program):
         raise fault
     return merged
+
+
+def known_files(program: click.Group) -> list[tuple[str, Table]]:
+    """Give what the files say, by their names, in the words of click; the one that goes first at the end.
+
+    Raises:
+        ConfigError: One cannot be used.
+        OSError: One cannot be read.
+    """
+    files = [(str(path), table) for path, table in read_files()]
+    for where, table in files:
+        for fault in table_faults(program, table, where):
+            raise fault
+    return [(where, named_as_parameters(program, table)) for where, table in files]
 
 
 def faults(program: click.Group) -> list[ConfigError | OSError]:
@@ -190,7 +202,7 @@ def settings(program: click.Group) -> Iterator[Setting]:
         ConfigError: A file cannot be used.
         OSError: A file cannot be read.
     """
-    files = [(str(path), named_as_parameters(program, table)) for path, table in read_files()]
+    files = known_files(program)
     for path, leaf in leaves_of(program):
         for option in options_of(leaf):
             value, origin = plain_default(option), "default"

@@ -134,6 +134,8 @@ class Meter:
         if not self._enabled:
             return SessionMark(lambda: None)
         with self._lock:
+            # Where nobody asks for snapshots, what has ended must not pile up.
+            self._count_closed()
             self._opened[role] += 1
         # A finalizer runs once, whoever calls it.
         end = weakref.finalize(session, self._ended.put, role)
@@ -241,12 +243,16 @@ class Meter:
                 # One that has ended meanwhile was counted to its end.
                 if transfer in self._running and progress is not None:
                     self._credit(transfer, progress)
-            while True:
-                try:
-                    self._closed[self._ended.get_nowait()] += 1
-                except Empty:
-                    break
+            self._count_closed()
             return self._stats(events)
+
+    def _count_closed(self) -> None:
+        """Count the sessions that have ended, with the lock held."""
+        while True:
+            try:
+                self._closed[self._ended.get_nowait()] += 1
+            except Empty:
+                return
 
     def _credit(self, running: Running, progress: Progress) -> None:
         """Count what has gone over the wire of a transfer that is not complete."""
