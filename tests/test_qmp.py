@@ -10,7 +10,6 @@ import pytest
 from dwcp_fast.errors import DeadlineError, FormatError, PeerClosedError, QmpError
 from dwcp_fast.vm import qmp
 from dwcp_fast.vm.qmp import Qmp
-
 from monitor import GREETING, Answer, Monitor, done
 
 

@@ -62,8 +62,9 @@ class Pair:
 
     def _watch(self) -> None:
         while not self._done.wait(0.004):
+            source, target = self.source, self.target
             # In this order: a source that runs after its target did is one guest too many.
-            if self.target.is_running() and self.source.is_running():
+            if source is not target and target.is_running() and source.is_running():
                 self.both_ran = True
 
     def end_watch(self) -> None:
@@ -74,10 +75,8 @@ class Pair:
 
     def turn(self, folder: Path, initramfs: Path) -> None:
         """Have another QEMU wait where the guest came from."""
-        self.source = self.target
-        self.target = self._stack.enter_context(
-            Machine(folder, "back", initramfs, incoming="defer", **self._same)
-        )
+        back = Machine(folder, "back", initramfs, incoming="defer", **self._same)
+        self.source, self.target = self.target, self._stack.enter_context(back)
 
     def running(self) -> list[Machine]:
         """The machines on which the guest runs."""
