@@ -48,9 +48,6 @@ const MOST_WAITING: usize = 2;
 const LATE_S: (f64, f64) = (0.2, 0.05);
 const LATE: (f64, f64) = (2.0, 1.2);
 
-/// The weight of the newest record in how long writing takes.
-const WEIGHT: f64 = 0.05;
-
 /// Which side this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
@@ -87,8 +84,6 @@ impl Stream {
 pub(super) struct State {
     pub(super) outbox: Outbox<Arc<Vec<u8>>>,
     pub(super) inbox: Inbox<Vec<u8>>,
-    /// How long it took lately to write a record, in seconds.
-    writing_s: f64,
     pub(super) lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
     pub(super) wanted: u16,
@@ -173,7 +168,6 @@ impl Shared {
             state: Mutex::new(State {
                 outbox: Outbox::default(),
                 inbox: Inbox::new(side == Side::Target),
-                writing_s: 0.0,
                 lanes: HashMap::new(),
                 next_lane: 0,
                 wanted: options.lanes,
@@ -412,16 +406,11 @@ impl State {
         }
     }
 
-    /// It took so long to write a record.
-    pub(super) fn wrote(&mut self, seconds: f64) {
-        self.writing_s += WEIGHT * (seconds - self.writing_s);
-    }
-
     /// After how long a record is late that others wait for.
     pub(super) fn patience_s(&self) -> f64 {
+        // Whoever ends TCP on the way makes the round trip that the system tells as short as it likes.
         let trip_s = self.round_trip.unwrap_or_default().as_secs_f64();
-        // What was written waits behind what the system holds, which is less than a record.
-        let usual_s = 2.0 * self.writing_s + trip_s;
+        let usual_s = self.outbox.way().map_or(trip_s, |way| way.usual_s);
         if self.outbox.waiting() > 0 { LATE_S.0 + LATE.0 * usual_s } else { LATE_S.1 + LATE.1 * usual_s }
     }
 
@@ -440,7 +429,8 @@ impl State {
     }
 
     fn most_pending(&self) -> u64 {
-        let trip_s = self.round_trip.unwrap_or_default().as_secs_f64();
+        // Before any record has come, nothing has to wait for it.
+        let trip_s = self.outbox.way().map_or(1.0, |way| way.least_s);
         (LEAST_PENDING + FASTEST_LINK * trip_s) as u64
     }
 

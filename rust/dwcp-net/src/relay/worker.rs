@@ -225,7 +225,8 @@ impl Worker<'_> {
                 self.record(&head)
             }
             Frame::Taken(taken) => {
-                lock(&self.shared.state).outbox.taken(self.id, taken)?;
+                let at_s = self.shared.started.elapsed().as_secs_f64();
+                lock(&self.shared.state).outbox.taken(self.id, taken, at_s)?;
                 if let Some(gauge) = &mut self.gauge {
                     gauge.acknowledged(taken.come as u32);
                 }
@@ -302,11 +303,7 @@ impl Worker<'_> {
         let (stream, number) = id;
         let (word, raw_len) = (record.word, record.raw_len);
         let frame = Frame::Record(RecordHead { stream, word, kind, codec, number, raw_len, digest });
-        let begun = Instant::now();
         lane.send_block(&frame, body, &self.shared.limiter, &self.shared.halt)?;
-        if raw.len() >= SMALL {
-            lock(&self.shared.state).wrote(begun.elapsed().as_secs_f64());
-        }
         if let Some(gauge) = &mut self.gauge {
             let worth_waiting = gauge.written();
             // A record is not waited for: the machine that moves is.
