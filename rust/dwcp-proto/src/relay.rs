@@ -45,7 +45,24 @@ struct UnderWay<B> {
     at_s: f64,
     /// It was sent a second time although its lane is not lost.
     helped: bool,
+    /// The other side has it, and has not taken it yet.
+    come: bool,
 }
+
+/// What a lane was given, in the order in which it was.
+#[derive(Default)]
+struct Given {
+    /// With the moment at which it was.
+    records: VecDeque<(RecordId, f64)>,
+    come: u64,
+}
+
+/// The weight of the newest record in how long records take to come, and what of the least of it is forgotten with each.
+const WEIGHT: f64 = 0.05;
+const FORGET: f64 = 1.001;
+
+/// After so many records that were taken, the peer is told although more wait.
+const TOLD_EVERY: u64 = 4;
 
 #[derive(Default)]
 struct Outgoing {
@@ -58,10 +75,21 @@ pub struct Outbox<B> {
     streams: HashMap<u32, Outgoing>,
     records: BTreeMap<RecordId, UnderWay<B>>,
     waiting: VecDeque<RecordId>,
+    given: HashMap<LaneId, Given>,
     pending_bytes: u64,
     wire_bytes: u64,
     resent: u64,
     helped: u64,
+    way: Option<Way>,
+}
+
+/// How long records take from being given to a lane until the peer says that they have come, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Way {
+    /// Lately.
+    pub usual_s: f64,
+    /// At least.
+    pub least_s: f64,
 }
 
 impl<B> Default for Outbox<B> {
@@ -70,10 +98,12 @@ impl<B> Default for Outbox<B> {
             streams: HashMap::new(),
             records: BTreeMap::new(),
             waiting: VecDeque::new(),
+            given: HashMap::new(),
             pending_bytes: 0,
             wire_bytes: 0,
             resent: 0,
             helped: 0,
+            way: None,
         }
     }
 }
@@ -85,16 +115,18 @@ impl<B: Clone> Outbox<B> {
         let id = (stream, outgoing.next);
         outgoing.next += 1;
         self.pending_bytes += u64::from(record.raw_len);
-        self.records.insert(id, UnderWay { record, lane: None, wire_len: 0, at_s: 0.0, helped: false });
+        let under_way = UnderWay { record, lane: None, wire_len: 0, at_s: 0.0, helped: false, come: false };
+        self.records.insert(id, under_way);
         self.waiting.push_back(id);
     }
 
     /// The record that a lane is to send next, at a moment in seconds.
     pub fn next(&mut self, lane: LaneId, at_s: f64) -> Option<(RecordId, Record<B>)> {
-        // A record that was taken while it waited to be sent again is not sent.
+        // A record that was taken or has come while it waited to be sent again is not sent.
         while let Some(id) = self.waiting.pop_front() {
-            if let Some(under_way) = self.records.get_mut(&id) {
+            if let Some(under_way) = self.records.get_mut(&id).filter(|under_way| !under_way.come) {
                 (under_way.lane, under_way.at_s) = (Some(lane), at_s);
+                self.given.entry(lane).or_default().records.push_back((id, at_s));
                 return Some((id, under_way.record.clone()));
             }
         }
@@ -109,10 +141,12 @@ impl<B: Clone> Outbox<B> {
             let late = self.records.range_mut(front).find(|(_, under_way)| {
                 under_way.lane.is_some_and(|other| other != lane)
                     && !under_way.helped
+                    && !under_way.come
                     && at_s - under_way.at_s > patience_s
             });
             if let Some((id, under_way)) = late {
                 (under_way.lane, under_way.at_s, under_way.helped) = (Some(lane), at_s, true);
+                self.given.entry(lane).or_default().records.push_back((*id, at_s));
                 self.helped += 1;
                 return Some((*id, under_way.record.clone()));
             }
@@ -128,11 +162,13 @@ impl<B: Clone> Outbox<B> {
         }
     }
 
-    /// The peer is done with records of a stream. Gives the lane of each that it is newly done with.
+    /// The peer is done with records of a stream, and so many have come to it over the lane that tells, at a moment in
+    /// seconds.
     ///
     /// # Errors
     /// [`ProtoError::Limit`] for more than were sent.
-    pub fn taken(&mut self, taken: Taken) -> Result<Vec<LaneId>, ProtoError> {
+    pub fn taken(&mut self, lane: LaneId, taken: Taken, at_s: f64) -> Result<(), ProtoError> {
+        self.come(lane, taken.come, at_s)?;
         let sent = self.streams.get(&taken.stream).map_or(0, |outgoing| outgoing.next);
         if taken.count > sent {
             return Err(ProtoError::Limit {
@@ -141,25 +177,46 @@ impl<B: Clone> Outbox<B> {
                 limit: sent,
             });
         }
-        let Some(outgoing) = self.streams.get_mut(&taken.stream) else { return Ok(Vec::new()) };
+        let Some(outgoing) = self.streams.get_mut(&taken.stream) else { return Ok(()) };
         let from = outgoing.taken;
         // A TAKEN that was overtaken on another lane tells nothing new.
         outgoing.taken = from.max(taken.count);
-        let mut done = Vec::new();
         for number in from..taken.count {
             let id = (taken.stream, number);
             if let Some(under_way) = self.records.remove(&id) {
                 self.pending_bytes -= u64::from(under_way.record.raw_len);
                 self.wire_bytes -= under_way.wire_len;
-                done.extend(under_way.lane);
             }
         }
-        Ok(done)
+        Ok(())
     }
 
-    /// A lane is gone: what it had is sent again, before anything else.
+    fn come(&mut self, lane: LaneId, count: u64, at_s: f64) -> Result<(), ProtoError> {
+        let given = self.given.entry(lane).or_default();
+        let limit = given.come + given.records.len() as u64;
+        if count > limit {
+            return Err(ProtoError::Limit { what: "records that came over a lane", value: count, limit });
+        }
+        // A lane keeps the order of what it tells; less than before is nothing new.
+        let newly = count.saturating_sub(given.come) as usize;
+        given.come = given.come.max(count);
+        for (id, given_s) in given.records.drain(..newly) {
+            let took_s = (at_s - given_s).max(0.0);
+            let way = self.way.get_or_insert(Way { usual_s: took_s, least_s: took_s });
+            way.usual_s += WEIGHT * (took_s - way.usual_s);
+            way.least_s = took_s.min(way.least_s * FORGET);
+            if let Some(under_way) = self.records.get_mut(&id) {
+                under_way.come = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// A lane is gone: what it had and is not known to have come is sent again, before anything else.
     pub fn lose(&mut self, lane: LaneId) {
-        let lost = self.records.iter_mut().filter(|(_, under_way)| under_way.lane == Some(lane));
+        self.given.remove(&lane);
+        let lost = self.records.iter_mut();
+        let lost = lost.filter(|(_, under_way)| under_way.lane == Some(lane) && !under_way.come);
         let mut again = Vec::new();
         for (id, under_way) in lost {
             self.wire_bytes -= std::mem::take(&mut under_way.wire_len);
@@ -168,6 +225,12 @@ impl<B: Clone> Outbox<B> {
         }
         self.resent += again.len() as u64;
         again.into_iter().rev().for_each(|id| self.waiting.push_front(id));
+    }
+
+    /// How long records take to come; none before one has.
+    #[must_use]
+    pub fn way(&self) -> Option<Way> {
+        self.way
     }
 
     /// How many records wait for a lane.
@@ -182,10 +245,10 @@ impl<B: Clone> Outbox<B> {
         self.records.len() >= MAX_PENDING || self.pending_bytes + raw_len > MAX_PENDING_BYTES
     }
 
-    /// Whether a lane has records that are not taken.
+    /// Whether a lane has records that are not known to have come.
     #[must_use]
     pub fn owes(&self, lane: LaneId) -> bool {
-        self.records.values().any(|under_way| under_way.lane == Some(lane))
+        self.given.get(&lane).is_some_and(|given| !given.records.is_empty())
     }
 
     /// Bytes on the wire of records that were sent and are not taken.
@@ -216,6 +279,8 @@ impl<B: Clone> Outbox<B> {
 struct Incoming<B> {
     next: u64,
     taken: u64,
+    /// What of that the peer was told.
+    told: u64,
     waiting: BTreeMap<u64, Record<B>>,
     over: bool,
 }
@@ -239,7 +304,7 @@ impl<B> Inbox<B> {
 
     /// This side has opened a stream.
     pub fn open(&mut self, stream: u32) {
-        let incoming = Incoming { next: 0, taken: 0, waiting: BTreeMap::new(), over: false };
+        let incoming = Incoming { next: 0, taken: 0, told: 0, waiting: BTreeMap::new(), over: false };
         self.streams.entry(stream).or_insert(incoming);
     }
 
@@ -284,6 +349,12 @@ impl<B> Inbox<B> {
         Ok(true)
     }
 
+    /// Whether the next record of a stream is there.
+    #[must_use]
+    pub fn is_ready(&self, stream: u32) -> bool {
+        self.streams.get(&stream).is_some_and(|incoming| incoming.waiting.contains_key(&incoming.next))
+    }
+
     /// The next record of a stream, if it is there.
     pub fn next(&mut self, stream: u32) -> Option<Record<B>> {
         let incoming = self.streams.get_mut(&stream)?;
@@ -293,19 +364,31 @@ impl<B> Inbox<B> {
         Some(record)
     }
 
-    /// This side is done with the record that was given last for a stream, of so many bytes.
-    pub fn done(&mut self, stream: u32, raw_len: u32) {
-        if let Some(incoming) = self.streams.get_mut(&stream) {
-            incoming.taken = incoming.next;
-            self.pending_bytes = self.pending_bytes.saturating_sub(raw_len.into());
+    /// This side is done with the record that was given last for a stream, of so many bytes. Tells whether the peer had
+    /// better hear of it now: not while there is more to take, and not for each.
+    pub fn done(&mut self, stream: u32, raw_len: u32) -> bool {
+        let Some(incoming) = self.streams.get_mut(&stream) else { return false };
+        incoming.taken = incoming.next;
+        self.pending_bytes = self.pending_bytes.saturating_sub(raw_len.into());
+        let is_due = incoming.waiting.is_empty() || incoming.taken >= incoming.told + TOLD_EVERY;
+        if is_due {
             self.told.insert(stream);
         }
+        is_due
     }
 
-    /// What the peer is to be told next.
-    pub fn tell(&mut self) -> Option<Taken> {
-        let stream = self.told.pop_first()?;
-        self.streams.get(&stream).map(|incoming| Taken { stream, count: incoming.taken })
+    /// What the peer is to be told next over a lane over which so many records have come.
+    pub fn tell(&mut self, come: u64) -> Option<Taken> {
+        let stream = *self.told.first()?;
+        self.tell_of(stream, come)
+    }
+
+    /// What the peer is to be told of a stream over a lane over which so many records have come.
+    pub fn tell_of(&mut self, stream: u32, come: u64) -> Option<Taken> {
+        self.told.remove(&stream);
+        let incoming = self.streams.get_mut(&stream)?;
+        incoming.told = incoming.taken;
+        Some(Taken { stream, count: incoming.taken, come })
     }
 
     /// Whether the peer knows of all that was taken, as far as it was told.
@@ -345,18 +428,16 @@ mod tests {
         outbox.lose(1);
         assert_eq!((outbox.wire_bytes(), outbox.waiting(), outbox.resent()), (6, 3, 2));
         // One of them was taken all the same.
-        let done = outbox.taken(Taken { stream: 7, count: 1 }).unwrap();
-        assert!(done.is_empty());
+        outbox.taken(2, Taken { stream: 7, count: 1, come: 0 }, 9.0).unwrap();
         assert_eq!(outbox.next(2, 3.0).unwrap().0, (7, 2));
         assert_eq!(outbox.next(2, 3.0).unwrap().0, (7, 3));
         assert!(outbox.next(2, 3.0).is_none());
-        assert!(outbox.taken(Taken { stream: 7, count: 0 }).unwrap().is_empty());
-        assert!(matches!(
-            outbox.taken(Taken { stream: 7, count: 5 }),
-            Err(ProtoError::Limit { limit: 4, .. })
-        ));
-        assert_eq!(outbox.taken(Taken { stream: 7, count: 2 }).unwrap(), [2]);
-        outbox.taken(Taken { stream: 7, count: 4 }).unwrap();
+        outbox.taken(2, Taken { stream: 7, count: 0, come: 0 }, 9.0).unwrap();
+        for (count, come, most) in [(5, 0, 4), (1, 4, 3)] {
+            let refused = outbox.taken(2, Taken { stream: 7, count, come }, 9.0);
+            assert!(matches!(refused, Err(ProtoError::Limit { limit, .. }) if limit == most));
+        }
+        outbox.taken(2, Taken { stream: 7, count: 4, come: 3 }, 9.0).unwrap();
         assert!(outbox.is_empty() && outbox.wire_bytes() == 0 && outbox.pending_bytes() == 0);
     }
 
@@ -380,6 +461,35 @@ mod tests {
     }
 
     #[test]
+    fn record_that_has_come_is_not_sent_again_though_it_is_not_taken() {
+        let mut outbox = Outbox::default();
+        (0..3).for_each(|byte| outbox.push(0, data(byte)));
+        (0..3).for_each(|_| assert!(outbox.next(1, 0.0).is_some()));
+        outbox.taken(1, Taken { stream: 0, count: 0, come: 2 }, 9.0).unwrap();
+        assert_eq!(outbox.way(), Some(Way { usual_s: 9.0, least_s: 9.0 }));
+        assert_eq!(outbox.help(2, 9.0, 1.0).unwrap().0, (0, 2));
+        assert!(outbox.owes(1) && outbox.help(2, 9.0, 1.0).is_none());
+        outbox.lose(1);
+        assert_eq!(outbox.waiting(), 0);
+        outbox.lose(2);
+        assert_eq!((outbox.next(3, 9.0).unwrap().0, outbox.waiting()), ((0, 2), 0));
+    }
+
+    #[test]
+    fn peer_is_told_of_what_was_taken_once_nothing_waits_or_much_was_taken() {
+        let mut inbox = Inbox::new(false);
+        inbox.open(0);
+        (0..TOLD_EVERY + 2).for_each(|number| assert!(inbox.accept((0, number), data(0)).unwrap()));
+        let mut due = Vec::new();
+        while inbox.next(0).is_some() {
+            if inbox.done(0, 10) {
+                due.extend(inbox.tell(0).map(|told| told.count));
+            }
+        }
+        assert_eq!(due, [TOLD_EVERY, TOLD_EVERY + 2]);
+    }
+
+    #[test]
     fn records_come_in_order_and_once() {
         let mut inbox = Inbox::new(true);
         assert!(inbox.accept((0, 2), data(2)).unwrap());
@@ -388,14 +498,14 @@ mod tests {
         assert!(!inbox.accept((0, 0), opens()).unwrap());
         assert_eq!(inbox.next(0).unwrap().word, RecordWord::Opens);
         inbox.done(0, 1);
-        assert_eq!(inbox.tell(), Some(Taken { stream: 0, count: 1 }));
-        assert_eq!(inbox.tell(), None);
+        assert_eq!(inbox.tell_of(0, 2), Some(Taken { stream: 0, count: 1, come: 2 }));
+        assert_eq!(inbox.tell(2), None);
         assert!(inbox.next(0).is_none());
         assert!(inbox.accept((0, 1), data(1)).unwrap());
         assert_eq!(inbox.next(0).unwrap().bytes, 1);
         assert_eq!(inbox.next(0).unwrap().bytes, 2);
         inbox.tell_again();
-        assert_eq!(inbox.tell(), Some(Taken { stream: 0, count: 1 }));
+        assert_eq!(inbox.tell(2), Some(Taken { stream: 0, count: 1, come: 2 }));
     }
 
     #[test]

@@ -197,8 +197,8 @@ fn relay_frame() -> impl Strategy<Value = (Frame, u32)> {
     });
     let base = (any::<u32>(), vec(any::<u8>(), 1..40), vec(digest(), 1..20))
         .prop_map(|(first_page, name, digests)| Frame::Base(BasePart { first_page, name, digests }));
-    let taken =
-        (any::<u32>(), any::<u64>()).prop_map(|(stream, count)| Frame::Taken(Taken { stream, count }));
+    let taken = (any::<u32>(), any::<u64>(), any::<u64>())
+        .prop_map(|(stream, count, come)| Frame::Taken(Taken { stream, count, come }));
     prop_oneof![record, prop_oneof![relay, base, taken].prop_map(|frame| (frame, 0))]
 }
 

@@ -8,7 +8,9 @@ use dwcp_codec::{CodecId, Digest};
 use crate::base::BasePages;
 use crate::cache::{Key, PageCache};
 use crate::chunk::{MAX_BLOCKS, MAX_STREAM_BYTES, Op, PLACED, Reader, unzigzag};
+use crate::encode::PageCounts;
 use crate::error::VmError;
+use crate::follow::Follower;
 use crate::stream::{FLAG_CONTINUE, FLAG_FILL, FLAG_PAGE, PAGE_BYTES};
 use crate::{Keep, Page};
 
@@ -19,7 +21,9 @@ const MAX_NUMBER: u64 = u64::MAX / PAGE_BYTES as u64;
 pub struct PageDecoder {
     cache: PageCache,
     base: Box<dyn BasePages>,
-    keep: Option<Box<dyn Keep>>,
+    /// Has seen all of the stream.
+    follower: Follower,
+    counts: PageCounts,
     names: HashMap<u16, Vec<u8>>,
     last: Option<Key>,
     decoder: BlockDecoder,
@@ -32,7 +36,8 @@ impl PageDecoder {
         PageDecoder {
             cache: PageCache::new(cache_bytes),
             base,
-            keep,
+            follower: Follower::new(keep),
+            counts: PageCounts::default(),
             names: HashMap::new(),
             last: None,
             decoder: BlockDecoder::new(),
@@ -48,8 +53,29 @@ impl PageDecoder {
         let decoded = self.decode_to(chunk, out);
         if decoded.is_err() {
             out.truncate(start);
+        } else {
+            // They are counted by how they were told.
+            let passed = self.follower.counts;
+            self.follower.follow(&out[start..]);
+            self.follower.counts = passed;
         }
         decoded
+    }
+
+    /// Takes note of bytes of the stream that came as they are, in place of a chunk.
+    pub fn pass(&mut self, bytes: &[u8]) {
+        self.follower.follow(bytes);
+    }
+
+    /// How many pages were told in which way by now.
+    #[must_use]
+    pub fn counts(&self) -> PageCounts {
+        let passed = self.follower.counts;
+        PageCounts {
+            zero: self.counts.zero + passed.zero,
+            full: self.counts.full + passed.full,
+            ..self.counts
+        }
     }
 
     fn decode_to(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), VmError> {
@@ -142,13 +168,11 @@ impl PageDecoder {
             out.extend_from_slice(name);
         }
         let mut made: Page = [0; PAGE_BYTES];
+        *self.counts.told(op) += 1;
         let before = self.cache.find(key);
         match op {
             Op::Zero => {
                 out.push(0);
-                if let Some(keep) = &mut self.keep {
-                    keep.page(name, number, None);
-                }
                 return Ok(());
             }
             Op::Bytes | Op::Full => made = *literals.page()?,
@@ -176,9 +200,6 @@ impl PageDecoder {
             }
         }
         out.extend_from_slice(&made);
-        if let Some(keep) = &mut self.keep {
-            keep.page(name, number, Some(&made));
-        }
         if op != Op::Same {
             self.cache.insert(key, &made);
         }

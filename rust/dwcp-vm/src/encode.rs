@@ -32,6 +32,20 @@ pub struct PageCounts {
     pub full: u64,
 }
 
+impl PageCounts {
+    /// The count of what a decoder is told.
+    pub(crate) fn told(&mut self, op: Op) -> &mut u64 {
+        match op {
+            Op::Zero => &mut self.zero,
+            Op::Same => &mut self.same,
+            Op::Copy => &mut self.copy,
+            Op::Delta => &mut self.delta,
+            Op::Base | Op::BaseCopy => &mut self.base,
+            Op::Full | Op::Bytes => &mut self.full,
+        }
+    }
+}
+
 /// Encodes one stream.
 pub struct PageEncoder {
     parser: Parser,
@@ -153,6 +167,42 @@ impl PageEncoder {
             out.extend_from_slice(&self.literals);
         }
         at
+    }
+
+    /// Reads the front of `input` that is to be passed on as it is, in place of [`PageEncoder::encode`], and tells how many
+    /// bytes that are: under the same conditions. Its pages are held by nobody.
+    pub fn pass(&mut self, input: &[u8], end: bool) -> usize {
+        let input = &input[..input.len().min(MAX_STREAM_BYTES)];
+        let mut at = 0;
+        loop {
+            let rest = &input[at..];
+            let (header, length, content) = match self.parser.next(rest) {
+                Item::Bytes(count) => {
+                    at += count;
+                    continue;
+                }
+                Item::More if end => return input.len(),
+                Item::More => return at,
+                Item::Passed(header, length) => {
+                    self.place(&header, &rest[..length]);
+                    at += length;
+                    continue;
+                }
+                Item::Zero(header, length) => {
+                    self.counts.zero += 1;
+                    (header, length, None)
+                }
+                Item::Page(header, length) => {
+                    self.counts.full += 1;
+                    (header, length, Some(&rest[length - PAGE_BYTES..length]))
+                }
+            };
+            let key = self.place(&header, &rest[..length]);
+            if let (Some(keep), Some((block, number))) = (&mut self.keep, key) {
+                keep.page(&self.names[usize::from(block)], number, content);
+            }
+            at += length;
+        }
     }
 
     /// The place of a page, if it can be told.

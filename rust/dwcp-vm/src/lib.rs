@@ -12,6 +12,7 @@ mod chunk;
 mod decode;
 mod encode;
 mod error;
+mod follow;
 mod stream;
 #[cfg(test)]
 mod tests;

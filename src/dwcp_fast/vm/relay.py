@@ -179,7 +179,7 @@ class RelayStats:
         records_resent: Records that were sent again since their lane was lost.
         rtt_ms: Milliseconds of a round trip.
         pages: Guest pages by how they were told: ``zero``, ``same`` as sent before, a ``copy`` of another,
-            the ``delta`` from what was sent before, of the ``base``, or in ``full``. Known to the source.
+            the ``delta`` from what was sent before, of the ``base``, or in ``full``.
         page_bytes: Bytes of all these pages.
         opaque: Why the migration is passed on as it is, None where it is not.
         compressed_by_qemu: Whether QEMU compresses pages itself, which keeps the relay from doing better.

@@ -316,6 +316,13 @@ impl Controller {
         self.guard.phase()
     }
 
+    /// Whether work of so many seconds of a processor for each byte, which one thread does for all lanes, takes longer than
+    /// half of the time that the link has for a byte. One on this machine waits for all such work.
+    #[must_use]
+    pub fn outruns(&self, seconds_per_byte: f64) -> bool {
+        self.settings.is_local || self.link.rate().is_some_and(|rate| rate * seconds_per_byte > 0.5)
+    }
+
     /// Where things stand.
     #[must_use]
     pub fn summary(&self) -> Summary {

@@ -38,7 +38,7 @@ pub struct RelayReport {
     pub records_resent: u64,
     /// The round trip now.
     pub rtt: Option<Duration>,
-    /// Guest pages, by how they were told; known to the side that dials.
+    /// Guest pages, by how they were told.
     pub pages: PageCounts,
     /// Why streams of the migration are passed on as they are.
     pub opaque: Option<&'static str>,

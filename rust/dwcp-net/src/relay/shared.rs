@@ -35,6 +35,11 @@ const PARTING: Duration = Duration::from_millis(1_500);
 /// that neither side can wait for the other to read while both write.
 const MOST_RETURNING: u64 = 128 << 10;
 
+/// What is not taken is no more than this and what a link of so many bytes a second has under way in a round trip: to a
+/// near peer, what waits at the other side's socket is added to the time for which the machine stands still.
+const LEAST_PENDING: f64 = 2e6;
+const FASTEST_LINK: f64 = 1.25e9;
+
 /// Records that wait for a lane: what waits when a machine is stopped is added to the time for which it stands still.
 const MOST_WAITING: usize = 2;
 
@@ -42,9 +47,6 @@ const MOST_WAITING: usize = 2;
 /// else to send, and while there is not.
 const LATE_S: (f64, f64) = (0.2, 0.05);
 const LATE: (f64, f64) = (2.0, 1.2);
-
-/// The weight of the newest record in how long writing takes.
-const WEIGHT: f64 = 0.05;
 
 /// Which side this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +61,6 @@ pub(super) struct LaneHandle {
     pub(super) number: u16,
     pub(super) waker: Waker,
     pub(super) closer: Closer,
-    /// Records that went over it and were taken.
-    pub(super) taken: u32,
     /// It waits for something to do.
     pub(super) idle: bool,
 }
@@ -71,13 +71,19 @@ pub(super) struct Stream {
     pub(super) is_migration: bool,
     pub(super) read_over: bool,
     pub(super) write_over: bool,
+    /// Whoever writes to its socket waits here: for the next record, or the end of the relay.
+    pub(super) came: Arc<Condvar>,
+}
+
+impl Stream {
+    pub(super) fn new(socket: Option<Arc<UnixStream>>, is_migration: bool) -> Stream {
+        Stream { socket, is_migration, read_over: false, write_over: false, came: Arc::default() }
+    }
 }
 
 pub(super) struct State {
     pub(super) outbox: Outbox<Arc<Vec<u8>>>,
     pub(super) inbox: Inbox<Vec<u8>>,
-    /// How long it took lately to write a record, in seconds.
-    writing_s: f64,
     pub(super) lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
     pub(super) wanted: u16,
@@ -162,7 +168,6 @@ impl Shared {
             state: Mutex::new(State {
                 outbox: Outbox::default(),
                 inbox: Inbox::new(side == Side::Target),
-                writing_s: 0.0,
                 lanes: HashMap::new(),
                 next_lane: 0,
                 wanted: options.lanes,
@@ -311,6 +316,7 @@ impl State {
     pub(super) fn conclude(&mut self) {
         self.finished = true;
         self.ended = Some(Instant::now());
+        self.streams.values().for_each(|stream| stream.came.notify_all());
         self.wake_all();
     }
 
@@ -321,7 +327,7 @@ impl State {
     pub(super) fn attach(&mut self, number: u16, waker: Waker, closer: Closer) -> LaneId {
         let id = self.next_lane;
         self.next_lane += 1;
-        self.lanes.insert(id, LaneHandle { number, waker, closer, taken: 0, idle: false });
+        self.lanes.insert(id, LaneHandle { number, waker, closer, idle: false });
         // What the lanes before have told may have been lost.
         self.inbox.tell_again();
         id
@@ -384,22 +390,27 @@ impl State {
     }
 
     pub(super) fn shut_streams(&self) {
-        for socket in self.streams.values().filter_map(|stream| stream.socket.as_ref()) {
-            // It fails only on a socket that is closed already.
-            let _ = socket.shutdown(Shutdown::Both);
+        for stream in self.streams.values() {
+            stream.came.notify_all();
+            if let Some(socket) = &stream.socket {
+                // It fails only on a socket that is closed already.
+                let _ = socket.shutdown(Shutdown::Both);
+            }
         }
     }
 
-    /// It took so long to write a record.
-    pub(super) fn wrote(&mut self, seconds: f64) {
-        self.writing_s += WEIGHT * (seconds - self.writing_s);
+    /// There is a record to write to the socket of a stream.
+    pub(super) fn tell_writer(&self, stream: u32) {
+        if let Some(stream) = self.streams.get(&stream) {
+            stream.came.notify_all();
+        }
     }
 
     /// After how long a record is late that others wait for.
     pub(super) fn patience_s(&self) -> f64 {
+        // Whoever ends TCP on the way makes the round trip that the system tells as short as it likes.
         let trip_s = self.round_trip.unwrap_or_default().as_secs_f64();
-        // What was written waits behind what the system holds, which is less than a record.
-        let usual_s = 2.0 * self.writing_s + trip_s;
+        let usual_s = self.outbox.way().map_or(trip_s, |way| way.usual_s);
         if self.outbox.waiting() > 0 { LATE_S.0 + LATE.0 * usual_s } else { LATE_S.1 + LATE.1 * usual_s }
     }
 
@@ -411,10 +422,16 @@ impl State {
         match side {
             Side::Source => {
                 // What a lane has no room for waits here, and in nobody else's buffers.
-                self.outbox.waiting() < MOST_WAITING
+                self.outbox.waiting() < MOST_WAITING && self.outbox.pending_bytes() < self.most_pending()
             }
             Side::Target => self.outbox.pending_bytes() + raw_len <= MOST_RETURNING,
         }
+    }
+
+    fn most_pending(&self) -> u64 {
+        // Before any record has come, nothing has to wait for it.
+        let trip_s = self.outbox.way().map_or(1.0, |way| way.least_s);
+        (LEAST_PENDING + FASTEST_LINK * trip_s) as u64
     }
 
     pub(super) fn count_pages(&mut self, counts: PageCounts, opaque: Option<&'static str>, compressed: bool) {

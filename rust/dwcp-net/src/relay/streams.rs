@@ -1,6 +1,6 @@
 //! The Unix sockets of streams: a thread for each direction of each.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 use dwcp_proto::frame::RecordWord;
 use dwcp_proto::relay::{MAX_STREAMS, Record};
 use dwcp_vm::{NoBase, PageDecoder, PageEncoder};
+use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
 use super::MIGRATION;
 use super::base::{BaseReader, KeepFiles};
@@ -18,6 +21,7 @@ use super::shared::{Shared, Side, State, Stream};
 use super::worker::refused;
 use crate::cancel::{CANCEL_SLICE, lock, wait};
 use crate::error::NetError;
+use crate::report::thread_cpu;
 use crate::transport::SOCKET_SLICE;
 
 /// What is read at once, of a stream that goes to the other side: enough to compress well, and little to wait for on a lane
@@ -26,6 +30,12 @@ const READ_BYTES: usize = 128 << 10;
 
 /// The same of what goes back.
 const RETURN_BYTES: usize = 32 << 10;
+
+/// What telling pages takes for each byte until it was measured, in seconds of a processor; the weight of the newest
+/// measurement, and the least bytes that make one.
+const PRIOR_S: f64 = 1e-9;
+const EFFORT_WEIGHT: f64 = 0.1;
+const SURE_BYTES: usize = 32 << 10;
 
 /// How often a socket that is not there yet is tried.
 const RETRY: Duration = Duration::from_millis(20);
@@ -50,9 +60,7 @@ pub(super) fn open(shared: &Arc<Shared>, channel: &str, socket: UnixStream) -> R
         }
         state.next_stream += 1;
         let is_migration = channel == MIGRATION;
-        let (read_over, write_over) = (false, false);
-        let handle = Stream { socket: Some(Arc::clone(&socket)), is_migration, read_over, write_over };
-        state.streams.insert(number, handle);
+        state.streams.insert(number, Stream::new(Some(Arc::clone(&socket)), is_migration));
         state.inbox.open(number);
         if is_migration {
             state.paged.get_or_insert(number);
@@ -69,8 +77,7 @@ pub(super) fn open(shared: &Arc<Shared>, channel: &str, socket: UnixStream) -> R
 
 /// The other side: the first record of a stream is expected, or there.
 pub(super) fn expect(shared: &Arc<Shared>, state: &mut State, number: u32) -> Result<(), NetError> {
-    let stream = Stream { socket: None, is_migration: false, read_over: false, write_over: false };
-    state.streams.insert(number, stream);
+    state.streams.insert(number, Stream::new(None, false));
     state.next_stream = state.next_stream.max(number + 1);
     let owner = Arc::clone(shared);
     state.spawn("dwcp-out", move || answer(&owner, number), shared)
@@ -171,6 +178,7 @@ fn push(state: &mut State, stream: u32, word: RecordWord, bytes: Vec<u8>) {
 /// The next record of a stream; none once the relay is over.
 fn next(shared: &Shared, number: u32) -> Option<Record<Vec<u8>>> {
     let mut state = lock(&shared.state);
+    let came = Arc::clone(&state.streams.get(&number)?.came);
     loop {
         if state.is_over() || shared.cancel.is_cancelled() {
             return None;
@@ -178,14 +186,15 @@ fn next(shared: &Shared, number: u32) -> Option<Record<Vec<u8>>> {
         if let Some(record) = state.inbox.next(number) {
             return Some(record);
         }
-        state = wait(&shared.changed, state, CANCEL_SLICE * 4);
+        state = wait(&came, state, CANCEL_SLICE * 4);
     }
 }
 
 fn done(shared: &Shared, number: u32, raw_len: u32) {
     let mut state = lock(&shared.state);
-    state.inbox.done(number, raw_len);
-    state.wake_one();
+    if state.inbox.done(number, raw_len) {
+        state.wake_one();
+    }
 }
 
 /// Takes what still comes for a stream that is not there any more.
@@ -217,7 +226,12 @@ fn write(
                 decoder.decode(&record.bytes, &mut plain)?;
                 &plain
             }
-            _ => &record.bytes,
+            word => {
+                if let Some(decoder) = decoder.as_mut().filter(|_| word == RecordWord::Data) {
+                    decoder.pass(&record.bytes);
+                }
+                &record.bytes
+            }
         };
         match write_all(shared, socket, bytes) {
             Ok(true) => {}
@@ -250,6 +264,9 @@ fn write(
             let to_target = shared.side == Side::Target;
             let count = bytes.len() as u64;
             let migrates = state.streams.get(&number).is_some_and(|stream| stream.is_migration);
+            if let Some(decoder) = &decoder {
+                state.report.pages = decoder.counts();
+            }
             if to_target {
                 state.report.stream_bytes += count;
                 state.report.migration_bytes += if migrates { count } else { 0 };
@@ -313,16 +330,17 @@ fn read(shared: &Arc<Shared>, number: u32, channel: &str, socket: &UnixStream) -
     let is_migration = channel == MIGRATION;
     // Further connections of the same migration have no pages that are looked into.
     let is_paged = is_source && lock(&shared.state).paged == Some(number);
+    let mut effort = Effort { seconds_per_byte: PRIOR_S, has_base: false };
     let mut encoder = if is_paged {
         let cache = shared.cache_bytes.get().copied().unwrap_or_default();
         let base = lock(&shared.index).take();
+        effort.has_base = base.is_some();
         Some(PageEncoder::new(cache, base, keep(shared)?))
     } else {
         None
     };
     let most = if is_source { READ_BYTES } else { RETURN_BYTES };
     let mut held = Vec::new();
-    let mut buffer = vec![0; most];
     let mut end = false;
     while !end {
         if !await_bytes(shared, socket).map_err(failed("wait for", channel))?
@@ -332,10 +350,9 @@ fn read(shared: &Arc<Shared>, number: u32, channel: &str, socket: &UnixStream) -
         }
         // As much as there is: it goes in one record.
         while held.len() < most && !end {
-            let room = buffer.len().min(most - held.len());
-            match read_now(socket, &mut buffer[..room]) {
+            match read_now(socket, &mut held, most) {
                 Ok(Some(0)) => end = true,
-                Ok(Some(count)) => held.extend_from_slice(&buffer[..count]),
+                Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(error) if lock(&shared.state).is_over() => {
                     log::debug!("a socket of a relay that is over: {error}");
@@ -355,18 +372,22 @@ fn read(shared: &Arc<Shared>, number: u32, channel: &str, socket: &UnixStream) -
             }
             let mut bytes = Vec::new();
             let (word, count) = match &mut encoder {
-                None => {
-                    bytes.append(&mut held);
-                    (RecordWord::Data, bytes.len())
-                }
+                None => (RecordWord::Data, held.len()),
+                Some(encoder) if effort.passes(shared) => (RecordWord::Data, encoder.pass(&held, end)),
                 Some(encoder) => {
+                    let begun = thread_cpu();
                     let count = encoder.encode(&held, end, &mut bytes);
-                    held.drain(..count);
+                    effort.spent(count, thread_cpu().saturating_sub(begun));
                     (RecordWord::Pages, count)
                 }
             };
             if count == 0 {
                 break;
+            }
+            let rest = held.split_off(count);
+            let front = std::mem::replace(&mut held, rest);
+            if word == RecordWord::Data {
+                bytes = front;
             }
             let mut state = lock(&shared.state);
             if is_source {
@@ -385,6 +406,28 @@ fn read(shared: &Arc<Shared>, number: u32, channel: &str, socket: &UnixStream) -
     Ok(())
 }
 
+/// What telling pages by what both sides hold takes of a processor.
+struct Effort {
+    seconds_per_byte: f64,
+    has_base: bool,
+}
+
+impl Effort {
+    fn spent(&mut self, bytes: usize, time: Duration) {
+        if bytes >= SURE_BYTES {
+            self.seconds_per_byte +=
+                EFFORT_WEIGHT * (time.as_secs_f64() / bytes as f64 - self.seconds_per_byte);
+        }
+    }
+
+    /// Whether pages are better passed on as they are: a link that is fast enough would wait for whoever looks at them.
+    /// Who has named a codec, or has a base, wants few bytes.
+    fn passes(&self, shared: &Shared) -> bool {
+        let selector = shared.selector.as_ref().filter(|_| !self.has_base);
+        selector.is_some_and(|selector| selector.outruns(self.seconds_per_byte))
+    }
+}
+
 fn over(shared: &Shared, number: u32, word: RecordWord) {
     let mut state = lock(&shared.state);
     push(&mut state, number, word, Vec::new());
@@ -401,7 +444,7 @@ fn await_bytes(shared: &Shared, socket: &UnixStream) -> io::Result<bool> {
     loop {
         match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&slice)) {
             Ok(1..) => return Ok(!lock(&shared.state).is_over()),
-            Ok(0) | Err(rustix::io::Errno::INTR) => {
+            Ok(0) | Err(Errno::INTR) => {
                 if lock(&shared.state).is_over() || shared.cancel.is_cancelled() {
                     return Ok(false);
                 }
@@ -425,17 +468,12 @@ fn await_room(shared: &Shared, raw_len: u64) -> bool {
     }
 }
 
-/// Reads what is there; none if there is nothing now.
-fn read_now(mut socket: &UnixStream, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    if poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&now))? == 0 {
-        return Ok(None);
-    }
-    match socket.read(buffer) {
-        Ok(count) => Ok(Some(count)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
-            Ok(None)
-        }
-        Err(error) => Err(error),
+/// Appends what is there to `held`, up to about `most` bytes in all; none if there is nothing now.
+fn read_now(socket: &UnixStream, held: &mut Vec<u8>, most: usize) -> io::Result<Option<usize>> {
+    held.reserve_exact(most.saturating_sub(held.len()));
+    match recv(socket, spare_capacity(held), RecvFlags::DONTWAIT) {
+        Ok((_, count)) => Ok(Some(count)),
+        Err(Errno::INTR | Errno::AGAIN) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }

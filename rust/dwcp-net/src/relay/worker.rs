@@ -66,7 +66,9 @@ pub(super) fn work(
         decoder: BlockDecoder::new(),
         gauge: shared.selector.as_ref().map(Gauge::new),
         body: Vec::new(),
-        taken: 0,
+        come: 0,
+        come_told: 0,
+        come_of: 0,
     };
     let end = guard(|| {
         let at_random = lock(&shared.state).losses.are_random();
@@ -113,8 +115,10 @@ struct Worker<'a> {
     /// Measures for the choice among codecs, if there is one.
     gauge: Option<Gauge<'a>>,
     body: Vec<u8>,
-    /// Records that went over this lane and that the peer was seen to have taken.
-    taken: u32,
+    /// Records that have come over this lane, how many of them the peer was told of, and the stream of the last.
+    come: u64,
+    come_told: u64,
+    come_of: u32,
 }
 
 impl Worker<'_> {
@@ -140,11 +144,6 @@ impl Worker<'_> {
             let turn = {
                 let mut state = lock(&self.shared.state);
                 state.cpu += spent;
-                let taken = state.lanes.get(&self.id).map_or(self.taken, |lane| lane.taken);
-                if let Some(gauge) = self.gauge.as_mut().filter(|_| taken != self.taken) {
-                    gauge.acknowledged(taken);
-                }
-                self.taken = taken;
                 self.turn(&mut state)
             };
             match turn {
@@ -168,11 +167,17 @@ impl Worker<'_> {
         }
     }
 
-    fn turn(&self, state: &mut State) -> Turn {
+    fn turn(&mut self, state: &mut State) -> Turn {
         if let Some(parting) = state.parting() {
             return Turn::Part(parting.clone());
         }
-        if let Some(taken) = state.inbox.tell() {
+        let told = if self.come_told < self.come {
+            state.inbox.tell_of(self.come_of, self.come)
+        } else {
+            state.inbox.tell(self.come)
+        };
+        if let Some(taken) = told {
+            self.come_told = self.come;
             return Turn::Tell(taken);
         }
         let is_source = self.shared.side == Side::Source;
@@ -220,15 +225,10 @@ impl Worker<'_> {
                 self.record(&head)
             }
             Frame::Taken(taken) => {
-                let mut state = lock(&self.shared.state);
-                for lane in state.outbox.taken(taken)? {
-                    if let Some(handle) = state.lanes.get_mut(&lane) {
-                        handle.taken += 1;
-                        // It measures how long that took.
-                        if std::mem::take(&mut handle.idle) {
-                            handle.waker.wake();
-                        }
-                    }
+                let at_s = self.shared.started.elapsed().as_secs_f64();
+                lock(&self.shared.state).outbox.taken(self.id, taken, at_s)?;
+                if let Some(gauge) = &mut self.gauge {
+                    gauge.acknowledged(taken.come as u32);
                 }
                 self.shared.changed.notify_all();
                 Ok(())
@@ -259,14 +259,17 @@ impl Worker<'_> {
             return Ok(());
         }
         let is_new = state.inbox.accept((head.stream, head.number), record)?;
+        (self.come, self.come_of) = (self.come + 1, head.stream);
         if self.shared.side == Side::Target {
             state.report.wire_bytes += self.body.len() as u64 + HEAD_BYTES;
         }
         if is_new && self.shared.side == Side::Target && !state.streams.contains_key(&head.stream) {
             streams::expect(self.shared, &mut state, head.stream)?;
         }
-        drop(state);
-        self.shared.changed.notify_all();
+        // One that others have to come before wakes nobody.
+        if is_new && state.inbox.is_ready(head.stream) {
+            state.tell_writer(head.stream);
+        }
         Ok(())
     }
 
@@ -300,11 +303,7 @@ impl Worker<'_> {
         let (stream, number) = id;
         let (word, raw_len) = (record.word, record.raw_len);
         let frame = Frame::Record(RecordHead { stream, word, kind, codec, number, raw_len, digest });
-        let begun = Instant::now();
         lane.send_block(&frame, body, &self.shared.limiter, &self.shared.halt)?;
-        if raw.len() >= SMALL {
-            lock(&self.shared.state).wrote(begun.elapsed().as_secs_f64());
-        }
         if let Some(gauge) = &mut self.gauge {
             let worth_waiting = gauge.written();
             // A record is not waited for: the machine that moves is.

@@ -150,6 +150,11 @@ impl Selector {
         });
     }
 
+    /// Whether the link waits for work of so many seconds of a processor for each byte.
+    pub(crate) fn outruns(&self, seconds_per_byte: f64) -> bool {
+        self.with(|controller| controller.outruns(seconds_per_byte)).unwrap_or(false)
+    }
+
     fn since_epoch(&self, moment: Instant) -> f64 {
         moment.saturating_duration_since(self.epoch).as_secs_f64()
     }

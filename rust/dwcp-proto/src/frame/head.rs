@@ -220,6 +220,7 @@ pub(super) fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), ProtoError>
         Frame::Taken(taken) => {
             w.u32(taken.stream);
             w.u64(taken.count);
+            w.u64(taken.come);
         }
     }
     Ok(())
@@ -278,7 +279,7 @@ pub(super) fn decode(kind: FrameKind, head: &[u8]) -> Result<Frame, ProtoError> 
         FrameKind::Relay => Frame::Relay(relay::relay(&mut r)?),
         FrameKind::Base => Frame::Base(relay::base(&mut r)?),
         FrameKind::Record => Frame::Record(relay::record(&mut r)?),
-        FrameKind::Taken => Frame::Taken(Taken { stream: r.u32()?, count: r.u64()? }),
+        FrameKind::Taken => Frame::Taken(Taken { stream: r.u32()?, count: r.u64()?, come: r.u64()? }),
     };
     r.finish()?;
     Ok(frame)

@@ -69,13 +69,15 @@ pub struct RecordHead {
     pub digest: Digest,
 }
 
-/// How many records of a stream the peer is done with.
+/// How many records of a stream the peer is done with, and how many came over a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// The stream.
     pub stream: u32,
     /// How many records, counted from its first.
     pub count: u64,
+    /// How many records of any stream have come over the lane that carries this.
+    pub come: u64,
 }
 
 impl RecordHead {
@@ -172,7 +174,7 @@ pub(super) fn head_lengths(kind: FrameKind) -> (usize, usize) {
     match kind {
         FrameKind::Base => (9 + 1 + 16, MAX_HEAD),
         FrameKind::Record => (36, 36),
-        FrameKind::Taken => (12, 12),
+        FrameKind::Taken => (20, 20),
         _ => (24, 24),
     }
 }
