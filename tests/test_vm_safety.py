@@ -122,7 +122,7 @@ class Near:
             except (DwcpError, OSError):
                 return
 
-    def stats(self) -> Any:
+    def present(self) -> Any:
         return Counters()
 
     def wait(self, timeout_s: float | None) -> Any:
@@ -362,7 +362,7 @@ class Waiting:
             raise DeadlineError("nobody came")
         self.accepted.release()
 
-    def stats(self) -> Any:
+    def present(self) -> Any:
         return Counters()
 
     def wait(self, timeout_s: float | None) -> Any:

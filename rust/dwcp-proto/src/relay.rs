@@ -315,6 +315,8 @@ impl<B> Inbox<B> {
     /// its stream cannot have.
     pub fn accept(&mut self, id: RecordId, record: Record<B>) -> Result<bool, ProtoError> {
         let (stream, number) = id;
+        // Ends have no bytes, and every stream its own: only their number bounds them.
+        let held = self.streams.values().map(|incoming| incoming.waiting.len()).sum::<usize>();
         if !self.streams.contains_key(&stream) {
             let limit = if self.takes_streams { u64::from(MAX_STREAMS) } else { 0 };
             if u64::from(stream) >= limit {
@@ -341,8 +343,13 @@ impl<B> Inbox<B> {
         let value = self.pending_bytes + u64::from(record.raw_len);
         // Both sides count alike, but for a record that is on its way while others are done with.
         let limit = MAX_PENDING_BYTES + u64::from(crate::limits::MAX_BLOCK);
-        if value > limit || incoming.waiting.len() >= 2 * MAX_PENDING {
+        if value > limit {
             return Err(ProtoError::Limit { what: "bytes that are not taken", value, limit });
+        }
+        let most = 2 * MAX_PENDING;
+        if held >= most {
+            let (what, value, limit) = ("records that are not taken", held as u64 + 1, most as u64);
+            return Err(ProtoError::Limit { what, value, limit });
         }
         self.pending_bytes = value;
         incoming.waiting.insert(number, record);
@@ -506,6 +513,25 @@ mod tests {
         assert_eq!(inbox.next(0).unwrap().bytes, 2);
         inbox.tell_again();
         assert_eq!(inbox.tell(2), Some(Taken { stream: 0, count: 1, come: 2 }));
+    }
+
+    #[test]
+    fn records_without_bytes_are_bounded_over_all_streams() {
+        let mut inbox = Inbox::new(true);
+        let end = || Record { word: RecordWord::End, bytes: 0, raw_len: 0 };
+        let ids = (1..).flat_map(|number| (0..MAX_STREAMS).map(move |stream| (stream, number)));
+        let (mut taken, mut refused) = (0, None);
+        for id in ids.take(4 * MAX_PENDING) {
+            match inbox.accept(id, end()) {
+                Ok(_) => taken += 1,
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        let limit = 2 * MAX_PENDING as u64;
+        assert_eq!(taken, limit);
+        assert!(
+            matches!(refused, Some(ProtoError::Limit { value, limit: l, .. }) if (value, l) == (limit + 1, limit))
+        );
     }
 
     #[test]

@@ -224,7 +224,7 @@ class Acceptance(Closing):
 
     def _note_running(self, running: bool, started: float) -> None:
         if self._report is None:
-            stats = self._relay.stats()
+            stats = self._relay.present()
             self._report = AcceptReport(
                 seconds=time.monotonic() - started,
                 stream_bytes=stats.stream_bytes,
@@ -285,7 +285,7 @@ class Acceptance(Closing):
                     raise FormatError(f"the other side says {other!r}")
 
     def _check_relay(self) -> None:
-        if self._relay.stats().state == "failed":
+        if self._relay.present().state == "failed":
             self._relay.wait(0.1)
 
     def _start(self, *, runs: bool) -> bool:

@@ -41,6 +41,8 @@ ANSWER_S: Final = 60.0
 END_S: Final = 60.0
 PARTING_S: Final = 5.0
 REDIAL_S: Final = 0.5
+OTHER_RAM_BYTES: Final = 1 << 28
+"""What a guest has besides its memory that is told in pages too: of graphics, firmware."""
 HERE: Final = frozenset({"running", "paused"})
 """What QEMU says of a guest that has not left."""
 Channels = Mapping[str, Path]
@@ -83,6 +85,7 @@ class Migration:
         self._cancelled = threading.Event()
         self._was_running = True
         self._asked_to_leave = False
+        self._most_base_bytes = 0
 
     def cancel(self) -> None:
         """Give up, from another thread or a signal handler: the guest goes on here.
@@ -129,6 +132,7 @@ class Migration:
             lanes=options.streams,
             codec=options.codec,
             page_cache_bytes=options.page_cache_bytes,
+            max_base_bytes=self._most_base_bytes,
             keep=options.keep,
             bandwidth_bytes_per_s=None if bits is None else bits // 8,
             congestion=options.congestion,
@@ -141,6 +145,7 @@ class Migration:
         options = self._options
         disks = machine.disks() if options.disks else []
         mirrors = Mirrors(machine, disks, channels[DISKS])
+        self._most_base_bytes = machine.memory_bytes() + OTHER_RAM_BYTES
         relay = self._dial(self._to, channels)
         try:
             watch = Watch(machine, relay, self._events)
@@ -319,7 +324,7 @@ class Migration:
         if isinstance(error, PeerError) and not isinstance(error, QmpError):
             # The other side said why; that it left then is no news.
             return error
-        stats = relay.stats()
+        stats = relay.present()
         if stats.state == "failed":
             try:
                 relay.wait(0.1)

@@ -98,7 +98,9 @@ pub(super) struct State {
     ended: Option<Instant>,
     failure: Option<NetError>,
     parting: Option<ErrorFrame>,
+    /// All of it but the time line.
     pub(super) report: RelayReport,
+    timeline: Vec<RelayTick>,
     pub(super) round_trip: Option<Duration>,
     /// Processor time of lanes.
     pub(super) cpu: Duration,
@@ -181,6 +183,7 @@ impl Shared {
                 failure: None,
                 parting: None,
                 report: RelayReport::default(),
+                timeline: Vec::new(),
                 round_trip: None,
                 cpu: Duration::ZERO,
                 paged: None,
@@ -275,8 +278,8 @@ impl Shared {
         }
     }
 
-    pub(super) fn report(&self) -> RelayReport {
-        let mut report = lock(&self.state).snapshot(self.started);
+    pub(super) fn report(&self, with_timeline: bool) -> RelayReport {
+        let mut report = lock(&self.state).snapshot(self.started, with_timeline);
         report.selection =
             self.selector.as_ref().zip(self.selected_before.as_ref()).map(|(it, before)| it.summary(before));
         report
@@ -440,7 +443,7 @@ impl State {
         self.report.compressed_by_qemu |= compressed;
     }
 
-    fn snapshot(&self, started: Instant) -> RelayReport {
+    fn snapshot(&self, started: Instant, with_timeline: bool) -> RelayReport {
         let mut report = self.report.clone();
         report.finished = self.finished;
         let now = self.present(started);
@@ -452,8 +455,11 @@ impl State {
         report.records_resent = self.outbox.resent();
         report.rtt = self.round_trip;
         report.cpu = self.cpu;
-        if report.timeline.last() != Some(&now) {
-            report.timeline.push(now);
+        if with_timeline {
+            report.timeline.clone_from(&self.timeline);
+            if report.timeline.last() != Some(&now) {
+                report.timeline.push(now);
+            }
         }
         report
     }
@@ -472,9 +478,9 @@ impl State {
 
     /// Notes where things stand.
     pub(super) fn tick(&mut self, started: Instant) {
-        if self.report.timeline.len() < super::watch::MOST_TICKS && !self.is_over() {
+        if self.timeline.len() < super::watch::MOST_TICKS && !self.is_over() {
             let now = self.present(started);
-            self.report.timeline.push(now);
+            self.timeline.push(now);
         }
     }
 }
