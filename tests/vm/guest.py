@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -221,6 +222,7 @@ class Machine:
         append: str = "",
         incoming: str | None = None,
         disk: Path | None = None,
+        runner: Sequence[str] = (),
     ) -> None:
         """Start it.
 
@@ -232,6 +234,7 @@ class Machine:
             append: More for the kernel's command line.
             incoming: As QEMU's option of that name.
             disk: Raw image.
+            runner: What runs it, such as the command that enters a network namespace.
         """
         self.name = name
         self.monitor = folder / f"{name}.qmp"
@@ -240,6 +243,7 @@ class Machine:
         serial = folder / f"{name}.serial"
         log = (folder / f"{name}.log").open("wb")
         command = [
+            *runner,
             QEMU,
             "-accel",
             "tcg,thread=multi",
