@@ -329,6 +329,13 @@ def downtime_s(source: Console, target: Console) -> float:
     return first_at - before[0]
 
 
+def check_downtime(source: Console, target: Console, told_s: float) -> None:
+    """Check that the guest was silent for no longer than is told, and than it is late without any move."""
+    busy_s = max(longest_gap_s(source), longest_gap_s(target))
+    heard_s = downtime_s(source, target)
+    assert heard_s < told_s + 2 * busy_s + 0.5, f"{heard_s:.2f} s, told {told_s:.2f} s, late {busy_s:.2f} s"
+
+
 def longest_gap_s(console: Console, since: float = 0.0) -> float:
     """The longest time between two ticks on one console."""
     times = [at for at, _ in console.ticks if at >= since]
