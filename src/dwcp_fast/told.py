@@ -343,6 +343,7 @@ class RelaySettings(TypedDict):
     page_cache_bytes: int
     max_page_cache_bytes: int
     base: "Path | None"
+    max_base_bytes: int | None
     keep: "Path | None"
     bandwidth_bytes_per_s: int | None
     congestion: str

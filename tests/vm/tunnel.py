@@ -84,6 +84,8 @@ class Pump:
             timeline=(),
         )
 
+    present = stats
+
     def wait(self, timeout_s: float | None) -> RelayStats:
         """Let all connections come to their ends, or tell of a failure."""
         for thread in list(self._threads):

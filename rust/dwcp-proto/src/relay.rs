@@ -52,9 +52,14 @@ struct UnderWay<B> {
 /// What a lane was given, in the order in which it was.
 #[derive(Default)]
 struct Given {
-    records: VecDeque<RecordId>,
+    /// With the moment at which it was.
+    records: VecDeque<(RecordId, f64)>,
     come: u64,
 }
+
+/// The weight of the newest record in how long records take to come, and what of the least of it is forgotten with each.
+const WEIGHT: f64 = 0.05;
+const FORGET: f64 = 1.001;
 
 /// After so many records that were taken, the peer is told although more wait.
 const TOLD_EVERY: u64 = 4;
@@ -75,6 +80,16 @@ pub struct Outbox<B> {
     wire_bytes: u64,
     resent: u64,
     helped: u64,
+    way: Option<Way>,
+}
+
+/// How long records take from being given to a lane until the peer says that they have come, in seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Way {
+    /// Lately.
+    pub usual_s: f64,
+    /// At least.
+    pub least_s: f64,
 }
 
 impl<B> Default for Outbox<B> {
@@ -88,6 +103,7 @@ impl<B> Default for Outbox<B> {
             wire_bytes: 0,
             resent: 0,
             helped: 0,
+            way: None,
         }
     }
 }
@@ -110,7 +126,7 @@ impl<B: Clone> Outbox<B> {
         while let Some(id) = self.waiting.pop_front() {
             if let Some(under_way) = self.records.get_mut(&id).filter(|under_way| !under_way.come) {
                 (under_way.lane, under_way.at_s) = (Some(lane), at_s);
-                self.given.entry(lane).or_default().records.push_back(id);
+                self.given.entry(lane).or_default().records.push_back((id, at_s));
                 return Some((id, under_way.record.clone()));
             }
         }
@@ -130,7 +146,7 @@ impl<B: Clone> Outbox<B> {
             });
             if let Some((id, under_way)) = late {
                 (under_way.lane, under_way.at_s, under_way.helped) = (Some(lane), at_s, true);
-                self.given.entry(lane).or_default().records.push_back(*id);
+                self.given.entry(lane).or_default().records.push_back((*id, at_s));
                 self.helped += 1;
                 return Some((*id, under_way.record.clone()));
             }
@@ -146,12 +162,13 @@ impl<B: Clone> Outbox<B> {
         }
     }
 
-    /// The peer is done with records of a stream, and so many have come to it over the lane that tells.
+    /// The peer is done with records of a stream, and so many have come to it over the lane that tells, at a moment in
+    /// seconds.
     ///
     /// # Errors
     /// [`ProtoError::Limit`] for more than were sent.
-    pub fn taken(&mut self, lane: LaneId, taken: Taken) -> Result<(), ProtoError> {
-        self.come(lane, taken.come)?;
+    pub fn taken(&mut self, lane: LaneId, taken: Taken, at_s: f64) -> Result<(), ProtoError> {
+        self.come(lane, taken.come, at_s)?;
         let sent = self.streams.get(&taken.stream).map_or(0, |outgoing| outgoing.next);
         if taken.count > sent {
             return Err(ProtoError::Limit {
@@ -174,7 +191,7 @@ impl<B: Clone> Outbox<B> {
         Ok(())
     }
 
-    fn come(&mut self, lane: LaneId, count: u64) -> Result<(), ProtoError> {
+    fn come(&mut self, lane: LaneId, count: u64, at_s: f64) -> Result<(), ProtoError> {
         let given = self.given.entry(lane).or_default();
         let limit = given.come + given.records.len() as u64;
         if count > limit {
@@ -183,7 +200,11 @@ impl<B: Clone> Outbox<B> {
         // A lane keeps the order of what it tells; less than before is nothing new.
         let newly = count.saturating_sub(given.come) as usize;
         given.come = given.come.max(count);
-        for id in given.records.drain(..newly) {
+        for (id, given_s) in given.records.drain(..newly) {
+            let took_s = (at_s - given_s).max(0.0);
+            let way = self.way.get_or_insert(Way { usual_s: took_s, least_s: took_s });
+            way.usual_s += WEIGHT * (took_s - way.usual_s);
+            way.least_s = took_s.min(way.least_s * FORGET);
             if let Some(under_way) = self.records.get_mut(&id) {
                 under_way.come = true;
             }
@@ -204,6 +225,12 @@ impl<B: Clone> Outbox<B> {
         }
         self.resent += again.len() as u64;
         again.into_iter().rev().for_each(|id| self.waiting.push_front(id));
+    }
+
+    /// How long records take to come; none before one has.
+    #[must_use]
+    pub fn way(&self) -> Option<Way> {
+        self.way
     }
 
     /// How many records wait for a lane.
@@ -288,6 +315,8 @@ impl<B> Inbox<B> {
     /// its stream cannot have.
     pub fn accept(&mut self, id: RecordId, record: Record<B>) -> Result<bool, ProtoError> {
         let (stream, number) = id;
+        // Ends have no bytes, and every stream its own: only their number bounds them.
+        let held = self.streams.values().map(|incoming| incoming.waiting.len()).sum::<usize>();
         if !self.streams.contains_key(&stream) {
             let limit = if self.takes_streams { u64::from(MAX_STREAMS) } else { 0 };
             if u64::from(stream) >= limit {
@@ -314,8 +343,13 @@ impl<B> Inbox<B> {
         let value = self.pending_bytes + u64::from(record.raw_len);
         // Both sides count alike, but for a record that is on its way while others are done with.
         let limit = MAX_PENDING_BYTES + u64::from(crate::limits::MAX_BLOCK);
-        if value > limit || incoming.waiting.len() >= 2 * MAX_PENDING {
+        if value > limit {
             return Err(ProtoError::Limit { what: "bytes that are not taken", value, limit });
+        }
+        let most = 2 * MAX_PENDING;
+        if held >= most {
+            let (what, value, limit) = ("records that are not taken", held as u64 + 1, most as u64);
+            return Err(ProtoError::Limit { what, value, limit });
         }
         self.pending_bytes = value;
         incoming.waiting.insert(number, record);
@@ -401,16 +435,16 @@ mod tests {
         outbox.lose(1);
         assert_eq!((outbox.wire_bytes(), outbox.waiting(), outbox.resent()), (6, 3, 2));
         // One of them was taken all the same.
-        outbox.taken(2, Taken { stream: 7, count: 1, come: 0 }).unwrap();
+        outbox.taken(2, Taken { stream: 7, count: 1, come: 0 }, 9.0).unwrap();
         assert_eq!(outbox.next(2, 3.0).unwrap().0, (7, 2));
         assert_eq!(outbox.next(2, 3.0).unwrap().0, (7, 3));
         assert!(outbox.next(2, 3.0).is_none());
-        outbox.taken(2, Taken { stream: 7, count: 0, come: 0 }).unwrap();
+        outbox.taken(2, Taken { stream: 7, count: 0, come: 0 }, 9.0).unwrap();
         for (count, come, most) in [(5, 0, 4), (1, 4, 3)] {
-            let refused = outbox.taken(2, Taken { stream: 7, count, come });
+            let refused = outbox.taken(2, Taken { stream: 7, count, come }, 9.0);
             assert!(matches!(refused, Err(ProtoError::Limit { limit, .. }) if limit == most));
         }
-        outbox.taken(2, Taken { stream: 7, count: 4, come: 3 }).unwrap();
+        outbox.taken(2, Taken { stream: 7, count: 4, come: 3 }, 9.0).unwrap();
         assert!(outbox.is_empty() && outbox.wire_bytes() == 0 && outbox.pending_bytes() == 0);
     }
 
@@ -438,7 +472,8 @@ mod tests {
         let mut outbox = Outbox::default();
         (0..3).for_each(|byte| outbox.push(0, data(byte)));
         (0..3).for_each(|_| assert!(outbox.next(1, 0.0).is_some()));
-        outbox.taken(1, Taken { stream: 0, count: 0, come: 2 }).unwrap();
+        outbox.taken(1, Taken { stream: 0, count: 0, come: 2 }, 9.0).unwrap();
+        assert_eq!(outbox.way(), Some(Way { usual_s: 9.0, least_s: 9.0 }));
         assert_eq!(outbox.help(2, 9.0, 1.0).unwrap().0, (0, 2));
         assert!(outbox.owes(1) && outbox.help(2, 9.0, 1.0).is_none());
         outbox.lose(1);
@@ -478,6 +513,25 @@ mod tests {
         assert_eq!(inbox.next(0).unwrap().bytes, 2);
         inbox.tell_again();
         assert_eq!(inbox.tell(2), Some(Taken { stream: 0, count: 1, come: 2 }));
+    }
+
+    #[test]
+    fn records_without_bytes_are_bounded_over_all_streams() {
+        let mut inbox = Inbox::new(true);
+        let end = || Record { word: RecordWord::End, bytes: 0, raw_len: 0 };
+        let ids = (1..).flat_map(|number| (0..MAX_STREAMS).map(move |stream| (stream, number)));
+        let (mut taken, mut refused) = (0, None);
+        for id in ids.take(4 * MAX_PENDING) {
+            match inbox.accept(id, end()) {
+                Ok(_) => taken += 1,
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        let limit = 2 * MAX_PENDING as u64;
+        assert_eq!(taken, limit);
+        assert!(
+            matches!(refused, Some(ProtoError::Limit { value, limit: l, .. }) if (value, l) == (limit + 1, limit))
+        );
     }
 
     #[test]

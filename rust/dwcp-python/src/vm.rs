@@ -38,6 +38,8 @@ pub struct RelaySettings {
     max_page_cache_bytes: u64,
     /// Directory with an earlier copy.
     base: Option<PathBuf>,
+    /// The most of a target's base that a source looks at.
+    max_base_bytes: Option<u64>,
     /// Directory for a copy.
     keep: Option<PathBuf>,
     /// Most bytes per second.
@@ -62,6 +64,7 @@ impl RelaySettings {
             cache_bytes: self.page_cache_bytes,
             max_cache_bytes: self.max_page_cache_bytes,
             base: self.base,
+            max_base_bytes: self.max_base_bytes.unwrap_or(u64::MAX),
             keep: self.keep,
             idle_timeout: seconds(self.idle_timeout_s)?,
             connect_timeout: seconds(self.connect_timeout_s)?,
@@ -207,6 +210,12 @@ impl SourceRelay {
         Ok(py.detach(|| relay.report()).into())
     }
 
+    /// The same without the time line.
+    fn present(&self, py: Python<'_>) -> PyResult<RelayReport> {
+        let relay = self.relay.object(py)?;
+        Ok(py.detach(|| relay.present()).into())
+    }
+
     /// End it at once.
     fn stop(&self, py: Python<'_>, reason: &str) -> PyResult<()> {
         let relay = self.relay.object(py)?;
@@ -317,6 +326,12 @@ impl TargetRelay {
     fn report(&self, py: Python<'_>) -> PyResult<RelayReport> {
         let relay = self.accepted(py)?;
         Ok(py.detach(|| relay.report()).into())
+    }
+
+    /// The same without the time line.
+    fn present(&self, py: Python<'_>) -> PyResult<RelayReport> {
+        let relay = self.accepted(py)?;
+        Ok(py.detach(|| relay.present()).into())
     }
 
     /// End it at once.

@@ -10,7 +10,8 @@ use crate::error::VmError;
 /// What the source knows of the base.
 #[derive(Debug, Default)]
 pub struct BaseIndex {
-    blocks: Vec<(Vec<u8>, Vec<Digest>)>,
+    blocks: Vec<Vec<Digest>>,
+    by_name: HashMap<Vec<u8>, usize>,
     /// The first page with each digest: the number of its block in the base, and its own.
     by_digest: HashMap<Digest, (u16, u32)>,
 }
@@ -22,25 +23,26 @@ impl BaseIndex {
         BaseIndex::default()
     }
 
-    /// Adds the next block of RAM, of which all pages have these digests.
+    /// Adds the next block of RAM, of which all pages have these digests; of two with the same name the first counts.
     pub fn push(&mut self, name: Vec<u8>, digests: Vec<Digest>) {
         let Ok(block) = u16::try_from(self.blocks.len()) else { return };
         for (number, digest) in (0_u32..).zip(&digests) {
             self.by_digest.entry(*digest).or_insert((block, number));
         }
-        self.blocks.push((name, digests));
+        self.by_name.entry(name).or_insert(self.blocks.len());
+        self.blocks.push(digests);
     }
 
     /// How many pages there are.
     #[must_use]
     pub fn pages(&self) -> u64 {
-        self.blocks.iter().map(|(_, digests)| digests.len() as u64).sum()
+        self.blocks.iter().map(|digests| digests.len() as u64).sum()
     }
 
     /// Whether the page of this place has this digest.
     pub(crate) fn holds(&self, name: &[u8], number: u64, digest: &Digest) -> bool {
-        let block = self.blocks.iter().find(|(block, _)| block == name);
-        let there = block.and_then(|(_, digests)| digests.get(usize::try_from(number).ok()?));
+        let block = self.by_name.get(name).and_then(|block| self.blocks.get(*block));
+        let there = block.and_then(|digests| digests.get(usize::try_from(number).ok()?));
         there == Some(digest)
     }
 

@@ -25,7 +25,7 @@ __all__ = ["Acceptance", "accept"]
 
 LOG: Final = logging.getLogger(__name__)
 DEFAULTS: Final = AcceptOptions()
-LOADED: Final = frozenset({"paused", "prelaunch", "inmigrate"})
+LOADED: Final = frozenset({"paused", "prelaunch", "inmigrate", "running"})
 POLL_S: Final = 0.01
 HELLO_S: Final = 30.0
 START_S: Final = 30.0
@@ -74,7 +74,8 @@ class Acceptance(Closing):
         self._stopped = threading.Event()
         self._pairing_file = served_pairing(Path(qmp))
         self._stack = ExitStack()
-        self._settled = self._told = False
+        self._settled = self._told = self._continued = self._given_up = False
+        self._report: AcceptReport | None = None
         try:
             self._machine = Machine(qmp)
             self._stack.callback(self._machine.close)
@@ -125,7 +126,6 @@ class Acceptance(Closing):
                 run here, and it does not.
             DeadlineError: The other side did not come, or not back, in time.
         """
-        report: AcceptReport | None = None
         limit_s = timeout_s
         while True:
             # Made anew each time: nothing of a conversation that broke is to be taken for one that begins.
@@ -133,18 +133,18 @@ class Acceptance(Closing):
                 try:
                     self._await_peer(limit_s)
                 except DeadlineError:
-                    if report is None:
+                    if self._report is None:
                         raise
-                    return self._end(report)
+                    return self._end(self._report)
                 try:
-                    report = self._converse(door, report)
-                    if self._told:
-                        return self._end(report)
+                    self._converse(door)
                 except (TransportError, DeadlineError, FormatError) as error:
-                    if report is None and (isinstance(error, QmpError) or not self._is_in_doubt()):
+                    if self._report is None and (isinstance(error, QmpError) or not self._has_come()):
                         raise
                     LOG.warning("the link was lost before both sides knew where the guest runs: %s", error)
                     self._events({"type": "in-doubt", "message": str(error)})
+                if self._told and self._report is not None:
+                    return self._end(self._report)
             self._settled = True
             limit_s = self._options.settle_s
             address = self._relay.address
@@ -170,12 +170,13 @@ class Acceptance(Closing):
 
     def _check_state(self) -> bool:
         """Tell whether a guest is here already, of which it is not known whether it may run."""
-        status, migration = self._machine.status(), self._machine.migration().status
-        if status == "inmigrate" and migration in {"none", "setup"}:
+        status, migration = self._machine.status(), self._machine.migration()
+        if status == "inmigrate" and migration.status in {"none", "setup"}:
             # Not to be started by QEMU: it cannot know whether the guest still runs on the other side.
             self._machine.qmp.execute("stop")
             return False
-        if status in LOADED and migration == "completed":
+        if status in LOADED and migration.came:
+            # The other side may have been lost before it knew: it will ask.
             return True
         raise QmpError(
             f"the guest of {self._machine.qmp.address} is {status}: a QEMU that waits for a guest is needed",
@@ -193,15 +194,15 @@ class Acceptance(Closing):
                 if deadline is not None and time.monotonic() > deadline:
                     raise DeadlineError(
                         f"the other side did not come in {limit_s:g} s",
-                        hint=IN_DOUBT_HINT if self._is_in_doubt() else None,
+                        hint=IN_DOUBT_HINT if self._stands_still() else None,
                     ) from None
 
     def _check_stopped(self) -> None:
         if self._stopped.is_set():
             raise KeyboardInterrupt
 
-    def _converse(self, door: ControlDoor, earlier: AcceptReport | None) -> AcceptReport:
-        """Do what the other side wants; `earlier` is the report if the guest runs here already."""
+    def _converse(self, door: ControlDoor) -> None:
+        """Do what the other side wants, until both know that the guest runs here."""
         started = time.monotonic()
         with door.accept(HELLO_S) as control:
             first = control.receive(HELLO_S)
@@ -219,9 +220,13 @@ class Acceptance(Closing):
             except QmpError as error:
                 control.send("refused", message=str(error))
                 raise
-            running = self._follow(control)
-            stats = self._relay.stats()
-            report = earlier or AcceptReport(
+            self._follow(control, started)
+            self._told = self._hear_bye(control)
+
+    def _note_running(self, running: bool, started: float) -> None:
+        if self._report is None:
+            stats = self._relay.present()
+            self._report = AcceptReport(
                 seconds=time.monotonic() - started,
                 stream_bytes=stats.stream_bytes,
                 wire_bytes=stats.wire_bytes,
@@ -229,8 +234,7 @@ class Acceptance(Closing):
                 running=running,
                 settled=self._settled,
             )
-            self._told = self._hear_bye(control)
-        return report
+            self._events({"type": "running", "running": running})
 
     def _prepare(self, told: dict[str, Any]) -> None:
         if self._loaded:
@@ -255,7 +259,7 @@ class Acceptance(Closing):
         self._machine.qmp.execute("migrate-incoming", {"uri": uri})
         self._events({"type": "prepared", "memory_bytes": memory, "disks": len(disks)})
 
-    def _follow(self, control: Control) -> bool:
+    def _follow(self, control: Control, started: float) -> None:
         """Do what the other side says, until the guest runs here."""
         while True:
             self._check_stopped()
@@ -271,12 +275,13 @@ class Acceptance(Closing):
                     try:
                         running = self._start(runs=only(message, "running", bool))
                     except PeerClosedError as error:
-                        # It can go on there: QEMU has ended, and its guest with it.
-                        control.send("lost", message=str(error))
+                        if self._machine.qmp.is_gone():
+                            # QEMU has ended, and its guest with it: it can go on there if it never ran here.
+                            control.send("lost", message=str(error), ran=self._continued)
                         raise
+                    self._note_running(running, started)
                     control.send("running", running=running)
-                    self._events({"type": "running", "running": running})
-                    return running
+                    return
                 case "abort":
                     self._abandon()
                     raise PeerClosedError(f"the other side gave up: {message.get('message', 'cancelled')}")
@@ -284,7 +289,7 @@ class Acceptance(Closing):
                     raise FormatError(f"the other side says {other!r}")
 
     def _check_relay(self) -> None:
-        if self._relay.stats().state == "failed":
+        if self._relay.present().state == "failed":
             self._relay.wait(0.1)
 
     def _start(self, *, runs: bool) -> bool:
@@ -299,6 +304,7 @@ class Acceptance(Closing):
         self._loaded = True
         if not runs:
             return False
+        self._continued = True
         self._machine.qmp.execute("cont")
         self._machine.wait_for(frozenset({"running"}), START_S)
         return True
@@ -320,19 +326,27 @@ class Acceptance(Closing):
 
     def _abandon(self) -> None:
         """Let go of a guest that runs on the other side."""
-        if self._has_loaded():
+        self._given_up = True
+        if self._stands_still():
             # A copy of a guest that runs elsewhere must never be started.
             LOG.warning("the guest goes on on the other side; the QEMU here is ended")
             self._machine.qmp.execute("quit")
 
     def _has_loaded(self) -> bool:
-        return self._machine.migration().status == "completed"
+        return self._machine.migration().came
 
     def _is_running(self) -> bool:
         return self._machine.status() == "running"
 
-    def _is_in_doubt(self) -> bool:
-        """Whether the guest is here, does not run, and nobody said that it may."""
+    def _has_come(self) -> bool:
+        """Whether the guest is here, so that the other side cannot know by itself where it runs."""
+        try:
+            return self._has_loaded() and not self._given_up
+        except (DwcpError, OSError):
+            return False
+
+    def _stands_still(self) -> bool:
+        """Whether the guest is here and does not run."""
         try:
             return self._has_loaded() and not self._is_running()
         except (DwcpError, OSError):

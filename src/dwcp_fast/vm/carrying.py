@@ -15,7 +15,10 @@ class Carrier(Protocol):
     """One side of a relay."""
 
     def stats(self) -> RelayStats:
-        """Give its counters."""
+        """Give its counters, and how they came to be."""
+
+    def present(self) -> RelayStats:
+        """Give its counters as they are now: at the same cost however long it takes."""
 
     def wait(self, timeout_s: float | None) -> RelayStats:
         """Wait for its end in peace, or raise what it failed by."""

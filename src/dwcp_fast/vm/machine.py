@@ -15,6 +15,8 @@ ENDED: Final = frozenset({"none", "completed", "failed", "cancelled"})
 """The states in which QEMU has no migration under way."""
 POLL_S: Final = 0.02
 MIB: Final = 1 << 20
+PAUSED: Final = "dwcp-paused"
+"""An object of QEMU's that does nothing; it is there if the guest was paused before it left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ class MigrationState:
     dirty_bytes_per_s: float = 0.0
     downtime_s: float | None = None
     error: str | None = None
+
+    @property
+    def came(self) -> bool:
+        """Whether it brought the guest here; of one that went from here QEMU tells the memory too."""
+        return self.status == "completed" and not self.total_bytes
 
     @property
     def has_ended(self) -> bool:
@@ -164,6 +171,19 @@ class Machine(Closing):
                     f"a disk of {self.qmp.address} has no name by which the other side could know it"
                 )
             yield Disk(name, node or name, int(inserted["image"]["virtual-size"]))
+
+    def is_noted_paused(self) -> bool:
+        """Whether a guest that has left is known to have been paused."""
+        return any(one["name"] == PAUSED for one in self.qmp.execute("qom-list", {"path": "/objects"}))
+
+    def note_paused(self, *, paused: bool) -> None:
+        """Have QEMU itself hold whether the guest is paused: of one that has left it does not say so."""
+        if paused == self.is_noted_paused():
+            return
+        if paused:
+            self.qmp.execute("object-add", {"qom-type": "secret", "id": PAUSED, "data": PAUSED})
+        else:
+            self.qmp.execute("object-del", {"id": PAUSED})
 
     def wait_for(self, statuses: frozenset[str], timeout_s: float) -> str:
         """Wait until the guest is in one of the states.

@@ -15,6 +15,7 @@ from dwcp_fast.errors import (
     FormatError,
     IntegrityError,
     NotConvergingError,
+    PeerClosedError,
     PeerError,
     QmpError,
     TransportError,
@@ -25,7 +26,7 @@ from dwcp_fast.rollout.switch import SWITCH, Guard
 from dwcp_fast.trust import Trust
 from dwcp_fast.vm.carrying import Carrier, SourceCarrier, socket_folder
 from dwcp_fast.vm.control import CONTROL, DISKS, MIGRATION, Control
-from dwcp_fast.vm.machine import Disk, Machine, capabilities_of_a_move
+from dwcp_fast.vm.machine import Disk, Machine, Settings, capabilities_of_a_move
 from dwcp_fast.vm.mirrors import Mirrors
 from dwcp_fast.vm.options import MigrateOptions
 from dwcp_fast.vm.relay import RelayOptions, SourceRelay
@@ -43,6 +44,10 @@ ANSWER_S: Final = 60.0
 END_S: Final = 60.0
 PARTING_S: Final = 5.0
 REDIAL_S: Final = 0.5
+OTHER_RAM_BYTES: Final = 1 << 28
+"""What a guest has besides its memory that is told in pages too: of graphics, firmware."""
+HERE: Final = frozenset({"running", "paused"})
+"""What QEMU says of a guest that has not left."""
 Channels = Mapping[str, Path]
 Dial = Callable[[str, Channels], SourceCarrier]
 
@@ -83,11 +88,13 @@ class Migration:
         self._cancelled = threading.Event()
         self._was_running = True
         self._guard: Guard | None = None
+        self._asked_to_leave = False
+        self._most_base_bytes = 0
 
     def cancel(self) -> None:
         """Give up, from another thread or a signal handler: the guest goes on here.
 
-        Once QEMU has counted the move as done it is no longer heeded.
+        Once QEMU has counted the move as done it is no longer heeded, and neither is a first Ctrl-C.
         """
         self._cancelled.set()
 
@@ -101,8 +108,8 @@ class Migration:
             NotConvergingError: The guest writes faster than can be sent; it goes on here.
             DeadlineError: The move took too long; the guest goes on here.
             QmpError: A QEMU refused or failed; the guest goes on here.
-            TransportError: The link failed. The guest goes on here, unless the message says that it stands
-                still.
+            TransportError: The link failed. The guest goes on here, unless the message says that it has
+                stopped.
             AuthError: The other side does not let this one in; nothing was done.
             NegotiationError: The kill switch is on; nothing was done.
             V3StoppedError: The kill switch was turned on; the guest goes on here.
@@ -115,6 +122,7 @@ class Migration:
             folder = stack.enter_context(socket_folder(self._options.socket_dir))
             channels = {name: folder / f"{name}.sock" for name in (CONTROL, MIGRATION, DISKS)}
             if status == "postmigrate" and migration.status == "completed":
+                self._was_running = not machine.is_noted_paused()
                 return self._settle(machine, channels, Watch(machine, None, self._events), None)
             if status not in {"running", "paused"} or not migration.has_ended:
                 raise QmpError(
@@ -134,6 +142,7 @@ class Migration:
             lanes=options.streams,
             codec=options.codec,
             page_cache_bytes=options.page_cache_bytes,
+            max_base_bytes=self._most_base_bytes,
             keep=options.keep,
             bandwidth_bytes_per_s=None if bits is None else bits // 8,
             congestion=options.congestion,
@@ -146,6 +155,7 @@ class Migration:
         options = self._options
         disks = machine.disks() if options.disks else []
         mirrors = Mirrors(machine, disks, channels[DISKS])
+        self._most_base_bytes = machine.memory_bytes() + OTHER_RAM_BYTES
         relay = self._dial(self._to, channels)
         try:
             watch = Watch(machine, relay, self._events)
@@ -157,22 +167,24 @@ class Migration:
                     self._prepare(machine, control, disks)
                     if disks:
                         self._mirror(mirrors, watch, control)
+                    self._asked_to_leave = True
                     machine.qmp.execute("migrate", {"uri": f"unix:{channels[MIGRATION]}"})
                     self._follow(machine, mirrors, watch, control)
                 except BaseException as error:
                     if not self._has_left(machine):
-                        self._go_on_here(machine, mirrors, control, error)
-                        machine.put_back(settings)
+                        stuck = self._go_on_here(machine, control, error)
                         relay.stop("the guest goes on where it was")
-                        raise self._why(error, relay) from error
+                        # Only now: a job that waits for the other side ends when its socket is shut.
+                        self._tidy(machine, mirrors, settings)
+                        raise (stuck or self._why(error, relay)) from error
                     LOG.warning("the guest has left, and then: %r", error)
                 try:
                     return self._hand_over(machine, control, relay, watch)
-                except (DwcpError, OSError) as error:
+                except (DwcpError, OSError, KeyboardInterrupt) as error:
                     if isinstance(error, PeerError):
                         raise
                     LOG.warning("the link was lost after the guest had stopped here: %s", error)
-                    self._events({"type": "in-doubt", "message": str(error)})
+                    self._events({"type": "in-doubt", "message": words_of(error)})
                     failure = error
         finally:
             relay.close()
@@ -192,6 +204,7 @@ class Migration:
             raise DeadlineError(f"the other side does not get ready in {ANSWER_S:g} s")
         if answer["type"] != "ready":
             raise PeerError(f"the other side refused: {answer.get('message', answer['type'])}")
+        machine.note_paused(paused=not self._was_running)
         machine.set_capabilities(capabilities_of_a_move(multifd=options.multifd > 0, pause=bool(disks)))
         machine.qmp.execute(
             "migrate-set-parameters",
@@ -259,12 +272,16 @@ class Migration:
 
     def _has_left(self, machine: Machine) -> bool:
         """End QEMU's migration, and tell if it was too late for that: then the guest may not go on here."""
+        if not self._asked_to_leave:
+            return False
         deadline = time.monotonic() + END_S
         asked = False
         while True:
             state = machine.migration()
             if state.status == "completed":
-                return True
+                # QEMU says that of an earlier move too, by which the guest came or did not get away, if it
+                # refused this one. One that has left neither runs nor is merely paused.
+                return machine.status() not in HERE
             if state.has_ended:
                 return False
             if not asked:
@@ -276,28 +293,53 @@ class Migration:
                 )
             time.sleep(POLL_S)
 
-    def _go_on_here(self, machine: Machine, mirrors: Mirrors, control: Control, error: BaseException) -> None:
-        """See to it that the guest does here what it did before."""
-        mirrors.abandon()
-        if self._was_running:
-            with suppress(DeadlineError):
-                machine.wait_for(frozenset({"running"}), 5.0)
-            if machine.status() != "running":
-                machine.qmp.execute("cont")
-                machine.wait_for(frozenset({"running"}), END_S)
+    def _go_on_here(self, machine: Machine, control: Control, error: BaseException) -> DwcpError | None:
+        """See first that the guest does here what it did before; tell if it does not."""
+        stuck: DwcpError | None = None
+        try:
+            if self._was_running:
+                if self._asked_to_leave:
+                    # QEMU lets go on by itself what it stopped for a move.
+                    with suppress(DeadlineError):
+                        machine.wait_for(frozenset({"running"}), PARTING_S)
+                if machine.status() != "running":
+                    machine.qmp.execute("cont")
+                    machine.wait_for(frozenset({"running"}), END_S)
+            self._events({"type": "goes-on", "status": machine.status()})
+        except PeerClosedError as failure:
+            stuck = failure
+        except (DwcpError, OSError) as failure:
+            stuck = QmpError(
+                f"the guest stands still here: {failure}; its move was given up: {words_of(error)}",
+                hint="let it go on with `cont`",
+            )
         with suppress(DwcpError, OSError):
-            control.send("abort", message=str(error) or type(error).__name__)
-        with suppress(DwcpError, OSError):
+            control.send("abort", message=words_of(error))
             # Its answer would be that it is gone; until then the message is on its way.
             control.receive(1.0)
-        self._events({"type": "goes-on", "status": machine.status()})
+        return stuck
+
+    def _tidy(self, machine: Machine, mirrors: Mirrors, settings: Settings) -> None:
+        """Leave QEMU as it was found; what fails of that is no reason to hide why the move was given up."""
+        for step in (
+            mirrors.abandon,
+            lambda: machine.put_back(settings),
+            lambda: machine.note_paused(paused=False),
+        ):
+            try:
+                step()
+            except (DwcpError, OSError) as failure:
+                LOG.warning("the QEMU at %s is not as it was: %s", machine.qmp.address, failure)
 
     def _why(self, error: BaseException, relay: Carrier) -> BaseException:
         """Give the reason behind an error: sockets that QEMU lost were lost by the relay, which knows why."""
         told = KeyboardInterrupt | NotConvergingError | DeadlineError | IntegrityError | V3StoppedError
         if isinstance(error, told):
             return error
-        stats = relay.stats()
+        if isinstance(error, PeerError) and not isinstance(error, QmpError):
+            # The other side said why; that it left then is no news.
+            return error
+        stats = relay.present()
         if stats.state == "failed":
             try:
                 relay.wait(0.1)
@@ -313,18 +355,20 @@ class Migration:
     ) -> MigrationReport:
         """Have the other side start the guest, which no longer runs here."""
         self._have_it_started(machine, control)
-        watch.note_running()
+        # From here on it is known where the guest runs: not even a QEMU here that ends changes that.
+        with suppress(DwcpError, OSError):
+            watch.note_running()
         report = watch.report(settled=False)
         self._part(control, relay)
         return report
 
     def _part(self, control: Control, relay: SourceCarrier) -> None:
         """Say that it is known here where the guest runs, and see that this is heard."""
-        with suppress(DwcpError, OSError):
-            control.send("bye")
-        control.close()
-        relay.finish()
-        with suppress(DwcpError):
+        with suppress(DwcpError, OSError, KeyboardInterrupt):
+            with suppress(DwcpError, OSError):
+                control.send("bye")
+            control.close()
+            relay.finish()
             relay.wait(PARTING_S)
 
     def _settle(
@@ -338,12 +382,13 @@ class Migration:
                 return self._settle_once(machine, channels, watch)
             except PeerError:
                 raise
-            except (DwcpError, OSError) as error:
+            except (DwcpError, OSError, KeyboardInterrupt) as error:
                 last = error
-                LOG.info("not settled yet: %s", error)
-            if time.monotonic() > deadline:
+                LOG.info("not settled yet: %s", words_of(error))
+            if time.monotonic() > deadline or isinstance(last, KeyboardInterrupt):
                 raise TransportError(
-                    f"the guest has stopped here, and whether it runs there could not be learnt: {last}",
+                    "the guest has stopped here, and whether it runs there could not be learnt: "
+                    + words_of(last),
                     hint="it stands still on both sides or runs there: run both commands again to settle it; "
                     "only if the other side is gone for good, let it go on here with `cont`",
                 )
@@ -368,11 +413,21 @@ class Migration:
 
     def _have_it_started(self, machine: Machine, control: Control) -> None:
         """Tell the other side that the guest no longer runs here, and hear that it runs there."""
+        status = machine.wait_for(frozenset({"postmigrate"}) | HERE, PARTING_S)
+        if status in HERE:
+            raise QmpError(
+                f"the guest is {status} here, by another hand: it is not started on the other side"
+            )
         control.send("go", running=self._was_running)
         answer = control.receive(ANSWER_S)
         if answer is None:
             raise DeadlineError(f"the other side does not say in {ANSWER_S:g} s that the guest runs")
         if answer["type"] == "lost":
+            if answer.get("ran", True):
+                raise PeerError(
+                    f"the guest was lost after it had been started there: {answer.get('message')}",
+                    hint="what stands still here is older than its disks: start it anew from them",
+                )
             self._resume(machine, f"it was lost there: {answer.get('message')}")
         if answer["type"] != "running":
             raise FormatError(f"the other side says {answer['type']!r} instead of 'running'")
@@ -383,6 +438,11 @@ class Migration:
             machine.qmp.execute("cont")
             machine.wait_for(frozenset({"running"}), END_S)
         raise PeerError(f"the guest goes on here: {why}")
+
+
+def words_of(error: BaseException) -> str:
+    """What an error says; its name if it says nothing."""
+    return str(error) or type(error).__name__
 
 
 def migrate(

@@ -2,14 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from dwcp_fast.options import check_bandwidth, check_codec, check_congestion, check_int, check_seconds
+from dwcp_fast.vm.relay import MAX_CACHE_BYTES, MAX_LANES
 
 __all__ = ["AcceptOptions", "MigrateOptions"]
-
-MAX_LANES: Final = 64
-MAX_PAGE_CACHE_BYTES: Final = 1 << 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +63,7 @@ class MigrateOptions:
             check_int("streams", self.streams, 1, MAX_LANES)
         check_codec(self.codec)
         check_congestion(self.congestion)
-        check_int("page_cache_bytes", self.page_cache_bytes, 0, MAX_PAGE_CACHE_BYTES)
+        check_int("page_cache_bytes", self.page_cache_bytes, 0, MAX_CACHE_BYTES)
         check_int("multifd", self.multifd, 0, MAX_LANES)
         if self.timeout_s is not None:
             check_seconds("timeout_s", self.timeout_s)
@@ -104,6 +101,6 @@ class AcceptOptions:
         Raises:
             ConfigError: One cannot be used.
         """
-        check_int("max_page_cache_bytes", self.max_page_cache_bytes, 0, MAX_PAGE_CACHE_BYTES)
+        check_int("max_page_cache_bytes", self.max_page_cache_bytes, 0, MAX_CACHE_BYTES)
         check_seconds("settle_s", self.settle_s)
         check_seconds("idle_timeout_s", self.idle_timeout_s)

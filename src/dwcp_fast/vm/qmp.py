@@ -18,6 +18,8 @@ LOG: Final = logging.getLogger(__name__)
 MAX_LINE_BYTES: Final = 16 << 20
 """Most that QEMU may say at once; its longest answer, the schema, has 200 kB."""
 MAX_EVENTS: Final = 10_000
+GONE_S: Final = 2.0
+POLL_S: Final = 0.02
 Json = dict[str, Any]
 
 
@@ -117,6 +119,24 @@ class Qmp(Closing):
         self._keep(message)
         return self._events.popleft() if self._events else None
 
+    def is_gone(self) -> bool:
+        """Whether QEMU has surely ended, as a connection that broke alone does not tell.
+
+        Nobody listens at its Unix socket then. Of a monitor behind a network that cannot be known.
+        """
+        if is_remote(self.address):
+            return False
+        deadline = time.monotonic() + GONE_S
+        while time.monotonic() < deadline:
+            try:
+                connect(self.address, GONE_S).close()
+            except (ConnectionRefusedError, FileNotFoundError):
+                return True
+            except OSError as error:
+                LOG.debug("%s", error)
+            time.sleep(POLL_S)
+        return False
+
     def close(self) -> None:
         """Leave the monitor to others."""
         self._socket.close()
@@ -136,8 +156,8 @@ class Qmp(Closing):
 
 def connect(address: str, timeout_s: float) -> socket.socket:
     """Connect to a Unix socket or to ``HOST:PORT``."""
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and "/" not in address:
+    if is_remote(address):
+        host, _, port = address.rpartition(":")
         return socket.create_connection((host.strip("[]"), int(port)), timeout_s)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -153,6 +173,12 @@ def connect(address: str, timeout_s: float) -> socket.socket:
             raise OSError(error.errno, error.strerror, address) from error
         raise
     return made
+
+
+def is_remote(address: str) -> bool:
+    """Whether it is ``HOST:PORT``."""
+    _, colon, port = address.rpartition(":")
+    return bool(colon) and port.isdigit() and "/" not in address
 
 
 def version_of(greeting: Json) -> tuple[int, int, int]:

@@ -29,7 +29,7 @@ finished
 import re
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -59,6 +59,7 @@ FAR: Final = (3, 8, 16)
 """Fewest, first and most lanes to a peer that is far; what each has unsent is late when a machine stops."""
 
 MAX_CACHE_BYTES: Final = 1 << 40
+MAX_BASE_BYTES: Final = 1 << 40
 MAX_SOCKET_PATH: Final = 107
 
 
@@ -76,6 +77,8 @@ class RelayOptions:
         base: Target: directory with an earlier copy of the machine, a raw file for each block of RAM, called
             as the block with what is not a letter, a digit or one of ``._-`` as ``%XX``. Pages that are there
             are not sent. None has no such copy.
+        max_base_bytes: Source: the most of the target's base whose digests it holds, at about 50 bytes for
+            4,096; pages beyond that are sent. None holds all that is told, up to 1 TiB.
         keep: Directory, made if missing, where each page is written as it was last sent, in the form that
             `base` takes. It must not be that of `base`. None keeps nothing.
         bandwidth_bytes_per_s: Most bytes per second on the wire, all lanes together; None for no limit.
@@ -93,6 +96,7 @@ class RelayOptions:
     page_cache_bytes: int = 256 << 20
     max_page_cache_bytes: int = 4 << 30
     base: Path | None = None
+    max_base_bytes: int | None = None
     keep: Path | None = None
     bandwidth_bytes_per_s: int | None = None
     congestion: str = "auto"
@@ -107,6 +111,8 @@ class RelayOptions:
         check_codec(self.codec)
         check_int("page_cache_bytes", self.page_cache_bytes, 0, MAX_CACHE_BYTES)
         check_int("max_page_cache_bytes", self.max_page_cache_bytes, 0, MAX_CACHE_BYTES)
+        if self.max_base_bytes is not None:
+            check_int("max_base_bytes", self.max_base_bytes, 0, MAX_BASE_BYTES)
         if self.bandwidth_bytes_per_s is not None:
             check_int("bandwidth_bytes_per_s", self.bandwidth_bytes_per_s, 1_000, 1 << 47)
         check_congestion(self.congestion)
@@ -135,6 +141,13 @@ class Relay(Closing):
             return self._last
         native = self._native_side()
         return make_stats(None if native is None else native.report())
+
+    def present(self) -> RelayStats:
+        """Tell the same without the time line: for who asks often, of a relay that takes long."""
+        if self._last is not None:
+            return replace(self._last, timeline=())
+        native = self._native_side()
+        return make_stats(None if native is None else native.present())
 
     def wait(self, timeout_s: float | None = None) -> RelayStats:
         """Wait for the end of the relay.
@@ -374,6 +387,7 @@ def make_settings(channels: Mapping[str, Path], options: RelayOptions) -> RelayS
         "page_cache_bytes": options.page_cache_bytes,
         "max_page_cache_bytes": options.max_page_cache_bytes,
         "base": options.base,
+        "max_base_bytes": options.max_base_bytes,
         "keep": options.keep,
         "bandwidth_bytes_per_s": options.bandwidth_bytes_per_s,
         "congestion": options.congestion,

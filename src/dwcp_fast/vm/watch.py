@@ -79,7 +79,7 @@ class Watch:
 
     def check_relay(self) -> None:
         """Raise what the relay failed by, if it did."""
-        if self._relay is not None and self._relay.stats().state == "failed":
+        if self._relay is not None and self._relay.present().state == "failed":
             self._relay.wait(0.1)
 
     def check_progress(self, limit_s: float) -> None:
@@ -107,7 +107,7 @@ class Watch:
         """Tell what was done."""
         ended = self.seconds() if self._running_at is None else self._running_at
         stopped = ended if self._stopped_at is None else self._stopped_at
-        stats = None if self._relay is None else self._relay.stats()
+        stats = None if self._relay is None else self._relay.present()
         return MigrationReport(
             seconds=ended,
             downtime_s=ended - stopped,
@@ -151,7 +151,7 @@ class Watch:
                 "remaining_bytes": ended.remaining_bytes,
                 "dirty_bytes_per_s": round(ended.dirty_bytes_per_s),
                 "bytes_per_s": round(ended.bytes_per_s),
-                "wire_bytes": self._relay.stats().wire_bytes if self._relay else 0,
+                "wire_bytes": self._relay.present().wire_bytes if self._relay else 0,
             }
         )
 
@@ -159,7 +159,7 @@ class Watch:
         self._last_moment = now
         if len(self._timeline) >= MAX_MOMENTS:
             del self._timeline[1::2]
-        stats = None if self._relay is None else self._relay.stats()
+        stats = None if self._relay is None else self._relay.present()
         self._timeline.append(
             Moment(
                 at_s=now,

@@ -1,6 +1,6 @@
 //! Earlier copies of a machine in files: one for each block of RAM, as its bytes are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dwcp_codec::Digest;
-use dwcp_vm::{BasePages, Keep, PAGE_BYTES, Page, VmError};
+use dwcp_proto::frame::BasePart;
+use dwcp_vm::{BaseIndex, BasePages, Keep, PAGE_BYTES, Page, VmError};
 
+use super::worker::refused;
 use crate::error::NetError;
 
 /// How much is read at once.
@@ -83,6 +85,66 @@ fn digests(file: &File, count: u64) -> io::Result<Vec<Digest>> {
         at += length as u64;
     }
     Ok(digests)
+}
+
+/// A copy as the other side tells of it, which is no more trusted than anything else it says.
+pub(super) struct BaseTold {
+    index: BaseIndex,
+    names: HashSet<Vec<u8>>,
+    /// The block that is told of: its digests, and how many pages it was told to have.
+    block: Option<(Vec<u8>, Vec<Digest>, u64)>,
+    pages: u64,
+    held: u64,
+    most_held: u64,
+}
+
+impl BaseTold {
+    /// Nothing was told yet; the digests of so many pages are held, and those of further ones let go.
+    pub(super) fn new(most_held: u64) -> BaseTold {
+        let (index, names) = (BaseIndex::new(), HashSet::new());
+        BaseTold { index, names, block: None, pages: 0, held: 0, most_held }
+    }
+
+    pub(super) fn take(&mut self, part: BasePart) -> Result<(), NetError> {
+        let BasePart { first_page, name, mut digests } = part;
+        let count = digests.len() as u64;
+        self.pages += count;
+        if self.pages > MAX_PAGES {
+            return Err(refused("the pages of the base", self.pages, MAX_PAGES));
+        }
+        digests.truncate(usize::try_from(self.most_held - self.held).unwrap_or(usize::MAX));
+        self.held += digests.len() as u64;
+        if first_page == 0 {
+            self.end_block();
+            if self.names.len() >= MAX_BLOCKS {
+                let most = MAX_BLOCKS as u64;
+                return Err(refused("the blocks of the base", most + 1, most));
+            }
+            if !self.names.insert(name.clone()) {
+                return Err(refused("how often a block of the base is told of", 2, 1));
+            }
+            self.block = Some((name, digests, count));
+            return Ok(());
+        }
+        match &mut self.block {
+            Some((known, all, told)) if *known == name && *told == u64::from(first_page) => {
+                all.extend(digests);
+                *told += count;
+                Ok(())
+            }
+            _ => Err(refused("the first page of a BASE", first_page.into(), 0)),
+        }
+    }
+
+    fn end_block(&mut self) {
+        self.block.take().into_iter().for_each(|(name, digests, _)| self.index.push(name, digests));
+    }
+
+    /// All was told: so many pages, and what is known of them.
+    pub(super) fn end(mut self) -> (u64, Option<BaseIndex>) {
+        self.end_block();
+        (self.pages, (self.pages > 0).then_some(self.index))
+    }
 }
 
 /// Reads pages of a copy.
@@ -207,6 +269,35 @@ mod tests {
         for other in ["", "a%", "a%zz", "a%2e", "a b", ".hidden"] {
             assert_eq!(block_name(other), None, "{other}");
         }
+    }
+
+    fn part(first_page: u32, name: &str, pages: usize) -> BasePart {
+        let digests = (0..pages).map(|page| Digest::of(&page.to_le_bytes())).collect();
+        BasePart { first_page, name: name.as_bytes().to_vec(), digests }
+    }
+
+    #[test]
+    fn what_the_other_side_tells_of_its_base_is_bounded() {
+        let mut told = BaseTold::new(u64::MAX);
+        for block in 0..MAX_BLOCKS {
+            told.take(part(0, &block.to_string(), 1)).unwrap();
+        }
+        let refused = told.take(part(0, "one more", 1)).unwrap_err().to_string();
+        assert!(refused.contains("the blocks of the base") && refused.contains("4096"), "{refused}");
+        let mut told = BaseTold::new(u64::MAX);
+        told.take(part(0, "pc.ram", 1)).unwrap();
+        assert!(told.take(part(2, "pc.ram", 1)).is_err() && told.take(part(1, "x", 1)).is_err());
+        assert!(told.take(part(0, "pc.ram", 1)).is_err());
+    }
+
+    #[test]
+    fn digests_of_more_pages_than_the_machine_can_have_are_let_go() {
+        let mut told = BaseTold::new(5);
+        for (first_page, name, pages) in [(0, "a", 3), (3, "a", 4), (7, "a", 2), (0, "b", 1)] {
+            told.take(part(first_page, name, pages)).unwrap();
+        }
+        let (pages, index) = told.end();
+        assert_eq!((pages, index.unwrap().pages()), (10, 5));
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct RelayOptions {
     pub max_cache_bytes: u64,
     /// The listening side: a directory with an earlier copy of the machine.
     pub base: Option<PathBuf>,
+    /// The side that dials: of how much of the other's base it holds the digests, which take about 50 bytes a page.
+    pub max_base_bytes: u64,
     /// A directory for what was last sent of each page.
     pub keep: Option<PathBuf>,
     /// A lane on which the peer is silent for this long is lost.
@@ -75,6 +77,7 @@ impl Default for RelayOptions {
             cache_bytes: 256 << 20,
             max_cache_bytes: 4 << 30,
             base: None,
+            max_base_bytes: u64::MAX,
             keep: None,
             idle_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),

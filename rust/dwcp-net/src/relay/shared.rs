@@ -48,9 +48,6 @@ const MOST_WAITING: usize = 2;
 const LATE_S: (f64, f64) = (0.2, 0.05);
 const LATE: (f64, f64) = (2.0, 1.2);
 
-/// The weight of the newest record in how long writing takes.
-const WEIGHT: f64 = 0.05;
-
 /// Which side this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
@@ -87,8 +84,6 @@ impl Stream {
 pub(super) struct State {
     pub(super) outbox: Outbox<Arc<Vec<u8>>>,
     pub(super) inbox: Inbox<Vec<u8>>,
-    /// How long it took lately to write a record, in seconds.
-    writing_s: f64,
     pub(super) lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
     pub(super) wanted: u16,
@@ -103,7 +98,9 @@ pub(super) struct State {
     ended: Option<Instant>,
     failure: Option<NetError>,
     parting: Option<ErrorFrame>,
+    /// All of it but the time line.
     pub(super) report: RelayReport,
+    timeline: Vec<RelayTick>,
     pub(super) round_trip: Option<Duration>,
     /// Processor time of lanes.
     pub(super) cpu: Duration,
@@ -173,7 +170,6 @@ impl Shared {
             state: Mutex::new(State {
                 outbox: Outbox::default(),
                 inbox: Inbox::new(side == Side::Target),
-                writing_s: 0.0,
                 lanes: HashMap::new(),
                 next_lane: 0,
                 wanted: options.lanes,
@@ -187,6 +183,7 @@ impl Shared {
                 failure: None,
                 parting: None,
                 report: RelayReport::default(),
+                timeline: Vec::new(),
                 round_trip: None,
                 cpu: Duration::ZERO,
                 paged: None,
@@ -281,8 +278,8 @@ impl Shared {
         }
     }
 
-    pub(super) fn report(&self) -> RelayReport {
-        let mut report = lock(&self.state).snapshot(self.started);
+    pub(super) fn report(&self, with_timeline: bool) -> RelayReport {
+        let mut report = lock(&self.state).snapshot(self.started, with_timeline);
         report.selection =
             self.selector.as_ref().zip(self.selected_before.as_ref()).map(|(it, before)| it.summary(before));
         report
@@ -412,16 +409,11 @@ impl State {
         }
     }
 
-    /// It took so long to write a record.
-    pub(super) fn wrote(&mut self, seconds: f64) {
-        self.writing_s += WEIGHT * (seconds - self.writing_s);
-    }
-
     /// After how long a record is late that others wait for.
     pub(super) fn patience_s(&self) -> f64 {
+        // Whoever ends TCP on the way makes the round trip that the system tells as short as it likes.
         let trip_s = self.round_trip.unwrap_or_default().as_secs_f64();
-        // What was written waits behind what the system holds, which is less than a record.
-        let usual_s = 2.0 * self.writing_s + trip_s;
+        let usual_s = self.outbox.way().map_or(trip_s, |way| way.usual_s);
         if self.outbox.waiting() > 0 { LATE_S.0 + LATE.0 * usual_s } else { LATE_S.1 + LATE.1 * usual_s }
     }
 
@@ -440,7 +432,8 @@ impl State {
     }
 
     fn most_pending(&self) -> u64 {
-        let trip_s = self.round_trip.unwrap_or_default().as_secs_f64();
+        // Before any record has come, nothing has to wait for it.
+        let trip_s = self.outbox.way().map_or(1.0, |way| way.least_s);
         (LEAST_PENDING + FASTEST_LINK * trip_s) as u64
     }
 
@@ -450,7 +443,7 @@ impl State {
         self.report.compressed_by_qemu |= compressed;
     }
 
-    fn snapshot(&self, started: Instant) -> RelayReport {
+    fn snapshot(&self, started: Instant, with_timeline: bool) -> RelayReport {
         let mut report = self.report.clone();
         report.finished = self.finished;
         let now = self.present(started);
@@ -462,8 +455,11 @@ impl State {
         report.records_resent = self.outbox.resent();
         report.rtt = self.round_trip;
         report.cpu = self.cpu;
-        if report.timeline.last() != Some(&now) {
-            report.timeline.push(now);
+        if with_timeline {
+            report.timeline.clone_from(&self.timeline);
+            if report.timeline.last() != Some(&now) {
+                report.timeline.push(now);
+            }
         }
         report
     }
@@ -482,9 +478,9 @@ impl State {
 
     /// Notes where things stand.
     pub(super) fn tick(&mut self, started: Instant) {
-        if self.report.timeline.len() < super::watch::MOST_TICKS && !self.is_over() {
+        if self.timeline.len() < super::watch::MOST_TICKS && !self.is_over() {
             let now = self.present(started);
-            self.report.timeline.push(now);
+            self.timeline.push(now);
         }
     }
 }

@@ -7,11 +7,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use dwcp_proto::frame::{BasePart, ErrorCode, ErrorFrame, Frame, Relay};
+use dwcp_proto::frame::{ErrorCode, ErrorFrame, Frame, Relay};
 use dwcp_proto::limits::MIN_BLOCK;
-use dwcp_vm::BaseIndex;
+use dwcp_vm::{BaseIndex, PAGE_BYTES};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::base::BaseTold;
 use super::report::RelayReport;
 use super::shared::{Shared, Side};
 use super::worker::{refused, unexpected, work};
@@ -25,9 +26,6 @@ use crate::lanes::{Crew, Dialling, Flow, LaneChange, LaneRange, Losses, TICK};
 use crate::report::{Event, Observer};
 use crate::security::DialSecurity;
 use crate::transport::{Closer, SOCKET_SLICE, wake_pair};
-
-/// The most pages of a base: 1 TiB.
-const MAX_BASE_PAGES: u64 = 1 << 28;
 
 /// The side of a relay that dials, and that the machine leaves.
 pub struct SourceRelay {
@@ -67,7 +65,8 @@ impl SourceRelay {
         let mut first = made.map_err(|error| first_failure(error, &cancel))?;
         let index = {
             let _shut = cancel.register(first.lane.closer());
-            agree(&mut first.lane, options.cache_bytes).map_err(|error| first_failure(error, &cancel))?
+            agree(&mut first.lane, options.cache_bytes, options.max_base_bytes / PAGE_BYTES as u64)
+                .map_err(|error| first_failure(error, &cancel))?
         };
         observer.event(Event::SessionOpened { peer: first.lane.transport().peer_addr() });
         let most = first.welcome.max_lanes;
@@ -130,7 +129,13 @@ impl SourceRelay {
     /// Where things stand.
     #[must_use]
     pub fn report(&self) -> RelayReport {
-        self.shared.report()
+        self.shared.report(true)
+    }
+
+    /// The same without the time line, which costs the same however long it takes.
+    #[must_use]
+    pub fn present(&self) -> RelayReport {
+        self.shared.report(false)
     }
 
     /// Ends the relay at once: the sockets of all streams are shut, and the peer is told.
@@ -176,34 +181,18 @@ fn remove(sockets: &[PathBuf]) {
 }
 
 /// Agrees with the other side on what both hold, and learns of its base.
-fn agree(lane: &mut Lane, cache_bytes: u64) -> Result<Option<BaseIndex>, NetError> {
+fn agree(lane: &mut Lane, cache_bytes: u64, most_pages: u64) -> Result<Option<BaseIndex>, NetError> {
     lane.send(&Frame::Relay(Relay { ready: false, cache_bytes, base_pages: 0 }))?;
-    let mut index = BaseIndex::new();
-    let (mut block, mut pages): (Option<(Vec<u8>, Vec<_>)>, u64) = (None, 0);
+    let mut told = BaseTold::new(most_pages);
     loop {
         match lane.recv()?.0 {
-            Frame::Base(BasePart { first_page, name, digests }) => {
-                pages += digests.len() as u64;
-                if pages > MAX_BASE_PAGES {
-                    return Err(refused("the pages of the base", pages, MAX_BASE_PAGES));
+            Frame::Base(part) => told.take(part)?,
+            Frame::Relay(Relay { ready: true, cache_bytes: agreed, base_pages }) if agreed == cache_bytes => {
+                let (pages, index) = told.end();
+                if base_pages != pages {
+                    return Err(refused("the pages of the base", base_pages, pages));
                 }
-                if first_page == 0 {
-                    let before = block.replace((name, digests));
-                    before.into_iter().for_each(|(name, digests)| index.push(name, digests));
-                    continue;
-                }
-                match &mut block {
-                    Some((known, all)) if *known == name && all.len() == first_page as usize => {
-                        all.extend(digests);
-                    }
-                    _ => return Err(refused("the first page of a BASE", first_page.into(), 0)),
-                }
-            }
-            Frame::Relay(Relay { ready: true, cache_bytes: agreed, base_pages })
-                if agreed == cache_bytes && base_pages == pages =>
-            {
-                block.into_iter().for_each(|(name, digests)| index.push(name, digests));
-                return Ok((pages > 0).then_some(index));
+                return Ok(index);
             }
             Frame::KeepAlive => {}
             Frame::Error(ErrorFrame { code, retryable, message }) => {

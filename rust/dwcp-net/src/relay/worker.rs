@@ -171,6 +171,10 @@ impl Worker<'_> {
         if let Some(parting) = state.parting() {
             return Turn::Part(parting.clone());
         }
+        if !state.lanes.contains_key(&self.id) {
+            // Another one has its place: what this one told would be lost, and nobody would tell it again.
+            return Turn::Leave;
+        }
         let told = if self.come_told < self.come {
             state.inbox.tell_of(self.come_of, self.come)
         } else {
@@ -225,7 +229,14 @@ impl Worker<'_> {
                 self.record(&head)
             }
             Frame::Taken(taken) => {
-                lock(&self.shared.state).outbox.taken(self.id, taken)?;
+                let at_s = self.shared.started.elapsed().as_secs_f64();
+                let mut state = lock(&self.shared.state);
+                if !state.lanes.contains_key(&self.id) {
+                    // It counts what went over a lane that is given up: it is told again over another.
+                    return Ok(());
+                }
+                state.outbox.taken(self.id, taken, at_s)?;
+                drop(state);
                 if let Some(gauge) = &mut self.gauge {
                     gauge.acknowledged(taken.come as u32);
                 }
@@ -302,11 +313,7 @@ impl Worker<'_> {
         let (stream, number) = id;
         let (word, raw_len) = (record.word, record.raw_len);
         let frame = Frame::Record(RecordHead { stream, word, kind, codec, number, raw_len, digest });
-        let begun = Instant::now();
         lane.send_block(&frame, body, &self.shared.limiter, &self.shared.halt)?;
-        if raw.len() >= SMALL {
-            lock(&self.shared.state).wrote(begun.elapsed().as_secs_f64());
-        }
         if let Some(gauge) = &mut self.gauge {
             let worth_waiting = gauge.written();
             // A record is not waited for: the machine that moves is.
@@ -327,4 +334,43 @@ pub(super) fn unexpected(frame: &Frame) -> NetError {
 /// More than this side agrees to.
 pub(super) fn refused(what: &'static str, value: u64, limit: u64) -> NetError {
     ProtoError::Limit { what, value, limit }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use dwcp_proto::SessionId;
+    use dwcp_proto::frame::Secret;
+
+    use super::*;
+    use crate::cancel::Cancel;
+    use crate::relay::RelayOptions;
+    use crate::report::Unobserved;
+    use crate::transport::wake_pair;
+
+    #[test]
+    fn lane_that_was_given_up_takes_no_word_with_it() {
+        let names = (SessionId([0; 16]), Secret::NONE);
+        let halts = (Cancel::new(), Cancel::new());
+        let made =
+            Shared::new(Side::Target, names, RelayOptions::default(), halts, Arc::new(Unobserved), None);
+        let shared = Arc::new(made);
+        let (_waker, wake) = wake_pair().unwrap();
+        let mut state = lock(&shared.state);
+        state.inbox.open(0);
+        state.inbox.tell_again();
+        let mut worker = Worker {
+            shared: &shared,
+            id: 0,
+            wake,
+            encoder: BlockEncoder::new(),
+            decoder: BlockDecoder::new(),
+            gauge: None,
+            body: Vec::new(),
+            come: 1,
+            come_told: 0,
+            come_of: 0,
+        };
+        assert!(matches!(worker.turn(&mut state), Turn::Leave));
+        assert!(state.inbox.tell(0).is_some());
+    }
 }
