@@ -24,7 +24,7 @@ use crate::lane::Lane;
 use crate::lanes::{Crew, Dialling, Flow, LaneChange, LaneRange, Losses, TICK};
 use crate::report::{Event, Observer};
 use crate::security::DialSecurity;
-use crate::transport::{Closer, SOCKET_SLICE, wake_pair};
+use crate::transport::{Closer, LinkKind, SOCKET_SLICE, wake_pair};
 
 /// The most pages of a base: 1 TiB.
 const MAX_BASE_PAGES: u64 = 1 << 28;
@@ -59,6 +59,7 @@ impl SourceRelay {
             fills: false,
             relays: true,
             local_addresses: Vec::new(),
+            links: vec![LinkKind::Tcp],
         };
         let plan = Arc::new(Plan::new(address, security, dialling)?);
         let (cancel, halt) = (cancel.child(), Cancel::new());

@@ -3,21 +3,26 @@
 mod buffers;
 mod congestion;
 mod connect;
+mod link;
 mod path;
+mod shm;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod sockopt;
+mod stream;
 mod tcp;
 mod tls;
 mod wake;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub(crate) use congestion::{congestion_by_default, congestion_on_offer, try_congestion};
-pub(crate) use connect::{dial, set_buffers};
+pub(crate) use connect::{dial, resolve, set_buffers};
+pub use link::LinkKind;
 pub use path::PathInfo;
+pub(crate) use shm::{LocalListener, LocalStream, accept_shm, open_shm};
 pub use tcp::TcpTransport;
 pub use tls::TlsTransport;
 pub(crate) use wake::{WakeReceiver, Waker, wake_pair};
@@ -83,6 +88,11 @@ pub trait Transport: Send {
 
     /// A handle that shuts the socket down at once, from any thread.
     fn closer(&self) -> Closer;
+
+    /// What carries the bytes.
+    fn kind(&self) -> LinkKind {
+        LinkKind::Tcp
+    }
 
     /// The SHA-256 of the peer's certificate, where it showed one.
     fn peer_fingerprint(&self) -> Option<Fingerprint>;
@@ -153,6 +163,11 @@ pub(crate) trait Ending: Send + Sync + std::fmt::Debug {
 pub struct Closer(Arc<dyn Ending>);
 
 impl Closer {
+    /// Of a connection that is no lane yet.
+    pub(crate) fn of(stream: TcpStream) -> Closer {
+        Closer(Arc::new(stream))
+    }
+
     /// Ends the connection; calls that block on it return at once.
     pub fn close(&self) {
         self.0.close();
