@@ -43,7 +43,7 @@ def changed(data: np.ndarray[Any, np.dtype[np.uint16]]) -> np.ndarray[Any, np.dt
     """The same with one element in a hundred changed, as a step of training does it."""
     chance = np.random.default_rng(7)
     other = data.copy()
-    where = chance.choice(len(data), int(len(data) * CHANGED_SHARE), replace=False)
+    where = chance.integers(0, len(data), int(len(data) * CHANGED_SHARE))
     other[where] ^= chance.integers(1, 8, len(where), dtype=np.uint16)
     return other
 
