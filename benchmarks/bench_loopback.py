@@ -56,7 +56,7 @@ def receive(kind: str, transport: str, size: int, folder: str) -> None:
 def send(kind: str, transport: str, size: int, folder: str, target: str, rounds: int) -> None:
     """Worker: send the same bytes so many times; the first time warms up."""
     trust = dwcp_fast.INSECURE if transport == "plaintext" else None
-    options = dwcp_fast.SendOptions(streams=LANES, codec="none", base="none")
+    options = dwcp_fast.SendOptions(streams=LANES, codec="none", base="none", link="tcp")
     with dwcp_fast.connect(target, trust=trust, options=options) as session:
         data = harness.incompressible(size) if kind == "memory" else b""
         for turn in range(rounds):

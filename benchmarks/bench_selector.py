@@ -176,7 +176,7 @@ class Receiver:
 
 def send(told: Connection, target: str, codec: str, transfers: list[Buffers], patience_s: float) -> None:
     """A new process: one session, without the later transfers if the first takes more than `patience_s`."""
-    options = dwcp_fast.SendOptions(codec=codec, base="none")
+    options = dwcp_fast.SendOptions(codec=codec, base="none", link="tcp")
     start = time.perf_counter()
     with dwcp_fast.connect(target, options=options) as session:
         seconds, chosen = [], None

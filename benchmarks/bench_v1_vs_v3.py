@@ -116,7 +116,7 @@ def transfers(old: bytes, new: bytes, repeats: int, *, plain: bool) -> harness.S
         target = json.loads(worker.stdout.readline())["target"]
         host, port = target.removeprefix("dwcp://").partition("#")[0].rsplit(":", 1)
         trust = dwcp_fast.INSECURE if plain else None
-        options = dwcp_fast.SendOptions(streams=STREAMS, codec="none" if plain else "zstd:3")
+        options = dwcp_fast.SendOptions(streams=STREAMS, codec="none" if plain else "zstd:3", link="tcp")
         with dwcp_fast.connect(target, trust=trust, options=options) as session:
             session.send({"old": old})
             samples = harness.interleave(

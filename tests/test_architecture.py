@@ -41,7 +41,7 @@ UNSAFE_FILES = {
     "dwcp-proto": set[str](),
     "dwcp-vm": set[str](),
     "dwcp-store": {"memory/region.rs"},
-    "dwcp-net": {"transport/sockopt.rs"},
+    "dwcp-net": {"transport/shm/region.rs", "transport/sockopt.rs"},
     "dwcp-python": {
         "buffer.rs",
         "compress.rs",

@@ -11,7 +11,7 @@ import pytest
 
 import dwcp_fast as dwcp
 from dwcp_fast import errors
-from two_ends import LOCAL, WAIT_S, accepted, meanwhile, pairing_of
+from two_ends import LOCAL, NEAREST, WAIT_S, accepted, meanwhile, pairing_of
 
 SERVE = dwcp.SendOptions()
 RECEIVE = dwcp.ReceiveOptions()
@@ -41,7 +41,7 @@ def test_fetches_are_answered_one_after_the_other() -> None:
                 received = session.fetch(request)
                 told = {name: bytes(value) for name, value in received.items()}
                 assert told == {"request": request, "number": b"%d" % number}
-                assert received.report.verified and received.report.transport == "tls"
+                assert received.report.verified and received.report.transport == NEAREST
             with pytest.raises(errors.ConfigError, match="65537"):
                 session.fetch(bytes(65_537))
         assert serving.result(WAIT_S) == requests

@@ -8,7 +8,7 @@ from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.dictionary import natives
 from dwcp_fast.engine import current_flags
-from dwcp_fast.links import Events, NativeLink
+from dwcp_fast.links import Events, NativeLink, link_order
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.lanes import choose_lanes, explain_lanes, lane_range
@@ -41,7 +41,8 @@ class FetchLink(NativeLink):
         adaptive = lane_range(options.streams, polite=options.polite)
         # What the link is like the side that sends measures: here the mode is the one that is asked for.
         mode = choose_mode(options.mode, flags=current_flags())
-        super().__init__(trust, cancel, [engine, mode, lanes])
+        order = link_order(options)
+        super().__init__(trust, cancel, [engine, mode, lanes, order])
         self._receive = receive
         settings: FetchSettings = {
             "lanes": min(lanes.value, receive.max_lanes),
@@ -57,10 +58,12 @@ class FetchLink(NativeLink):
             "reconnect_s": options.reconnect_s,
             "timeout_s": options.timeout_s,
             "local_addresses": list(options.local_addresses),
+            "links": list(order.value),
         }
         security = dial_security(target, trust)
         with self._guard.told():
             self._native = _core.Fetcher(address_of(target), security, settings, cancel, events)
+        self._note_link(order, *self._native.link)
 
     def fetch(self, request: bytes, timeout_s: float | None) -> Received:
         """Take the answer into new memory."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from dwcp_fast.policy.lanes import LaneChange, choose_congestion, choose_lanes, 
 from dwcp_fast.policy.link import LinkCounts
 from dwcp_fast.policy.mode import Treatment, far_if_forced
 from dwcp_fast.policy.selection import ActionShare, Selection
+from dwcp_fast.policy.transport import choose_links, explain_link
 from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
 from dwcp_fast.rollout.flags import component_refusal
 from dwcp_fast.rollout.switch import SWITCH
@@ -40,6 +42,7 @@ __all__ = [
     "V1Link",
     "V3Link",
     "base_choice",
+    "link_order",
     "scan_paths",
     "send_report",
     "send_settings",
@@ -149,7 +152,8 @@ class NativeLink:
         self._cancel = cancel
         self._guard = SWITCH.guard(cancel.cancel)
         self._choices = choices
-        self._transport = "tcp" if isinstance(trust, Insecure) else "tls"
+        self._security = "tcp" if isinstance(trust, Insecure) else "tls"
+        self._transport = self._security
 
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
@@ -158,6 +162,13 @@ class NativeLink:
     def choices(self) -> list[Choice[Any]]:
         """Tell what was chosen and why."""
         return self._choices
+
+    def _note_link(self, order: Choice[tuple[str, ...]], carried_by: str, passed_over: str | None) -> None:
+        """Say what carries the lanes, among the choices."""
+        link = explain_link(order, carried_by, passed_over)
+        LOG.info("the link is %s: %s", link.value, link.why)
+        self._transport = self._security if carried_by == "tcp" else carried_by
+        self._choices = [link if choice.name == link.name else choice for choice in self._choices]
 
     def cancel(self) -> None:
         """Stop what is under way; the session is of no use afterwards."""
@@ -189,7 +200,9 @@ class V3Link(NativeLink):
         options = replace(options, codec=codec.value)
         lanes = choose_lanes(options.streams, polite=options.polite)
         self._mode = ModeKeeper(options, events)
+        self._order = link_order(options)
         choices = [engine, self._mode.choice, codec, lanes, base_choice(options), *dictionary_choice(options)]
+        choices.append(self._order)
         super().__init__(trust, cancel, choices)
         self._options = options
         self._peer = address_of(target)
@@ -201,6 +214,7 @@ class V3Link(NativeLink):
         settings = send_settings(options, known)
         with self._guard.told():
             self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
+        self._note_link(self._order, *self._native.link)
         self._throttle = follow_schedule(self, options)
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
@@ -261,6 +275,8 @@ class V3Link(NativeLink):
     def _carried(self, send: Callable[[], SendTold]) -> SendReport:
         with self._guard.told(), self._mode.keep(self) as before:
             told = send()
+        # A session that was lost may have come back another way.
+        self._note_link(self._order, told["link"], told["passed_over"])
         report = send_report(told, self._peer, self._transport, self.choices())
         self._choices = with_findings(self.choices(), report.selection, report.lane_changes)
         selection = report.selection
@@ -380,6 +396,7 @@ def check_v1(options: SendOptions, engine: Choice[Any]) -> None:
         "bandwidth_schedule": options.bandwidth_schedule,
         "congestion": None if options.congestion in V1_CONGESTION else options.congestion,
         "local_addresses": options.local_addresses or None,
+        "link": "shm" if options.link == "shm" else None,
     }
     told = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
     if told:
@@ -411,7 +428,20 @@ def send_settings(options: SendOptions, known: KnownLink | None = None) -> SendS
         "socket_buffer_bytes": None,
         "congestion": choose_congestion(options.congestion, polite=options.polite),
         "local_addresses": list(options.local_addresses),
+        "links": list(link_order(options).value),
     }
+
+
+def link_order(options: SendOptions) -> Choice[tuple[str, ...]]:
+    """Choose what may carry the lanes of a session."""
+    named = options.congestion not in V1_CONGESTION
+    bounded = options.bandwidth_bits_per_s is not None or options.bandwidth_schedule is not None
+    asked = {
+        "local_addresses": options.local_addresses,
+        "congestion": named,
+        "a bandwidth limit": bounded,
+    }
+    return choose_links(options.link, shares_memory=sys.platform == "linux", asked=asked, mode=options.mode)
 
 
 def send_report(told: SendTold, peer: str, transport: str, choices: Sequence[Choice[Any]]) -> SendReport:
@@ -429,6 +459,7 @@ def send_report(told: SendTold, peer: str, transport: str, choices: Sequence[Cho
         "retransmits": retransmits,
         "lane_changes": changes,
     }
+    del plain["link"], plain["passed_over"]
     made = with_findings(choices, selection, changes)
     why = {choice.name: f"{choice.value}: {choice.why}" for choice in made}
     return SendReport(protocol="v3", verified=True, peer=peer, transport=transport, why=why, **plain)

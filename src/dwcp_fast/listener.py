@@ -197,6 +197,7 @@ class Listener(Closing):
             "senders": receive,
             "max_sessions": options.max_sessions,
             "v1_networks": list(options.allow_v1 or EVERYWHERE),
+            "shares_memory": options.link == "auto",
         }
 
         serving = None if serve is None else send_settings(serve)
@@ -252,7 +253,8 @@ class Listener(Closing):
             timeout_s = None if end is None else max(0.0, end - time.monotonic())
         # By now the token belongs to this peer, and must still do so after a restart.
         self._keep()
-        return IncomingSession(native, self._options, self._serve, self._transport, self._events)
+        transport = self._transport if native.link == "tcp" else native.link
+        return IncomingSession(native, self._options, self._serve, transport, self._events)
 
     def set_bandwidth_limit(self, bits_per_s: int | None) -> None:
         """Change, from any thread, the rate of all peers together that are sent to.

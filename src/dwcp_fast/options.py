@@ -13,8 +13,10 @@ from dwcp_fast.errors import ConfigError
 __all__ = [
     "MAX_DICTIONARY_BYTES",
     "BandwidthSchedule",
+    "Carrier",
     "CommonContent",
     "Generation",
+    "ListenOn",
     "Mode",
     "Payload",
     "Protocol",
@@ -28,6 +30,10 @@ __all__ = [
 ]
 
 Protocol = Literal["auto", "v1", "v3"]
+Carrier = Literal["auto", "tcp", "shm"]
+"""What carries the lanes of a session."""
+ListenOn = Literal["auto", "tcp"]
+"""Where a listener is reached: with ``"auto"`` also through memory, by processes of its user."""
 Mode = Literal["auto", "datacenter", "internet", "hybrid"]
 Symlinks = Literal["keep", "refuse"]
 Generation = Literal["A", "B", "C"]
@@ -100,6 +106,9 @@ class SendOptions:
             is left to the system, unless it was asked for by name. The report tells what was at work.
         local_addresses: IP addresses of this machine that lanes come from, in turn, at most 16; an empty
             tuple leaves it to the system. If one does not work, its lanes come from the others.
+        link: What carries the lanes: ``"tcp"``, ``"shm"`` (memory shared with a process of the same user on
+            this host, and nothing else), or ``"auto"``: memory where that can be, and TCP elsewhere and where
+            something was asked for that only a network can keep. The report tells which it was, and why.
         timeout_s: Seconds that one transfer may take; None for no limit.
         connect_timeout_s: Seconds for connecting and the handshake of a lane.
         idle_timeout_s: Seconds without a word from the peer after which a lane is given up; with v1, seconds
@@ -128,6 +137,7 @@ class SendOptions:
     bandwidth_schedule: str | None = None
     congestion: str = "auto"
     local_addresses: tuple[str, ...] = ()
+    link: Carrier = "auto"
     timeout_s: float | None = None
     connect_timeout_s: float = 10.0
     idle_timeout_s: float = 30.0
@@ -160,6 +170,7 @@ class SendOptions:
                 raise ConfigError("bandwidth_bits_per_s and bandwidth_schedule exclude each other")
         check_congestion(self.congestion)
         check_addresses(self.local_addresses)
+        check_choice("link", self.link, get_args(Carrier))
         if self.timeout_s is not None:
             check_seconds("timeout_s", self.timeout_s)
         check_seconds("connect_timeout_s", self.connect_timeout_s)
@@ -197,6 +208,8 @@ class ReceiveOptions:
             Also most v1 transfers at once, where v1 is served.
         idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
         handshake_timeout_s: Seconds for the handshake of a lane.
+        link: ``"auto"``: processes of the same user on this host may share memory with this one, where the
+            system lets them; ``"tcp"``: they come through TCP like all others.
         allow_v1: Networks (``"10.0.0.0/8"``) whose peers may use v1, which has neither authentication nor
             integrity; an empty tuple allows all, None refuses v1.
         v1_generation: Generation of HDE packets expected from v1 senders.
@@ -219,6 +232,7 @@ class ReceiveOptions:
     max_sessions: int = 64
     idle_timeout_s: float = 30.0
     handshake_timeout_s: float = 10.0
+    link: ListenOn = "auto"
     allow_v1: tuple[str, ...] | None = None
     v1_generation: Generation = "A"
     v1_payload: Payload = "hde"
@@ -241,6 +255,7 @@ class ReceiveOptions:
         check_int("max_sessions", self.max_sessions, 1, MAX_SESSIONS)
         check_seconds("idle_timeout_s", self.idle_timeout_s)
         check_seconds("handshake_timeout_s", self.handshake_timeout_s)
+        check_choice("link", self.link, get_args(ListenOn))
         for network in self.allow_v1 or ():
             try:
                 # A number is a network to this function, and nobody means one.

@@ -193,6 +193,8 @@ class SendTold(TypedDict):
     path: PathTold | None
     codec_mix: list[ShareTold]
     selection: SelectionTold | None
+    link: str
+    passed_over: str | None
 
 
 class ReceiveTold(TypedDict):
@@ -260,6 +262,7 @@ class SendSettings(TypedDict):
     socket_buffer_bytes: int | None
     congestion: str
     local_addresses: list[str]
+    links: list[str]
 
 
 class FetchSettings(TypedDict):
@@ -278,6 +281,7 @@ class FetchSettings(TypedDict):
     reconnect_s: float
     timeout_s: float | None
     local_addresses: list[str]
+    links: list[str]
 
 
 class ReceiveSettings(TypedDict):
@@ -294,6 +298,7 @@ class ReceiveSettings(TypedDict):
     senders: bool
     max_sessions: int
     v1_networks: list[str]
+    shares_memory: bool
 
 
 class RelayTickTold(TypedDict):

@@ -79,7 +79,7 @@ def main() -> None:
     """Make the transfer and print what each has counted."""
     raise_interface()
     state = os.urandom(STATE_BYTES)
-    options = dwcp.SendOptions(codec="none", streams=2)
+    options = dwcp.SendOptions(codec="none", streams=2, link="tcp")
     with dwcp.listen("127.0.0.1:0") as listener, ThreadPoolExecutor(1) as pool:
         capture = Capture(int(listener.address.rpartition(":")[2]))
         before = interface_bytes()

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::error::NetError;
 use crate::transport::{
-    Closer, PathInfo, Transport, congestion_by_default, congestion_on_offer, try_congestion,
+    Closer, LinkKind, PathInfo, Transport, congestion_by_default, congestion_on_offer, try_congestion,
 };
 
 /// The longest name that Linux has room for.
@@ -77,6 +77,8 @@ impl Congestion {
         at_random: bool,
     ) -> Result<(), NetError> {
         match self {
+            // There is no congestion but on a network.
+            _ if transport.kind() != LinkKind::Tcp => Ok(()),
             Congestion::System => Ok(()),
             Congestion::Auto | Congestion::Yielding => {
                 let choice = if at_random && self.may_ignore_losses() { FIRM } else { YIELDING };

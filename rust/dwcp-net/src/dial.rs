@@ -1,7 +1,7 @@
 //! Makes one lane: TCP, TLS, prefaces, HELLO and WELCOME.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use dwcp_proto::frame::{
@@ -20,7 +20,7 @@ use crate::lane::Lane;
 use crate::lanes::Slots;
 use crate::local::{LocalAddresses, MAX_LOCAL};
 use crate::security::{DialSecurity, client_config, random_bytes};
-use crate::transport::{Patience, TcpTransport, TlsTransport, Transport, dial};
+use crate::transport::{LinkKind, Patience, TcpTransport, TlsTransport, Transport, dial, open_shm, resolve};
 
 /// The range of the delays between attempts to make a lane.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -56,6 +56,8 @@ pub(crate) struct DialOptions {
     pub(crate) relays: bool,
     /// Where lanes come from, in turn; the system chooses if there is none.
     pub(crate) local_addresses: Vec<IpAddr>,
+    /// What may carry a lane, in the order in which it is tried; TCP if there is nothing.
+    pub(crate) links: Vec<LinkKind>,
 }
 
 /// Where to and how.
@@ -67,6 +69,8 @@ pub(crate) struct Plan {
     breaker: Breaker,
     slots: Slots,
     local: LocalAddresses,
+    /// What does not carry the first lane will not carry others: what that is, how many were tried, and why.
+    passed_over: OnceLock<(usize, String)>,
 }
 
 impl Plan {
@@ -89,7 +93,8 @@ impl Plan {
         }
         let local = LocalAddresses::new(&options.local_addresses);
         let (tls, breaker) = (client_config(security)?, Breaker::new(backoff));
-        Ok(Plan { address: address.to_owned(), tls, token, options, breaker, slots: Slots::default(), local })
+        let (slots, passed_over) = (Slots::default(), OnceLock::new());
+        Ok(Plan { address: address.to_owned(), tls, token, options, breaker, slots, local, passed_over })
     }
 }
 
@@ -101,21 +106,28 @@ const FAR: [Duration; 2] = [Duration::from_millis(5), Duration::from_millis(25)]
 pub(crate) struct Dialled {
     pub(crate) lane: Lane,
     pub(crate) welcome: Welcome,
-    /// How long the TCP handshake took.
+    /// How long connecting took, which is about a round trip through TCP.
     pub(crate) round_trip: Duration,
     /// How long the peer itself took to answer: more, where something on the way has answered for it before.
     pub(crate) answer_time: Duration,
+    /// What was tried before what carries the lane, and why that does not.
+    pub(crate) passed_over: Option<String>,
 }
 
 impl Dialled {
     /// Whether the way to the peer is so long that the number of lanes may matter.
     pub(crate) fn is_far(&self) -> bool {
-        self.round_trip >= FAR[0] || self.answer_time >= FAR[1]
+        self.link() == LinkKind::Tcp && (self.round_trip >= FAR[0] || self.answer_time >= FAR[1])
     }
 
     /// Whether the peer seems to be behind something near, which answers for it: then TCP tells nothing of the way.
     pub(crate) fn is_relayed(&self) -> bool {
-        self.round_trip < FAR[0] && self.answer_time >= FAR[1]
+        self.link() == LinkKind::Tcp && self.round_trip < FAR[0] && self.answer_time >= FAR[1]
+    }
+
+    /// What carries the lane.
+    pub(crate) fn link(&self) -> LinkKind {
+        self.lane.transport().kind()
     }
 }
 
@@ -189,19 +201,12 @@ fn make_lane(
 ) -> Result<Dialled, NetError> {
     let options = &plan.options;
     let slot = plan.slots.take(cancel)?;
-    let (stream, round_trip) = dial(&plan.address, from, options.socket_buffer_bytes, limit, cancel)?;
     let patience = Patience::for_time(limit);
-    let tcp = TcpTransport::new(stream)?;
-    let registration = cancel.register(tcp.closer());
-    let (transport, security): (Box<dyn Transport>, _) = match &plan.tls {
-        None => (Box::new(tcp), Security::Plaintext),
-        Some((config, name)) => {
-            let tls = TlsTransport::connect(tcp, Arc::clone(config), name.clone(), patience)?;
-            (Box::new(tls), Security::Tls)
-        }
-    };
-    let mut lane = Lane::new(transport, security == Security::Tls, patience, cancel);
-    drop(registration);
+    let Carrier { transport, round_trip, passed_over } = carry(plan, from, limit, cancel)?;
+    let security = if plan.tls.is_some() { Security::Tls } else { Security::Plaintext };
+    // Without TCP nothing encrypts what was authenticated.
+    let encrypted = plan.tls.is_some() && transport.kind() == LinkKind::Tcp;
+    let mut lane = Lane::new(transport, encrypted, patience, cancel);
 
     let ours = preface::VERSIONS;
     let (session, secret) = match join {
@@ -252,7 +257,69 @@ fn make_lane(
         return Err(NetError::Auth { reason });
     }
     lane.enter(&welcome.session, options.idle_timeout, halt);
-    Ok(Dialled { lane, welcome, round_trip, answer_time })
+    Ok(Dialled { lane, welcome, round_trip, answer_time, passed_over })
+}
+
+/// What carries a lane.
+struct Carrier {
+    transport: Box<dyn Transport>,
+    round_trip: Duration,
+    passed_over: Option<String>,
+}
+
+/// Makes what carries the lane: the first of what may that works.
+fn carry(plan: &Plan, from: Option<IpAddr>, limit: Duration, cancel: &Cancel) -> Result<Carrier, NetError> {
+    let links = if plan.options.links.is_empty() { &[LinkKind::Tcp] } else { plan.options.links.as_slice() };
+    let (known, mut passed_over) =
+        plan.passed_over.get().map_or((0, None), |(known, why)| (*known, Some(why.clone())));
+    for (index, link) in links.iter().enumerate().skip(known) {
+        let began = Instant::now();
+        let made = match link {
+            LinkKind::Tcp => connect_tcp(plan, from, limit, cancel),
+            LinkKind::Shm => share_memory(plan, limit, cancel).map(|made| (made, began.elapsed())),
+        };
+        match made {
+            Ok((transport, round_trip)) => {
+                if let Some(why) = &passed_over {
+                    plan.passed_over.get_or_init(|| (index, why.clone()));
+                }
+                return Ok(Carrier { transport, round_trip, passed_over });
+            }
+            Err(NetError::Cancelled) => return Err(NetError::Cancelled),
+            Err(error) if index + 1 == links.len() => return Err(error),
+            Err(error) => {
+                log::debug!("{link} to {} is passed over: {error}", plan.address);
+                passed_over.get_or_insert_with(|| format!("{link}: {error}"));
+            }
+        }
+    }
+    Err(NetError::Internal { what: "the order of links" })
+}
+
+/// Connects through TCP, with TLS if that is to be. Tells how long a round trip takes.
+fn connect_tcp(
+    plan: &Plan,
+    from: Option<IpAddr>,
+    limit: Duration,
+    cancel: &Cancel,
+) -> Result<(Box<dyn Transport>, Duration), NetError> {
+    let (stream, round_trip) = dial(&plan.address, from, plan.options.socket_buffer_bytes, limit, cancel)?;
+    let patience = Patience::for_time(limit);
+    let tcp = TcpTransport::new(stream)?;
+    let _registration = cancel.register(tcp.closer());
+    let transport: Box<dyn Transport> = match &plan.tls {
+        None => Box::new(tcp),
+        Some((config, name)) => {
+            Box::new(TlsTransport::connect(tcp, Arc::clone(config), name.clone(), patience)?)
+        }
+    };
+    Ok((transport, round_trip))
+}
+
+/// Shares memory with a listener on this host. Both sides prove who they are as they do through TCP.
+fn share_memory(plan: &Plan, limit: Duration, cancel: &Cancel) -> Result<Box<dyn Transport>, NetError> {
+    let addresses = resolve(&plan.address, Instant::now() + limit, limit, cancel)?;
+    open_shm(&addresses, plan.tls.as_ref(), Patience::for_time(limit), cancel)
 }
 
 /// Says what a connection that ends in the handshake is likely to mean.

@@ -10,6 +10,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::lanes::LaneChange;
 use crate::send::Selection;
+use crate::transport::LinkKind;
 
 /// Something worth telling that happened on a session or a listener.
 #[derive(Clone, Debug)]
@@ -275,6 +276,10 @@ pub struct SendReport {
     pub cpu_seconds: f64,
     /// What was chosen for the blocks, if that was not fixed.
     pub selection: Option<Selection>,
+    /// What carried the lanes, as of the one that was made last.
+    pub link: LinkKind,
+    /// What was tried before that, and why it did not.
+    pub passed_over: Option<String>,
 }
 
 /// What a receiver did for one transfer.

@@ -20,7 +20,7 @@ use crate::receive::Names;
 use crate::report::{Observer, Progress, SendReport};
 use crate::security::Fingerprint;
 use crate::send::{Link, SendOptions, Shared, work};
-use crate::transport::{WakeReceiver, wake_pair};
+use crate::transport::{LinkKind, WakeReceiver, wake_pair};
 
 /// How often the end of a session looks for lanes that are still there.
 const PARTING_SLICE: Duration = Duration::from_millis(5);
@@ -32,6 +32,7 @@ pub(crate) struct Served {
     /// The certificate of the peer that opened it; only the same may join.
     pub(crate) owner: Option<Fingerprint>,
     peer: SocketAddr,
+    carried_by: LinkKind,
     limits: Limits,
     shared: Shared,
     registry: Arc<Registry>,
@@ -49,11 +50,12 @@ impl Served {
         observer: Arc<dyn Observer>,
         registry: Arc<Registry>,
     ) -> Served {
-        let Names { id, key, owner, peer } = names;
+        let Names { id, key, owner, peer, link: carried_by } = names;
         let link = Link { id, key, max_lanes: limits.max_lanes, limits };
         let halts = (cancel, Cancel::new());
         let shared = Shared::new(options, limiter, halts, observer, link, Some(Arc::clone(&registry)));
-        Served { id, key, owner, peer, limits, shared, registry, threads: AtomicUsize::new(0) }
+        lock(&shared.state).carried_by = (carried_by, None);
+        Served { id, key, owner, peer, carried_by, limits, shared, registry, threads: AtomicUsize::new(0) }
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -202,6 +204,12 @@ impl ServeSession {
     /// there are is the peer's matter, who dials them.
     pub fn relocate(&self, distance: Distance, round_trip: Duration) {
         self.served.shared.relocate(distance, round_trip);
+    }
+
+    /// What carries the lane that has opened the session.
+    #[must_use]
+    pub fn link(&self) -> LinkKind {
+        self.served.carried_by
     }
 
     /// The peer's address.

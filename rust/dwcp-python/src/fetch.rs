@@ -49,6 +49,13 @@ impl Fetcher {
         Ok(Fetcher { session: Owned::new(session), cancel })
     }
 
+    /// What carries the lanes, and what was tried before that and why it does not.
+    #[getter]
+    fn link(&self, py: Python<'_>) -> PyResult<(String, Option<String>)> {
+        let (link, passed_over) = self.session.object(py)?.link();
+        Ok((link.to_string(), passed_over))
+    }
+
     /// Ask, and take the answer into new buffers.
     #[pyo3(signature = (request, max_total_bytes, timeout_s))]
     fn fetch_buffers(

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dwcp_net::{
-    Arrival, Cidr, Listener as NetListener, NetError, ReceiveOptions, ReceiveSession, SendOptions, ServeV1,
-    V1Gate,
+    Arrival, Cidr, LinkKind, Listener as NetListener, NetError, ReceiveOptions, ReceiveSession, SendOptions,
+    ServeV1, V1Gate,
 };
 use dwcp_proto::Limits;
 use dwcp_store::{MemorySink, Sink, SymlinkPolicy, TreeSink, TreeSinkOptions, staged_transfers as staged};
@@ -84,7 +84,8 @@ impl Listener {
         Ok(session.and_then(|session| match session {
             Arrival::Sender(session) => {
                 let peer = session.peer_addr().to_string();
-                Some(Accepted::Sender(Receiver { session: Owned::new(session), peer }))
+                let link = session.link();
+                Some(Accepted::Sender(Receiver { session: Owned::new(session), peer, link }))
             }
             Arrival::Fetcher(session) => Some(Accepted::Fetcher(Server::new(session, self.cancel.clone()))),
             // Such a listener lets none in.
@@ -120,6 +121,7 @@ pub enum Accepted {
 pub struct Receiver {
     session: Owned<ReceiveSession>,
     peer: String,
+    link: LinkKind,
 }
 
 #[pymethods]
@@ -128,6 +130,12 @@ impl Receiver {
     #[getter]
     fn peer(&self) -> &str {
         &self.peer
+    }
+
+    /// What carries the lane that has opened the session.
+    #[getter]
+    fn link(&self) -> String {
+        self.link.to_string()
     }
 
     /// Take the next transfer into new buffers; None when the sender has closed.
@@ -251,6 +259,7 @@ fn options(settings: ReceiveSettings, serve: Option<SendOptions>) -> PyResult<Re
         max_sessions: settings.max_sessions,
         idle_timeout: seconds(settings.idle_timeout_s)?,
         handshake_timeout: seconds(settings.handshake_timeout_s)?,
+        shares_memory: settings.shares_memory,
         ..ReceiveOptions::default()
     })
 }

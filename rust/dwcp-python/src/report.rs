@@ -235,6 +235,8 @@ pub struct SendReport {
     path: Option<Path>,
     codec_mix: Vec<Share>,
     selection: Option<Selection>,
+    link: String,
+    passed_over: Option<String>,
 }
 
 impl From<NetSendReport> for SendReport {
@@ -265,6 +267,8 @@ impl From<NetSendReport> for SendReport {
             path: report.path.map(Path::from),
             codec_mix: report.codec_mix.iter().map(Share::from).collect(),
             selection: report.selection.map(Selection::from),
+            link: report.link.to_string(),
+            passed_over: report.passed_over,
         }
     }
 }

@@ -166,6 +166,13 @@ impl Sender {
         Ok(())
     }
 
+    /// What carries the lanes, and what was tried before that and why it does not.
+    #[getter]
+    fn link(&self, py: Python<'_>) -> PyResult<(String, Option<String>)> {
+        let (link, passed_over) = self.session.object(py)?.link();
+        Ok((link.to_string(), passed_over))
+    }
+
     /// Whether the receiver was taken to be far when the session was opened.
     #[getter]
     fn is_far(&self, py: Python<'_>) -> PyResult<bool> {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dwcp_net::{NetError, ServeSession};
+use dwcp_net::{LinkKind, NetError, ServeSession};
 use dwcp_proto::Manifest;
 use dwcp_store::Source;
 use pyo3::prelude::*;
@@ -21,6 +21,7 @@ use crate::settings::{distance, seconds};
 pub struct Server {
     session: Owned<ServeSession>,
     peer: String,
+    link: LinkKind,
     cancel: dwcp_net::Cancel,
 }
 
@@ -30,6 +31,12 @@ impl Server {
     #[getter]
     fn peer(&self) -> &str {
         &self.peer
+    }
+
+    /// What carries the lane that has opened the session.
+    #[getter]
+    fn link(&self) -> String {
+        self.link.to_string()
     }
 
     /// What the peer asks for and was not sent yet, or None.
@@ -109,7 +116,8 @@ impl Server {
     /// Take over a session of a listener.
     pub fn new(session: ServeSession, cancel: dwcp_net::Cancel) -> Server {
         let peer = session.peer_addr().to_string();
-        Server { session: Owned::new(session), peer, cancel }
+        let link = session.link();
+        Server { session: Owned::new(session), peer, link, cancel }
     }
 
     fn session(&self, py: Python<'_>) -> PyResult<Held<ServeSession>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dwcp_codec::select::KnownLink;
-use dwcp_net::{CodecChoice, Distance, FetchOptions, LaneRange, SendOptions};
+use dwcp_net::{CodecChoice, Distance, FetchOptions, LaneRange, LinkKind, SendOptions};
 use dwcp_proto::Limits;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -52,6 +52,8 @@ pub struct SendSettings {
     pub congestion: String,
     /// Addresses of this machine to connect from.
     pub local_addresses: Vec<String>,
+    /// What may carry lanes, in the order in which it is tried.
+    pub links: Vec<String>,
 }
 
 impl SendSettings {
@@ -74,6 +76,7 @@ impl SendSettings {
             bandwidth_limit: self.bandwidth_bytes_per_s,
             socket_buffer_bytes: self.socket_buffer_bytes,
             local_addresses: addresses(&self.local_addresses)?,
+            links: links(&self.links)?,
             congestion: self.congestion.parse().map_err(|error| Failure::Connect(error).raise(py))?,
         })
     }
@@ -109,6 +112,8 @@ pub struct FetchSettings {
     pub timeout_s: Option<f64>,
     /// Addresses of this machine to connect from.
     pub local_addresses: Vec<String>,
+    /// What may carry lanes, in the order in which it is tried.
+    pub links: Vec<String>,
 }
 
 impl FetchSettings {
@@ -132,6 +137,7 @@ impl FetchSettings {
             reconnect_for: seconds(self.reconnect_s)?,
             total_timeout: self.timeout_s.map(seconds).transpose()?,
             local_addresses: addresses(&self.local_addresses)?,
+            links: links(&self.links)?,
         })
     }
 }
@@ -162,6 +168,8 @@ pub struct ReceiveSettings {
     pub max_sessions: usize,
     /// Networks whose peers may use v1.
     pub v1_networks: Vec<String>,
+    /// Whether processes of the same user on this host may share memory with this one.
+    pub shares_memory: bool,
 }
 
 /// Dictionaries as the native side keeps them.
@@ -197,6 +205,16 @@ pub fn addresses(texts: &[String]) -> PyResult<Vec<IpAddr>> {
         text.parse().map_err(|error| PyValueError::new_err(format!("the address {text:?}: {error}")))
     };
     texts.iter().map(read).collect()
+}
+
+/// What may carry lanes, by name; what Python checked does not fail.
+pub fn links(names: &[String]) -> PyResult<Vec<LinkKind>> {
+    let read = |name: &String| match name.as_str() {
+        "tcp" => Ok(LinkKind::Tcp),
+        "shm" => Ok(LinkKind::Shm),
+        _ => Err(PyValueError::new_err(format!("{name:?} carries no lanes"))),
+    };
+    names.iter().map(read).collect()
 }
 
 /// A time span from seconds; what Python checked does not fail.

@@ -9,10 +9,11 @@ from dwcp_fast.cli.files import DICTIONARY, FILE, read_dictionary, read_known
 from dwcp_fast.cli.grouping import Decorator, gather
 from dwcp_fast.cli.units import parse_bandwidth, parse_streams, reading
 from dwcp_fast.dictionary import Dictionary
-from dwcp_fast.options import Mode, Symlinks, parse_bytes, parse_duration
+from dwcp_fast.options import Carrier, ListenOn, Mode, Symlinks, parse_bytes, parse_duration
 
 __all__ = [
     "LISTEN",
+    "LISTEN_ON",
     "MODE",
     "ONCE",
     "POLITE",
@@ -48,6 +49,7 @@ class Redialling(TypedDict):
     connect_timeout_s: float
     reconnect_s: float
     local_addresses: tuple[str, ...]
+    link: Carrier
 
 
 class Writing(TypedDict):
@@ -98,6 +100,13 @@ MODE: Final = click.option(
     help="What kind of link there is; auto finds it, and finds it anew when that changes.",
 )
 POLITE: Final = click.option("--polite", is_flag=True, help="With few lanes: others on the link go first.")
+LISTEN_ON: Final = click.option(
+    "--link",
+    type=click.Choice(get_args(ListenOn)),
+    default="auto",
+    show_default=True,
+    help="auto also shares memory with processes of this user on this host.",
+)
 SYMLINKS: Final = click.option(
     "--symlinks",
     type=click.Choice(get_args(Symlinks)),
@@ -169,8 +178,8 @@ def redialling_options(peer: str) -> Decorator:
     """Add the options for how `peer` is looked for, as the argument `redialling`."""
     return gather(
         "redialling",
-        lambda connect_timeout, reconnect, from_: Redialling(
-            connect_timeout_s=connect_timeout, reconnect_s=reconnect, local_addresses=from_
+        lambda connect_timeout, reconnect, from_, link: Redialling(
+            connect_timeout_s=connect_timeout, reconnect_s=reconnect, local_addresses=from_, link=link
         ),
         duration_option("--connect-timeout", "Most for connecting.", "10s"),
         duration_option("--reconnect", f"How long to look for a lost {peer}.", "30s"),
@@ -179,6 +188,13 @@ def redialling_options(peer: str) -> Decorator:
             multiple=True,
             metavar="ADDRESS",
             help="Address of this machine that lanes come from; more than one: in turn.",
+        ),
+        click.option(
+            "--link",
+            type=click.Choice(get_args(Carrier)),
+            default="auto",
+            show_default=True,
+            help=f"What carries the lanes; auto shares memory with a {peer} on this host.",
         ),
     )
 

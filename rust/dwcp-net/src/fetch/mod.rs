@@ -21,6 +21,7 @@ use crate::lanes::LaneRange;
 use crate::report::{Event, Observer, Progress, ReceiveReport};
 use crate::security::DialSecurity;
 use crate::send::check_lanes;
+use crate::transport::LinkKind;
 use crew::Crew;
 
 /// So many sessions in a row may last and bring nothing before the patience for a lost listener is not renewed any more:
@@ -51,6 +52,8 @@ pub struct FetchOptions {
     pub total_timeout: Option<Duration>,
     /// Addresses of this machine that lanes come from, as [`crate::SendOptions::local_addresses`].
     pub local_addresses: Vec<IpAddr>,
+    /// What may carry lanes, as [`crate::SendOptions::links`].
+    pub links: Vec<LinkKind>,
 }
 
 impl Default for FetchOptions {
@@ -66,6 +69,7 @@ impl Default for FetchOptions {
             reconnect_for: Duration::from_secs(30),
             total_timeout: None,
             local_addresses: Vec::new(),
+            links: vec![LinkKind::Tcp],
         }
     }
 }
@@ -83,6 +87,8 @@ pub struct FetchSession {
     /// Held by the fetch that is under way.
     fetching: Mutex<()>,
     closed: AtomicBool,
+    /// What carries the first lane, and what was tried before it and why that does not.
+    link: (LinkKind, Option<String>),
 }
 
 impl FetchSession {
@@ -109,6 +115,7 @@ impl FetchSession {
             fills: false,
             relays: false,
             local_addresses: options.local_addresses.clone(),
+            links: options.links.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let cancel = cancel.child();
@@ -123,9 +130,16 @@ impl FetchSession {
             crew: Mutex::default(),
             fetching: Mutex::default(),
             closed: AtomicBool::new(false),
+            link: (first.link(), first.passed_over.clone()),
         };
         session.man(first, halt)?;
         Ok(session)
+    }
+
+    /// What carries the lane that was made first, and what was tried before that and why it does not.
+    #[must_use]
+    pub fn link(&self) -> (LinkKind, Option<String>) {
+        self.link.clone()
     }
 
     /// Asks for what `request` means to the application at the other end, and takes it into `sink`.

@@ -15,7 +15,7 @@ use dwcp_proto::{LaneId, Limits, SessionError};
 use subtle::ConstantTimeEq;
 
 use super::waiting::Place;
-use super::{Known, Shared};
+use super::{Known, Shared, Stranger};
 use crate::cancel::lock;
 use crate::error::NetError;
 use crate::lane::Lane;
@@ -26,12 +26,30 @@ use crate::security::{Fingerprint, ListenSecurity, random_bytes};
 use crate::send::max_dictionary;
 use crate::serve::Served;
 use crate::transport::{
-    Patience, SOCKET_SLICE, TcpTransport, TlsTransport, Transport, WakeReceiver, wake_pair,
+    LocalStream, Patience, SOCKET_SLICE, TcpTransport, TlsTransport, Transport, WakeReceiver, accept_shm,
+    wake_pair,
 };
 
 /// Serves a connection from its first byte to its end.
-pub(super) fn admit(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr, place: Place) {
+pub(super) fn admit(shared: &Arc<Shared>, stranger: Stranger, place: Place) {
     let patience = Patience::for_time(shared.options.handshake_timeout);
+    match stranger {
+        Stranger::Tcp(stream, peer) => admit_tcp(shared, stream, peer, (patience, place)),
+        Stranger::Local(stream) => {
+            let peer = stream.peer_addr();
+            if let Err(error) = serve_local(shared, stream, (patience, place)) {
+                refuse(shared, peer, &error);
+            }
+        }
+    }
+}
+
+fn admit_tcp(
+    shared: &Arc<Shared>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    (patience, place): (Patience, Place),
+) {
     let opening = match first_byte(shared, &stream, patience) {
         Ok(Some(first)) => preface::sniff(first),
         Ok(None) => return,
@@ -43,7 +61,7 @@ pub(super) fn admit(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr, p
             serve_v1(shared, stream, peer);
         }
         Opening::Tls | Opening::V3Plaintext => {
-            if let Err(error) = serve_v3(shared, stream, opening, patience, place) {
+            if let Err(error) = serve_tcp(shared, stream, opening, (patience, place)) {
                 refuse(shared, peer, &error);
             }
         }
@@ -105,13 +123,26 @@ fn serve_v1(shared: &Shared, stream: TcpStream, peer: SocketAddr) {
     (gate.serve)(stream, peer);
 }
 
-/// Makes a lane of a connection, and serves it to its end.
-fn serve_v3(
+/// Has a process on this host show who it is and share its memory, and serves its lane to its end.
+fn serve_local(
+    shared: &Arc<Shared>,
+    stream: LocalStream,
+    (patience, place): (Patience, Place),
+) -> Result<(), NetError> {
+    let registration = shared.cancel.register(stream.closer());
+    let transport = accept_shm(stream, shared.tls.as_ref(), patience)?;
+    drop(registration);
+    let security = if shared.tls.is_some() { Security::Tls } else { Security::Plaintext };
+    // Nothing encrypts what goes through memory.
+    serve_lane(shared, Lane::new(transport, false, patience, &shared.cancel), security, place)
+}
+
+/// Makes a lane of a TCP connection, and serves it to its end.
+fn serve_tcp(
     shared: &Arc<Shared>,
     stream: TcpStream,
     opening: Opening,
-    patience: Patience,
-    place: Place,
+    (patience, place): (Patience, Place),
 ) -> Result<(), NetError> {
     let tcp = TcpTransport::new(stream)?;
     let registration = shared.cancel.register(tcp.closer());
@@ -125,9 +156,18 @@ fn serve_v3(
         }
         (_, _) => (Box::new(tcp), Security::Plaintext),
     };
-    let mut lane = Lane::new(transport, security == Security::Tls, patience, &shared.cancel);
+    let lane = Lane::new(transport, security == Security::Tls, patience, &shared.cancel);
     drop(registration);
+    serve_lane(shared, lane, security, place)
+}
 
+/// Serves a lane from its preface to its end.
+fn serve_lane(
+    shared: &Arc<Shared>,
+    mut lane: Lane,
+    security: Security,
+    place: Place,
+) -> Result<(), NetError> {
     let mut theirs = [0; PREFACE_BYTES];
     lane.recv_bytes(&mut theirs)?;
     let theirs = preface::decode(&theirs)?;
@@ -281,7 +321,7 @@ fn greet(
             }
         }
     }
-    let names = names(owner, lane.transport().peer_addr())?;
+    let names = names(owner, lane.transport())?;
     let (cancel, observer) = (shared.cancel.child(), Arc::clone(&shared.observer));
     let (options, registry) = (&shared.options, Arc::clone(&shared.registry));
     let refused =
@@ -323,10 +363,16 @@ fn greet(
 }
 
 /// New names for a session of a peer.
-fn names(owner: Option<Fingerprint>, peer: SocketAddr) -> Result<Names, NetError> {
+fn names(owner: Option<Fingerprint>, transport: &dyn Transport) -> Result<Names, NetError> {
     let mut id = random_bytes()?;
     if id == [0; 16] {
         id[0] = 1;
     }
-    Ok(Names { id: SessionId(id), key: Secret(random_bytes()?), owner, peer })
+    Ok(Names {
+        id: SessionId(id),
+        key: Secret(random_bytes()?),
+        owner,
+        peer: transport.peer_addr(),
+        link: transport.kind(),
+    })
 }

@@ -27,6 +27,7 @@ use crate::receive::{ReceiveOptions, ReceiveSession};
 use crate::relay::{Base, RelayOptions};
 use crate::report::{Event, Observer};
 use crate::security::{ListenSecurity, server_config, split_address};
+use crate::transport::{Closer, LocalListener, LocalStream};
 
 /// How often the thread that accepts looks around.
 const ACCEPT_SLICE: Duration = Duration::from_millis(100);
@@ -104,6 +105,11 @@ impl Listener {
         }
         let listener = bound.map_err(failed("listen at"))?;
         let local = listener.local_addr().map_err(failed("listen at"))?;
+        let beside = options.shares_memory.then(|| LocalListener::bind(local));
+        let beside = beside.and_then(|bound| {
+            // Whoever is on this host comes through TCP then.
+            bound.inspect_err(|error| log::debug!("no memory is shared beside {local}: {error}")).ok()
+        });
         let shared = Arc::new(Shared {
             security,
             tls,
@@ -121,7 +127,7 @@ impl Listener {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name("dwcp-accept".to_owned())
-                .spawn(move || accept_all(&shared, &listener))
+                .spawn(move || accept_all(&shared, &listener, beside.as_ref()))
                 .map_err(failed("start a thread for"))?
         };
         Ok(Listener { shared, local, acceptor: Mutex::new(Some(acceptor)) })
@@ -194,11 +200,15 @@ fn listen(target: SocketAddr, buffer_bytes: Option<u32>) -> std::io::Result<TcpL
 }
 
 /// Accepts connections until the listener is dropped or cancelled.
-fn accept_all(shared: &Arc<Shared>, listener: &TcpListener) {
+fn accept_all(shared: &Arc<Shared>, listener: &TcpListener, beside: Option<&LocalListener>) {
     let mut swept = Instant::now();
     while !shared.stopped.load(Ordering::SeqCst) && !shared.cancel.is_cancelled() {
         let spec = Timespec { tv_sec: 0, tv_nsec: i64::from(ACCEPT_SLICE.subsec_nanos()) };
-        let ready = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&spec));
+        let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
+        fds.extend(beside.map(|beside| PollFd::new(beside, PollFlags::IN)));
+        let ready = poll(&mut fds, Some(&spec));
+        let [through_tcp, locally] =
+            [0, 1].map(|index| fds.get(index).is_some_and(|socket| !socket.revents().is_empty()));
         if swept.elapsed() >= ACCEPT_SLICE {
             shared.registry.sweep();
             swept = Instant::now();
@@ -206,21 +216,49 @@ fn accept_all(shared: &Arc<Shared>, listener: &TcpListener) {
         if !matches!(ready, Ok(1..)) {
             continue;
         }
-        match listener.accept() {
-            Ok((stream, peer)) => take(shared, stream, peer),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                // Out of descriptors, for example: it may be better in a while.
-                log::warn!("cannot accept a connection: {error}");
-                std::thread::sleep(ACCEPT_SLICE);
+        let tcp = through_tcp.then(|| listener.accept().map(|(stream, peer)| Stranger::Tcp(stream, peer)));
+        let local = beside.filter(|_| locally).map(|beside| beside.accept().map(Stranger::Local));
+        for accepted in [tcp, local].into_iter().flatten() {
+            match accepted {
+                Ok(stranger) => take(shared, stranger),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    // Out of descriptors, for example: it may be better in a while.
+                    log::warn!("cannot accept a connection: {error}");
+                    std::thread::sleep(ACCEPT_SLICE);
+                }
             }
         }
     }
 }
 
+/// A connection of which nothing is known.
+enum Stranger {
+    Tcp(TcpStream, SocketAddr),
+    Local(LocalStream),
+}
+
+impl Stranger {
+    /// How to send it away; none where the system has no more handles.
+    fn closer(&self) -> Option<Closer> {
+        match self {
+            Stranger::Tcp(stream, _) => stream.try_clone().ok().map(Closer::of),
+            Stranger::Local(stream) => Some(stream.closer()),
+        }
+    }
+
+    fn peer(&self) -> SocketAddr {
+        match self {
+            Stranger::Tcp(_, peer) => *peer,
+            Stranger::Local(stream) => stream.peer_addr(),
+        }
+    }
+}
+
 /// Gives a connection a thread of its own, if there is room for it.
-fn take(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
-    let Some(place) = WaitingRoom::enter(&shared.waiting, &stream, peer) else {
+fn take(shared: &Arc<Shared>, stranger: Stranger) {
+    let peer = stranger.peer();
+    let Some(place) = WaitingRoom::enter(&shared.waiting, stranger.closer(), peer) else {
         let reason = "too many connections that have not shown who they are".to_owned();
         log::warn!("{peer} is turned away: {reason}");
         shared.observer.event(Event::Refused { peer, reason });
@@ -228,7 +266,7 @@ fn take(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
     };
     let started = std::thread::Builder::new().name("dwcp-receive".to_owned()).spawn({
         let shared = Arc::clone(shared);
-        move || admit::admit(&shared, stream, peer, place)
+        move || admit::admit(&shared, stranger, place)
     });
     if let Err(error) = started {
         log::warn!("cannot start a thread for {peer}: {error}");

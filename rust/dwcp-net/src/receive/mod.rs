@@ -22,6 +22,7 @@ use crate::relay::RelayOptions;
 use crate::report::{Progress, ReceiveReport};
 use crate::security::Fingerprint;
 use crate::send::SendOptions;
+use crate::transport::LinkKind;
 
 /// How long the end of a session waits for its lanes.
 const PARTING: Duration = Duration::from_millis(1_500);
@@ -50,6 +51,8 @@ pub struct ReceiveOptions {
     pub handshake_timeout: Duration,
     /// The size of the sockets' buffers; the system tunes them itself otherwise.
     pub socket_buffer_bytes: Option<u32>,
+    /// Whether processes of the same user on this host may share memory with this one, instead of TCP.
+    pub shares_memory: bool,
 }
 
 impl Default for ReceiveOptions {
@@ -64,6 +67,7 @@ impl Default for ReceiveOptions {
             idle_timeout: Duration::from_secs(30),
             handshake_timeout: Duration::from_secs(10),
             socket_buffer_bytes: None,
+            shares_memory: false,
         }
     }
 }
@@ -169,6 +173,12 @@ impl ReceiveSession {
     #[must_use]
     pub fn peer_addr(&self) -> SocketAddr {
         self.session.peer
+    }
+
+    /// What carries the lane that has opened the session.
+    #[must_use]
+    pub fn link(&self) -> LinkKind {
+        self.session.link
     }
 
     /// The SHA-256 of the sender's certificate; none without TLS.

@@ -19,7 +19,7 @@ use crate::lanes::LaneChange;
 use crate::listen::Registry;
 use crate::report::{Observer, Progress, ReceiveReport, Tally};
 use crate::security::Fingerprint;
-use crate::transport::{Closer, Waker};
+use crate::transport::{Closer, LinkKind, Waker};
 
 /// A session that this receiver knows.
 pub(crate) struct Session {
@@ -28,6 +28,7 @@ pub(crate) struct Session {
     /// The certificate of the sender that opened it; only the same may join.
     pub(crate) owner: Option<Fingerprint>,
     pub(crate) peer: SocketAddr,
+    pub(crate) link: LinkKind,
     pub(crate) options: ReceiveOptions,
     /// For how long a lane may be missing.
     pub(crate) patience: Duration,
@@ -103,6 +104,8 @@ pub(crate) struct Names {
     /// The certificate of the other side.
     pub(crate) owner: Option<Fingerprint>,
     pub(crate) peer: SocketAddr,
+    /// What carries the lane that has opened it.
+    pub(crate) link: LinkKind,
 }
 
 impl Session {
@@ -115,12 +118,13 @@ impl Session {
         observer: Arc<dyn Observer>,
         registry: Arc<Registry>,
     ) -> Session {
-        let Names { id, key, owner, peer } = names;
+        let Names { id, key, owner, peer, link } = names;
         Session {
             id,
             key,
             owner,
             peer,
+            link,
             patience: patience.unwrap_or(options.idle_timeout),
             state: Mutex::new(State {
                 asking: patience.map(|_| Asking::default()),

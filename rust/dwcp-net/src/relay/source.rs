@@ -25,7 +25,7 @@ use crate::lane::Lane;
 use crate::lanes::{Crew, Dialling, Flow, LaneChange, LaneRange, Losses, TICK};
 use crate::report::{Event, Observer};
 use crate::security::DialSecurity;
-use crate::transport::{Closer, SOCKET_SLICE, wake_pair};
+use crate::transport::{Closer, LinkKind, SOCKET_SLICE, wake_pair};
 
 /// The side of a relay that dials, and that the machine leaves.
 pub struct SourceRelay {
@@ -57,6 +57,7 @@ impl SourceRelay {
             fills: false,
             relays: true,
             local_addresses: Vec::new(),
+            links: vec![LinkKind::Tcp],
         };
         let plan = Arc::new(Plan::new(address, security, dialling)?);
         let (cancel, halt) = (cancel.child(), Cancel::new());

@@ -33,7 +33,7 @@ use crate::lanes::{Crew, LaneRange};
 use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
 use crate::security::DialSecurity;
-use crate::transport::{Closer, try_congestion};
+use crate::transport::{Closer, LinkKind, try_congestion};
 pub use choice::{CodecChoice, Selection};
 pub(crate) use choice::{Gauge, Selector};
 use lanes::Sending;
@@ -85,6 +85,8 @@ pub struct SendOptions {
     /// Addresses of this machine that lanes come from, in turn, at most 16; the system chooses if there is none. From an
     /// address that does not work, others take its lanes over.
     pub local_addresses: Vec<IpAddr>,
+    /// What may carry lanes, in the order in which it is tried.
+    pub links: Vec<LinkKind>,
 }
 
 impl Default for SendOptions {
@@ -106,6 +108,7 @@ impl Default for SendOptions {
             congestion: Congestion::Auto,
             distance: Distance::Measured,
             local_addresses: Vec::new(),
+            links: vec![LinkKind::Tcp],
         }
     }
 }
@@ -171,6 +174,7 @@ impl SendSession {
             fills: false,
             relays: false,
             local_addresses: options.local_addresses.clone(),
+            links: options.links.clone(),
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let (cancel, halt) = (cancel.child(), Cancel::new());
@@ -185,7 +189,11 @@ impl SendSession {
         let limiter = Arc::new(Limiter::new(options.bandwidth_limit));
         let link = Link::new(&first.welcome);
         let shared = Arc::new(Shared::new(options, limiter, (cancel, halt), observer, link, None));
-        lock(&shared.state).telemetry.is_relayed = first.is_relayed();
+        {
+            let mut state = lock(&shared.state);
+            state.telemetry.is_relayed = first.is_relayed();
+            state.carried_by = (first.link(), first.passed_over.clone());
+        }
         let crew = Crew::start(Sending::new(Arc::clone(&shared), plan, first), range)?;
         Ok(SendSession { shared, crew, is_far })
     }
@@ -194,6 +202,12 @@ impl SendSession {
     #[must_use]
     pub fn is_far(&self) -> bool {
         self.is_far
+    }
+
+    /// What carries the lanes, as of the one that was made last, and what was tried before that and why it does not.
+    #[must_use]
+    pub fn link(&self) -> (LinkKind, Option<String>) {
+        lock(&self.shared.state).carried_by.clone()
     }
 
     /// Sends the state that `manifest` describes and `source` holds; comes back when the receiver has it in place.
@@ -285,11 +299,12 @@ impl Shared {
             // The transfer is good; only a later one has one base less to choose from.
             log::warn!("cannot remember what was sent: {error}");
         }
-        let (round_trip, path) = {
+        let (round_trip, path, (link, passed_over)) = {
             let mut state = lock(&self.state);
-            (state.round_trip, state.telemetry.conclude())
+            (state.round_trip, state.telemetry.conclude(), state.carried_by.clone())
         };
-        Ok(SendReport { path, ..job.report(&committed, round_trip, self.selector.as_ref()) })
+        let report = job.report(&committed, round_trip, self.selector.as_ref());
+        Ok(SendReport { path, link, passed_over, ..report })
     }
 
     fn await_end(&self, started: Instant) -> Result<(Committed, Job), NetError> {

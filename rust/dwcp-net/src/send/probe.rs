@@ -82,6 +82,8 @@ pub fn probe(
         fills: true,
         relays: false,
         local_addresses: options.local_addresses.clone(),
+        // It is the network that is looked at.
+        links: vec![crate::transport::LinkKind::Tcp],
     };
     let plan = Plan::new(address, security, dialling)?;
     // Whoever cancels is not kept waiting by a receiver that takes nothing.

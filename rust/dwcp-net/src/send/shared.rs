@@ -27,7 +27,7 @@ use crate::lanes::LaneChange;
 use crate::limiter::Limiter;
 use crate::listen::Registry;
 use crate::report::{Observer, Progress, SendReport, Tally};
-use crate::transport::{Closer, Waker};
+use crate::transport::{Closer, LinkKind, Waker};
 
 /// This many times altered bytes are sent again; then the path is not fit for use.
 pub(super) const MAX_INTEGRITY_FAILURES: u32 = 3;
@@ -98,6 +98,7 @@ impl Shared {
                 parting: None,
                 last_failure: None,
                 round_trip: None,
+                carried_by: (LinkKind::Tcp, None),
                 telemetry: Telemetry::default(),
                 distance: options.distance,
             }),
@@ -224,6 +225,8 @@ impl Job {
             codec_mix: self.tally.codec_mix(),
             rtt_ms: round_trip.map(|time| time.as_secs_f64() * 1e3),
             path: None,
+            link: LinkKind::Tcp,
+            passed_over: None,
             cpu_seconds: self.tally.cpu.as_secs_f64(),
             selection: selector.zip(self.selected_before.as_ref()).map(|(it, before)| it.summary(before)),
         }
@@ -261,6 +264,8 @@ pub(crate) struct State {
     pub(super) parting: Option<ErrorFrame>,
     pub(super) last_failure: Option<NetError>,
     pub(super) round_trip: Option<Duration>,
+    /// What carries the lane that was made last, and what was tried before it and why that does not.
+    pub(crate) carried_by: (LinkKind, Option<String>),
     pub(super) telemetry: Telemetry,
     /// How far the receiver is taken to be.
     pub(super) distance: Distance,

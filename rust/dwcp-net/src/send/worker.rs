@@ -18,7 +18,7 @@ use crate::dial::{Dialled, Plan, WORTHWHILE, backoff, open_lane};
 use crate::error::{NetError, plain};
 use crate::lane::{Lane, guard};
 use crate::report::{Event, thread_cpu};
-use crate::transport::{WakeReceiver, wake_pair};
+use crate::transport::{LinkKind, WakeReceiver, wake_pair};
 
 /// Runs lane `number` until the session is closed.
 pub(super) fn run(shared: &Shared, plan: &Plan, number: u16, first: Option<Dialled>) {
@@ -135,7 +135,8 @@ fn await_need(shared: &Shared, number: u16) -> Option<(u64, Option<Link>)> {
 
 /// Takes a lane that was made into the session, and works on it. Tells whether it was worth making.
 fn live(shared: &Shared, dialled: Dialled, number: u16, epoch: u64) -> Result<bool, NetError> {
-    let Dialled { mut lane, round_trip, answer_time, .. } = dialled;
+    let link = dialled.link();
+    let Dialled { mut lane, round_trip, answer_time, passed_over, .. } = dialled;
     let (waker, wake) = wake_pair()?;
     let id = {
         let mut state = lock(&shared.state);
@@ -144,7 +145,10 @@ fn live(shared: &Shared, dialled: Dialled, number: u16, epoch: u64) -> Result<bo
             lane.close();
             return Ok(true);
         }
-        state.round_trip = Some(state.round_trip.map_or(round_trip, |known| known.min(round_trip)));
+        state.carried_by = (link, passed_over);
+        if link == LinkKind::Tcp {
+            state.round_trip = Some(state.round_trip.map_or(round_trip, |known| known.min(round_trip)));
+        }
         state.attach(number, waker, lane.closer())
     };
     Ok(work(shared, lane, (id, epoch), wake, Some(answer_time)))

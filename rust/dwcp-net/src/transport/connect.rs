@@ -66,7 +66,7 @@ fn try_in_turn<T>(
 }
 
 /// Looks a name up, on a thread of its own because the lookup itself cannot be stopped.
-fn resolve(
+pub(crate) fn resolve(
     address: &str,
     end: Instant,
     limit: Duration,

@@ -1,7 +1,7 @@
 //! Plain TCP.
 
-use std::io::{self, IoSlice, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::io::{self, IoSlice, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::buffers::widen;
 use super::congestion::{congestion_of, set_congestion};
-use super::{Closer, Failure, PathInfo, Patience, SOCKET_SLICE, Transport, WakeReceiver, sort};
+use super::stream::{Stream, again, read_some};
+use super::{Closer, Ending, PathInfo, Patience, SOCKET_SLICE, Transport, WakeReceiver};
 use crate::error::NetError;
 use crate::security::Fingerprint;
 
@@ -50,22 +51,6 @@ impl TcpTransport {
         Ok(TcpTransport { stream: Arc::new(stream), local, peer })
     }
 
-    /// Reads what is there, at least a byte; 0 at the end of the stream.
-    pub(super) fn recv_some(&self, buffer: &mut [u8], patience: Patience) -> Result<usize, NetError> {
-        let start = Instant::now();
-        loop {
-            match (&*self.stream).read(buffer) {
-                Ok(count) => return Ok(count),
-                Err(error) => self.again("read from", error, patience, start)?,
-            }
-        }
-    }
-
-    /// Writes all of `bytes`.
-    pub(super) fn send_all(&self, bytes: &[u8], patience: Patience) -> Result<(), NetError> {
-        self.send_parts(&mut [IoSlice::new(bytes)], patience)
-    }
-
     fn send_parts(&self, mut parts: &mut [IoSlice<'_>], patience: Patience) -> Result<(), NetError> {
         let mut last = Instant::now();
         IoSlice::advance_slices(&mut parts, 0);
@@ -80,7 +65,7 @@ impl TcpTransport {
                     }
                 }
                 Err(error) => {
-                    self.again("write to", error, patience, last)?;
+                    again("write to", self.peer, error, patience, last)?;
                     // It makes no room any more, and may never say so; what it has said can still be read.
                     if has_left(&self.stream) {
                         return Err(NetError::PeerClosed { phase: "sending", hint: None });
@@ -89,33 +74,6 @@ impl TcpTransport {
             }
         }
         Ok(())
-    }
-
-    /// Whether a failed call is to be tried again.
-    fn again(
-        &self,
-        action: &'static str,
-        error: std::io::Error,
-        patience: Patience,
-        last: Instant,
-    ) -> Result<(), NetError> {
-        match sort(error) {
-            Failure::Retry => patience.check(last, "waiting for the peer"),
-            Failure::Closed => Err(NetError::PeerClosed { phase: "exchanging data", hint: None }),
-            Failure::Other(source) => Err(NetError::Io { action, addr: self.peer.to_string(), source }),
-        }
-    }
-
-    /// Half-closes the socket and reads what still comes, so that the peer sees an end and not a reset.
-    pub(super) fn half_close(&self, linger: Duration) {
-        if self.stream.shutdown(Shutdown::Write).is_err() {
-            return;
-        }
-        let patience = Patience::for_time(linger);
-        let mut rest = [0; 4096];
-        while matches!(self.recv_some(&mut rest, patience), Ok(count) if count > 0)
-            && patience.check(Instant::now(), "closing").is_ok()
-        {}
     }
 }
 
@@ -135,12 +93,12 @@ fn has_left(stream: &TcpStream) -> bool {
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-pub(super) fn limit_unsent(stream: &TcpStream, bytes: u32) -> std::io::Result<()> {
+fn limit_unsent(stream: &TcpStream, bytes: u32) -> std::io::Result<()> {
     socket2::SockRef::from(stream).set_tcp_notsent_lowat(bytes)
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(super) fn limit_unsent(_stream: &TcpStream, _bytes: u32) -> std::io::Result<()> {
+fn limit_unsent(_stream: &TcpStream, _bytes: u32) -> std::io::Result<()> {
     Ok(())
 }
 
@@ -152,6 +110,57 @@ fn pace(stream: &TcpStream, bytes_per_s: u64) -> io::Result<()> {
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn pace(_stream: &TcpStream, _bytes_per_s: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+impl Ending for TcpStream {
+    fn close(&self) {
+        // It fails only on a socket that is closed already.
+        let _ = self.shutdown(Shutdown::Both);
+    }
+
+    fn path(&self) -> Option<PathInfo> {
+        PathInfo::of(self.as_fd())
+    }
+
+    fn local_ip(&self) -> Option<IpAddr> {
+        self.local_addr().ok().map(|address| address.ip())
+    }
+
+    fn congestion(&self) -> Option<String> {
+        congestion_of(self)
+    }
+
+    fn set_congestion(&self, name: &str) -> io::Result<()> {
+        set_congestion(self, name)
+    }
+
+    fn limit_unsent(&self, bytes: u32) {
+        if let Err(error) = limit_unsent(self, bytes) {
+            log::debug!("the system keeps as much unsent as it likes: {error}");
+        }
+    }
+
+    fn unread(&self) -> u64 {
+        rustix::io::ioctl_fionread(self).unwrap_or(0)
+    }
+}
+
+impl Stream for TcpTransport {
+    fn recv_some(&self, buffer: &mut [u8], patience: Patience) -> Result<usize, NetError> {
+        read_some(&*self.stream, self.peer, buffer, patience)
+    }
+
+    fn send_all(&self, bytes: &[u8], patience: Patience) -> Result<(), NetError> {
+        self.send_parts(&mut [IoSlice::new(bytes)], patience)
+    }
+
+    fn shut_writing(&self) -> io::Result<()> {
+        self.stream.shutdown(Shutdown::Write)
+    }
+
+    fn peer(&self) -> SocketAddr {
+        self.peer
+    }
 }
 
 impl Transport for TcpTransport {
@@ -216,7 +225,8 @@ impl Transport for TcpTransport {
     }
 
     fn closer(&self) -> Closer {
-        Closer(Arc::clone(&self.stream))
+        let stream = Arc::clone(&self.stream);
+        Closer(stream)
     }
 
     fn peer_fingerprint(&self) -> Option<Fingerprint> {

@@ -11,6 +11,7 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
 use rustls::{AlertDescription, CertificateError, ClientConfig, CommonState, Error, ServerConfig};
 
+use super::stream::Stream;
 use super::{Closer, IO_BYTES, PathInfo, Patience, TcpTransport, Transport, WakeReceiver};
 use crate::error::NetError;
 use crate::security::Fingerprint;
@@ -57,9 +58,9 @@ impl Role for UnbufferedServerConnection {
     }
 }
 
-/// A TLS connection. Dropping it closes the socket.
-pub struct TlsTransport<R> {
-    tcp: TcpTransport,
+/// A TLS connection over TCP, or another stream. Dropping it closes the socket.
+pub struct TlsTransport<R, S = TcpTransport> {
+    stream: S,
     role: R,
     incoming: Vec<u8>,
     /// The unprocessed part of `incoming`.
@@ -88,43 +89,39 @@ enum Stage {
     Closed,
 }
 
-impl TlsTransport<UnbufferedClientConnection> {
+impl<S: Stream> TlsTransport<UnbufferedClientConnection, S> {
     /// Makes TLS with a receiver.
     ///
     /// # Errors
     /// [`NetError`] when the handshake fails or takes too long.
     pub fn connect(
-        tcp: TcpTransport,
+        stream: S,
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
         patience: Patience,
     ) -> Result<Self, NetError> {
         let role = UnbufferedClientConnection::new(config, name)
-            .map_err(|error| tls_error("starting", tcp.peer_addr(), error))?;
-        TlsTransport::handshake(tcp, role, patience)
+            .map_err(|error| tls_error("starting", stream.peer(), error))?;
+        TlsTransport::handshake(stream, role, patience)
     }
 }
 
-impl TlsTransport<UnbufferedServerConnection> {
+impl<S: Stream> TlsTransport<UnbufferedServerConnection, S> {
     /// Makes TLS with a sender.
     ///
     /// # Errors
     /// [`NetError`] when the handshake fails or takes too long.
-    pub fn accept(
-        tcp: TcpTransport,
-        config: Arc<ServerConfig>,
-        patience: Patience,
-    ) -> Result<Self, NetError> {
+    pub fn accept(stream: S, config: Arc<ServerConfig>, patience: Patience) -> Result<Self, NetError> {
         let role = UnbufferedServerConnection::new(config)
-            .map_err(|error| tls_error("starting", tcp.peer_addr(), error))?;
-        TlsTransport::handshake(tcp, role, patience)
+            .map_err(|error| tls_error("starting", stream.peer(), error))?;
+        TlsTransport::handshake(stream, role, patience)
     }
 }
 
-impl<R: Role> TlsTransport<R> {
-    fn handshake(tcp: TcpTransport, role: R, patience: Patience) -> Result<Self, NetError> {
+impl<R: Role, S: Stream> TlsTransport<R, S> {
+    fn handshake(stream: S, role: R, patience: Patience) -> Result<Self, NetError> {
         let mut tls = TlsTransport {
-            tcp,
+            stream,
             role,
             incoming: vec![0; IO_BYTES],
             start: 0,
@@ -138,7 +135,7 @@ impl<R: Role> TlsTransport<R> {
         };
         if let Err(error) = tls.shake_hands(patience) {
             // Without this the peer could get a reset before it has read the alert.
-            tls.tcp.half_close(ALERT_LINGER);
+            tls.stream.half_close(ALERT_LINGER);
             return Err(error);
         }
         tls.fingerprint = tls
@@ -235,7 +232,7 @@ impl<R: Role> TlsTransport<R> {
                 self.send_alert(patience);
                 let action =
                     if self.role.state().is_handshaking() { "making tls" } else { "exchanging data" };
-                return Err(tls_error(action, self.tcp.peer_addr(), error));
+                return Err(tls_error(action, self.stream.peer(), error));
             }
             if flush {
                 self.flush(patience)?;
@@ -268,9 +265,9 @@ impl<R: Role> TlsTransport<R> {
         }
         if self.end == self.incoming.len() {
             let reason = "a record that does not end".to_owned();
-            return Err(tls_error("exchanging data", self.tcp.peer_addr(), Error::General(reason)));
+            return Err(tls_error("exchanging data", self.stream.peer(), Error::General(reason)));
         }
-        let count = self.tcp.recv_some(&mut self.incoming[self.end..], patience)?;
+        let count = self.stream.recv_some(&mut self.incoming[self.end..], patience)?;
         self.end += count;
         Ok(count)
     }
@@ -278,7 +275,7 @@ impl<R: Role> TlsTransport<R> {
     fn flush(&mut self, patience: Patience) -> Result<(), NetError> {
         let filled = std::mem::take(&mut self.filled);
         if filled > 0 {
-            self.tcp.send_all(&self.outgoing[..filled], patience)?;
+            self.stream.send_all(&self.outgoing[..filled], patience)?;
         }
         Ok(())
     }
@@ -308,7 +305,7 @@ impl<R: Role> TlsTransport<R> {
             Err(error) => Err(error),
         };
         self.start += discard;
-        self.filled += sealed.map_err(|error| tls_error("sending", self.tcp.peer_addr(), error))?;
+        self.filled += sealed.map_err(|error| tls_error("sending", self.stream.peer(), error))?;
         Ok(())
     }
 
@@ -324,10 +321,9 @@ impl<R: Role> TlsTransport<R> {
         }
         count
     }
-}
 
-impl<R: Role> Transport for TlsTransport<R> {
-    fn send(&mut self, parts: &[&[u8]], patience: Patience) -> Result<(), NetError> {
+    /// Sends all of `parts`, in order.
+    pub(super) fn send_parts(&mut self, parts: &[&[u8]], patience: Patience) -> Result<(), NetError> {
         for part in parts {
             let mut rest = *part;
             while !rest.is_empty() {
@@ -345,7 +341,8 @@ impl<R: Role> Transport for TlsTransport<R> {
         self.flush(patience)
     }
 
-    fn recv_exact(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError> {
+    /// Fills `buffer`.
+    pub(super) fn fill(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError> {
         let mut done = self.take_plain(buffer);
         while done < buffer.len() {
             let (taken, stage) = self.process(&mut buffer[done..], patience)?;
@@ -366,6 +363,22 @@ impl<R: Role> Transport for TlsTransport<R> {
         Ok(())
     }
 
+    /// What is under it, and the SHA-256 of the peer's certificate where it showed one. Nothing of what the peer has
+    /// sent may be left in between.
+    pub(super) fn into_parts(self) -> (S, Option<Fingerprint>) {
+        (self.stream, self.fingerprint)
+    }
+}
+
+impl<R: Role> Transport for TlsTransport<R> {
+    fn send(&mut self, parts: &[&[u8]], patience: Patience) -> Result<(), NetError> {
+        self.send_parts(parts, patience)
+    }
+
+    fn recv_exact(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError> {
+        self.fill(buffer, patience)
+    }
+
     fn poll_readable(&mut self, timeout: Duration, wake: Option<&WakeReceiver>) -> Result<bool, NetError> {
         let patience = Patience::for_time(timeout.max(super::SOCKET_SLICE));
         let mut timeout = timeout;
@@ -377,7 +390,7 @@ impl<R: Role> Transport for TlsTransport<R> {
                 Stage::Plain => {}
                 Stage::Closed => return Ok(true),
                 Stage::Traffic | Stage::Handshake => {
-                    if !self.tcp.poll_readable(timeout, wake)? {
+                    if !self.stream.poll_readable(timeout, wake)? {
                         return Ok(false);
                     }
                     if self.receive(patience)? == 0 {
@@ -402,11 +415,11 @@ impl<R: Role> Transport for TlsTransport<R> {
         }
         // Whoever closes has nothing more to learn from a failure to say so.
         let _ = self.flush(patience);
-        self.tcp.half_close(linger);
+        self.stream.half_close(linger);
     }
 
     fn closer(&self) -> Closer {
-        self.tcp.closer()
+        self.stream.closer()
     }
 
     fn peer_fingerprint(&self) -> Option<Fingerprint> {
@@ -414,31 +427,31 @@ impl<R: Role> Transport for TlsTransport<R> {
     }
 
     fn local_addr(&self) -> SocketAddr {
-        self.tcp.local_addr()
+        self.stream.local_addr()
     }
 
     fn peer_addr(&self) -> SocketAddr {
-        self.tcp.peer_addr()
+        self.stream.peer_addr()
     }
 
     fn path(&self) -> Option<PathInfo> {
-        self.tcp.path()
+        self.stream.path()
     }
 
     fn congestion(&self) -> Option<String> {
-        self.tcp.congestion()
+        self.stream.congestion()
     }
 
     fn set_congestion(&mut self, name: &str) -> io::Result<()> {
-        self.tcp.set_congestion(name)
+        self.stream.set_congestion(name)
     }
 
     fn widen(&mut self) {
-        self.tcp.widen();
+        self.stream.widen();
     }
 
     fn set_pace(&mut self, bytes_per_s: Option<u64>) {
-        self.tcp.set_pace(bytes_per_s);
+        self.stream.set_pace(bytes_per_s);
     }
 }
 
