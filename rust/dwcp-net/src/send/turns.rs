@@ -131,6 +131,12 @@ impl State {
         }
     }
 
+    /// Whether the session of an epoch goes on, and has no blocks to give out.
+    pub(super) fn holds_back(&self, epoch: u64) -> bool {
+        let left = || self.session.as_ref().map_or(0, SenderSession::blocks_left);
+        self.epoch == epoch && !self.closing && left() == 0
+    }
+
     /// Has an idle lane send again what a slow one would still need long for.
     fn help(&mut self, lane: LaneId, now: Instant) -> Turn {
         /// A copy that may come after everything else costs the session, and that a few round trips.
