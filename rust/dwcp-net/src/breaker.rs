@@ -103,6 +103,16 @@ impl Breaker {
         }
         Ok(Leave { breaker: self, is_probe: false })
     }
+
+    /// Whether nothing tells against the peer being there.
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.state).retry_at.is_none()
+    }
+
+    /// A lane that was taken for made was not let in: the peer is away.
+    pub(crate) fn miss(&self) {
+        lock(&self.state).missed(false, Instant::now(), self.delay);
+    }
 }
 
 impl Leave<'_> {

@@ -74,6 +74,18 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Whether lanes need not wait to be let in: the peer was there when it was last tried.
+    pub(crate) fn trusts_peer(&self) -> bool {
+        self.breaker.is_closed()
+    }
+
+    /// A lane that did not wait was not let in.
+    pub(crate) fn note_refusal(&self, refusal: &NetError) {
+        if refusal.tells_of_absence() {
+            self.breaker.miss();
+        }
+    }
+
     pub(crate) fn new(
         address: &str,
         security: &DialSecurity,
@@ -131,6 +143,81 @@ impl Dialled {
     }
 }
 
+/// A lane that has asked to join a session, and may speak before it is let in.
+pub(crate) struct Hailed {
+    pub(crate) lane: Lane,
+    pub(crate) greeting: Greeting,
+    /// How long the TCP handshake took.
+    pub(crate) round_trip: Duration,
+    /// Why something that was tried before carries nothing.
+    pub(crate) passed_over: Option<String>,
+}
+
+/// A HELLO that was said, and has to be answered.
+pub(crate) struct Greeting {
+    security: Security,
+    session: Option<SessionId>,
+    fetches: bool,
+    relays: bool,
+    said: Instant,
+    limit: Duration,
+    /// The preface of the peer has come, after so long.
+    answer_time: Option<Duration>,
+}
+
+impl Greeting {
+    /// Takes the answer, and tells how long the peer has taken to begin with it.
+    fn hear(mut self, lane: &mut Lane) -> Result<(Welcome, Duration), NetError> {
+        loop {
+            if let Some(welcome) = self.hear_next(lane)? {
+                return Ok((welcome, self.answer_time.unwrap_or_default()));
+            }
+        }
+    }
+
+    /// Takes what comes next of the answer, which is the preface or the welcome.
+    pub(crate) fn hear_next(&mut self, lane: &mut Lane) -> Result<Option<Welcome>, NetError> {
+        let ours = preface::VERSIONS;
+        if self.answer_time.is_none() {
+            let mut answer = [0; PREFACE_BYTES];
+            lane.recv_bytes(&mut answer).map_err(|error| explain(error, self.security))?;
+            self.answer_time = Some(self.said.elapsed());
+            let theirs = preface::decode(&answer)?;
+            let agreed = preface::agree(ours, theirs).ok().filter(|version| *version == ours.1);
+            return agreed.map(|_| None).ok_or(NetError::Version { ours, theirs });
+        }
+        let welcome = match lane.recv().map_err(|error| explain(error, self.security))?.0 {
+            Frame::Welcome(welcome) => welcome,
+            Frame::Error(error) => {
+                let message = plain(&error.message);
+                return Err(NetError::Peer { code: error.code, retryable: error.retryable, message });
+            }
+            other => {
+                return Err(SessionError::Unexpected { frame: other.name(), phase: "handshake" }.into());
+            }
+        };
+        if self.relays && welcome.features & FEATURE_RELAY == 0 {
+            let message = "it knows of no relays".to_owned();
+            return Err(NetError::Peer { code: ErrorCode::Unsupported, retryable: false, message });
+        }
+        if welcome.version != ours.1
+            || welcome.security != self.security
+            || self.session.is_some_and(|id| id != welcome.session)
+            || self.fetches != (welcome.features & FEATURE_FETCH != 0)
+        {
+            let reason = "the welcome does not fit what was asked for".to_owned();
+            return Err(NetError::Auth { reason });
+        }
+        lane.hear(&welcome.session);
+        Ok(Some(welcome))
+    }
+
+    /// An error once the answer is overdue.
+    pub(crate) fn check(&self) -> Result<(), NetError> {
+        Patience::Until(self.said + self.limit, self.limit).check(self.said, "waiting for the peer")
+    }
+}
+
 /// What a failure of the first lane of all means.
 pub(crate) fn first_failure(error: NetError, cancel: &Cancel) -> NetError {
     match error {
@@ -151,7 +238,13 @@ pub(crate) fn open_lane(
     halts: (&Cancel, &Cancel),
 ) -> Result<Dialled, NetError> {
     let leave = plan.breaker.enter(halts.0)?;
-    let made = make_from_some(plan, number, join, halts);
+    let made = make_from_some(plan, number, |(from, limit)| {
+        let Hailed { mut lane, greeting, round_trip, passed_over } =
+            hail(plan, number, join, (from, limit), halts.0)?;
+        let (welcome, answer_time) = greeting.hear(&mut lane)?;
+        lane.enter(&welcome.session, plan.options.idle_timeout, halts.1);
+        Ok(Dialled { lane, welcome, round_trip, answer_time, passed_over })
+    });
     match &made {
         Err(NetError::Cancelled) => {}
         Err(error) if error.tells_of_absence() => leave.missed(),
@@ -160,13 +253,32 @@ pub(crate) fn open_lane(
     made
 }
 
-/// Makes the lane from the first of the local addresses from which that works.
-fn make_from_some(
+/// Makes lane `number`, which joins a session that has others, and does not wait until it is let in: that would cost a
+/// round trip in which nothing flows. Whether the peer is there shows only when it answers.
+pub(crate) fn hail_lane(
     plan: &Plan,
     number: u16,
-    join: Option<(SessionId, Secret)>,
+    (session, key): (SessionId, Secret),
     halts: (&Cancel, &Cancel),
-) -> Result<Dialled, NetError> {
+) -> Result<Hailed, NetError> {
+    let leave = plan.breaker.enter(halts.0)?;
+    let made = make_from_some(plan, number, |attempt| {
+        let mut hailed = hail(plan, number, Some((session, key)), attempt, halts.0)?;
+        hailed.lane.speak(&session, plan.options.idle_timeout, halts.1);
+        Ok(hailed)
+    });
+    if made.as_ref().is_err_and(NetError::tells_of_absence) {
+        leave.missed();
+    }
+    made
+}
+
+/// Makes the lane from the first of the local addresses from which that works.
+fn make_from_some<T>(
+    plan: &Plan,
+    number: u16,
+    make: impl Fn((Option<IpAddr>, Duration)) -> Result<T, NetError>,
+) -> Result<T, NetError> {
     /// An address behind which nothing answers is not waited for as long as one that is the last hope.
     const IMPATIENCE: Duration = Duration::from_secs(3);
     let order = plan.local.order(number, Instant::now());
@@ -174,10 +286,10 @@ fn make_from_some(
     for (index, from) in order.iter().enumerate() {
         let whole = plan.options.connect_timeout;
         let limit = if index + 1 < order.len() { whole.min(IMPATIENCE) } else { whole };
-        match make_lane(plan, number, join, (*from, limit), halts) {
-            Ok(dialled) => {
+        match make((*from, limit)) {
+            Ok(made) => {
                 plan.local.made(*from, &order[..index], Instant::now());
-                return Ok(dialled);
+                return Ok(made);
             }
             Err(error) if error.tells_of_absence() => {
                 log::debug!("lane {number} cannot be made from {from:?}: {error}");
@@ -192,13 +304,14 @@ fn make_from_some(
     Err(failed.unwrap_or(NetError::Internal { what: "the order of local addresses" }))
 }
 
-fn make_lane(
+/// Makes a connection, and says HELLO on it.
+fn hail(
     plan: &Plan,
     number: u16,
     join: Option<(SessionId, Secret)>,
     (from, limit): (Option<IpAddr>, Duration),
-    (cancel, halt): (&Cancel, &Cancel),
-) -> Result<Dialled, NetError> {
+    cancel: &Cancel,
+) -> Result<Hailed, NetError> {
     let options = &plan.options;
     let slot = plan.slots.take(cancel)?;
     let patience = Patience::for_time(limit);
@@ -226,38 +339,19 @@ fn make_lane(
         fetches: options.fetches,
     };
     // HELLO does not wait for the answer to the preface: that would cost every lane a round trip.
-    let greeted = Instant::now();
+    let greeting = Greeting {
+        security,
+        session,
+        fetches: options.fetches.is_some(),
+        relays: options.relays,
+        said: Instant::now(),
+        limit,
+        answer_time: None,
+    };
     lane.send_behind(&preface::encode(ours.0, ours.1), &Frame::Hello(hello))?;
     // Whoever connects next comes to the listener after this.
     drop(slot);
-    let mut answer = [0; PREFACE_BYTES];
-    lane.recv_bytes(&mut answer).map_err(|error| explain(error, security))?;
-    let answer_time = greeted.elapsed();
-    let theirs = preface::decode(&answer)?;
-    let version = preface::agree(ours, theirs).ok().filter(|version| *version == ours.1);
-    let version = version.ok_or(NetError::Version { ours, theirs })?;
-    let welcome = match lane.recv().map_err(|error| explain(error, security))?.0 {
-        Frame::Welcome(welcome) => welcome,
-        Frame::Error(error) => {
-            let message = plain(&error.message);
-            return Err(NetError::Peer { code: error.code, retryable: error.retryable, message });
-        }
-        other => return Err(SessionError::Unexpected { frame: other.name(), phase: "handshake" }.into()),
-    };
-    if options.relays && welcome.features & FEATURE_RELAY == 0 {
-        let message = "it knows of no relays".to_owned();
-        return Err(NetError::Peer { code: ErrorCode::Unsupported, retryable: false, message });
-    }
-    if welcome.version != version
-        || welcome.security != security
-        || join.is_some_and(|(id, _)| id != welcome.session)
-        || options.fetches.is_some() != (welcome.features & FEATURE_FETCH != 0)
-    {
-        let reason = "the welcome does not fit what was asked for".to_owned();
-        return Err(NetError::Auth { reason });
-    }
-    lane.enter(&welcome.session, options.idle_timeout, halt);
-    Ok(Dialled { lane, welcome, round_trip, answer_time, passed_over })
+    Ok(Hailed { lane, greeting, round_trip, passed_over })
 }
 
 /// What carries a lane.

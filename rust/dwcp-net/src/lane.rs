@@ -72,11 +72,21 @@ impl Lane {
     /// The handshake is over: checks are seeded, and from now on the lane has the `idle` deadline and is shut by
     /// `cancel`.
     pub(crate) fn enter(&mut self, session: &SessionId, idle: Duration, cancel: &Cancel) {
+        self.speak(session, idle, cancel);
+        self.hear(session);
+    }
+
+    /// The same for what this side says, before the peer has answered.
+    pub(crate) fn speak(&mut self, session: &SessionId, idle: Duration, cancel: &Cancel) {
         self.registration = cancel.register(self.transport.closer());
         self.encoder.set_session(session);
-        self.decoder.set_session(session);
         self.idle = idle;
         self.patience = Patience::Idle(idle);
+    }
+
+    /// The peer has let the lane into the session.
+    pub(crate) fn hear(&mut self, session: &SessionId) {
+        self.decoder.set_session(session);
     }
 
     /// Whether altered bytes are found by TLS, so that a malformed frame is the doing of the peer.

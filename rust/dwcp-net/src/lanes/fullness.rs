@@ -82,11 +82,11 @@ impl Fullness {
             return;
         }
         let passed_s = self.queued_at_s.replace(at_s).map_or(0.0, |before_s| at_s - before_s);
-        if self.clear_since_s.is_none() {
-            self.queued_s += passed_s;
-        }
+        // While there is no queue, nothing is learned of what the link carries when it is full, and nothing forgotten.
+        let queued_s = if self.clear_since_s.is_none() { passed_s } else { 0.0 };
+        self.queued_s += queued_s;
         (self.clear_since_s, self.freed_at_s) = (None, None);
-        let kept = (-passed_s / (MEMORY_TRIPS * trip_s)).exp();
+        let kept = (-queued_s / (MEMORY_TRIPS * trip_s)).exp();
         self.full_rate = rate.unwrap_or(0.0).max(kept * self.full_rate);
     }
 
@@ -103,6 +103,31 @@ mod tests {
     use super::*;
 
     const TRIP_S: f64 = 0.3;
+
+    #[test]
+    fn what_a_full_link_carries_is_not_forgotten_while_there_is_no_queue() {
+        let mut fullness = Fullness::default();
+        let mut delivered = 0.0;
+        for step in 1..500 {
+            let at_s = 0.05 * f64::from(step);
+            // Full at 12 MB/s; then lanes have slowed down, queue for a moment, and find back to what they carried.
+            let (rate, queued) = match at_s {
+                ..8.0 => (12e6, true),
+                ..20.0 => (10e6, (15.0..15.2).contains(&at_s)),
+                _ => (12e6, false),
+            };
+            delivered += 0.05 * rate;
+            let sample = Sample {
+                at_s,
+                delivered: delivered as u64,
+                lanes: 8,
+                trip_s: Some(TRIP_S),
+                shortest_trip_s: Some(TRIP_S),
+                waiting: 1.0,
+            };
+            assert!(!fullness.see(&sample, queued, TRIP_S), "it carries what it did, at {at_s} s");
+        }
+    }
 
     #[test]
     fn link_that_became_free_is_told_of_once_and_hurried_into_for_eight_round_trips() {

@@ -55,6 +55,9 @@ const GAIN: f64 = 0.05;
 const PROPORTIONAL: f64 = 0.6;
 /// Where more lanes brought nothing they are not tried again while the rate stays this near to what it was.
 const SATED: f64 = 0.03;
+/// Of the lanes that stand in the queue this share is given up at first: it may be about to empty, since they have
+/// overshot. Once that has cost nothing, as many as stand there.
+const TENTATIVE: f64 = 0.5;
 /// What fewer lanes may cost.
 const COST: f64 = 0.04;
 /// The growth within a window that shows that lanes are still on their way up, and how often that is waited for.
@@ -489,7 +492,8 @@ impl LaneController {
             return;
         }
         let mean = self.rate.unwrap_or(seen.rate);
-        let in_queue = (f64::from(self.wanted) * seen.queue).round() as u16;
+        let share = if self.fell { 1.0 } else { TENTATIVE };
+        let in_queue = (f64::from(self.wanted) * seen.queue * share).round() as u16;
         let fewer = self.range.least.max(self.wanted.saturating_sub(in_queue));
         let sated = self.sated.is_some_and(|rate| (mean / rate - 1.0).abs() <= SATED);
         if self.full && fewer < self.wanted && at_s >= self.fall_at_s {

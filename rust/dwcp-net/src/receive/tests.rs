@@ -1,4 +1,4 @@
-//! The moment in which a transfer is in place and its sender has yet to be told.
+//! The moment in which a transfer is in place and its sender has yet to be told, and blocks that come slowly.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,6 +10,7 @@ use dwcp_proto::frame::{Digests, Finish, Frame, Offer, Secret, SessionId};
 use dwcp_proto::{FrameDecoder, FrameEncoder, Manifest};
 use dwcp_store::{MemorySink, MemorySource, SharedBytes, Sink};
 
+use super::worker::take_body;
 use super::{Names, ReceiveOptions, ReceiveSession, Session, run};
 use crate::cancel::{Cancel, lock};
 use crate::error::NetError;
@@ -177,4 +178,30 @@ fn a_transfer_in_place_of_which_the_sender_is_still_being_told_is_neither_late_n
         serving.join().unwrap();
         cancel.cancel();
     }
+}
+
+#[test]
+fn sender_whose_block_comes_slowly_is_heard_of_meanwhile() {
+    const HALF: usize = 200_000;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let inner = TcpTransport::new(listener.accept().unwrap().0).unwrap();
+    let names = Names { id: ID, key: Secret::NONE, owner: None, peer: inner.peer_addr(), link: inner.kind() };
+    let (cancel, observer) = (Cancel::new(), Arc::new(Unobserved));
+    let options = ReceiveOptions::default();
+    let session = Session::new(names, options, None, cancel.clone(), observer, Arc::default());
+    let mut lane = Lane::new(Box::new(inner), false, Patience::Idle(PATIENCE), &cancel);
+    let heard = || lock(&session.state).heard;
+    let before = heard();
+    std::thread::scope(|scope| {
+        let taken = scope.spawn(|| take_body(&session, &mut lane, &mut [0; 2 * HALF]));
+        peer.write_all(&[1; HALF]).unwrap();
+        let end = Instant::now() + PATIENCE;
+        while heard() == before {
+            assert!(Instant::now() < end && !taken.is_finished(), "nothing was heard");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        peer.write_all(&[1; HALF]).unwrap();
+        taken.join().unwrap().unwrap();
+    });
 }

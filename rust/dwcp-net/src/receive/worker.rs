@@ -195,7 +195,7 @@ impl<'a> Worker<'a> {
 
     fn drop_body(&mut self, lane: &mut Lane, body_len: usize) -> Result<(), NetError> {
         self.wire.resize(body_len, 0);
-        lane.recv_bytes(&mut self.wire)
+        take_body(self.session, lane, &mut self.wire)
     }
 
     /// Takes the body of a block, proves it, and stores it.
@@ -205,10 +205,10 @@ impl<'a> Worker<'a> {
         self.raw.resize(head.raw_len as usize, 0);
         let as_it_is = head.kind == BlockKind::Plain && head.codec == CodecId::None;
         if as_it_is {
-            lane.recv_bytes(&mut self.raw)?;
+            take_body(self.session, lane, &mut self.raw)?;
         } else {
             self.wire.resize(body_len, 0);
-            lane.recv_bytes(&mut self.wire)?;
+            take_body(self.session, lane, &mut self.wire)?;
         }
         self.unacknowledged += 1;
         self.unacknowledged_bytes += u64::from(head.raw_len);
@@ -517,6 +517,18 @@ impl<'a> Worker<'a> {
             }
         }
     }
+}
+
+/// Takes a body. Over a link that many share that may last; meanwhile each piece shows that the sender is there.
+pub(super) fn take_body(session: &Session, lane: &mut Lane, body: &mut [u8]) -> Result<(), NetError> {
+    const PIECE: usize = 128 << 10;
+    for (number, piece) in body.chunks_mut(PIECE).enumerate() {
+        if number > 0 {
+            lock(&session.state).heard = Instant::now();
+        }
+        lane.recv_bytes(piece)?;
+    }
+    Ok(())
 }
 
 /// Bytes that are not what their digest says.

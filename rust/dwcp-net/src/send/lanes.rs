@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
+use super::making;
 use super::shared::Shared;
-use super::worker;
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::congestion::{ignore_losses, ignores_losses};
 use crate::dial::{Dialled, Plan};
@@ -31,7 +31,7 @@ impl Dialling for Sending {
 
     fn run(&self, number: u16) {
         let first = if number == 0 { lock(&self.first).take() } else { None };
-        worker::run(&self.shared, &self.plan, number, first);
+        making::run(&self.shared, &self.plan, number, first);
     }
 
     fn wanted(&self) -> u16 {

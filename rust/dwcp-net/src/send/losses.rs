@@ -48,6 +48,11 @@ impl LossWatch {
         }
     }
 
+    /// Whether lanes stood in a queue so shortly before.
+    pub(crate) fn has_queued_within(&self, time: Duration, now: Instant) -> bool {
+        self.queued_at.is_some_and(|at| now.saturating_duration_since(at) <= time)
+    }
+
     /// Whether losses have shown to be random.
     pub(crate) fn are_random(&self) -> bool {
         self.at_random >= ENOUGH

@@ -3,6 +3,7 @@
 mod choice;
 mod lanes;
 mod losses;
+mod making;
 mod probe;
 mod shared;
 mod telemetry;
@@ -43,7 +44,7 @@ use shared::Job;
 use shared::State;
 pub(crate) use shared::{Link, Shared, max_dictionary};
 use telemetry::look;
-pub(crate) use worker::work;
+pub(crate) use worker::{Standing, work};
 
 /// How long [`SendSession::close`] lets lanes part in peace.
 const PARTING: Duration = Duration::from_millis(1_500);

@@ -468,6 +468,14 @@ impl State {
         self.wake_all();
     }
 
+    /// Takes a lane away that the receiver has not let in; what was sent on it goes on others.
+    pub(super) fn turn_back(&mut self, lane: LaneId, epoch: u64) {
+        self.detach(lane, epoch);
+        if let (true, Some(job)) = (self.epoch == epoch, &mut self.job) {
+            job.tally.lanes_used = job.tally.lanes_used.saturating_sub(1);
+        }
+    }
+
     /// Takes a frame of the receiver.
     pub(super) fn receive(&mut self, lane: LaneId, epoch: u64, frame: Frame) -> Result<(), NetError> {
         if self.epoch != epoch {

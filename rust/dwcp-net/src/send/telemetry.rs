@@ -322,6 +322,11 @@ impl Telemetry {
         stalled.map(|(id, lane)| (*id, lane.closer.clone())).collect()
     }
 
+    /// Whether a queue stands in front of the link, or stood there lately.
+    pub(super) fn is_queued(&self, now: Instant) -> bool {
+        self.losses.has_queued_within(LATELY, now)
+    }
+
     /// Whether something of what is under way on a lane was acknowledged lately.
     pub(super) fn moves(&self, lane: LaneId, now: Instant) -> bool {
         self.lanes.get(&lane).is_some_and(|lane| lane.pulse.moves(now))

@@ -131,6 +131,12 @@ impl State {
         }
     }
 
+    /// Whether the session of an epoch goes on, and has no blocks to give out.
+    pub(super) fn holds_back(&self, epoch: u64) -> bool {
+        let left = || self.session.as_ref().map_or(0, SenderSession::blocks_left);
+        self.epoch == epoch && !self.closing && left() == 0
+    }
+
     /// Has an idle lane send again what a slow one would still need long for.
     fn help(&mut self, lane: LaneId, now: Instant) -> Turn {
         /// A copy that may come after everything else costs the session, and that a few round trips.
@@ -138,11 +144,12 @@ impl State {
         const LEAST_GAIN: Duration = Duration::from_millis(200);
         let gain = self.round_trip.map_or(LEAST_GAIN, |trip| LEAST_GAIN.max(trip * TRIPS));
         let (lanes, telemetry) = (&self.lanes, &self.telemetry);
+        let is_full = telemetry.is_queued(now);
         let pace = |lane: LaneId| {
             lanes.get(&lane).map_or(STILL, |handle| handle.beat.pace(telemetry.moves(lane, now), now))
         };
         let Some(session) = &mut self.session else { return Turn::Linger };
-        if let Some(task) = session.help(lane, pace, gain.as_secs_f64()) {
+        if let Some(task) = session.help(lane, pace, gain.as_secs_f64(), is_full) {
             return Turn::Step(Step::Block(task));
         }
         if session.tell_for(lane, pace) { Turn::Step(session.next(lane)) } else { Turn::Linger }

@@ -1,4 +1,4 @@
-//! The thread of one lane: makes it, works on it, and makes it again when it was lost.
+//! What a lane of a sender does while it is up.
 
 use std::sync::MutexGuard;
 use std::time::{Duration, Instant};
@@ -11,162 +11,44 @@ use dwcp_proto::{Manifest, SessionError};
 use dwcp_store::StoreError;
 
 use super::choice::Gauge;
-use super::shared::{Link, MAX_INTEGRITY_FAILURES, Shared, State};
+use super::shared::{MAX_INTEGRITY_FAILURES, Shared, State};
 use super::turns::Turn;
-use crate::cancel::{CANCEL_SLICE, lock, wait};
-use crate::dial::{Dialled, Plan, WORTHWHILE, backoff, open_lane};
-use crate::error::{NetError, plain};
+use crate::cancel::{CANCEL_SLICE, lock};
+use crate::dial::{Greeting, WORTHWHILE};
+use crate::error::NetError;
 use crate::lane::{Lane, guard};
 use crate::report::{Event, thread_cpu};
-use crate::transport::{LinkKind, WakeReceiver, wake_pair};
+use crate::transport::WakeReceiver;
 
-/// Runs lane `number` until the session is closed.
-pub(super) fn run(shared: &Shared, plan: &Plan, number: u16, first: Option<Dialled>) {
-    let mut ready = first.map(|dialled| (dialled, 0));
-    let mut attempts = 0;
-    while let Some((dialled, epoch)) = ready.take().or_else(|| make_lane(shared, plan, number, &mut attempts))
-    {
-        match live(shared, dialled, number, epoch) {
-            Ok(true) => attempts = 0,
-            Ok(false) => {
-                attempts += 1;
-                if shared.cancel.sleep(backoff(attempts)).is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                log::debug!("lane {number} could not start: {error}");
-                return;
-            }
-        }
-    }
+/// How a lane stands with the peer when its work begins.
+pub(crate) enum Standing {
+    /// It was let in, after so long an answer where this side has dialled.
+    In(Option<Duration>),
+    /// It has asked to be.
+    Asking(Greeting),
 }
 
-/// Makes a lane once there is work; none when the session is closed, or this lane is not wanted any more.
-fn make_lane(shared: &Shared, plan: &Plan, number: u16, attempts: &mut u32) -> Option<(Dialled, u64)> {
-    loop {
-        let (epoch, link) = await_need(shared, number)?;
-        let join = link.as_ref().map(|link| (link.id, link.key));
-        let made = open_lane(plan, number, join, (&shared.cancel, &shared.halt));
-        let mut state = lock(&shared.state);
-        if link.is_none() {
-            state.opening = false;
-            shared.changed.notify_all();
-        }
-        let error = match made {
-            Ok(dialled) if link.is_some() => return Some((dialled, epoch)),
-            Ok(dialled) => {
-                state.open(&dialled.welcome);
-                let epoch = state.epoch;
-                drop(state);
-                shared.observer.event(Event::SessionOpened { peer: dialled.lane.transport().peer_addr() });
-                return Some((dialled, epoch));
-            }
-            Err(error) => error,
-        };
-        let alone = state.epoch == epoch && state.lanes.is_empty();
-        let joining = link.is_some();
-        match &error {
-            // The receiver does not know the session any more: a new one is opened.
-            NetError::Peer { code: ErrorCode::Auth, .. } if joining && alone => {
-                state.renew(None);
-                continue;
-            }
-            NetError::Peer { code: ErrorCode::Auth, message, .. } if !joining => {
-                let reason = format!("the peer reports: {}", plain(message));
-                state.fail(NetError::Auth { reason });
-            }
-            // The receiver still counts lanes that are lost, and will notice.
-            NetError::Peer { code: ErrorCode::Limit, .. } if joining => {
-                attempt_later(shared, state, error, attempts)?;
-                continue;
-            }
-            NetError::Auth { .. } | NetError::Version { .. } | NetError::Peer { retryable: false, .. }
-                if alone =>
-            {
-                state.fail(error);
-            }
-            _ => {
-                attempt_later(shared, state, error, attempts)?;
-                continue;
-            }
-        }
-        shared.changed.notify_all();
-    }
-}
-
-/// Waits before the next attempt to make a lane, after `error`; none when the session is closed meanwhile.
-fn attempt_later(
-    shared: &Shared,
-    mut state: MutexGuard<'_, State>,
-    error: NetError,
-    attempts: &mut u32,
-) -> Option<()> {
-    let reason = error.to_string();
-    state.last_failure = Some(error);
-    drop(state);
-    *attempts += 1;
-    let after = backoff(*attempts);
-    shared.observer.event(Event::Reconnecting { attempt: *attempts, after, reason });
-    shared.cancel.sleep(after).ok()
-}
-
-/// Waits until a lane is needed. Tells the epoch and the session to join, or that this lane is to open one.
-fn await_need(shared: &Shared, number: u16) -> Option<(u64, Option<Link>)> {
-    let mut state = lock(&shared.state);
-    loop {
-        if state.closing || shared.cancel.is_cancelled() || number >= state.wanted {
-            return None;
-        }
-        if state.needs_lane(number) {
-            match &state.link {
-                Some(link) if number < link.max_lanes => return Some((state.epoch, Some(link.clone()))),
-                Some(_) => {}
-                None if !state.opening => {
-                    state.opening = true;
-                    return Some((state.epoch, None));
-                }
-                None => {}
-            }
-        }
-        state = wait(&shared.changed, state, CANCEL_SLICE * 4);
-    }
-}
-
-/// Takes a lane that was made into the session, and works on it. Tells whether it was worth making.
-fn live(shared: &Shared, dialled: Dialled, number: u16, epoch: u64) -> Result<bool, NetError> {
-    let link = dialled.link();
-    let Dialled { mut lane, round_trip, answer_time, passed_over, .. } = dialled;
-    let (waker, wake) = wake_pair()?;
-    let id = {
-        let mut state = lock(&shared.state);
-        if state.epoch != epoch {
-            drop(state);
-            lane.close();
-            return Ok(true);
-        }
-        state.carried_by = (link, passed_over);
-        if link == LinkKind::Tcp {
-            state.round_trip = Some(state.round_trip.map_or(round_trip, |known| known.min(round_trip)));
-        }
-        state.attach(number, waker, lane.closer())
-    };
-    Ok(work(shared, lane, (id, epoch), wake, Some(answer_time)))
-}
-
-/// Works on a lane of the session until it ends, and takes it out. Tells whether it was worth making. `answer_time` is
-/// how long the peer took to answer, where this side has dialled.
+/// Works on a lane of the session until it ends, and takes it out. Tells whether it was worth making.
+///
+/// # Errors
+/// What kept a lane out that had asked to be let in.
 pub(crate) fn work(
     shared: &Shared,
     mut lane: Lane,
     (id, epoch): (LaneId, u64),
     wake: WakeReceiver,
-    answer_time: Option<Duration>,
-) -> bool {
+    standing: Standing,
+) -> Result<bool, NetError> {
     let start = Instant::now();
     let _seat = shared.limiter.seat();
     let (peer, local) = (lane.transport().peer_addr(), lane.transport().local_addr());
-    shared.observer.event(Event::LaneUp { lane: id, peer });
+    let (greeting, answer_time) = match standing {
+        Standing::In(answer_time) => (None, answer_time),
+        Standing::Asking(greeting) => (Some(greeting), None),
+    };
+    if greeting.is_none() {
+        shared.observer.event(Event::LaneUp { lane: id, peer });
+    }
     if let Some(selector) = &shared.selector {
         selector.settle(peer.ip() == local.ip(), answer_time);
     }
@@ -181,6 +63,8 @@ pub(crate) fn work(
         base: Vec::new(),
         worthwhile: false,
         leaving: false,
+        greeting,
+        kept_out: false,
     };
     let end = guard(|| {
         let (at_random, distance) = {
@@ -196,12 +80,21 @@ pub(crate) fn work(
         Err(NetError::PeerClosed { .. } | NetError::Io { .. }) if worker.leaving => Ok(()),
         end => end,
     };
+    if worker.kept_out
+        && let Err(error) = end
+    {
+        lock(&shared.state).turn_back(id, epoch);
+        shared.changed.notify_all();
+        return Err(error);
+    }
     let reason = end.as_ref().err().map(ToString::to_string);
     worker.worthwhile |= start.elapsed() >= WORTHWHILE;
     worker.part(&mut lane, end);
     shared.changed.notify_all();
-    shared.observer.event(Event::LaneDown { lane: id, reason });
-    worker.worthwhile
+    if worker.greeting.is_none() {
+        shared.observer.event(Event::LaneDown { lane: id, reason });
+    }
+    Ok(worker.worthwhile)
 }
 
 struct Worker<'a> {
@@ -218,6 +111,10 @@ struct Worker<'a> {
     worthwhile: bool,
     /// The peer has said goodbye on this lane.
     leaving: bool,
+    /// What the peer has not answered yet.
+    greeting: Option<Greeting>,
+    /// It has answered otherwise than was hoped for, or not at all.
+    kept_out: bool,
 }
 
 impl Worker<'_> {
@@ -226,7 +123,11 @@ impl Worker<'_> {
         let mut cpu = thread_cpu();
         loop {
             self.shared.halt.check()?;
+            self.check_greeting()?;
             while lane.readable()? {
+                if self.hear_greeting(lane)? {
+                    continue;
+                }
                 let (frame, _) = lane.recv()?;
                 if frame == Frame::Close {
                     if lock(&self.shared.state).part_with(self.id, self.epoch) {
@@ -245,7 +146,15 @@ impl Worker<'_> {
             lane.keep_alive()?;
             let now = thread_cpu();
             let spent = now.saturating_sub(std::mem::replace(&mut cpu, now));
-            let turn = lock(&self.shared.state).turn(self.id, self.epoch, spent, &self.shared.limiter);
+            let turn = {
+                let mut state = lock(&self.shared.state);
+                // Nothing but blocks is entrusted to a lane that may not be let in.
+                if self.greeting.is_some() && state.holds_back(self.epoch) {
+                    Turn::Step(Step::Wait)
+                } else {
+                    state.turn(self.id, self.epoch, spent, &self.shared.limiter)
+                }
+            };
             match turn {
                 Turn::Stale(None) => {
                     self.worthwhile = true;
@@ -285,12 +194,34 @@ impl Worker<'_> {
         }
     }
 
+    /// Takes a part of the answer to the greeting, if that is what comes next.
+    fn hear_greeting(&mut self, lane: &mut Lane) -> Result<bool, NetError> {
+        let Some(greeting) = &mut self.greeting else { return Ok(false) };
+        let heard = greeting.hear_next(lane);
+        self.kept_out = heard.is_err();
+        if heard?.is_some() {
+            self.greeting = None;
+            self.shared.observer.event(Event::LaneUp { lane: self.id, peer: lane.transport().peer_addr() });
+        }
+        Ok(true)
+    }
+
+    /// An error if the peer takes too long to answer the greeting.
+    fn check_greeting(&mut self) -> Result<(), NetError> {
+        let overdue = self.greeting.as_ref().map_or(Ok(()), Greeting::check);
+        self.kept_out = overdue.is_err();
+        overdue
+    }
+
     /// A peer that has closed a lane while this side was writing may have said why: gives that rather than `error`.
     fn hear_out(&mut self, lane: &mut Lane, error: NetError) -> Result<(), NetError> {
         if !matches!(error, NetError::PeerClosed { .. } | NetError::Io { .. }) {
             return Err(error);
         }
         while lane.readable().unwrap_or(false) {
+            if self.hear_greeting(lane)? {
+                continue;
+            }
             let Ok((frame, _)) = lane.recv() else { break };
             self.take(frame)?;
         }
@@ -534,7 +465,7 @@ mod tests {
     use super::super::tests::sender;
     use super::*;
     use crate::cancel::Cancel;
-    use crate::transport::{Patience, TcpTransport};
+    use crate::transport::{Patience, TcpTransport, wake_pair};
 
     #[test]
     fn only_the_lanes_of_its_own_session_are_lost_to_a_transfer() {
@@ -558,6 +489,8 @@ mod tests {
                 base: Vec::new(),
                 worthwhile: false,
                 leaving: false,
+                greeting: None,
+                kept_out: false,
             };
             worker.part(&mut lane, Err(NetError::PeerClosed { phase: "sending", hint: None }));
             let state = lock(&shared.state);

@@ -20,14 +20,14 @@ use super::support::*;
 
 /// A sender made by hand.
 pub struct Hand {
-    stream: TcpStream,
-    encoder: FrameEncoder,
+    pub stream: TcpStream,
+    pub encoder: FrameEncoder,
     decoder: FrameDecoder,
-    welcome: Option<Welcome>,
+    pub welcome: Option<Welcome>,
 }
 
 impl Hand {
-    fn connect(receiver: &Receiver) -> Hand {
+    pub fn connect(receiver: &Receiver) -> Hand {
         let mut stream = TcpStream::connect(receiver.listener.local_addr()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.write_all(&preface::encode(3, 3)).unwrap();
@@ -55,7 +55,7 @@ impl Hand {
         hand
     }
 
-    fn encode(&mut self, frame: &Frame, body: &[u8]) -> Vec<u8> {
+    pub fn encode(&mut self, frame: &Frame, body: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.encoder.encode(frame, body.len() as u32, &mut bytes).unwrap();
         bytes.extend(body);
@@ -96,7 +96,7 @@ impl Hand {
     }
 
     /// Offers one buffer of `bytes` and waits until blocks may flow.
-    fn offer(&mut self, bytes: &[u8]) {
+    pub fn offer(&mut self, bytes: &[u8]) {
         self.offer_with(bytes, &[]);
         while !matches!(self.recv(), Frame::Accept(_)) {}
     }
@@ -107,7 +107,7 @@ impl Hand {
     }
 
     /// Tells the end of a transfer of `bytes`.
-    fn finish(&mut self, bytes: &[u8]) {
+    pub fn finish(&mut self, bytes: &[u8]) {
         ending(bytes).iter().for_each(|frame| self.send(frame, &[]));
     }
 
@@ -135,10 +135,14 @@ impl Hand {
     }
 }
 
-/// What ends the transfer of one buffer of a block: its digest tree, and that of the whole transfer.
+/// What ends the transfer of one buffer: its digest tree, and that of the whole transfer.
 fn ending(bytes: &[u8]) -> [Frame; 2] {
     let (manifest, _) = buffers(&[("a", bytes.to_vec())], 65_536);
-    let tree = dwcp_codec::digest::tree(bytes.len() as u64, 65_536, &[Digest::of(bytes)]);
+    let tree = dwcp_codec::digest::tree(
+        bytes.len() as u64,
+        65_536,
+        &bytes.chunks(65_536).map(Digest::of).collect::<Vec<_>>(),
+    );
     let transfer_digest = manifest.transfer_digest(&[tree]);
     [
         Frame::Digests(Digests { first_entry: 0, digests: vec![tree] }),
@@ -150,7 +154,7 @@ fn hello(session: Option<SessionId>, secret: Secret) -> Frame {
     numbered_hello(0, session, secret)
 }
 
-fn numbered_hello(lane: u16, session: Option<SessionId>, secret: Secret) -> Frame {
+pub fn numbered_hello(lane: u16, session: Option<SessionId>, secret: Secret) -> Frame {
     let (version, security) = (3, Security::Plaintext);
     Frame::Hello(Hello {
         version,

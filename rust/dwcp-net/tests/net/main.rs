@@ -7,6 +7,7 @@ mod faults;
 mod fetching;
 mod fetching_hostile;
 mod hostile;
+mod joining;
 mod link;
 mod paths;
 mod probing;

@@ -34,7 +34,8 @@ impl SenderSession {
 
     /// Whether a block is to be sent again on `lane`, since nothing else is to do and the lane that it is under way on
     /// would take much longer: then it gives the task. Of such blocks it is the one that would be there last; each is
-    /// sent again at most once. `pace` tells how lanes get on, and `least_gain_s` what is to be gained at least.
+    /// sent again at most once. `pace` tells how lanes get on, `least_gain_s` what is to be gained at least, and `is_full`
+    /// whether a queue stands in front of the link.
     ///
     /// To be asked after [`Step::Wait`], and again after a while, since lanes may come to a standstill.
     pub fn help(
@@ -42,6 +43,7 @@ impl SenderSession {
         lane: LaneId,
         pace: impl Fn(LaneId) -> Pace,
         least_gain_s: f64,
+        is_full: bool,
     ) -> Option<BlockTask> {
         /// A lane is so many times as slow, or it is let alone.
         const SLOWER: f64 = 1.5;
@@ -50,7 +52,8 @@ impl SenderSession {
         /// Lanes that share a way are as fast as each other within this. On it a copy takes the place of what brings more.
         const ALIKE: f64 = 4.0;
         /// One block in so many may be sent again of those under way on lanes that are alike, and of others, and a few in any
-        /// case. Where many share a way that is full, lanes stand still for a second, too; those that do for longer may
+        /// case, but of lanes that are alike only while the link has room: a full one may be shared by hundreds of sessions of
+        /// a few blocks. Where many share a way that is full, lanes stand still for a second, too; those that do for longer may
         /// never move again, and all that is under way on them goes over others.
         const COPIES: [u64; 2] = [32, 16];
         const LEAST_COPIES: u64 = 2;
@@ -59,7 +62,9 @@ impl SenderSession {
             return None;
         }
         let blocks = self.table.manifest().total_blocks();
-        let may_copy = COPIES.map(|one_in| self.progress.helped_blocks < LEAST_COPIES.max(blocks / one_in));
+        let least = [if is_full { 0 } else { LEAST_COPIES }, LEAST_COPIES];
+        let may_copy =
+            [0, 1].map(|kind| self.progress.helped_blocks < (blocks / COPIES[kind]).max(least[kind]));
         let mut last: Option<(f64, LaneId, usize)> = None;
         for (other, state) in &self.lanes {
             let mut ahead = 0.0;

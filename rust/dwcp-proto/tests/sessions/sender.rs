@@ -126,7 +126,7 @@ fn end_that_was_told_on_a_lane_that_stands_still_is_told_again_on_another() {
     told(&mut sender, 0);
     sender.receive(1, Frame::Ack(1)).unwrap();
     assert!(!sender.tell_for(1, still), "the block on lane 0 may still come");
-    let copy = sender.help(1, still, 0.1).unwrap();
+    let copy = sender.help(1, still, 0.1, false).unwrap();
     sender.resolve(1, &copy, in_full(0)).unwrap();
     sender.receive(1, Frame::Ack(2)).unwrap();
     assert!(!sender.tell_for(0, still) && sender.tell_for(1, still));
@@ -137,17 +137,21 @@ fn end_that_was_told_on_a_lane_that_stands_still_is_told_again_on_another() {
 
 #[test]
 fn few_blocks_are_sent_twice_where_lanes_seem_to_share_a_way() {
-    let manifest = Arc::new(manifest_of(vec![entry(EntryKind::File, "f", 64 * u64::from(BLOCK))]).unwrap());
     // A lane that has had no block acknowledged in a while may be as fast, unless it stands still.
-    for (rate, waited_s, moves, copies) in [
-        (1e6, 0.0, true, 2),
-        (1e5, 0.0, true, 4),
-        (0.0, 9.0, true, 2),
-        (0.0, 1.5, false, 4),
-        (0.0, 2.0, false, 63),
+    for (blocks, is_full, rate, waited_s, moves, copies) in [
+        (64, true, 1e6, 0.0, true, 2),
+        (64, true, 1e5, 0.0, true, 4),
+        (64, true, 0.0, 9.0, true, 2),
+        (64, true, 0.0, 1.5, false, 4),
+        (64, true, 0.0, 2.0, false, 63),
+        (8, false, 1e6, 0.0, true, 2),
+        (8, true, 1e6, 0.0, true, 0),
+        (8, true, 1e5, 0.0, true, 2),
     ] {
+        let file = entry(EntryKind::File, "f", u64::from(blocks) * u64::from(BLOCK));
+        let manifest = Arc::new(manifest_of(vec![file]).unwrap());
         let mut sender = sender_of(&manifest, vec![], 0);
-        for block in 0..64 {
+        for block in 0..blocks {
             let lane = u32::from(block > 0);
             let task = task(sender.next(lane));
             sender.resolve(lane, &task, in_full(block)).unwrap();
@@ -158,12 +162,13 @@ fn few_blocks_are_sent_twice_where_lanes_seem_to_share_a_way() {
             _ => Pace { bytes_per_s: 2e6, waited_s: 0.0, moves: true },
         };
         let mut helped = 0;
-        while let Some(copy) = sender.help(0, pace, 0.0) {
+        while let Some(copy) = sender.help(0, pace, 0.0, is_full) {
             sender.resolve(0, &copy, in_full((copy.offset / u64::from(BLOCK)) as u8)).unwrap();
             helped += 1;
             sender.receive(0, Frame::Ack(1 + helped)).unwrap();
         }
-        assert_eq!(helped, copies, "the other lane has {rate} bytes/s, and moves: {moves}");
+        let case = format!("{blocks} blocks, full: {is_full}, {rate} bytes/s, moves: {moves}");
+        assert_eq!(helped, copies, "{case}");
     }
 }
 

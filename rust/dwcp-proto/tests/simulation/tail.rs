@@ -117,7 +117,7 @@ impl Link {
                         let lane = &lanes[lane as usize];
                         Pace { bytes_per_s: lane.bytes_per_s, waited_s: now_s - lane.since_s, moves: true }
                     };
-                    let Some(task) = self.sender.help(id, pace, TRIP_S) else { return };
+                    let Some(task) = self.sender.help(id, pace, TRIP_S, false) else { return };
                     self.send_block(number, &task);
                 }
                 _ => return,

@@ -358,7 +358,7 @@ impl World {
             waited_s: draws.get(&lane).map_or(0.0, |draw| *draw as f64 / 50.0),
             moves: draws.get(&lane).is_some_and(|draw| *draw % 2 == 0),
         };
-        if let Some(task) = self.sender.help(number, pace, 0.01) {
+        if let Some(task) = self.sender.help(number, pace, 0.01, false) {
             self.send_block(number, &task);
         }
     }
