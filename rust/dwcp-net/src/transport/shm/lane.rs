@@ -16,10 +16,6 @@ use super::ring::{Consumer, Producer, RingError, Way};
 use crate::error::NetError;
 use crate::security::Fingerprint;
 
-/// How long a thread gives way before it sleeps: about as long as the other side takes for a piece. A thread that sleeps
-/// for each piece is woken on the processor of who wakes it, so that the two take turns on one and leave another idle.
-const GIVING_WAY: Duration = Duration::from_micros(50);
-
 /// What a thread sleeps for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Need {
@@ -79,13 +75,6 @@ impl ShmTransport {
 
     /// Sleeps until there may be what is needed, for at most `timeout`; also comes back when `wake` is rung.
     fn sleep(&mut self, need: Need, timeout: Duration, wake: Option<&WakeReceiver>) -> Result<(), NetError> {
-        let began = Instant::now();
-        while !self.ended && began.elapsed() < GIVING_WAY.min(timeout) {
-            if self.has(need)? {
-                return Ok(());
-            }
-            std::thread::yield_now();
-        }
         self.announce(need, true);
         let slept = match self.has(need) {
             Ok(false) if !self.ended => self.listen(timeout, wake),
