@@ -262,7 +262,9 @@ def test_a_probe_tells_of_the_link_and_leaves_nothing_behind(
         seen = json.loads(capsys.readouterr().out)
         assert told == [None]
         assert (seen["type"], seen["lanes"], seen["transport"]) == ("probed", 4, "tls")
-        assert seen["rtt_ms"] > 0 and seen["sent_bytes"] >= 4 << 20
+        # No more than was asked for, but for the little before it, frames and TLS; some may still wait.
+        assert seen["rtt_ms"] > 0 and seen["sent_bytes"] > 3 << 20
+        assert seen["sent_bytes"] * (1 - seen["loss"]) < 4.3 * 2**20
         with receiving(listener) as digests, connect(pairing) as session:
             report = session.send({"a": b"state"})
         assert digests == [report.transfer_digest]

@@ -168,10 +168,14 @@ fn send_much(
             .map(|lane| {
                 scope.spawn(|| {
                     while !enough.load(Ordering::Relaxed) {
-                        lane.send(&Frame::Fill(MAX_FILL as u32))?;
+                        // Taken before it is sent: all lanes together keep to what is allowed.
                         let before = sent.fetch_add(MAX_FILL as u64, Ordering::Relaxed);
-                        if before + MAX_FILL as u64 >= options.burst_bytes {
+                        let left = options.burst_bytes.saturating_sub(before).min(MAX_FILL as u64);
+                        if left < MAX_FILL as u64 {
                             enough.store(true, Ordering::Relaxed);
+                        }
+                        if left > 0 {
+                            lane.send(&Frame::Fill(left as u32))?;
                         }
                     }
                     Ok(())

@@ -29,10 +29,11 @@ fn probe_tells_of_the_way_and_leaves_nothing_behind() {
         assert!(seen.handshake > Duration::ZERO && !seen.is_relayed);
         if cfg!(target_os = "linux") {
             let (calm, burst) = (seen.calm.unwrap(), seen.burst.unwrap());
-            assert!(calm.rtt_ms > 0.0 && calm.sent_bytes > Some(16 * 4096), "{calm:?}");
-            // Each lane may have begun with one more when it was enough.
-            let sent = burst.sent_bytes.unwrap();
-            assert!((8 << 20..11 << 20).contains(&sent), "{burst:?}");
+            // Sixteen times where the machine has time for it.
+            assert!(calm.rtt_ms > 0.0 && calm.sent_bytes >= Some(4 * 4096), "{calm:?}");
+            // All lanes together, with one in a hundred for frames and TLS.
+            let sent = burst.sent_bytes.unwrap() - burst.retransmitted_bytes.unwrap_or(0);
+            assert!((7 << 20..(8 << 20) * 101 / 100).contains(&sent), "{burst:?}");
             assert!(seen.counts.last().unwrap().1.arrived_bytes > 7 << 20, "{:?}", seen.counts);
         }
         let left = join(receiving).unwrap_err();
