@@ -237,7 +237,7 @@ def test_an_estimate_tells_a_quiet_guest_from_a_busy_one(pair: Pair) -> None:
             return outcome(asking)
 
     code, quiet = ask("100Mbps")
-    assert code == 0 and quiet["converges"] and quiet["seconds"] > 5
+    assert code == 0 and quiet["converges"] and quiet["seconds"] > 5, quiet
     pair.source.console.ask("r 16000", "RATE")
     # A host with much else to do has its guest write less than it is asked to.
     code, busy = ask("10Mbps")
