@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,24 @@ def test_a_machine_that_comes_back_is_told_by_what_was_kept(tmp_path: Path) -> N
         assert read_all(machine.accept()[0]) == stream
         source.finish()
         assert source.wait(DEADLINE_S).pages["base"] == 90
+
+
+def test_a_source_holds_no_more_of_a_base_than_it_wants_to(tmp_path: Path) -> None:
+    pages = [number.to_bytes(2) * (PAGE_BYTES // 2) for number in range(1, 101)]
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "pc.ram").write_bytes(b"".join(pages))
+    options = RelayOptions(base=base, max_base_bytes=30 * PAGE_BYTES)
+    with listening(tmp_path / "in") as machine, relay(tmp_path, options) as (source, _):
+        stream = migration(pages, rounds=1)
+        with dialled(tmp_path / "out") as leaving:
+            leaving.sendall(stream)
+        assert read_all(machine.accept()[0]) == stream
+        source.finish()
+        told = source.wait(DEADLINE_S)
+        assert told.pages["base"] == 30
+        # Who asks often is not given all that ever was.
+        assert told.timeline and source.present() == replace(told, timeline=())
 
 
 def test_a_relay_that_is_stopped_shuts_the_sockets_of_both_machines(tmp_path: Path) -> None:

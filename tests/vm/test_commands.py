@@ -93,7 +93,8 @@ def test_two_commands_move_a_guest_and_tell_how(pair: Pair, tmp_path: Path) -> N
 def test_a_writer_faster_than_the_link_ends_with_seven(pair: Pair) -> None:
     pair.source.console.ask("r 30000", "RATE")
     with (
-        Link(LinkShape(rate_bps=200e6, delay_s=0.002)) as link,
+        # Slow enough for a guest that gets little of a busy machine, too.
+        Link(LinkShape(rate_bps=60e6, delay_s=0.002)) as link,
         accepting(pair.target) as (taking, pairing),
         migrating(
             pair.source,
@@ -237,7 +238,7 @@ def test_an_estimate_tells_a_quiet_guest_from_a_busy_one(pair: Pair) -> None:
             return outcome(asking)
 
     code, quiet = ask("100Mbps")
-    assert code == 0 and quiet["converges"] and quiet["seconds"] > 5
+    assert code == 0 and quiet["converges"] and quiet["seconds"] > 5, quiet
     pair.source.console.ask("r 16000", "RATE")
     # A host with much else to do has its guest write less than it is asked to.
     code, busy = ask("10Mbps")

@@ -1,5 +1,7 @@
 """A real guest moves between two QEMUs, or stays: it runs on exactly one side, and its memory is right."""
 
+import asyncio
+import importlib
 import os
 import random
 import subprocess
@@ -21,7 +23,7 @@ from dwcp_fast.errors import (
     V3StoppedError,
 )
 from dwcp_fast.vm.accept import Acceptance
-from dwcp_fast.vm.migrate import Migration
+from dwcp_fast.vm.migrate import Migration, migrate_async
 from dwcp_fast.vm.options import AcceptOptions, MigrateOptions
 
 from .guest import Machine, check_downtime
@@ -42,6 +44,38 @@ def test_a_writing_guest_moves_and_finds_its_memory_right(pair: Pair) -> None:
     # The guest itself says for how long nobody heard of it; what is reported is no less than what QEMU saw.
     check_downtime(pair.source.console, pair.target.console, report.downtime_s)
     assert report.downtime_s >= (report.qemu_downtime_s or 0) * 0.5
+
+
+def test_a_guest_moves_over_several_connections_of_qemu_and_from_a_coroutine(pair: Pair) -> None:
+    pair.source.console.ask("r 500", "RATE")
+    with Acceptor(pair.target, listen=None) as acceptor:
+        options = MigrateOptions(multifd=3, settle_s=20)
+        to = acceptor.acceptance.pairing or ""
+        report = asyncio.run(migrate_async(str(pair.source.monitor), to, options=options))
+        taken = acceptor.end()
+    pair.check_moved()
+    assert taken is not None and taken.stream_bytes >= 32 << 20
+    # They are not looked into: no page of the writer was seen.
+    assert report.pages["full"] + report.pages["same"] < 1000
+    assert taken.pages == report.pages
+
+
+def test_a_guest_whose_qemu_compresses_by_itself_stays(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody has QEMU compress between our look at it and its start; both sides would compress then."""
+    move_of = importlib.import_module("dwcp_fast.vm.migrate")
+    wanted = move_of.capabilities_of_a_move
+    monkeypatch.setattr(move_of, "capabilities_of_a_move", lambda **how: {**wanted(**how), "compress": True})
+    monkeypatch.setattr(
+        importlib.import_module("dwcp_fast.vm.accept"),
+        "capabilities_of_a_move",
+        lambda **how: {**wanted(**how), "compress": True},
+    )
+    with Acceptor(pair.target, listen=None) as acceptor:
+        migration = Migration(str(pair.source.monitor), acceptor.acceptance.pairing or "")
+        with pytest.raises(QmpError, match="compresses pages itself"):
+            migration.run()
+        acceptor.end()
+    pair.check_stayed()
 
 
 def test_a_paused_guest_arrives_paused(pair: Pair) -> None:

@@ -68,6 +68,7 @@ const TOLD_EVERY: u64 = 4;
 struct Outgoing {
     next: u64,
     taken: u64,
+    pending_bytes: u64,
 }
 
 /// What this side sends.
@@ -114,6 +115,7 @@ impl<B: Clone> Outbox<B> {
         let outgoing = self.streams.entry(stream).or_default();
         let id = (stream, outgoing.next);
         outgoing.next += 1;
+        outgoing.pending_bytes += u64::from(record.raw_len);
         self.pending_bytes += u64::from(record.raw_len);
         let under_way = UnderWay { record, lane: None, wire_len: 0, at_s: 0.0, helped: false, come: false };
         self.records.insert(id, under_way);
@@ -185,6 +187,7 @@ impl<B: Clone> Outbox<B> {
             let id = (taken.stream, number);
             if let Some(under_way) = self.records.remove(&id) {
                 self.pending_bytes -= u64::from(under_way.record.raw_len);
+                outgoing.pending_bytes -= u64::from(under_way.record.raw_len);
                 self.wire_bytes -= under_way.wire_len;
             }
         }
@@ -261,6 +264,12 @@ impl<B: Clone> Outbox<B> {
     #[must_use]
     pub fn pending_bytes(&self) -> u64 {
         self.pending_bytes
+    }
+
+    /// The same of one stream.
+    #[must_use]
+    pub fn pending_of(&self, stream: u32) -> u64 {
+        self.streams.get(&stream).map_or(0, |outgoing| outgoing.pending_bytes)
     }
 
     /// Whether everything was taken.
@@ -445,7 +454,8 @@ mod tests {
             assert!(matches!(refused, Err(ProtoError::Limit { limit, .. }) if limit == most));
         }
         outbox.taken(2, Taken { stream: 7, count: 4, come: 3 }, 9.0).unwrap();
-        assert!(outbox.is_empty() && outbox.wire_bytes() == 0 && outbox.pending_bytes() == 0);
+        assert!(outbox.is_empty() && outbox.wire_bytes() == 0);
+        assert_eq!((outbox.pending_bytes(), outbox.pending_of(7)), (0, 0));
     }
 
     #[test]

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from dwcp_fast.errors import DeadlineError
+from dwcp_fast.errors import DeadlineError, QmpError
 from dwcp_fast.policy.precopy import Round
 from dwcp_fast.vm.carrying import Carrier
 from dwcp_fast.vm.machine import Machine, MigrationState
@@ -78,9 +78,17 @@ class Watch:
         return self._events
 
     def check_relay(self) -> None:
-        """Raise what the relay failed by, if it did."""
-        if self._relay is not None and self._relay.present().state == "failed":
+        """Raise what the relay failed by, if it did, and if there is nothing for it to do better."""
+        if self._relay is None:
+            return
+        stats = self._relay.present()
+        if stats.state == "failed":
             self._relay.wait(0.1)
+        if stats.compressed_by_qemu:
+            raise QmpError(
+                "QEMU compresses pages itself: they cannot be looked into, and would be compressed twice",
+                hint="have nobody else set its capabilities xbzrle, compress and multifd during the move",
+            )
 
     def check_progress(self, limit_s: float) -> None:
         """Raise if nothing went on for so many seconds, whatever is to blame."""

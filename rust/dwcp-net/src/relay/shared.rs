@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use dwcp_codec::select::Summary;
 use dwcp_proto::LaneId;
 use dwcp_proto::frame::{ErrorCode, ErrorFrame, Secret, SessionId};
-use dwcp_proto::relay::{Inbox, Outbox};
+use dwcp_proto::relay::{Inbox, MAX_PENDING_BYTES, Outbox};
 use dwcp_vm::{BaseIndex, PageCounts};
 
 use super::RelayOptions;
@@ -417,15 +417,15 @@ impl State {
         if self.outbox.waiting() > 0 { LATE_S.0 + LATE.0 * usual_s } else { LATE_S.1 + LATE.1 * usual_s }
     }
 
-    /// Whether another record of so many bytes may be added.
-    pub(super) fn has_room(&self, side: Side, raw_len: u64) -> bool {
+    /// Whether another record of so many bytes may be added to a stream.
+    pub(super) fn has_room(&self, side: Side, stream: u32, raw_len: u64) -> bool {
         if self.outbox.is_full(raw_len) {
             return false;
         }
         match side {
             Side::Source => {
                 // What a lane has no room for waits here, and in nobody else's buffers.
-                self.outbox.waiting() < MOST_WAITING && self.outbox.pending_bytes() < self.most_pending()
+                self.outbox.waiting() < MOST_WAITING && self.outbox.pending_of(stream) < self.most_pending()
             }
             Side::Target => self.outbox.pending_bytes() + raw_len <= MOST_RETURNING,
         }
@@ -434,7 +434,9 @@ impl State {
     fn most_pending(&self) -> u64 {
         // Before any record has come, nothing has to wait for it.
         let trip_s = self.outbox.way().map_or(1.0, |way| way.least_s);
-        (LEAST_PENDING + FASTEST_LINK * trip_s) as u64
+        // A stream that its socket does not take keeps no room from one that this socket waits for.
+        let share = MAX_PENDING_BYTES / u64::from(self.open_streams() + 1);
+        ((LEAST_PENDING + FASTEST_LINK * trip_s) as u64).min(share)
     }
 
     pub(super) fn count_pages(&mut self, counts: PageCounts, opaque: Option<&'static str>, compressed: bool) {

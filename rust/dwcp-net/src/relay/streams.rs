@@ -264,7 +264,8 @@ fn write(
             let to_target = shared.side == Side::Target;
             let count = bytes.len() as u64;
             let migrates = state.streams.get(&number).is_some_and(|stream| stream.is_migration);
-            if let Some(decoder) = &decoder {
+            // Further connections of the same migration have no pages that are looked into.
+            if let Some(decoder) = decoder.as_ref().filter(|_| *state.paged.get_or_insert(number) == number) {
                 state.report.pages = decoder.counts();
             }
             if to_target {
@@ -344,7 +345,7 @@ fn read(shared: &Arc<Shared>, number: u32, channel: &str, socket: &UnixStream) -
     let mut end = false;
     while !end {
         if !await_bytes(shared, socket).map_err(failed("wait for", channel))?
-            || !await_room(shared, most as u64)
+            || !await_room(shared, number, most as u64)
         {
             return Ok(());
         }
@@ -367,7 +368,7 @@ fn read(shared: &Arc<Shared>, number: u32, channel: &str, socket: &UnixStream) -
             }
         }
         while !held.is_empty() {
-            if !await_room(shared, held.len() as u64) {
+            if !await_room(shared, number, held.len() as u64) {
                 return Ok(());
             }
             let mut bytes = Vec::new();
@@ -454,14 +455,14 @@ fn await_bytes(shared: &Shared, socket: &UnixStream) -> io::Result<bool> {
     }
 }
 
-/// Waits until a record of so many bytes may be added; `false` once the relay is over.
-fn await_room(shared: &Shared, raw_len: u64) -> bool {
+/// Waits until a record of so many bytes may be added to a stream; `false` once the relay is over.
+fn await_room(shared: &Shared, stream: u32, raw_len: u64) -> bool {
     let mut state = lock(&shared.state);
     loop {
         if state.is_over() || shared.cancel.is_cancelled() {
             return false;
         }
-        if state.has_room(shared.side, raw_len) {
+        if state.has_room(shared.side, stream, raw_len) {
             return true;
         }
         state = wait(&shared.changed, state, CANCEL_SLICE);
