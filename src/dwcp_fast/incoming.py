@@ -148,7 +148,8 @@ class IncomingSession(Closing):
             timeout_s: Seconds to wait for the sender's offer.
 
         Returns:
-            The buffers, complete and verified; None when the sender has closed the session.
+            The buffers, complete and verified; None when the session has ended. A sender that has more opens
+            another then, also by itself where copies of the last blocks may still be under way: accept it.
 
         Raises:
             DeadlineError: No offer came in time.
@@ -178,7 +179,7 @@ class IncomingSession(Closing):
             timeout_s: Seconds to wait for the sender's offer.
 
         Returns:
-            What was done; None when the sender has closed the session.
+            What was done; None when the session has ended, as in :meth:`receive`.
 
         Raises:
             BufferError: A buffer is not contiguous or read-only.
@@ -198,7 +199,7 @@ class IncomingSession(Closing):
             timeout_s: Seconds to wait for the sender's offer.
 
         Returns:
-            What was done; None when the sender has closed the session.
+            What was done; None when the session has ended, as in :meth:`receive`.
 
         Raises:
             OSError: Something cannot be written, exists and is not to be overwritten, or does not fit.
