@@ -11,8 +11,7 @@ mod tls;
 mod wake;
 
 use std::io;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
-use std::os::fd::AsFd;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -114,49 +113,81 @@ pub trait Transport: Send {
     fn set_pace(&mut self, bytes_per_s: Option<u64>);
 }
 
-/// Shuts a socket down, or looks at it, from any thread.
+/// What other threads may do with a connection. A carrier that measures nothing, or has nothing to choose, tells so by
+/// what is given here.
+pub(crate) trait Ending: Send + Sync + std::fmt::Debug {
+    /// Ends the connection; calls that block on it return at once.
+    fn close(&self);
+
+    /// As [`Transport::path`] tells it.
+    fn path(&self) -> Option<PathInfo> {
+        None
+    }
+
+    /// The address of this machine that the connection comes from.
+    fn local_ip(&self) -> Option<IpAddr> {
+        None
+    }
+
+    /// As [`Transport::congestion`] tells it.
+    fn congestion(&self) -> Option<String> {
+        None
+    }
+
+    /// As [`Transport::set_congestion`] does.
+    fn set_congestion(&self, _name: &str) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Has the system keep no more than so many bytes that it was not yet able to send. Where it cannot, it keeps more.
+    fn limit_unsent(&self, _bytes: u32) {}
+
+    /// How many bytes have come that nobody has read, as far as that is known.
+    fn unread(&self) -> u64 {
+        0
+    }
+}
+
+/// Ends a connection, or looks at it, from any thread.
 #[derive(Clone, Debug)]
-pub struct Closer(Arc<TcpStream>);
+pub struct Closer(Arc<dyn Ending>);
 
 impl Closer {
-    /// Shuts the socket down; calls that block on it return at once.
+    /// Ends the connection; calls that block on it return at once.
     pub fn close(&self) {
-        // It fails only on a socket that is closed already.
-        let _ = self.0.shutdown(Shutdown::Both);
+        self.0.close();
     }
 
     /// What the system's TCP has measured on the connection, as [`Transport::path`] tells it.
     #[must_use]
     pub fn path(&self) -> Option<PathInfo> {
-        PathInfo::of(self.0.as_fd())
+        self.0.path()
     }
 
     /// The address of this machine that the connection comes from.
     pub(crate) fn local_ip(&self) -> Option<IpAddr> {
-        self.0.local_addr().ok().map(|address| address.ip())
+        self.0.local_ip()
     }
 
     /// The congestion control of the connection, as [`Transport::congestion`] tells it.
     #[must_use]
     pub fn congestion(&self) -> Option<String> {
-        congestion::congestion_of(&self.0)
+        self.0.congestion()
     }
 
     /// Asks for another, as [`Transport::set_congestion`] does.
     pub(crate) fn set_congestion(&self, name: &str) -> io::Result<()> {
-        congestion::set_congestion(&self.0, name)
+        self.0.set_congestion(name)
     }
 
     /// Has the system keep no more than so many bytes that it was not yet able to send. Where it cannot, it keeps more.
     pub(crate) fn limit_unsent(&self, bytes: u32) {
-        if let Err(error) = tcp::limit_unsent(&self.0, bytes) {
-            log::debug!("the system keeps as much unsent as it likes: {error}");
-        }
+        self.0.limit_unsent(bytes);
     }
 
     /// How many bytes have come that nobody has read.
     pub(crate) fn unread(&self) -> u64 {
-        rustix::io::ioctl_fionread(&*self.0).unwrap_or(0)
+        self.0.unread()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Plain TCP.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::buffers::widen;
 use super::congestion::{congestion_of, set_congestion};
-use super::{Closer, Failure, PathInfo, Patience, SOCKET_SLICE, Transport, WakeReceiver, sort};
+use super::{Closer, Ending, Failure, PathInfo, Patience, SOCKET_SLICE, Transport, WakeReceiver, sort};
 use crate::error::NetError;
 use crate::security::Fingerprint;
 
@@ -135,12 +135,12 @@ fn has_left(stream: &TcpStream) -> bool {
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
-pub(super) fn limit_unsent(stream: &TcpStream, bytes: u32) -> std::io::Result<()> {
+fn limit_unsent(stream: &TcpStream, bytes: u32) -> std::io::Result<()> {
     socket2::SockRef::from(stream).set_tcp_notsent_lowat(bytes)
 }
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-pub(super) fn limit_unsent(_stream: &TcpStream, _bytes: u32) -> std::io::Result<()> {
+fn limit_unsent(_stream: &TcpStream, _bytes: u32) -> std::io::Result<()> {
     Ok(())
 }
 
@@ -152,6 +152,39 @@ fn pace(stream: &TcpStream, bytes_per_s: u64) -> io::Result<()> {
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn pace(_stream: &TcpStream, _bytes_per_s: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+impl Ending for TcpStream {
+    fn close(&self) {
+        // It fails only on a socket that is closed already.
+        let _ = self.shutdown(Shutdown::Both);
+    }
+
+    fn path(&self) -> Option<PathInfo> {
+        PathInfo::of(self.as_fd())
+    }
+
+    fn local_ip(&self) -> Option<IpAddr> {
+        self.local_addr().ok().map(|address| address.ip())
+    }
+
+    fn congestion(&self) -> Option<String> {
+        congestion_of(self)
+    }
+
+    fn set_congestion(&self, name: &str) -> io::Result<()> {
+        set_congestion(self, name)
+    }
+
+    fn limit_unsent(&self, bytes: u32) {
+        if let Err(error) = limit_unsent(self, bytes) {
+            log::debug!("the system keeps as much unsent as it likes: {error}");
+        }
+    }
+
+    fn unread(&self) -> u64 {
+        rustix::io::ioctl_fionread(self).unwrap_or(0)
+    }
 }
 
 impl Transport for TcpTransport {
@@ -216,7 +249,8 @@ impl Transport for TcpTransport {
     }
 
     fn closer(&self) -> Closer {
-        Closer(Arc::clone(&self.stream))
+        let stream = Arc::clone(&self.stream);
+        Closer(stream)
     }
 
     fn peer_fingerprint(&self) -> Option<Fingerprint> {
