@@ -12,6 +12,7 @@ from dwcp_fast.told import (
     ProbeSettings,
     ProbeTold,
     ProgressTold,
+    RdmaDeviceTold,
     ReceiveSettings,
     ReceiveTold,
     RelaySettings,
@@ -218,6 +219,7 @@ class Scan:
 def probe_link(
     address: str, security: DialSecurity, settings: ProbeSettings, cancel: Cancel
 ) -> ProbeTold: ...
+def rdma_offer() -> tuple[list[RdmaDeviceTold], str | None]: ...
 
 @final
 class Sender:
@@ -271,6 +273,8 @@ class Server:
     @property
     def peer(self) -> str: ...
     @property
+    def carrier(self) -> str: ...
+    @property
     def request(self) -> bytes | None: ...
     def next_request(self, timeout_s: float | None) -> bytes | None: ...
     def send_buffers(self, buffers: list[tuple[str, BufferLike]], block_bytes: int) -> SendTold: ...
@@ -305,6 +309,8 @@ class Listener:
 class Receiver:
     @property
     def peer(self) -> str: ...
+    @property
+    def carrier(self) -> str: ...
     def receive_buffers(
         self, max_total_bytes: int, timeout_s: float | None
     ) -> tuple[list[tuple[str, Buffer]], ReceiveTold] | None: ...

@@ -10,6 +10,7 @@ from dwcp_fast.dictionary import natives
 from dwcp_fast.engine import current_flags
 from dwcp_fast.links import Events, NativeLink
 from dwcp_fast.options import ReceiveOptions, SendOptions
+from dwcp_fast.policy.carrier import Carrier
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.lanes import choose_lanes, explain_lanes, lane_range
 from dwcp_fast.policy.mode import choose_mode, far_if_forced
@@ -57,10 +58,15 @@ class FetchLink(NativeLink):
             "reconnect_s": options.reconnect_s,
             "timeout_s": options.timeout_s,
             "local_addresses": list(options.local_addresses),
+            "carrier": "tcp",
         }
         security = dial_security(target, trust)
-        with self._guard.told():
-            self._native = _core.Fetcher(address_of(target), security, settings, cancel, events)
+
+        def make(carrier: Carrier, connect_timeout_s: float) -> _core.Fetcher:
+            how: FetchSettings = {**settings, "carrier": carrier, "connect_timeout_s": connect_timeout_s}
+            return _core.Fetcher(address_of(target), security, how, cancel, events)
+
+        self._native = self._dial(make, options, trust, events)
 
     def fetch(self, request: bytes, timeout_s: float | None) -> Received:
         """Take the answer into new memory."""

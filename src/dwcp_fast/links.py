@@ -5,10 +5,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
+from dwcp_fast.carriers import dial
 from dwcp_fast.dictionary import native
 from dwcp_fast.errors import ConfigError, NegotiationError
 from dwcp_fast.link_memory import KnownLink, recall_link, remember_link
@@ -16,6 +17,7 @@ from dwcp_fast.metrics.meter import METER
 from dwcp_fast.modes import ModeKeeper
 from dwcp_fast.options import SendOptions
 from dwcp_fast.paths import PathReport
+from dwcp_fast.policy.carrier import Carrier
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.engine import Engine
@@ -49,6 +51,7 @@ V1_TIMEOUT_S: Final = 86_400.0
 V1_CONGESTION: Final = ("auto", "yielding", "system")
 LOG: Final = logging.getLogger(__name__)
 Events = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,22 @@ class NativeLink:
         self._choices = choices
         self._transport = "tcp" if isinstance(trust, Insecure) else "tls"
 
+    def _dial(
+        self,
+        make: Callable[[Carrier, float], T],
+        options: SendOptions,
+        trust: Trust | None,
+        events: Events | None,
+    ) -> T:
+        """Dial, and note what lanes are made of and why."""
+        plain = isinstance(trust, Insecure)
+        with self._guard.told():
+            made, link = dial(options.link, options.connect_timeout_s, make, plain=plain, events=events)
+        self._choices = [*self._choices, link]
+        if link.value != "tcp":
+            self._transport = link.value
+        return made
+
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
         return make_progress(self._native.progress())
@@ -198,9 +217,13 @@ class V3Link(NativeLink):
         self._remembers = options.link_memory and options.codec == "auto" and not is_bounded
         self._link: KnownLink | None = None
         known = recall_link(self._peer) if self._remembers else None
-        settings = send_settings(options, known)
-        with self._guard.told():
-            self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
+        settings, security = send_settings(options, known), dial_security(target, trust)
+
+        def make(carrier: Carrier, connect_timeout_s: float) -> _core.Sender:
+            how: SendSettings = {**settings, "carrier": carrier, "connect_timeout_s": connect_timeout_s}
+            return _core.Sender(self._peer, security, how, cancel, events)
+
+        self._native = self._dial(make, options, trust, events)
         self._throttle = follow_schedule(self, options)
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
@@ -380,6 +403,7 @@ def check_v1(options: SendOptions, engine: Choice[Any]) -> None:
         "bandwidth_schedule": options.bandwidth_schedule,
         "congestion": None if options.congestion in V1_CONGESTION else options.congestion,
         "local_addresses": options.local_addresses or None,
+        "link": options.link if options.link == "rdma" else None,
     }
     told = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
     if told:
@@ -411,6 +435,7 @@ def send_settings(options: SendOptions, known: KnownLink | None = None) -> SendS
         "socket_buffer_bytes": None,
         "congestion": choose_congestion(options.congestion, polite=options.polite),
         "local_addresses": list(options.local_addresses),
+        "carrier": "tcp",
     }
 
 

@@ -12,13 +12,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from dwcp_fast import _core
+from dwcp_fast.carriers import rdma_offer
 from dwcp_fast.closing import Closing
 from dwcp_fast.dictionary import natives
-from dwcp_fast.errors import ConfigError
+from dwcp_fast.errors import ConfigError, TransportError
 from dwcp_fast.incoming import STOPPED, AsyncIncomingSession, IncomingSession, dismiss
 from dwcp_fast.links import Events, send_settings
 from dwcp_fast.metrics.meter import METER
-from dwcp_fast.options import ReceiveOptions, SendOptions, check_int
+from dwcp_fast.options import Link, ReceiveOptions, SendOptions, check_int
+from dwcp_fast.policy.carrier import RdmaOffer, offers_rdma
 from dwcp_fast.rollout.switch import SWITCH
 from dwcp_fast.state import (
     KeptPairing,
@@ -195,6 +197,7 @@ class Listener(Closing):
             "handshake_timeout_s": options.handshake_timeout_s,
             "senders": receive,
             "max_sessions": options.max_sessions,
+            "rdma": False,
             "v1_networks": list(options.allow_v1 or EVERYWHERE),
         }
 
@@ -202,7 +205,11 @@ class Listener(Closing):
 
         def bind(at: str) -> _core.Listener:
             take_v1 = None if self._v1 is None else self._take_v1
-            return _core.Listener(at, self._security, settings, serving, self._cancel, events, take_v1)
+
+            def bind_as(how: ReceiveSettings) -> _core.Listener:
+                return _core.Listener(at, self._security, how, serving, self._cancel, events, take_v1)
+
+            return bind_with_rdma(bind_as, settings, options.link, plain=trust is INSECURE)
 
         self._native = bind_as_before(bind, host, port, kept)
         self._throttle = follow_schedule(self, serve)
@@ -251,7 +258,8 @@ class Listener(Closing):
             timeout_s = None if end is None else max(0.0, end - time.monotonic())
         # By now the token belongs to this peer, and must still do so after a restart.
         self._keep()
-        return IncomingSession(native, self._options, self._serve, self._transport)
+        transport = self._transport if native.carrier == "tcp" else native.carrier
+        return IncomingSession(native, self._options, self._serve, transport)
 
     def set_bandwidth_limit(self, bits_per_s: int | None) -> None:
         """Change, from any thread, the rate of all peers together that are sent to.
@@ -396,6 +404,22 @@ def bind_as_before(
         with contextlib.suppress(OSError):
             return bind(f"{name}:{kept.port}")
     return bind(f"{name}:{port}")
+
+
+def bind_with_rdma(
+    bind: Callable[[ReceiveSettings], _core.Listener], settings: ReceiveSettings, link: Link, *, plain: bool
+) -> _core.Listener:
+    """Listen, also for RDMA if that is asked for, or if it is not refused and can be had."""
+    offer = rdma_offer() if link == "auto" and plain else RdmaOffer((), None)
+    if not offers_rdma(link, plain=plain, offer=offer):
+        return bind(settings)
+    try:
+        return bind({**settings, "rdma": True})
+    except TransportError as error:
+        if link == "rdma":
+            raise
+        LOG.warning("no lanes over rdma are taken: %s", error)
+        return bind(settings)
 
 
 def reachable_host(host: str) -> str:

@@ -15,6 +15,7 @@ __all__ = [
     "BandwidthSchedule",
     "CommonContent",
     "Generation",
+    "Link",
     "Mode",
     "Payload",
     "Protocol",
@@ -29,6 +30,7 @@ __all__ = [
 
 Protocol = Literal["auto", "v1", "v3"]
 Mode = Literal["auto", "datacenter", "internet", "hybrid"]
+Link = Literal["auto", "tcp", "rdma"]
 Symlinks = Literal["keep", "refuse"]
 Generation = Literal["A", "B", "C"]
 Payload = Literal["hde", "raw"]
@@ -78,6 +80,9 @@ class SendOptions:
         mode: What kind of link there is: ``"datacenter"``, ``"hybrid"`` or ``"internet"``, which stays as it
             is asked for, or ``"auto"``, which is found from what the link shows, and found anew when that
             changes. `streams`, `codec` and `congestion` go before it where they are asked for.
+        link: What lanes are made of: ``"tcp"``, ``"rdma"`` (neither encrypted nor authenticated: only with
+            :data:`~dwcp_fast.INSECURE`), or ``"auto"``: RDMA where that is so and both sides have it, TCP
+            otherwise. The report tells which, and why.
         streams: Number of lanes, 1 to 256; None leaves it to the policy, and to what is found while data
             flows if the peer is far.
         polite: Whether others on the link go first: ``congestion="auto"`` does not come to BBR then, which
@@ -117,6 +122,7 @@ class SendOptions:
 
     protocol: Protocol = "auto"
     mode: Mode = "auto"
+    link: Link = "auto"
     streams: int | None = None
     polite: bool = False
     codec: str = "auto"
@@ -143,6 +149,7 @@ class SendOptions:
             keep_tuple(self, field)
         check_choice("protocol", self.protocol, get_args(Protocol))
         check_choice("mode", self.mode, get_args(Mode))
+        check_choice("link", self.link, get_args(Link))
         check_flag("polite", self.polite)
         check_flag("link_memory", self.link_memory)
         check_path("codec_model", self.codec_model)
@@ -197,6 +204,8 @@ class ReceiveOptions:
             Also most v1 transfers at once, where v1 is served.
         idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
         handshake_timeout_s: Seconds for the handshake of a lane.
+        link: Whether lanes over RDMA are taken beside those over TCP, at the same address: ``"auto"`` where
+            the peers need not know each other and there is a device, ``"rdma"`` always, ``"tcp"`` never.
         allow_v1: Networks (``"10.0.0.0/8"``) whose peers may use v1, which has neither authentication nor
             integrity; an empty tuple allows all, None refuses v1.
         v1_generation: Generation of HDE packets expected from v1 senders.
@@ -219,6 +228,7 @@ class ReceiveOptions:
     max_sessions: int = 64
     idle_timeout_s: float = 30.0
     handshake_timeout_s: float = 10.0
+    link: Link = "auto"
     allow_v1: tuple[str, ...] | None = None
     v1_generation: Generation = "A"
     v1_payload: Payload = "hde"
@@ -241,6 +251,7 @@ class ReceiveOptions:
         check_int("max_sessions", self.max_sessions, 1, MAX_SESSIONS)
         check_seconds("idle_timeout_s", self.idle_timeout_s)
         check_seconds("handshake_timeout_s", self.handshake_timeout_s)
+        check_choice("link", self.link, get_args(Link))
         for network in self.allow_v1 or ():
             try:
                 # A number is a network to this function, and nobody means one.

@@ -20,6 +20,7 @@ __all__ = [
     "ProbeSettings",
     "ProbeTold",
     "ProgressTold",
+    "RdmaDeviceTold",
     "ReceiveSettings",
     "ReceiveTold",
     "RelaySettings",
@@ -153,6 +154,18 @@ CountsTold = tuple[float, LinkTold]
 """What was counted, and when."""
 
 
+class RdmaDeviceTold(TypedDict):
+    """An RDMA device and its limits."""
+
+    name: str
+    max_qp: int
+    max_qp_wr: int
+    max_sge: int
+    max_cqe: int
+    max_mr: int
+    max_mr_bytes: int
+
+
 class ProbeTold(TypedDict):
     """What a probe has seen."""
 
@@ -260,6 +273,7 @@ class SendSettings(TypedDict):
     socket_buffer_bytes: int | None
     congestion: str
     local_addresses: list[str]
+    carrier: str
 
 
 class FetchSettings(TypedDict):
@@ -278,6 +292,7 @@ class FetchSettings(TypedDict):
     reconnect_s: float
     timeout_s: float | None
     local_addresses: list[str]
+    carrier: str
 
 
 class ReceiveSettings(TypedDict):
@@ -293,6 +308,7 @@ class ReceiveSettings(TypedDict):
     handshake_timeout_s: float
     senders: bool
     max_sessions: int
+    rdma: bool
     v1_networks: list[str]
 
 

@@ -15,12 +15,13 @@ use rustls::pki_types::ServerName;
 
 use crate::breaker::Breaker;
 use crate::cancel::Cancel;
+use crate::carrier::Carrier;
 use crate::error::{NetError, plain};
 use crate::lane::Lane;
 use crate::lanes::Slots;
 use crate::local::{LocalAddresses, MAX_LOCAL};
 use crate::security::{DialSecurity, client_config, random_bytes};
-use crate::transport::{Patience, TcpTransport, TlsTransport, Transport, dial};
+use crate::transport::{Patience, RdmaTransport, TcpTransport, TlsTransport, Transport, dial};
 
 /// The range of the delays between attempts to make a lane.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -56,6 +57,8 @@ pub(crate) struct DialOptions {
     pub(crate) relays: bool,
     /// Where lanes come from, in turn; the system chooses if there is none.
     pub(crate) local_addresses: Vec<IpAddr>,
+    /// What lanes are made of.
+    pub(crate) carrier: Carrier,
 }
 
 /// Where to and how.
@@ -86,6 +89,10 @@ impl Plan {
                 value: value as u64,
                 range: "0 to 16 addresses",
             });
+        }
+        if options.carrier == Carrier::Rdma && !matches!(security, DialSecurity::Insecure) {
+            let reason = "it is neither encrypted nor authenticated, and the peer is to be known".to_owned();
+            return Err(NetError::Carrier { carrier: Carrier::Rdma, reason });
         }
         let local = LocalAddresses::new(&options.local_addresses);
         let (tls, breaker) = (client_config(security)?, Breaker::default());
@@ -189,20 +196,15 @@ fn make_lane(
 ) -> Result<Dialled, NetError> {
     let options = &plan.options;
     let slot = plan.slots.take(cancel)?;
-    let (stream, round_trip) = dial(&plan.address, from, options.socket_buffer_bytes, limit, cancel)?;
     let patience = Patience::for_time(limit);
-    let tcp = TcpTransport::new(stream)?;
-    let registration = cancel.register(tcp.closer());
-    let (transport, security): (Box<dyn Transport>, _) = match &plan.tls {
-        None => (Box::new(tcp), Security::Plaintext),
-        Some((config, name)) => {
-            let tls = TlsTransport::connect(tcp, Arc::clone(config), name.clone(), patience)?;
-            (Box::new(tls), Security::Tls)
+    let (transport, security, round_trip) = match options.carrier {
+        Carrier::Tcp => connect_tcp(plan, from, (limit, patience), cancel)?,
+        Carrier::Rdma => {
+            let rdma = RdmaTransport::dial(&plan.address, from, limit, cancel)?;
+            (Box::new(rdma) as Box<dyn Transport>, Security::Plaintext, Duration::ZERO)
         }
     };
     let mut lane = Lane::new(transport, security == Security::Tls, patience, cancel);
-    drop(registration);
-
     let ours = preface::VERSIONS;
     let (session, secret) = match join {
         Some((session, key)) => (Some(session), key),
@@ -227,7 +229,8 @@ fn make_lane(
     drop(slot);
     let mut answer = [0; PREFACE_BYTES];
     lane.recv_bytes(&mut answer).map_err(|error| explain(error, security))?;
-    let answer_time = greeted.elapsed();
+    // RDMA is for near links: how long it takes to make a connection tells nothing of the way.
+    let answer_time = if options.carrier == Carrier::Rdma { Duration::ZERO } else { greeted.elapsed() };
     let theirs = preface::decode(&answer)?;
     let version = preface::agree(ours, theirs).ok().filter(|version| *version == ours.1);
     let version = version.ok_or(NetError::Version { ours, theirs })?;
@@ -253,6 +256,23 @@ fn make_lane(
     }
     lane.enter(&welcome.session, options.idle_timeout, halt);
     Ok(Dialled { lane, welcome, round_trip, answer_time })
+}
+
+/// A connection over TCP, with TLS where that is asked for, and how long the handshake of TCP took.
+fn connect_tcp(
+    plan: &Plan,
+    from: Option<IpAddr>,
+    (limit, patience): (Duration, Patience),
+    cancel: &Cancel,
+) -> Result<(Box<dyn Transport>, Security, Duration), NetError> {
+    let (stream, round_trip) = dial(&plan.address, from, plan.options.socket_buffer_bytes, limit, cancel)?;
+    let tcp = TcpTransport::new(stream)?;
+    let Some((config, name)) = &plan.tls else {
+        return Ok((Box::new(tcp), Security::Plaintext, round_trip));
+    };
+    let _registration = cancel.register(tcp.closer());
+    let tls = TlsTransport::connect(tcp, Arc::clone(config), name.clone(), patience)?;
+    Ok((Box::new(tls), Security::Tls, round_trip))
 }
 
 /// Says what a connection that ends in the handshake is likely to mean.

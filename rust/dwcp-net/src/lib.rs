@@ -7,6 +7,7 @@
 
 mod breaker;
 mod cancel;
+mod carrier;
 mod congestion;
 mod dial;
 mod distance;
@@ -27,6 +28,7 @@ mod tally;
 pub mod transport;
 
 pub use cancel::Cancel;
+pub use carrier::Carrier;
 pub use congestion::Congestion;
 pub use distance::{Distance, Relocation};
 pub use error::NetError;
@@ -41,3 +43,4 @@ pub use report::{
 pub use send::{CodecChoice, ProbeOptions, ProbeReport, Selection, SendOptions, SendSession, probe};
 pub use serve::ServeSession;
 pub use tally::{EventCounts, Tally};
+pub use transport::{RdmaDevice, rdma_devices};

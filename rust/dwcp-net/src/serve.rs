@@ -11,6 +11,7 @@ use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
+use crate::carrier::Carrier;
 use crate::error::NetError;
 use crate::lane::Lane;
 use crate::limiter::Limiter;
@@ -31,6 +32,7 @@ pub(crate) struct Served {
     /// The certificate of the peer that opened it; only the same may join.
     pub(crate) owner: Option<Fingerprint>,
     peer: SocketAddr,
+    carrier: Carrier,
     limits: Limits,
     shared: Shared,
     registry: Arc<Registry>,
@@ -48,11 +50,11 @@ impl Served {
         observer: Arc<dyn Observer>,
         registry: Arc<Registry>,
     ) -> Served {
-        let Names { id, key, owner, peer } = names;
+        let Names { id, key, owner, peer, carrier } = names;
         let link = Link { id, key, max_lanes: limits.max_lanes, limits };
         let halts = (cancel, Cancel::new());
         let shared = Shared::new(options, limiter, halts, observer, link, Some(Arc::clone(&registry)));
-        Served { id, key, owner, peer, limits, shared, registry, threads: AtomicUsize::new(0) }
+        Served { id, key, owner, peer, carrier, limits, shared, registry, threads: AtomicUsize::new(0) }
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -195,6 +197,12 @@ impl ServeSession {
     #[must_use]
     pub fn peer_addr(&self) -> SocketAddr {
         self.served.peer
+    }
+
+    /// What the session's first lane is made of.
+    #[must_use]
+    pub fn carrier(&self) -> Carrier {
+        self.served.carrier
     }
 
     /// Ends the session: lanes say goodbye. Dropping the session does the same.

@@ -130,6 +130,12 @@ impl Receiver {
         &self.peer
     }
 
+    /// What the session's first lane is made of.
+    #[getter]
+    fn carrier(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(self.session.object(py)?.carrier().to_string())
+    }
+
     /// Take the next transfer into new buffers; None when the sender has closed.
     #[pyo3(signature = (max_total_bytes, timeout_s))]
     #[allow(clippy::type_complexity)] // Named in the stub, which is where it is read.
@@ -249,6 +255,7 @@ fn options(settings: ReceiveSettings, serve: Option<SendOptions>) -> PyResult<Re
         senders: settings.senders,
         serve,
         max_sessions: settings.max_sessions,
+        rdma: settings.rdma,
         idle_timeout: seconds(settings.idle_timeout_s)?,
         handshake_timeout: seconds(settings.handshake_timeout_s)?,
         ..ReceiveOptions::default()

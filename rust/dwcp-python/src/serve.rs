@@ -32,6 +32,12 @@ impl Server {
         &self.peer
     }
 
+    /// What the session's first lane is made of.
+    #[getter]
+    fn carrier(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(self.session.object(py)?.carrier().to_string())
+    }
+
     /// What the peer asks for and was not sent yet, or None.
     #[getter]
     fn request<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {

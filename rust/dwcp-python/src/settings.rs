@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dwcp_codec::select::KnownLink;
-use dwcp_net::{CodecChoice, Distance, FetchOptions, LaneRange, SendOptions};
+use dwcp_net::{Carrier, CodecChoice, Distance, FetchOptions, LaneRange, SendOptions};
 use dwcp_proto::Limits;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -52,6 +52,8 @@ pub struct SendSettings {
     pub congestion: String,
     /// Addresses of this machine to connect from.
     pub local_addresses: Vec<String>,
+    /// What lanes are made of, by name.
+    pub carrier: String,
 }
 
 impl SendSettings {
@@ -74,6 +76,7 @@ impl SendSettings {
             bandwidth_limit: self.bandwidth_bytes_per_s,
             socket_buffer_bytes: self.socket_buffer_bytes,
             local_addresses: addresses(&self.local_addresses)?,
+            carrier: carrier(&self.carrier)?,
             congestion: self.congestion.parse().map_err(|error| Failure::Connect(error).raise(py))?,
         })
     }
@@ -109,6 +112,8 @@ pub struct FetchSettings {
     pub timeout_s: Option<f64>,
     /// Addresses of this machine to connect from.
     pub local_addresses: Vec<String>,
+    /// What lanes are made of, by name.
+    pub carrier: String,
 }
 
 impl FetchSettings {
@@ -132,6 +137,7 @@ impl FetchSettings {
             reconnect_for: seconds(self.reconnect_s)?,
             total_timeout: self.timeout_s.map(seconds).transpose()?,
             local_addresses: addresses(&self.local_addresses)?,
+            carrier: carrier(&self.carrier)?,
         })
     }
 }
@@ -160,6 +166,8 @@ pub struct ReceiveSettings {
     pub senders: bool,
     /// Most sessions at once.
     pub max_sessions: usize,
+    /// Whether connections over RDMA are taken too.
+    pub rdma: bool,
     /// Networks whose peers may use v1.
     pub v1_networks: Vec<String>,
 }
@@ -197,6 +205,11 @@ pub fn addresses(texts: &[String]) -> PyResult<Vec<IpAddr>> {
         text.parse().map_err(|error| PyValueError::new_err(format!("the address {text:?}: {error}")))
     };
     texts.iter().map(read).collect()
+}
+
+/// What lanes are made of; what Python checked does not fail.
+fn carrier(name: &str) -> PyResult<Carrier> {
+    name.parse().map_err(|()| PyValueError::new_err(format!("lanes of {name:?}")))
 }
 
 /// A time span from seconds; what Python checked does not fail.

@@ -8,6 +8,7 @@ from dwcp_fast.cli.inbox import describe_received
 from dwcp_fast.cli.output import Output, output_options
 from dwcp_fast.cli.security import security_options, server_name_option
 from dwcp_fast.cli.transfer import (
+    LINK,
     MODE,
     POLITE,
     STREAMS,
@@ -19,7 +20,7 @@ from dwcp_fast.cli.transfer import (
     writing_options,
 )
 from dwcp_fast.cli.units import help_with_example
-from dwcp_fast.options import Mode, ReceiveOptions, SendOptions
+from dwcp_fast.options import Link, Mode, ReceiveOptions, SendOptions
 from dwcp_fast.session import connect
 from dwcp_fast.trust import Insecure, MutualTls
 
@@ -38,6 +39,7 @@ __all__ = ["pull"]
 @click.argument("source", metavar="PAIRING|HOST:PORT")
 @click.argument("into", type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
 @MODE
+@LINK
 @STREAMS
 @POLITE
 @TIMEOUT
@@ -51,6 +53,7 @@ def pull(
     source: str,
     into: Path,
     mode: Mode,
+    link: Link,
     streams: int | None,
     polite: bool,
     timeout: float | None,
@@ -62,7 +65,7 @@ def pull(
 ) -> None:
     """Fetch what ``dwcp serve`` has."""
     options = SendOptions(
-        protocol="v3", mode=mode, streams=streams, polite=polite, timeout_s=timeout, **redialling
+        protocol="v3", mode=mode, link=link, streams=streams, polite=polite, timeout_s=timeout, **redialling
     )
     receive = ReceiveOptions(**writing)
     session = connect(source, trust=trust, options=options, receive=receive, events=printer.event)

@@ -9,10 +9,10 @@ from dwcp_fast.cli.metrics import METRICS
 from dwcp_fast.cli.output import Output, output_options
 from dwcp_fast.cli.security import security_options
 from dwcp_fast.cli.service import run_service
-from dwcp_fast.cli.transfer import LISTEN, ONCE, Writing, duration_option, writing_options
+from dwcp_fast.cli.transfer import LINK, LISTEN, ONCE, Writing, duration_option, writing_options
 from dwcp_fast.cli.units import help_with_example
 from dwcp_fast.cli.v1 import Dialect, v1_options
-from dwcp_fast.options import ReceiveOptions
+from dwcp_fast.options import Link, ReceiveOptions
 from dwcp_fast.trust import Insecure, MutualTls
 
 __all__ = ["recv"]
@@ -32,6 +32,7 @@ __all__ = ["recv"]
     "--into", required=True, type=click.Path(path_type=Path, file_okay=False), help="Made if missing."
 )
 @ONCE
+@LINK
 @click.option(
     "--allow-v1",
     is_flag=False,
@@ -49,6 +50,7 @@ def recv(
     listen: str,
     into: Path,
     once: bool,
+    link: Link,
     allow_v1: str | None,
     writing: Writing,
     idle_timeout: float,
@@ -61,7 +63,7 @@ def recv(
     networks = (
         None if allow_v1 is None else tuple(part.strip() for part in allow_v1.split(",") if part.strip())
     )
-    options = ReceiveOptions(idle_timeout_s=idle_timeout, allow_v1=networks, **writing, **dialect)
+    options = ReceiveOptions(link=link, idle_timeout_s=idle_timeout, allow_v1=networks, **writing, **dialect)
     into.mkdir(parents=True, exist_ok=True)
     return run_service(
         lambda: Inbox(listen, trust, options, into, printer), printer, once=once, metrics=metrics

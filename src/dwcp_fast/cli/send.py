@@ -9,6 +9,7 @@ from dwcp_fast.cli.files import FILE
 from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.security import security_options, server_name_option
 from dwcp_fast.cli.transfer import (
+    LINK,
     MODE,
     POLITE,
     STREAMS,
@@ -23,7 +24,7 @@ from dwcp_fast.cli.units import help_with_example
 from dwcp_fast.cli.v1 import Dialect, v1_options
 from dwcp_fast.engine import current_flags, engine_for
 from dwcp_fast.links import ScannedPaths, scan_paths
-from dwcp_fast.options import Mode, Protocol, SendOptions, Symlinks
+from dwcp_fast.options import Link, Mode, Protocol, SendOptions, Symlinks
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.lanes import choose_lanes
@@ -55,6 +56,7 @@ __all__ = ["send"]
     help="Which engine.",
 )
 @MODE
+@LINK
 @STREAMS
 @POLITE
 @encoding_options("all lanes together send")
@@ -85,6 +87,7 @@ def send(
     to: str,
     protocol: Protocol,
     mode: Mode,
+    link: Link,
     streams: int | None,
     polite: bool,
     encoding: Encoding,
@@ -102,6 +105,7 @@ def send(
     options = SendOptions(
         protocol=protocol,
         mode=mode,
+        link=link,
         streams=streams,
         polite=polite,
         link_memory=link_memory,

@@ -9,9 +9,10 @@ from dwcp_fast.cli.files import DICTIONARY, FILE, read_dictionary, read_known
 from dwcp_fast.cli.grouping import Decorator, gather
 from dwcp_fast.cli.units import parse_bandwidth, parse_streams, reading
 from dwcp_fast.dictionary import Dictionary
-from dwcp_fast.options import Mode, Symlinks, parse_bytes, parse_duration
+from dwcp_fast.options import Link, Mode, Symlinks, parse_bytes, parse_duration
 
 __all__ = [
+    "LINK",
     "LISTEN",
     "MODE",
     "ONCE",
@@ -96,6 +97,13 @@ MODE: Final = click.option(
     default="auto",
     show_default=True,
     help="What kind of link there is; auto finds it, and finds it anew when that changes.",
+)
+LINK: Final = click.option(
+    "--link",
+    type=click.Choice(get_args(Link)),
+    default="auto",
+    show_default=True,
+    help="What lanes are made of; auto takes RDMA where both sides have it and --insecure is given.",
 )
 POLITE: Final = click.option("--polite", is_flag=True, help="With few lanes: others on the link go first.")
 SYMLINKS: Final = click.option(

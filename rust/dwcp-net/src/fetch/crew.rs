@@ -45,7 +45,8 @@ impl Crew {
     ) -> Result<Crew, NetError> {
         let transport = first.lane.transport();
         let (peer, owner) = (transport.peer_addr(), transport.peer_fingerprint());
-        let names = Names { id: first.welcome.session, key: first.welcome.join_key, owner, peer };
+        let carrier = transport.carrier();
+        let names = Names { id: first.welcome.session, key: first.welcome.join_key, owner, peer, carrier };
         let most = first.welcome.max_lanes;
         let range = options.adaptive.filter(|_| options.distance.is_far(first.is_far()));
         let range = range.map(|range| LaneRange { most: range.most.min(most), ..range });

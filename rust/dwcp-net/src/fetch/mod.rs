@@ -14,6 +14,7 @@ use dwcp_proto::limits::MAX_REQUEST;
 use dwcp_store::Sink;
 
 use crate::cancel::{Cancel, lock};
+use crate::carrier::Carrier;
 use crate::dial::{DialOptions, Dialled, Plan, WORTHWHILE, backoff, first_failure, open_lane};
 use crate::distance::Distance;
 use crate::error::NetError;
@@ -51,6 +52,8 @@ pub struct FetchOptions {
     pub total_timeout: Option<Duration>,
     /// Addresses of this machine that lanes come from, as [`crate::SendOptions::local_addresses`].
     pub local_addresses: Vec<IpAddr>,
+    /// What lanes are made of.
+    pub carrier: Carrier,
 }
 
 impl Default for FetchOptions {
@@ -66,6 +69,7 @@ impl Default for FetchOptions {
             reconnect_for: Duration::from_secs(30),
             total_timeout: None,
             local_addresses: Vec::new(),
+            carrier: Carrier::Tcp,
         }
     }
 }
@@ -109,6 +113,7 @@ impl FetchSession {
             fills: false,
             relays: false,
             local_addresses: options.local_addresses.clone(),
+            carrier: options.carrier,
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let cancel = cancel.child();

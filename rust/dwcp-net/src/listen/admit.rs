@@ -50,7 +50,7 @@ pub(super) fn admit(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr, p
     }
 }
 
-fn refuse(shared: &Shared, peer: SocketAddr, error: &NetError) {
+pub(super) fn refuse(shared: &Shared, peer: SocketAddr, error: &NetError) {
     match error {
         // A sender that is done closes the lanes it was still making.
         NetError::PeerClosed { .. } => log::debug!("{peer} left before it was let in"),
@@ -125,9 +125,19 @@ fn serve_v3(
         }
         (_, _) => (Box::new(tcp), Security::Plaintext),
     };
-    let mut lane = Lane::new(transport, security == Security::Tls, patience, &shared.cancel);
     drop(registration);
+    serve_lane(shared, transport, security, patience, place)
+}
 
+/// Greets whoever speaks v3 over `transport`, and serves the lane to its end.
+pub(super) fn serve_lane(
+    shared: &Arc<Shared>,
+    transport: Box<dyn Transport>,
+    security: Security,
+    patience: Patience,
+    place: Place,
+) -> Result<(), NetError> {
+    let mut lane = Lane::new(transport, security == Security::Tls, patience, &shared.cancel);
     let mut theirs = [0; PREFACE_BYTES];
     lane.recv_bytes(&mut theirs)?;
     let theirs = preface::decode(&theirs)?;
@@ -281,7 +291,7 @@ fn greet(
             }
         }
     }
-    let names = names(owner, lane.transport().peer_addr())?;
+    let names = names(owner, lane.transport())?;
     let (cancel, observer) = (shared.cancel.child(), Arc::clone(&shared.observer));
     let (options, registry) = (&shared.options, Arc::clone(&shared.registry));
     let refused =
@@ -323,10 +333,11 @@ fn greet(
 }
 
 /// New names for a session of a peer.
-fn names(owner: Option<Fingerprint>, peer: SocketAddr) -> Result<Names, NetError> {
+fn names(owner: Option<Fingerprint>, transport: &dyn Transport) -> Result<Names, NetError> {
+    let (peer, carrier) = (transport.peer_addr(), transport.carrier());
     let mut id = random_bytes()?;
     if id == [0; 16] {
         id[0] = 1;
     }
-    Ok(Names { id: SessionId(id), key: Secret(random_bytes()?), owner, peer })
+    Ok(Names { id: SessionId(id), key: Secret(random_bytes()?), owner, peer, carrier })
 }

@@ -2,6 +2,7 @@
 
 mod admit;
 mod network;
+mod rdma;
 mod registry;
 mod waiting;
 
@@ -21,12 +22,14 @@ pub(crate) use registry::{Known, Registry};
 use waiting::WaitingRoom;
 
 use crate::cancel::{Cancel, lock};
+use crate::carrier::Carrier;
 use crate::error::NetError;
 use crate::limiter::Limiter;
 use crate::receive::{ReceiveOptions, ReceiveSession};
 use crate::relay::{Base, RelayOptions};
 use crate::report::{Event, Observer};
 use crate::security::{ListenSecurity, server_config, split_address};
+use crate::transport::Closer;
 
 /// How often the thread that accepts looks around.
 const ACCEPT_SLICE: Duration = Duration::from_millis(100);
@@ -50,7 +53,7 @@ pub struct V1Gate {
 pub struct Listener {
     shared: Arc<Shared>,
     local: SocketAddr,
-    acceptor: Mutex<Option<JoinHandle<()>>>,
+    acceptors: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What the threads of a listener share.
@@ -68,6 +71,13 @@ struct Shared {
     v1: Option<V1Gate>,
     waiting: Arc<WaitingRoom>,
     stopped: AtomicBool,
+}
+
+impl Shared {
+    /// Whether nobody is let in any more.
+    fn is_over(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst) || self.cancel.is_cancelled()
+    }
 }
 
 impl Listener {
@@ -104,6 +114,12 @@ impl Listener {
         }
         let listener = bound.map_err(failed("listen at"))?;
         let local = listener.local_addr().map_err(failed("listen at"))?;
+        if options.rdma && tls.is_some() {
+            let reason =
+                "it is neither encrypted nor authenticated, and this listener speaks tls only".to_owned();
+            return Err(NetError::Carrier { carrier: Carrier::Rdma, reason });
+        }
+        let over_rdma = options.rdma.then(|| rdma::bind(local)).transpose()?;
         let shared = Arc::new(Shared {
             security,
             tls,
@@ -117,14 +133,24 @@ impl Listener {
             waiting: Arc::default(),
             stopped: AtomicBool::new(false),
         });
-        let acceptor = {
+        let listening = Listener { shared: Arc::clone(&shared), local, acceptors: Mutex::default() };
+        let accept = {
             let shared = Arc::clone(&shared);
-            std::thread::Builder::new()
-                .name("dwcp-accept".to_owned())
-                .spawn(move || accept_all(&shared, &listener))
-                .map_err(failed("start a thread for"))?
+            move || accept_all(&shared, &listener)
         };
-        Ok(Listener { shared, local, acceptor: Mutex::new(Some(acceptor)) })
+        listening.start(accept).map_err(failed("start a thread for"))?;
+        if let Some(over_rdma) = over_rdma {
+            let accept = move || rdma::accept_all(&shared, over_rdma, local);
+            listening.start(accept).map_err(failed("start a thread for"))?;
+        }
+        Ok(listening)
+    }
+
+    /// Has a thread accept connections.
+    fn start(&self, accept: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        let acceptor = std::thread::Builder::new().name("dwcp-accept".to_owned()).spawn(accept)?;
+        lock(&self.acceptors).push(acceptor);
+        Ok(())
     }
 
     /// The address that peers reach.
@@ -165,7 +191,7 @@ impl Listener {
     /// listener does the same.
     pub fn close(&self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
-        if let Some(acceptor) = lock(&self.acceptor).take() {
+        for acceptor in lock(&self.acceptors).drain(..) {
             // A thread that panicked has nothing more to say.
             let _ = acceptor.join();
         }
@@ -196,7 +222,7 @@ fn listen(target: SocketAddr, buffer_bytes: Option<u32>) -> std::io::Result<TcpL
 /// Accepts connections until the listener is dropped or cancelled.
 fn accept_all(shared: &Arc<Shared>, listener: &TcpListener) {
     let mut swept = Instant::now();
-    while !shared.stopped.load(Ordering::SeqCst) && !shared.cancel.is_cancelled() {
+    while !shared.is_over() {
         let spec = Timespec { tv_sec: 0, tv_nsec: i64::from(ACCEPT_SLICE.subsec_nanos()) };
         let ready = poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&spec));
         if swept.elapsed() >= ACCEPT_SLICE {
@@ -220,11 +246,10 @@ fn accept_all(shared: &Arc<Shared>, listener: &TcpListener) {
 
 /// Gives a connection a thread of its own, if there is room for it.
 fn take(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
-    let Some(place) = WaitingRoom::enter(&shared.waiting, &stream, peer) else {
-        let reason = "too many connections that have not shown who they are".to_owned();
-        log::warn!("{peer} is turned away: {reason}");
-        shared.observer.event(Event::Refused { peer, reason });
-        return;
+    // Without a handle of its own it stays until its deadline.
+    let closer = stream.try_clone().ok().map(Closer::new);
+    let Some(place) = WaitingRoom::enter(&shared.waiting, closer, peer) else {
+        return turn_away(shared, peer);
     };
     let started = std::thread::Builder::new().name("dwcp-receive".to_owned()).spawn({
         let shared = Arc::clone(shared);
@@ -233,4 +258,11 @@ fn take(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr) {
     if let Err(error) = started {
         log::warn!("cannot start a thread for {peer}: {error}");
     }
+}
+
+/// Lets a connection go that there is no room for.
+fn turn_away(shared: &Shared, peer: SocketAddr) {
+    let reason = "too many connections that have not shown who they are".to_owned();
+    log::warn!("{peer} is turned away: {reason}");
+    shared.observer.event(Event::Refused { peer, reason });
 }

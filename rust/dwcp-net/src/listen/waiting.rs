@@ -1,11 +1,12 @@
 //! The places of connections that have not shown who they are: bounded, so that strangers cannot take them all.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use crate::cancel::lock;
 use crate::security::network_of;
+use crate::transport::Closer;
 
 /// Places altogether, for one network, and for one from which somebody was let in: sessions on long paths add dozens of
 /// lanes at a time.
@@ -30,7 +31,7 @@ struct Room {
 struct Guest {
     id: u64,
     /// To send it away when others need the place; none when it has to stay.
-    stream: Option<TcpStream>,
+    closer: Option<Closer>,
 }
 
 /// A place, given back when it is dropped.
@@ -51,7 +52,7 @@ pub(super) struct LetIn {
 impl WaitingRoom {
     /// Gives a connection a place. When all are taken, the oldest connection of the network that has the most, if that
     /// is more than this one has, is sent away for it.
-    pub(super) fn enter(room: &Arc<WaitingRoom>, stream: &TcpStream, peer: SocketAddr) -> Option<Place> {
+    pub(super) fn enter(room: &Arc<WaitingRoom>, closer: Option<Closer>, peer: SocketAddr) -> Option<Place> {
         let network = network_of(peer.ip());
         let mut inner = lock(&room.0);
         let of_one = inner.guests.get(&network).map_or(0, Vec::len);
@@ -62,8 +63,7 @@ impl WaitingRoom {
         }
         let id = inner.next;
         inner.next += 1;
-        // Without a handle of its own it stays until its deadline.
-        inner.guests.entry(network).or_default().push(Guest { id, stream: stream.try_clone().ok() });
+        inner.guests.entry(network).or_default().push(Guest { id, closer });
         Some(Place { room: Arc::clone(room), network, id })
     }
 }
@@ -73,17 +73,16 @@ impl Room {
         let crowd = self
             .guests
             .iter_mut()
-            .filter(|(_, guests)| guests.len() > fewest && guests.iter().any(|guest| guest.stream.is_some()))
+            .filter(|(_, guests)| guests.len() > fewest && guests.iter().any(|guest| guest.closer.is_some()))
             .max_by_key(|(_, guests)| guests.len());
         let Some((&network, guests)) = crowd else { return false };
         let most = guests.len();
-        let Some(index) = guests.iter().position(|guest| guest.stream.is_some()) else { return false };
-        if let Some(stream) = guests.remove(index).stream {
+        let Some(index) = guests.iter().position(|guest| guest.closer.is_some()) else { return false };
+        if let Some(closer) = guests.remove(index).closer {
             log::warn!(
                 "{network} has made room for others: {most} of its connections have not said who they are"
             );
-            // It may have gone by itself.
-            let _ = stream.shutdown(Shutdown::Both);
+            closer.close();
         }
         if guests.is_empty() {
             self.guests.remove(&network);
@@ -102,7 +101,7 @@ impl Place {
     /// Keeps the place until it is dropped, whoever needs it: a guess costs the guesser its place for that long.
     pub(super) fn detain(&self) {
         if let Some((guests, index)) = lock(&self.room.0).of(self) {
-            guests[index].stream = None;
+            guests[index].closer = None;
         }
     }
 
@@ -140,7 +139,7 @@ impl Drop for LetIn {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, TcpListener};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
     use super::*;
 
@@ -148,11 +147,12 @@ mod tests {
     fn nothing_is_kept_of_networks_whose_connections_were_sent_away() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let closer = Closer::new(stream);
         let room = Arc::new(WaitingRoom::default());
         // Each from a network of its own, so that a crowd is one connection.
         let enter = |network: usize, room| {
             let peer = SocketAddr::from((Ipv4Addr::from(network as u32), 9));
-            WaitingRoom::enter(room, &stream, peer).unwrap()
+            WaitingRoom::enter(room, Some(closer.clone()), peer).unwrap()
         };
         let places: Vec<Place> = (1..=3 * MAX_WAITING).map(|network| enter(network, &room)).collect();
         assert_eq!(lock(&room.0).guests.len(), MAX_WAITING);
@@ -164,8 +164,11 @@ mod tests {
     fn a_network_has_more_places_while_somebody_of_it_is_let_in() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let closer = Closer::new(stream);
         let room = Arc::new(WaitingRoom::default());
-        let enter = |last: u8| WaitingRoom::enter(&room, &stream, SocketAddr::from(([192, 0, 2, last], 9)));
+        let enter = |last: u8| {
+            WaitingRoom::enter(&room, Some(closer.clone()), SocketAddr::from(([192, 0, 2, last], 9)))
+        };
         let fill = |last: u8| std::iter::from_fn(|| enter(last)).collect::<Vec<_>>().len();
         assert_eq!(fill(1), MAX_WAITING_OF_ONE);
         let known = enter(1).map(Place::let_in);

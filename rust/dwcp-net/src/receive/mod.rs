@@ -17,6 +17,7 @@ pub(crate) use shared::{Names, Session};
 pub(crate) use worker::run;
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
+use crate::carrier::Carrier;
 use crate::error::NetError;
 use crate::relay::RelayOptions;
 use crate::report::{Progress, ReceiveReport};
@@ -40,6 +41,8 @@ pub struct ReceiveOptions {
     pub senders: bool,
     /// How peers are sent what they ask for, if such peers are let in.
     pub serve: Option<SendOptions>,
+    /// Whether connections over RDMA are taken too, at the same address. Only without TLS.
+    pub rdma: bool,
     /// How relays work, if they are let in.
     pub relay: Option<RelayOptions>,
     /// Sessions at once.
@@ -59,6 +62,7 @@ impl Default for ReceiveOptions {
             dictionaries: Arc::default(),
             senders: true,
             serve: None,
+            rdma: false,
             relay: None,
             max_sessions: 64,
             idle_timeout: Duration::from_secs(30),
@@ -169,6 +173,12 @@ impl ReceiveSession {
     #[must_use]
     pub fn peer_addr(&self) -> SocketAddr {
         self.session.peer
+    }
+
+    /// What the session's first lane is made of.
+    #[must_use]
+    pub fn carrier(&self) -> Carrier {
+        self.session.carrier
     }
 
     /// The SHA-256 of the sender's certificate; none without TLS.

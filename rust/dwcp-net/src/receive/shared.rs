@@ -14,6 +14,7 @@ use dwcp_store::Sink;
 
 use super::{CONFIRMATION, ReceiveOptions};
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
+use crate::carrier::Carrier;
 use crate::error::NetError;
 use crate::lanes::LaneChange;
 use crate::listen::Registry;
@@ -28,6 +29,8 @@ pub(crate) struct Session {
     /// The certificate of the sender that opened it; only the same may join.
     pub(crate) owner: Option<Fingerprint>,
     pub(crate) peer: SocketAddr,
+    /// What its first lane is made of.
+    pub(super) carrier: Carrier,
     pub(crate) options: ReceiveOptions,
     /// For how long a lane may be missing.
     pub(crate) patience: Duration,
@@ -103,6 +106,8 @@ pub(crate) struct Names {
     /// The certificate of the other side.
     pub(crate) owner: Option<Fingerprint>,
     pub(crate) peer: SocketAddr,
+    /// What its first lane is made of.
+    pub(crate) carrier: Carrier,
 }
 
 impl Session {
@@ -115,12 +120,13 @@ impl Session {
         observer: Arc<dyn Observer>,
         registry: Arc<Registry>,
     ) -> Session {
-        let Names { id, key, owner, peer } = names;
+        let Names { id, key, owner, peer, carrier } = names;
         Session {
             id,
             key,
             owner,
             peer,
+            carrier,
             patience: patience.unwrap_or(options.idle_timeout),
             state: Mutex::new(State {
                 asking: patience.map(|_| Asking::default()),

@@ -146,7 +146,13 @@ fn a_transfer_in_place_of_which_the_sender_is_still_being_told_is_neither_late_n
         let (gate, open) = channel();
         let options = ReceiveOptions::default();
         let idle = options.idle_timeout;
-        let names = Names { id: ID, key: Secret::NONE, owner: None, peer: inner.peer_addr() };
+        let names = Names {
+            id: ID,
+            key: Secret::NONE,
+            owner: None,
+            peer: inner.peer_addr(),
+            carrier: inner.carrier(),
+        };
         let (cancel, observer) = (Cancel::new(), Arc::new(Unobserved));
         let session = Arc::new(Session::new(names, options, None, cancel.clone(), observer, Arc::default()));
         let mut lane =

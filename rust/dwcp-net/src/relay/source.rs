@@ -17,6 +17,7 @@ use super::shared::{Shared, Side};
 use super::worker::{refused, unexpected, work};
 use super::{RelayOptions, streams, watch};
 use crate::cancel::{Cancel, lock};
+use crate::carrier::Carrier;
 use crate::congestion::ignores_losses;
 use crate::dial::{DialOptions, Dialled, Plan, backoff, first_failure, open_lane};
 use crate::error::{NetError, plain};
@@ -59,6 +60,7 @@ impl SourceRelay {
             fills: false,
             relays: true,
             local_addresses: Vec::new(),
+            carrier: Carrier::Tcp,
         };
         let plan = Arc::new(Plan::new(address, security, dialling)?);
         let (cancel, halt) = (cancel.child(), Cancel::new());

@@ -42,7 +42,7 @@ impl Relayed {
         observer: Arc<dyn Observer>,
         registry: Arc<Registry>,
     ) -> Relayed {
-        let Names { id, key, owner, peer } = names;
+        let Names { id, key, owner, peer, .. } = names;
         let halts = (cancel, Cancel::new());
         let shared = Shared::new(Side::Target, (id, key), options, halts, observer, base);
         Relayed { owner, peer, shared: Arc::new(shared), registry }

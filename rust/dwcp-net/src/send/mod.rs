@@ -25,6 +25,7 @@ use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
+use crate::carrier::Carrier;
 use crate::congestion::{Congestion, FAR, FIRM, ignore_losses, minds_losses};
 use crate::dial::{DialOptions, Plan, first_failure, open_lane};
 use crate::distance::{Distance, Relocation};
@@ -85,6 +86,8 @@ pub struct SendOptions {
     /// Addresses of this machine that lanes come from, in turn, at most 16; the system chooses if there is none. From an
     /// address that does not work, others take its lanes over.
     pub local_addresses: Vec<IpAddr>,
+    /// What lanes are made of.
+    pub carrier: Carrier,
 }
 
 impl Default for SendOptions {
@@ -106,6 +109,7 @@ impl Default for SendOptions {
             congestion: Congestion::Auto,
             distance: Distance::Measured,
             local_addresses: Vec::new(),
+            carrier: Carrier::Tcp,
         }
     }
 }
@@ -171,6 +175,7 @@ impl SendSession {
             fills: false,
             relays: false,
             local_addresses: options.local_addresses.clone(),
+            carrier: options.carrier,
         };
         let plan = Arc::new(Plan::new(address, &security, dialling)?);
         let (cancel, halt) = (cancel.child(), Cancel::new());

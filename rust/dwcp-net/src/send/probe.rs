@@ -11,6 +11,7 @@ use dwcp_proto::limits::{MAX_FILL, MIN_BLOCK};
 use super::check_lanes;
 use super::telemetry::{Telemetry, look};
 use crate::cancel::{Cancel, lock};
+use crate::carrier::Carrier;
 use crate::dial::{DialOptions, Plan, first_failure, open_lane};
 use crate::error::NetError;
 use crate::lane::Lane;
@@ -82,6 +83,7 @@ pub fn probe(
         fills: true,
         relays: false,
         local_addresses: options.local_addresses.clone(),
+        carrier: Carrier::Tcp,
     };
     let plan = Plan::new(address, security, dialling)?;
     // Whoever cancels is not kept waiting by a receiver that takes nothing.

@@ -4,6 +4,7 @@ mod buffers;
 mod congestion;
 mod connect;
 mod path;
+mod rdma;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod sockopt;
 mod tcp;
@@ -18,10 +19,13 @@ use std::time::{Duration, Instant};
 pub(crate) use congestion::{congestion_by_default, congestion_on_offer, try_congestion};
 pub(crate) use connect::{dial, set_buffers};
 pub use path::PathInfo;
+pub use rdma::{RdmaDevice, RdmaTransport, rdma_devices};
+pub(crate) use rdma::{failed as rdma_failed, shutter as rdma_shutter};
 pub use tcp::TcpTransport;
 pub use tls::TlsTransport;
 pub(crate) use wake::{WakeReceiver, Waker, wake_pair};
 
+use crate::carrier::Carrier;
 use crate::error::NetError;
 use crate::security::Fingerprint;
 
@@ -86,6 +90,11 @@ pub trait Transport: Send {
 
     /// The SHA-256 of the peer's certificate, where it showed one.
     fn peer_fingerprint(&self) -> Option<Fingerprint>;
+
+    /// What it is made of.
+    fn carrier(&self) -> Carrier {
+        Carrier::Tcp
+    }
 
     /// The address of this side.
     fn local_addr(&self) -> SocketAddr;
@@ -153,6 +162,10 @@ pub(crate) trait Ending: Send + Sync + std::fmt::Debug {
 pub struct Closer(Arc<dyn Ending>);
 
 impl Closer {
+    pub(crate) fn new(ending: impl Ending + 'static) -> Closer {
+        Closer(Arc::new(ending))
+    }
+
     /// Ends the connection; calls that block on it return at once.
     pub fn close(&self) {
         self.0.close();
