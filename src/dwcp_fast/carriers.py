@@ -10,10 +10,26 @@ from dwcp_fast.options import Link
 from dwcp_fast.policy.carrier import Carrier, RdmaOffer, choose_carrier, fall_back, patience_s
 from dwcp_fast.policy.choice import Choice
 
-__all__ = ["dial", "rdma_offer"]
+__all__ = ["dial", "locked_memory_limit", "rdma_devices", "rdma_offer"]
 
 LOG: Final = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+def rdma_devices() -> tuple[list[dict[str, Any]], str | None]:
+    """List the RDMA devices that can be used, with their limits; and why there is none, if there is none."""
+    devices, fault = _core.rdma_offer()
+    return [dict(device) for device in devices], fault
+
+
+def locked_memory_limit() -> int | None:
+    """Tell how many bytes of memory this process may lock; None for any number, or where nobody tells."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def rdma_offer() -> RdmaOffer:

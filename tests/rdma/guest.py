@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -107,7 +108,7 @@ def build_initramfs(into: Path) -> Path:
     return made
 
 
-def boot(folder: Path, script: Path, timeout_s: float) -> Path:
+def boot(folder: Path, script: Path, timeout_s: float, files: Mapping[str, str] | None = None) -> Path:
     """Run a Python program in a guest of its own, to its end.
 
     It sees the files of this machine, which it cannot change, with this interpreter and this package.
@@ -116,6 +117,7 @@ def boot(folder: Path, script: Path, timeout_s: float) -> Path:
         folder: For what belongs to the guest.
         script: The program. Its argument is the folder that is `out` of `folder`.
         timeout_s: When the guest is ended, in seconds.
+        files: What there is in `out` before, by name.
 
     Returns:
         The folder `out`, with ``log``: what the program has said.
@@ -125,6 +127,8 @@ def boot(folder: Path, script: Path, timeout_s: float) -> Path:
     """
     out, console = folder / "out", folder / "console"
     out.mkdir()
+    for name, text in (files or {}).items():
+        (out / name).write_text(text, encoding="utf-8")
     libraries = ground() / LIBRARIES
     start = out / "start"
     start.write_text(

@@ -76,7 +76,10 @@ impl RdmaTransport {
             let _registration = cancel.register(closer);
             let left = end.saturating_duration_since(Instant::now());
             let made = Stream::connect(target, from, Geometry::default(), left, shutter);
-            made.map(RdmaTransport::new).map_err(|error| failed(error, address))
+            made.map(RdmaTransport::new).map_err(|error| match error {
+                RdmaError::Deadline { what, .. } => NetError::Deadline { what, after: limit },
+                error => failed(error, address),
+            })
         })?;
         made.ok_or_else(|| {
             let source = io::Error::new(io::ErrorKind::NotFound, "the name has no address of that kind");
@@ -84,8 +87,16 @@ impl RdmaTransport {
         })
     }
 
+    /// What an error of a connection that was made is to a lane: it is lost, and another may do.
     fn failed(&self, error: RdmaError) -> NetError {
-        failed(error, &self.peer_addr().to_string())
+        match error {
+            RdmaError::Disconnected | RdmaError::Shut | RdmaError::Deadline { .. } => failed(error, ""),
+            error => NetError::Io {
+                action: "exchange data with",
+                addr: self.peer_addr().to_string(),
+                source: io::Error::new(io::ErrorKind::ConnectionReset, error.to_string()),
+            },
+        }
     }
 
     /// Waits for a slice, unless `patience` is over.
