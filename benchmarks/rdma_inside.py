@@ -5,14 +5,16 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-
-from rdma.inside import HOST, MIB, carry, noise, set_up
-
 from dwcp_fast import SendOptions
+from dwcp_fast.options import Link
+
+# The guest's cases, which the tests have too.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+from rdma.inside import HOST, MIB, carry, noise, set_up
 
 MESSAGE_BYTES: Final = 65_536
 """As long as one of ours."""
@@ -38,9 +40,9 @@ def rate_of_tool(tool: str, total_bytes: int) -> float:
     return float(found[1])
 
 
-def rate_of_ours(port: int, state: dict[str, bytes], link: str) -> float:
+def rate_of_ours(port: int, state: dict[str, bytes], link: Link) -> float:
     """Send a state on one lane, verified; gives MiB a second."""
-    options = SendOptions(link=link, codec="none", streams=1)  # type: ignore[arg-type]
+    options = SendOptions(link=link, codec="none", streams=1)
     sent, _ = carry(port, state, None, options, "rdma")
     return float(sent["bytes_raw"] / MIB / sent["seconds"])
 
@@ -50,7 +52,7 @@ def main() -> None:
     out, repeats, mib = Path(sys.argv[1]), *map(int, (Path(sys.argv[1]) / "how").read_text().split())
     set_up()
     state = {"state": noise(mib * MIB, 1)}
-    contenders = {
+    contenders: dict[str, Callable[[int], float]] = {
         "ours over rdma": lambda turn: rate_of_ours(7100 + turn, state, "rdma"),
         "ours over tcp": lambda turn: rate_of_ours(7200 + turn, state, "tcp"),
         "ib_send_bw": lambda _: rate_of_tool("ib_send_bw", mib * MIB),

@@ -27,6 +27,7 @@ import dwcp_fast
 from dwcp_fast import INSECURE, ReceiveOptions, SendOptions, connect, listen
 from dwcp_fast.carriers import locked_memory_limit, rdma_devices
 from dwcp_fast.doctor import rdma_limits
+from dwcp_fast.options import Link
 
 HOST: Final = "10.20.30.1"
 MIB: Final = 1 << 20
@@ -88,10 +89,10 @@ def run_side(telling: Connection, work: Callable[..., Any], arguments: tuple[obj
         telling.send((type(error).__name__, str(error), getattr(error, "resumable", False)))
 
 
-def receive(tell: Callable[[Any], None], port: int, into: Path | None, link: str = "rdma") -> dict[str, Any]:
+def receive(tell: Callable[[Any], None], port: int, into: Path | None, link: Link = "rdma") -> dict[str, Any]:
     """Take one transfer, into a directory or into memory, and tell of it."""
     idle_s = RECEIVER_IDLE_S if port == 7004 else 30.0
-    options = ReceiveOptions(link=link, idle_timeout_s=idle_s, sync=False)  # type: ignore[arg-type]
+    options = ReceiveOptions(link=link, idle_timeout_s=idle_s, sync=False)
     with listen(f"{HOST}:{port}", trust=INSECURE, options=options) as listener:
         tell(listener.address)
         session = listener.accept(timeout_s=PATIENCE_S)
@@ -127,7 +128,7 @@ def carry(
     state: Path | dict[str, bytes],
     into: Path | None,
     options: SendOptions = OPTIONS,
-    link: str = "rdma",
+    link: Link = "rdma",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Send and receive in two processes; gives what each tells."""
     with Side(receive, port, into, link) as receiver:
@@ -147,7 +148,7 @@ def fail(port: int, options: SendOptions = OPTIONS) -> tuple[str, str, bool]:
     with Side(send, port, {"x": b"y"}, options) as sender:
         failure = sender.next()
     assert isinstance(failure, tuple), failure
-    return failure  # type: ignore[return-value]
+    return failure
 
 
 def noise(length: int, seed: int) -> bytes:
@@ -165,7 +166,7 @@ def make_tree(at: Path, mib: int) -> Path:
     return at
 
 
-def digests_of(tree: Path) -> dict[str, str]:
+def digests_of(tree: Path) -> dict[str, bytes]:
     """Digest each file of a directory."""
     return {
         str(path.relative_to(tree)): dwcp_fast.digest(path.read_bytes())
@@ -306,10 +307,10 @@ def a_receiver_that_stands_still_is_waited_for_and_never_overrun() -> dict[str, 
 
 @case
 def memory_that_may_not_be_locked_is_a_typed_error_and_auto_falls_back() -> dict[str, Any]:
-    def poor(tell: Callable[[Any], None], link: str) -> Any:
+    def poor(tell: Callable[[Any], None], link: Link) -> Any:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 << 10, 64 << 10))
         os.setuid(NOBODY)
-        options = SendOptions(link=link, codec="none", link_memory=False)  # type: ignore[arg-type]
+        options = SendOptions(link=link, codec="none", link_memory=False)
         return send(lambda _: None, 7006, {"x": b"y" * 100_000}, options)
 
     with Side(receive, 7006, None, "auto") as receiver:
