@@ -22,6 +22,7 @@ PACKAGES: Final = (
     "libibverbs1",
     "librdmacm1",
     "libibumad3",
+    "libpci3",
 )
 """What is unpacked beside the kernel, and installed nowhere."""
 MODULES: Final = (
@@ -65,7 +66,8 @@ def ground() -> Path:
     """Give the folder with the kernel, its drivers and the programs, fetched by apt where they are not."""
     cache = package_cache()
     done = cache / "complete"
-    if not done.exists():
+    wanted = " ".join(PACKAGES)
+    if not done.exists() or done.read_text(encoding="utf-8") != wanted:
         cache.mkdir(parents=True, exist_ok=True)
         names = [newest(KERNEL), *PACKAGES]
         subprocess.run(
@@ -74,7 +76,7 @@ def ground() -> Path:
         for package in sorted(cache.glob("*.deb")):
             unpack(package, cache)
             package.unlink()
-        done.touch()
+        done.write_text(wanted, encoding="utf-8")
     return cache
 
 
@@ -133,7 +135,8 @@ def boot(folder: Path, script: Path, timeout_s: float, files: Mapping[str, str] 
     start = out / "start"
     start.write_text(
         "#!/bin/sh\n"
-        f"export LD_LIBRARY_PATH={libraries} RDMAV_DRIVERS={libraries}/libibverbs/librxe\n"
+        f"export LD_LIBRARY_PATH={libraries}:{ground()}/lib/{libraries.name}\n"
+        f"export RDMAV_DRIVERS={libraries}/libibverbs/librxe\n"
         f"export PATH=$PATH:{ground()}/usr/bin PYTHONPATH={PACKAGE} PYTHONDONTWRITEBYTECODE=1\n"
         f"exec {sys.executable} -u {script} /run/out >/run/out/log 2>&1\n",
         encoding="utf-8",
