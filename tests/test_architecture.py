@@ -21,7 +21,8 @@ CRATES_BELOW = {
     "dwcp-proto": {"dwcp-codec"},
     "dwcp-store": {"dwcp-codec", "dwcp-proto"},
     "dwcp-vm": {"dwcp-codec"},
-    "dwcp-net": {"dwcp-codec", "dwcp-proto", "dwcp-store", "dwcp-vm"},
+    "dwcp-rdma": set[str](),
+    "dwcp-net": {"dwcp-codec", "dwcp-proto", "dwcp-rdma", "dwcp-store", "dwcp-vm"},
     "dwcp-python": {"dwcp-codec", "dwcp-proto", "dwcp-store", "dwcp-vm", "dwcp-net"},
     "dwcp-linklab": set[str](),
 }
@@ -31,6 +32,7 @@ FOREIGN_CRATES = {
     "dwcp-proto": MACHINE_CRATES | {"pyo3"},
     "dwcp-vm": MACHINE_CRATES | {"pyo3"},
     "dwcp-store": {"mio", "pyo3", "rcgen", "rustls", "socket2", "tokio"},
+    "dwcp-rdma": {"mio", "pyo3", "rcgen", "rustls", "socket2", "tokio"},
     "dwcp-net": {"pyo3"},
     "dwcp-python": {"mio", "rustls", "socket2", "tokio"},
     "dwcp-linklab": {"mio", "pyo3", "rcgen", "rustls", "socket2", "tokio"},
@@ -41,6 +43,7 @@ UNSAFE_FILES = {
     "dwcp-proto": set[str](),
     "dwcp-vm": set[str](),
     "dwcp-store": {"memory/region.rs"},
+    "dwcp-rdma": {"cm.rs", "device.rs", "ffi.rs", "queue.rs", "region.rs"},
     "dwcp-net": {"transport/shm/region.rs", "transport/sockopt.rs"},
     "dwcp-python": {
         "buffer.rs",
@@ -148,7 +151,8 @@ def test_unsafe_code_lives_only_in_the_files_made_for_it(repository: Path, crate
 
 
 @pytest.mark.parametrize(
-    ("crate", "level"), [("codec", "deny"), ("proto", "forbid"), ("vm", "forbid"), ("store", "deny")]
+    ("crate", "level"),
+    [("codec", "deny"), ("proto", "forbid"), ("vm", "forbid"), ("store", "deny"), ("rdma", "deny")],
 )
 def test_the_compiler_refuses_unsafe_code_too(repository: Path, crate: str, level: str) -> None:
     root = (repository / "rust" / f"dwcp-{crate}" / "src" / "lib.rs").read_text(encoding="utf-8")

@@ -133,7 +133,10 @@ def test_a_host_that_tells_nothing_or_nonsense_is_not_known(tmp_path: Path, cont
 def test_this_host_is_looked_at_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [entry["name"] for entry in told["findings"]] == [finding.name for finding in examine()]
+    assert [entry["name"] for entry in told["findings"]] == [
+        *(finding.name for finding in examine()),
+        "RDMA limits",
+    ]
     assert all((entry["change"] is not None) == (entry["state"] == "advice") for entry in told["findings"])
     assert told["advice"] == sum(entry["state"] == "advice" for entry in told["findings"])
     assert run(["doctor"]) == 0

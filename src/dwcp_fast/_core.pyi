@@ -12,6 +12,7 @@ from dwcp_fast.told import (
     ProbeSettings,
     ProbeTold,
     ProgressTold,
+    RdmaDeviceTold,
     ReceiveSettings,
     ReceiveTold,
     RelaySettings,
@@ -218,6 +219,7 @@ class Scan:
 def probe_link(
     address: str, security: DialSecurity, settings: ProbeSettings, cancel: Cancel
 ) -> ProbeTold: ...
+def rdma_offer() -> tuple[list[RdmaDeviceTold], str | None]: ...
 
 @final
 class Sender:

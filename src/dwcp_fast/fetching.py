@@ -6,9 +6,10 @@ from typing import Any
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
+from dwcp_fast.carriers import link_order
 from dwcp_fast.dictionary import natives
 from dwcp_fast.engine import current_flags
-from dwcp_fast.links import Events, NativeLink, link_order
+from dwcp_fast.links import Events, NativeLink
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.lanes import choose_lanes, explain_lanes, lane_range
@@ -16,7 +17,7 @@ from dwcp_fast.policy.mode import choose_mode, far_if_forced
 from dwcp_fast.received import Received, receive_report, received_buffers
 from dwcp_fast.reports import ReceiveReport
 from dwcp_fast.told import FetchSettings
-from dwcp_fast.trust import Trust, address_of, dial_security
+from dwcp_fast.trust import Insecure, Trust, address_of, dial_security
 
 __all__ = ["FetchLink"]
 
@@ -41,7 +42,7 @@ class FetchLink(NativeLink):
         adaptive = lane_range(options.streams, polite=options.polite)
         # What the link is like the side that sends measures: here the mode is the one that is asked for.
         mode = choose_mode(options.mode, flags=current_flags())
-        order = link_order(options)
+        order = link_order(options, plain=isinstance(trust, Insecure))
         super().__init__(trust, cancel, [engine, mode, lanes, order])
         self._receive = receive
         settings: FetchSettings = {

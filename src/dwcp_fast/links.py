@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final, Protocol
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
+from dwcp_fast.carriers import UNNAMED_CONGESTION, link_order
 from dwcp_fast.dictionary import native
 from dwcp_fast.errors import ConfigError, NegotiationError
 from dwcp_fast.link_memory import KnownLink, recall_link, remember_link
@@ -24,7 +24,7 @@ from dwcp_fast.policy.lanes import LaneChange, choose_congestion, choose_lanes, 
 from dwcp_fast.policy.link import LinkCounts
 from dwcp_fast.policy.mode import Treatment, far_if_forced
 from dwcp_fast.policy.selection import ActionShare, Selection
-from dwcp_fast.policy.transport import choose_links, explain_link
+from dwcp_fast.policy.transport import explain_link
 from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
 from dwcp_fast.rollout.flags import component_refusal
 from dwcp_fast.rollout.switch import SWITCH
@@ -42,14 +42,12 @@ __all__ = [
     "V1Link",
     "V3Link",
     "base_choice",
-    "link_order",
     "scan_paths",
     "send_report",
     "send_settings",
 ]
 
 V1_TIMEOUT_S: Final = 86_400.0
-V1_CONGESTION: Final = ("auto", "yielding", "system")
 LOG: Final = logging.getLogger(__name__)
 Events = Callable[[dict[str, Any]], None]
 
@@ -200,7 +198,7 @@ class V3Link(NativeLink):
         options = replace(options, codec=codec.value)
         lanes = choose_lanes(options.streams, polite=options.polite)
         self._mode = ModeKeeper(options, events)
-        self._order = link_order(options)
+        self._order = link_order(options, plain=isinstance(trust, Insecure))
         choices = [engine, self._mode.choice, codec, lanes, base_choice(options), *dictionary_choice(options)]
         choices.append(self._order)
         super().__init__(trust, cancel, choices)
@@ -212,6 +210,7 @@ class V3Link(NativeLink):
         self._link: KnownLink | None = None
         known = recall_link(self._peer) if self._remembers else None
         settings = send_settings(options, known)
+        settings["links"] = list(self._order.value)
         with self._guard.told():
             self._native = _core.Sender(self._peer, dial_security(target, trust), settings, cancel, events)
         self._note_link(self._order, *self._native.link)
@@ -394,9 +393,9 @@ def check_v1(options: SendOptions, engine: Choice[Any]) -> None:
         "mode": None if options.mode == "auto" else options.mode,
         "bandwidth_bits_per_s": options.bandwidth_bits_per_s,
         "bandwidth_schedule": options.bandwidth_schedule,
-        "congestion": None if options.congestion in V1_CONGESTION else options.congestion,
+        "congestion": None if options.congestion in UNNAMED_CONGESTION else options.congestion,
         "local_addresses": options.local_addresses or None,
-        "link": "shm" if options.link == "shm" else None,
+        "link": None if options.link in ("auto", "tcp") else options.link,
     }
     told = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
     if told:
@@ -428,20 +427,8 @@ def send_settings(options: SendOptions, known: KnownLink | None = None) -> SendS
         "socket_buffer_bytes": None,
         "congestion": choose_congestion(options.congestion, polite=options.polite),
         "local_addresses": list(options.local_addresses),
-        "links": list(link_order(options).value),
+        "links": ["tcp"],
     }
-
-
-def link_order(options: SendOptions) -> Choice[tuple[str, ...]]:
-    """Choose what may carry the lanes of a session."""
-    named = options.congestion not in V1_CONGESTION
-    bounded = options.bandwidth_bits_per_s is not None or options.bandwidth_schedule is not None
-    asked = {
-        "local_addresses": options.local_addresses,
-        "congestion": named,
-        "a bandwidth limit": bounded,
-    }
-    return choose_links(options.link, shares_memory=sys.platform == "linux", asked=asked, mode=options.mode)
 
 
 def send_report(told: SendTold, peer: str, transport: str, choices: Sequence[Choice[Any]]) -> SendReport:

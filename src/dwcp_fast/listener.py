@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from dwcp_fast import _core
+from dwcp_fast.carriers import bind_with_rdma
 from dwcp_fast.closing import Closing
 from dwcp_fast.dictionary import natives
 from dwcp_fast.errors import ConfigError
@@ -198,13 +199,18 @@ class Listener(Closing):
             "max_sessions": options.max_sessions,
             "v1_networks": list(options.allow_v1 or EVERYWHERE),
             "shares_memory": options.link == "auto",
+            "rdma": False,
         }
 
         serving = None if serve is None else send_settings(serve)
 
         def bind(at: str) -> _core.Listener:
             take_v1 = None if self._v1 is None else self._take_v1
-            return _core.Listener(at, self._security, settings, serving, self._cancel, events, take_v1)
+
+            def bind_as(how: ReceiveSettings) -> _core.Listener:
+                return _core.Listener(at, self._security, how, serving, self._cancel, events, take_v1)
+
+            return bind_with_rdma(bind_as, settings, options.link, plain=trust is INSECURE)
 
         self._native = bind_as_before(bind, host, port, kept)
         self._throttle = follow_schedule(self, serve)

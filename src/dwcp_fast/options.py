@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 Protocol = Literal["auto", "v1", "v3"]
-Carrier = Literal["auto", "tcp", "shm"]
+Carrier = Literal["auto", "tcp", "shm", "rdma"]
 """What carries the lanes of a session."""
-ListenOn = Literal["auto", "tcp"]
-"""Where a listener is reached: with ``"auto"`` also through memory, by processes of its user."""
+ListenOn = Literal["auto", "tcp", "rdma"]
+"""Where a listener is reached beside TCP: through memory, by processes of its user, and over RDMA."""
 Mode = Literal["auto", "datacenter", "internet", "hybrid"]
 Symlinks = Literal["keep", "refuse"]
 Generation = Literal["A", "B", "C"]
@@ -107,8 +107,10 @@ class SendOptions:
         local_addresses: IP addresses of this machine that lanes come from, in turn, at most 16; an empty
             tuple leaves it to the system. If one does not work, its lanes come from the others.
         link: What carries the lanes: ``"tcp"``, ``"shm"`` (memory shared with a process of the same user on
-            this host, and nothing else), or ``"auto"``: memory where that can be, and TCP elsewhere and where
-            something was asked for that only a network can keep. The report tells which it was, and why.
+            this host, and nothing else), ``"rdma"`` (neither encrypted nor authenticated: only with
+            :data:`~dwcp_fast.INSECURE`), or ``"auto"``: memory where that can be, RDMA with ``INSECURE``
+            where both sides have it, and TCP elsewhere and where something was asked for that only TCP can
+            keep. The report tells which it was, and why.
         timeout_s: Seconds that one transfer may take; None for no limit.
         connect_timeout_s: Seconds for connecting and the handshake of a lane.
         idle_timeout_s: Seconds without a word from the peer after which a lane is given up; with v1, seconds
@@ -209,7 +211,8 @@ class ReceiveOptions:
         idle_timeout_s: Seconds without a word from the peer after which a lane is given up.
         handshake_timeout_s: Seconds for the handshake of a lane.
         link: ``"auto"``: processes of the same user on this host may share memory with this one, where the
-            system lets them; ``"tcp"``: they come through TCP like all others.
+            system lets them, and lanes over RDMA are taken too where the peers need not know each other and
+            there is a device; ``"tcp"``: all come through TCP; ``"rdma"``: over TCP or RDMA, or an error.
         allow_v1: Networks (``"10.0.0.0/8"``) whose peers may use v1, which has neither authentication nor
             integrity; an empty tuple allows all, None refuses v1.
         v1_generation: Generation of HDE packets expected from v1 senders.

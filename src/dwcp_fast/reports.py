@@ -96,7 +96,7 @@ class SendReport:
         protocol: ``"v3"`` or ``"v1"``.
         verified: Whether the receiver proved that it holds exactly this state; always False with v1.
         peer: The receiver, as ``HOST:PORT``.
-        transport: ``"tls"``, ``"tcp"``, or ``"shm"`` (shared memory).
+        transport: ``"tls"``, ``"tcp"``, ``"shm"`` (shared memory) or ``"rdma"``.
         why: What was chosen and the reason, by the name of the choice.
         transfer_id: Name of the transfer, in hex.
         transfer_digest: Digest of the whole state, in hex, the same on both sides.
@@ -201,7 +201,7 @@ class ReceiveReport:
 
     Attributes:
         peer: The sender's address.
-        transport: ``"tls"``, ``"tcp"``, or ``"shm"`` (shared memory).
+        transport: ``"tls"``, ``"tcp"``, ``"shm"`` (shared memory) or ``"rdma"``.
         transfer_id: Name of the transfer, in hex.
         transfer_digest: Digest of the whole state, in hex, the same on both sides.
         entries: Files, directories, links or buffers.

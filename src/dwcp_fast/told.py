@@ -20,6 +20,7 @@ __all__ = [
     "ProbeSettings",
     "ProbeTold",
     "ProgressTold",
+    "RdmaDeviceTold",
     "ReceiveSettings",
     "ReceiveTold",
     "RelaySettings",
@@ -151,6 +152,18 @@ class ProbeSettings(TypedDict):
 
 CountsTold = tuple[float, LinkTold]
 """What was counted, and when."""
+
+
+class RdmaDeviceTold(TypedDict):
+    """An RDMA device and its limits."""
+
+    name: str
+    max_qp: int
+    max_qp_wr: int
+    max_sge: int
+    max_cqe: int
+    max_mr: int
+    max_mr_bytes: int
 
 
 class ProbeTold(TypedDict):
@@ -299,6 +312,7 @@ class ReceiveSettings(TypedDict):
     max_sessions: int
     v1_networks: list[str]
     shares_memory: bool
+    rdma: bool
 
 
 class RelayTickTold(TypedDict):

@@ -56,24 +56,29 @@ def why_missing() -> str | None:
     return None
 
 
+def newest(package: str) -> str:
+    """The kernel that a package of Debian stands for at present."""
+    told = subprocess.run(
+        ["apt-cache", "depends", package], capture_output=True, text=True, timeout=60, check=True
+    )
+    found = re.search(r"Depends: (linux-image-\S+)", told.stdout)
+    if found is None:
+        raise LookupError(f"apt knows of no {package}")
+    return found[1]
+
+
 @functools.cache
 def kernel() -> tuple[Path, Path]:
     """Debian's cloud kernel and the folder of its drivers, fetched by apt if they were not before."""
     cache = kernel_cache()
     if not list(cache.glob("boot/vmlinuz-*")):
         cache.mkdir(parents=True, exist_ok=True)
-        told = subprocess.run(
-            ["apt-cache", "depends", "linux-image-cloud-amd64"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        found = re.search(r"Depends: (linux-image-\S+)", told.stdout)
-        if found is None:
-            raise LookupError("apt knows of no linux-image-cloud-amd64")
         subprocess.run(
-            ["apt-get", "download", "-qq", found[1]], cwd=cache, capture_output=True, timeout=120, check=True
+            ["apt-get", "download", "-qq", newest("linux-image-cloud-amd64")],
+            cwd=cache,
+            capture_output=True,
+            timeout=120,
+            check=True,
         )
         package = next(cache.glob("*.deb"))
         subprocess.run(["dpkg-deb", "-x", package, cache], timeout=120, check=True)

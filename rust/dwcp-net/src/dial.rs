@@ -20,7 +20,9 @@ use crate::lane::Lane;
 use crate::lanes::Slots;
 use crate::local::{LocalAddresses, MAX_LOCAL};
 use crate::security::{DialSecurity, client_config, random_bytes};
-use crate::transport::{LinkKind, Patience, TcpTransport, TlsTransport, Transport, dial, open_shm, resolve};
+use crate::transport::{
+    LinkKind, Patience, TcpTransport, TlsTransport, Transport, dial, open_rdma, open_shm, resolve,
+};
 
 /// The range of the delays between attempts to make a lane.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -102,6 +104,10 @@ impl Plan {
                 value: value as u64,
                 range: "0 to 16 addresses",
             });
+        }
+        if options.links.contains(&LinkKind::Rdma) && !matches!(security, DialSecurity::Insecure) {
+            let reason = "it is neither encrypted nor authenticated, and the peer is to be known".to_owned();
+            return Err(NetError::Link { link: LinkKind::Rdma, reason });
         }
         let local = LocalAddresses::new(&options.local_addresses);
         let (tls, breaker) = (client_config(security)?, Breaker::new(backoff));
@@ -354,6 +360,10 @@ fn hail(
     Ok(Hailed { lane, greeting, round_trip, passed_over })
 }
 
+/// How long connecting over RDMA may take where there is something else to try: a firewall on the way may drop what it does
+/// not know, without a word.
+const TRIAL: Duration = Duration::from_secs(3);
+
 /// What carries a lane.
 struct Carrier {
     transport: Box<dyn Transport>,
@@ -371,6 +381,10 @@ fn carry(plan: &Plan, from: Option<IpAddr>, limit: Duration, cancel: &Cancel) ->
         let made = match link {
             LinkKind::Tcp => connect_tcp(plan, from, limit, cancel),
             LinkKind::Shm => share_memory(plan, limit, cancel).map(|made| (made, began.elapsed())),
+            LinkKind::Rdma => {
+                let limit = if index + 1 < links.len() { limit.min(TRIAL) } else { limit };
+                open_rdma(&plan.address, from, limit, cancel).map(|made| (made, began.elapsed()))
+            }
         };
         match made {
             Ok((transport, round_trip)) => {
@@ -383,7 +397,8 @@ fn carry(plan: &Plan, from: Option<IpAddr>, limit: Duration, cancel: &Cancel) ->
             Err(error) if index + 1 == links.len() => return Err(error),
             Err(error) => {
                 log::debug!("{link} to {} is passed over: {error}", plan.address);
-                passed_over.get_or_insert_with(|| format!("{link}: {error}"));
+                let why = passed_over.take().map_or_else(String::new, |before| format!("{before}; "));
+                passed_over = Some(format!("{why}{link}: {error}"));
             }
         }
     }

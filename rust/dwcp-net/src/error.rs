@@ -11,6 +11,8 @@ use dwcp_proto::frame::ErrorCode;
 use dwcp_store::StoreError;
 use dwcp_vm::VmError;
 
+use crate::transport::LinkKind;
+
 /// What went wrong between two peers.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -172,6 +174,14 @@ pub enum NetError {
         /// What there is, with commas between.
         offered: String,
     },
+    /// What lanes were to be carried by is not to be had, or has failed.
+    #[error("{link} cannot be used: {reason}")]
+    Link {
+        /// What was asked for.
+        link: LinkKind,
+        /// What is missing, or has failed.
+        reason: String,
+    },
     /// The machine gave no random bytes.
     #[error("no random bytes: {reason}")]
     Random {
@@ -207,6 +217,7 @@ impl NetError {
             NetError::Io { .. }
             | NetError::Unreachable { .. }
             | NetError::LocalAddress { .. }
+            | NetError::Link { .. }
             | NetError::Tls { .. }
             | NetError::Integrity { .. }
             | NetError::PeerClosed { .. }
@@ -232,6 +243,7 @@ impl NetError {
             NetError::Io { .. }
                 | NetError::Unreachable { .. }
                 | NetError::LocalAddress { .. }
+                | NetError::Link { .. }
                 | NetError::PeerClosed { .. }
                 | NetError::Deadline { .. }
         )

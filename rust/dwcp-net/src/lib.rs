@@ -42,4 +42,4 @@ pub use report::{
 pub use send::{CodecChoice, ProbeOptions, ProbeReport, Selection, SendOptions, SendSession, probe};
 pub use serve::ServeSession;
 pub use tally::{EventCounts, Tally};
-pub use transport::LinkKind;
+pub use transport::{LinkKind, RdmaDevice, rdma_devices};

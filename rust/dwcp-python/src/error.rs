@@ -267,6 +267,8 @@ fn net_shape(error: &NetError) -> Shape {
             class("TransportError").hint("check that the other side is running and the address is right")
         }
         NetError::Tls { .. } => class("TransportError"),
+        NetError::Link { .. } => class("TransportError")
+            .hint("`dwcp doctor` says what of RDMA there is; over TCP it needs none of that"),
         NetError::Auth { .. } => class("AuthError"),
         NetError::Integrity { .. } => class("IntegrityError"),
         NetError::Proto(error) => class(proto_class(error)),

@@ -20,6 +20,7 @@ mod observer;
 mod owner;
 mod pages;
 mod probe;
+mod rdma;
 mod receive;
 mod report;
 mod security;
@@ -58,6 +59,8 @@ mod _core {
     use super::pages::{compress_pages, decompress_pages_into};
     #[pymodule_export]
     use super::probe::probe_link;
+    #[pymodule_export]
+    use super::rdma::rdma_offer;
     #[pymodule_export]
     use super::receive::{Listener, Receiver, staged_transfers};
     #[pymodule_export]

@@ -260,6 +260,7 @@ fn options(settings: ReceiveSettings, serve: Option<SendOptions>) -> PyResult<Re
         idle_timeout: seconds(settings.idle_timeout_s)?,
         handshake_timeout: seconds(settings.handshake_timeout_s)?,
         shares_memory: settings.shares_memory,
+        rdma: settings.rdma,
         ..ReceiveOptions::default()
     })
 }

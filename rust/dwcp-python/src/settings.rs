@@ -170,6 +170,8 @@ pub struct ReceiveSettings {
     pub v1_networks: Vec<String>,
     /// Whether processes of the same user on this host may share memory with this one.
     pub shares_memory: bool,
+    /// Whether connections over RDMA are taken too.
+    pub rdma: bool,
 }
 
 /// Dictionaries as the native side keeps them.
@@ -212,6 +214,7 @@ pub fn links(names: &[String]) -> PyResult<Vec<LinkKind>> {
     let read = |name: &String| match name.as_str() {
         "tcp" => Ok(LinkKind::Tcp),
         "shm" => Ok(LinkKind::Shm),
+        "rdma" => Ok(LinkKind::Rdma),
         _ => Err(PyValueError::new_err(format!("{name:?} carries no lanes"))),
     };
     names.iter().map(read).collect()

@@ -4,9 +4,10 @@ from dataclasses import asdict
 
 import click
 
+from dwcp_fast.carriers import locked_memory_limit, rdma_devices
 from dwcp_fast.cli.output import Output, output_options
 from dwcp_fast.cli.units import help_with_example
-from dwcp_fast.doctor import Finding, examine
+from dwcp_fast.doctor import Finding, examine, rdma_limits
 
 __all__ = ["doctor"]
 
@@ -22,7 +23,7 @@ __all__ = ["doctor"]
 @output_options
 def doctor(printer: Output) -> None:
     """Look at what this host offers."""
-    findings = examine()
+    findings = (*examine(), rdma_limits(*rdma_devices(), locked_memory_limit()))
     advice = sum(finding.state == "advice" for finding in findings)
     width = max(len(finding.name) for finding in findings)
     lines = [line for finding in findings for line in describe(finding, width)]

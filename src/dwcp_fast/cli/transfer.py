@@ -194,7 +194,8 @@ def redialling_options(peer: str) -> Decorator:
             type=click.Choice(get_args(Carrier)),
             default="auto",
             show_default=True,
-            help=f"What carries the lanes; auto shares memory with a {peer} on this host.",
+            help=f"What carries the lanes; auto shares memory with a {peer} on this host, and takes RDMA "
+            "with --insecure where both sides have it.",
         ),
     )
 

@@ -105,7 +105,7 @@ def kernel_tls(host: Host) -> Finding:
 
 def rdma(host: Host) -> Finding:
     """Look for RDMA devices and the library for them."""
-    name, why = "RDMA", "not used at present: lanes are TCP connections"
+    name, why = "RDMA", "lanes over it, where both sides have it and need not know each other (--insecure)"
     devices = host.names("/sys/class/infiniband")
     if devices is None and host.names("/sys/class") is None:
         return unknown(name, why)

@@ -26,8 +26,8 @@ use crate::security::{Fingerprint, ListenSecurity, random_bytes};
 use crate::send::max_dictionary;
 use crate::serve::Served;
 use crate::transport::{
-    LocalStream, Patience, SOCKET_SLICE, TcpTransport, TlsTransport, Transport, WakeReceiver, accept_shm,
-    wake_pair,
+    LocalStream, Patience, RdmaIncoming, SOCKET_SLICE, TcpTransport, TlsTransport, Transport, WakeReceiver,
+    accept_shm, wake_pair,
 };
 
 /// Serves a connection from its first byte to its end.
@@ -38,6 +38,12 @@ pub(super) fn admit(shared: &Arc<Shared>, stranger: Stranger, place: Place) {
         Stranger::Local(stream) => {
             let peer = stream.peer_addr();
             if let Err(error) = serve_local(shared, stream, (patience, place)) {
+                refuse(shared, peer, &error);
+            }
+        }
+        Stranger::Rdma(incoming) => {
+            let peer = incoming.peer_addr();
+            if let Err(error) = serve_rdma(shared, incoming, (patience, place)) {
                 refuse(shared, peer, &error);
             }
         }
@@ -135,6 +141,18 @@ fn serve_local(
     let security = if shared.tls.is_some() { Security::Tls } else { Security::Plaintext };
     // Nothing encrypts what goes through memory.
     serve_lane(shared, Lane::new(transport, false, patience, &shared.cancel), security, place)
+}
+
+/// Makes the connection over RDMA that was asked for, and serves its lane to its end.
+fn serve_rdma(
+    shared: &Arc<Shared>,
+    incoming: RdmaIncoming,
+    (patience, place): (Patience, Place),
+) -> Result<(), NetError> {
+    let registration = shared.cancel.register(incoming.closer());
+    let transport = incoming.accept(shared.options.handshake_timeout)?;
+    drop(registration);
+    serve_lane(shared, Lane::new(transport, false, patience, &shared.cancel), Security::Plaintext, place)
 }
 
 /// Makes a lane of a TCP connection, and serves it to its end.

@@ -2,6 +2,7 @@
 
 mod admit;
 mod network;
+mod rdma;
 mod registry;
 mod waiting;
 
@@ -27,7 +28,7 @@ use crate::receive::{ReceiveOptions, ReceiveSession};
 use crate::relay::{Base, RelayOptions};
 use crate::report::{Event, Observer};
 use crate::security::{ListenSecurity, server_config, split_address};
-use crate::transport::{Closer, LocalListener, LocalStream};
+use crate::transport::{Closer, LinkKind, LocalListener, LocalStream, RdmaIncoming, RdmaListener};
 
 /// How often the thread that accepts looks around.
 const ACCEPT_SLICE: Duration = Duration::from_millis(100);
@@ -51,7 +52,7 @@ pub struct V1Gate {
 pub struct Listener {
     shared: Arc<Shared>,
     local: SocketAddr,
-    acceptor: Mutex<Option<JoinHandle<()>>>,
+    acceptors: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What the threads of a listener share.
@@ -69,6 +70,13 @@ struct Shared {
     v1: Option<V1Gate>,
     waiting: Arc<WaitingRoom>,
     stopped: AtomicBool,
+}
+
+impl Shared {
+    /// Whether nobody is let in any more.
+    fn is_over(&self) -> bool {
+        self.stopped.load(Ordering::SeqCst) || self.cancel.is_cancelled()
+    }
 }
 
 impl Listener {
@@ -110,6 +118,12 @@ impl Listener {
             // Whoever is on this host comes through TCP then.
             bound.inspect_err(|error| log::debug!("no memory is shared beside {local}: {error}")).ok()
         });
+        if options.rdma && tls.is_some() {
+            let reason =
+                "it is neither encrypted nor authenticated, and this listener speaks tls only".to_owned();
+            return Err(NetError::Link { link: LinkKind::Rdma, reason });
+        }
+        let over_rdma = options.rdma.then(|| RdmaListener::bind(local)).transpose()?;
         let shared = Arc::new(Shared {
             security,
             tls,
@@ -123,14 +137,24 @@ impl Listener {
             waiting: Arc::default(),
             stopped: AtomicBool::new(false),
         });
-        let acceptor = {
+        let listening = Listener { shared: Arc::clone(&shared), local, acceptors: Mutex::default() };
+        let accept = {
             let shared = Arc::clone(&shared);
-            std::thread::Builder::new()
-                .name("dwcp-accept".to_owned())
-                .spawn(move || accept_all(&shared, &listener, beside.as_ref()))
-                .map_err(failed("start a thread for"))?
+            move || accept_all(&shared, &listener, beside.as_ref())
         };
-        Ok(Listener { shared, local, acceptor: Mutex::new(Some(acceptor)) })
+        listening.start(accept).map_err(failed("start a thread for"))?;
+        if let Some(over_rdma) = over_rdma {
+            let accept = move || rdma::accept_all(&shared, over_rdma, local);
+            listening.start(accept).map_err(failed("start a thread for"))?;
+        }
+        Ok(listening)
+    }
+
+    /// Has a thread accept connections.
+    fn start(&self, accept: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        let acceptor = std::thread::Builder::new().name("dwcp-accept".to_owned()).spawn(accept)?;
+        lock(&self.acceptors).push(acceptor);
+        Ok(())
     }
 
     /// The address that peers reach.
@@ -171,7 +195,7 @@ impl Listener {
     /// listener does the same.
     pub fn close(&self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
-        if let Some(acceptor) = lock(&self.acceptor).take() {
+        for acceptor in lock(&self.acceptors).drain(..) {
             // A thread that panicked has nothing more to say.
             let _ = acceptor.join();
         }
@@ -202,7 +226,7 @@ fn listen(target: SocketAddr, buffer_bytes: Option<u32>) -> std::io::Result<TcpL
 /// Accepts connections until the listener is dropped or cancelled.
 fn accept_all(shared: &Arc<Shared>, listener: &TcpListener, beside: Option<&LocalListener>) {
     let mut swept = Instant::now();
-    while !shared.stopped.load(Ordering::SeqCst) && !shared.cancel.is_cancelled() {
+    while !shared.is_over() {
         let spec = Timespec { tv_sec: 0, tv_nsec: i64::from(ACCEPT_SLICE.subsec_nanos()) };
         let mut fds = vec![PollFd::new(listener, PollFlags::IN)];
         fds.extend(beside.map(|beside| PollFd::new(beside, PollFlags::IN)));
@@ -236,6 +260,7 @@ fn accept_all(shared: &Arc<Shared>, listener: &TcpListener, beside: Option<&Loca
 enum Stranger {
     Tcp(TcpStream, SocketAddr),
     Local(LocalStream),
+    Rdma(RdmaIncoming),
 }
 
 impl Stranger {
@@ -244,6 +269,7 @@ impl Stranger {
         match self {
             Stranger::Tcp(stream, _) => stream.try_clone().ok().map(Closer::of),
             Stranger::Local(stream) => Some(stream.closer()),
+            Stranger::Rdma(incoming) => Some(incoming.closer()),
         }
     }
 
@@ -251,6 +277,7 @@ impl Stranger {
         match self {
             Stranger::Tcp(_, peer) => *peer,
             Stranger::Local(stream) => stream.peer_addr(),
+            Stranger::Rdma(incoming) => incoming.peer_addr(),
         }
     }
 }

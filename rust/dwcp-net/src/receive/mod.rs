@@ -53,6 +53,8 @@ pub struct ReceiveOptions {
     pub socket_buffer_bytes: Option<u32>,
     /// Whether processes of the same user on this host may share memory with this one, instead of TCP.
     pub shares_memory: bool,
+    /// Whether connections over RDMA are taken too, at the same address. Only without TLS.
+    pub rdma: bool,
 }
 
 impl Default for ReceiveOptions {
@@ -68,6 +70,7 @@ impl Default for ReceiveOptions {
             handshake_timeout: Duration::from_secs(10),
             socket_buffer_bytes: None,
             shares_memory: false,
+            rdma: false,
         }
     }
 }

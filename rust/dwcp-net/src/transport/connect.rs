@@ -43,7 +43,7 @@ pub(crate) fn dial(
 
 /// Gives what `connect` makes of the first address that works, or says why the last one did not; none without an
 /// address. A kind of address that the system does not know works as little as one where nothing answers.
-fn try_in_turn<T>(
+pub(super) fn try_in_turn<T>(
     addresses: &[SocketAddr],
     end: Instant,
     cancel: &Cancel,

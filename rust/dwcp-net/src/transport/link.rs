@@ -11,6 +11,8 @@ pub enum LinkKind {
     Tcp,
     /// Memory that two processes of one user on one host share.
     Shm,
+    /// Reliable connections of RDMA, which are neither encrypted nor authenticated.
+    Rdma,
 }
 
 impl fmt::Display for LinkKind {
@@ -18,6 +20,7 @@ impl fmt::Display for LinkKind {
         formatter.write_str(match self {
             LinkKind::Tcp => "tcp",
             LinkKind::Shm => "shm",
+            LinkKind::Rdma => "rdma",
         })
     }
 }

@@ -1,10 +1,11 @@
-//! A byte stream to a peer with deadlines: plain TCP or TLS over it, alike to everything above.
+//! A byte stream to a peer with deadlines: TCP, TLS over it, shared memory or RDMA, alike to everything above.
 
 mod buffers;
 mod congestion;
 mod connect;
 mod link;
 mod path;
+mod rdma;
 mod shm;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod sockopt;
@@ -22,6 +23,8 @@ pub(crate) use congestion::{congestion_by_default, congestion_on_offer, try_cong
 pub(crate) use connect::{dial, resolve, set_buffers};
 pub use link::LinkKind;
 pub use path::PathInfo;
+pub use rdma::{RdmaDevice, rdma_devices};
+pub(crate) use rdma::{RdmaIncoming, RdmaListener, open_rdma};
 pub(crate) use shm::{LocalListener, LocalStream, accept_shm, open_shm};
 pub use tcp::TcpTransport;
 pub use tls::TlsTransport;
