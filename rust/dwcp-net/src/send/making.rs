@@ -55,7 +55,7 @@ fn make_lane(shared: &Shared, plan: &Plan, number: u16, attempts: &mut u32) -> O
         let join = link.as_ref().map(|link| (link.id, link.key));
         let halts = (&shared.cancel, &shared.halt);
         // Where no other lane is there, the session itself may not be any more.
-        let joins_others = plan.trusts_peer() && !lock(&shared.state).lanes.is_empty();
+        let joins_others = plan.trusts_peer() && lock(&shared.state).has_lanes();
         let made = match join.filter(|_| joins_others) {
             Some(join) => hail_lane(plan, number, join, halts).map(Made::Hailed),
             None => open_lane(plan, number, join, halts).map(Made::Dialled),

@@ -194,6 +194,7 @@ impl SendSession {
             let mut state = lock(&shared.state);
             state.telemetry.is_relayed = first.is_relayed();
             state.carried_by = (first.link(), first.passed_over.clone());
+            state.is_first_due = true;
         }
         let crew = Crew::start(Sending::new(Arc::clone(&shared), plan, first), range)?;
         Ok(SendSession { shared, crew, is_far })

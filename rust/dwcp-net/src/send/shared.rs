@@ -93,6 +93,7 @@ impl Shared {
                 next_lane: 0,
                 wanted: if registry.is_some() { MAX_LANES } else { options.lanes },
                 lonely_since: Instant::now(),
+                is_first_due: false,
                 progressed: false,
                 closing: false,
                 parting: None,
@@ -252,6 +253,8 @@ pub(crate) struct State {
     pub(super) session: Option<SenderSession>,
     pub(super) job: Option<Job>,
     pub(super) lanes: HashMap<LaneId, LaneHandle>,
+    /// The lane that has opened the session was made, and is about to be among `lanes`.
+    pub(super) is_first_due: bool,
     next_lane: LaneId,
     /// Lanes of which the number is not below this are given up in peace, and not made again.
     pub(super) wanted: u16,
@@ -315,7 +318,7 @@ impl State {
             job.wire_before += progress.sent_wire_bytes;
         }
         self.epoch += 1;
-        self.link = None;
+        (self.link, self.is_first_due) = (None, false);
         self.parting = parting;
         self.wake_all();
         self.telemetry.leave_all();
@@ -367,7 +370,7 @@ impl State {
     /// Takes up the session that `welcome` tells of.
     pub(super) fn open(&mut self, welcome: &Welcome) {
         self.renew(None);
-        self.link = Some(Link::new(welcome));
+        (self.link, self.is_first_due) = (Some(Link::new(welcome)), true);
         if let Some(job) = &mut self.job {
             job.sessions += 1;
         }
@@ -382,6 +385,11 @@ impl State {
     /// Whether the session can carry another transfer.
     pub(crate) fn is_reusable(&self) -> bool {
         self.session.as_ref().is_none_or(SenderSession::is_reusable)
+    }
+
+    /// Whether there are lanes, or the first is about to be there.
+    pub(super) fn has_lanes(&self) -> bool {
+        self.is_first_due || !self.lanes.is_empty()
     }
 
     /// Whether no lane has been there for `limit`.
@@ -441,6 +449,7 @@ impl State {
     pub(super) fn attach(&mut self, number: u16, waker: Waker, closer: Closer) -> LaneId {
         let lane = self.next_lane;
         self.next_lane += 1;
+        self.is_first_due = false;
         self.telemetry.watch(lane, closer.clone());
         self.lanes.insert(lane, LaneHandle::new(number, waker, closer));
         if let Some(session) = &mut self.session {
