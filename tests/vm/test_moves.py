@@ -191,13 +191,14 @@ def test_a_link_that_is_lost_at_the_handover_is_found_again(pair: Pair, word: by
     assert report.settled or delivered
 
 
-def test_a_move_given_up_in_doubt_is_settled_when_both_commands_are_run_again(pair: Pair) -> None:
+def give_up_in_doubt(pair: Pair, word: bytes) -> Acceptor:
+    """Move a guest, lose the tunnel at a word for good, and end both commands."""
     armed = [True]
 
     def dial(to: str, channels: Any) -> SourceTunnel:
         if not armed:
             raise TransportError("no way to the other side")
-        return CutAt(to, channels, b'"go"', armed, delivered=False)
+        return CutAt(to, channels, word, armed, delivered=False)
 
     acceptor = Acceptor(pair.target, options=AcceptOptions(settle_s=0.5))
     migration = Migration(
@@ -206,6 +207,11 @@ def test_a_move_given_up_in_doubt_is_settled_when_both_commands_are_run_again(pa
     with pytest.raises(TransportError, match="whether it runs there could not be learnt"):
         migration.run()
     acceptor.end()
+    return acceptor
+
+
+def test_a_move_given_up_in_doubt_is_settled_when_both_commands_are_run_again(pair: Pair) -> None:
+    acceptor = give_up_in_doubt(pair, b'"go"')
     assert acceptor.error is not None
     assert pair.running() == []
     with Acceptor(pair.target) as again:
@@ -217,20 +223,7 @@ def test_a_move_given_up_in_doubt_is_settled_when_both_commands_are_run_again(pa
 
 def test_a_guest_that_runs_there_already_is_settled_by_a_new_process(pair: Pair) -> None:
     """The answer was lost, and then both commands ended."""
-    armed = [True]
-
-    def dial(to: str, channels: Any) -> SourceTunnel:
-        if not armed:
-            raise TransportError("no way to the other side")
-        return CutAt(to, channels, b'"type": "running"', armed, delivered=False)
-
-    acceptor = Acceptor(pair.target, options=AcceptOptions(settle_s=0.5))
-    migration = Migration(
-        str(pair.source.monitor), acceptor.address, dial=dial, options=MigrateOptions(settle_s=0.5)
-    )
-    with pytest.raises(TransportError, match="whether it runs there could not be learnt"):
-        migration.run()
-    acceptor.end()
+    give_up_in_doubt(pair, b'"type": "running"')
     assert pair.running() == [pair.target]
     with Acceptor(pair.target) as again:
         report = Migration(str(pair.source.monitor), again.address, dial=SourceTunnel).run()

@@ -18,6 +18,7 @@ mod format;
 mod in_place;
 mod overlay;
 mod parallel;
+mod parts;
 mod room;
 mod scout;
 mod slot;
@@ -29,12 +30,13 @@ mod write;
 pub use apply::Patch;
 pub use contents::{BlockCounts, Contents};
 pub use decode::{EntryDecoder, decode_each};
-pub use encode::{Encoded, Part, PatchOptions, encode, encode_into};
+pub use encode::{PatchOptions, encode, encode_into};
 pub use error::PatchError;
 pub use format::{
     Entry, EntryKind, MAGIC, MAX_BLOCK_BYTES, MAX_OBJECT_BYTES, MIN_BLOCK_BYTES, PatchHead, VERSION,
 };
 pub use overlay::{ElementNumber, Mask};
+pub use parts::{Encoded, Part};
 pub use room::{give_back, room};
 pub use snapshot::{Snapshot, SnapshotOptions};
 pub use source::Source;

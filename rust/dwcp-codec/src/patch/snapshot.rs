@@ -5,12 +5,13 @@ use std::convert::Infallible;
 
 use super::apply::{Patch, Slice, zeroed};
 use super::compare::hash_and_copy;
-use super::encode::{Encoded, PatchOptions, append, encode_into};
+use super::encode::{PatchOptions, encode_into};
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead, expect_width};
 use super::in_place::{Begun, WORKERS, Worker};
 use super::overlay::{Assigned, Checked, ElementNumber, Mask, Masked, Onto, Overlaid, Overlay};
 use super::parallel;
+use super::parts::{Encoded, append};
 use super::room::room;
 use super::scout::{BLOCK_BYTES, changes_some_elements};
 use super::source::{Source, read_range};

@@ -3,11 +3,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::compare::FillDigests;
-use super::encode::{Encoded, NEAR_SHARE, Part, append, may_be_elsewhere};
+use super::encode::{NEAR_SHARE, may_be_elsewhere};
 use super::error::PatchError;
 use super::format::{EntryKind, PatchHead};
 use super::in_place::is_undone_in_place;
 use super::parallel::{self, Kept};
+use super::parts::{Encoded, Part, append};
 use super::room::room;
 use super::scout::{ALL_SHARES, share_elsewhere_before};
 use super::slot::Coded;

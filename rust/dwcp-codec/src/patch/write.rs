@@ -1,8 +1,8 @@
 //! Writing the fields of a patch around its payloads.
 
-use super::encode::{Encoded, Part};
 use super::error::PatchError;
 use super::format::{Check, EntryKind, PatchHead, Tail, entry_bytes, same_bytes};
+use super::parts::{Encoded, Part};
 use crate::codec::CodecId;
 use crate::digest::{self, Digest, TreeHasher};
 

@@ -4,6 +4,8 @@
 
 mod actions;
 mod calibration;
+#[cfg(test)]
+mod contents;
 mod controller;
 mod correction;
 mod features;

@@ -1,6 +1,7 @@
 //! What the controller must not lose, in virtual time.
 
 use super::Action;
+use super::contents::*;
 use super::controller::Controller;
 use super::guard::{Guard, Mode};
 use super::simulation::*;

@@ -104,6 +104,12 @@ mod tests {
 
     const TRIP_S: f64 = 0.3;
 
+    fn sample(at_s: f64, delivered: f64) -> Sample {
+        let trip = Some(TRIP_S);
+        let delivered = delivered as u64;
+        Sample { at_s, delivered, lanes: 8, trip_s: trip, shortest_trip_s: trip, waiting: 1.0 }
+    }
+
     #[test]
     fn what_a_full_link_carries_is_not_forgotten_while_there_is_no_queue() {
         let mut fullness = Fullness::default();
@@ -117,14 +123,7 @@ mod tests {
                 _ => (12e6, false),
             };
             delivered += 0.05 * rate;
-            let sample = Sample {
-                at_s,
-                delivered: delivered as u64,
-                lanes: 8,
-                trip_s: Some(TRIP_S),
-                shortest_trip_s: Some(TRIP_S),
-                waiting: 1.0,
-            };
+            let sample = sample(at_s, delivered);
             assert!(!fullness.see(&sample, queued, TRIP_S), "it carries what it did, at {at_s} s");
         }
     }
@@ -138,14 +137,7 @@ mod tests {
             let at_s = 0.05 * f64::from(step);
             let queued = at_s < 5.0;
             delivered += 0.05 * if queued { 12e6 } else { 30e6 };
-            let sample = Sample {
-                at_s,
-                delivered: delivered as u64,
-                lanes: 8,
-                trip_s: Some(TRIP_S),
-                shortest_trip_s: Some(TRIP_S),
-                waiting: 1.0,
-            };
+            let sample = sample(at_s, delivered);
             if fullness.see(&sample, queued, TRIP_S) {
                 told.push(at_s);
             }

@@ -107,23 +107,29 @@ pub trait Transport: Send {
     fn peer_addr(&self) -> SocketAddr;
 
     /// What the system's TCP has measured on the way to the peer; none where it tells nothing. Takes microseconds.
-    fn path(&self) -> Option<PathInfo>;
+    fn path(&self) -> Option<PathInfo> {
+        None
+    }
 
     /// The congestion control that the system uses for what this side sends; none where it does not tell.
-    fn congestion(&self) -> Option<String>;
+    fn congestion(&self) -> Option<String> {
+        None
+    }
 
     /// Asks the system for a congestion control by name; [`Transport::congestion`] tells what came of it.
     ///
     /// # Errors
     /// What the system says; [`io::ErrorKind::NotFound`] when it has none of that name.
-    fn set_congestion(&mut self, name: &str) -> io::Result<()>;
+    fn set_congestion(&mut self, _name: &str) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Asks the system for room for more bytes under way than it gives by itself, if there is any to be had.
-    fn widen(&mut self);
+    fn widen(&mut self) {}
 
     /// Asks the system to send evenly, at no more than so many bytes a second, or as it likes. Where it cannot, bursts
     /// are as they are.
-    fn set_pace(&mut self, bytes_per_s: Option<u64>);
+    fn set_pace(&mut self, _bytes_per_s: Option<u64>) {}
 }
 
 /// What other threads may do with a connection. A carrier that measures nothing, or has nothing to choose, tells so by

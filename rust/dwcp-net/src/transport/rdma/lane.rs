@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dwcp_rdma::{Geometry, Interest, RdmaError, Shutter, Stream};
 
 use super::super::connect::{resolve, try_in_turn};
-use super::super::{Closer, Ending, LinkKind, PathInfo, Patience, SOCKET_SLICE, Transport, WakeReceiver};
+use super::super::{Closer, Ending, LinkKind, Patience, SOCKET_SLICE, Transport, WakeReceiver};
 use super::RdmaDevice;
 use crate::cancel::Cancel;
 use crate::error::NetError;
@@ -194,20 +194,4 @@ impl Transport for RdmaTransport {
     fn peer_addr(&self) -> SocketAddr {
         self.stream.peer_addr()
     }
-
-    fn path(&self) -> Option<PathInfo> {
-        None
-    }
-
-    fn congestion(&self) -> Option<String> {
-        None
-    }
-
-    fn set_congestion(&mut self, _name: &str) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn widen(&mut self) {}
-
-    fn set_pace(&mut self, _bytes_per_s: Option<u64>) {}
 }

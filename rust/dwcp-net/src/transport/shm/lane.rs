@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::super::{
-    Closer, Ending, IO_BYTES, LinkKind, PathInfo, Patience, SOCKET_SLICE, Transport, WakeReceiver,
-};
+use super::super::{Closer, Ending, IO_BYTES, LinkKind, Patience, SOCKET_SLICE, Transport, WakeReceiver};
 use super::local::{Bell, LocalStream};
 use super::region::Region;
 use super::ring::{Consumer, Producer, RingError, Way};
@@ -260,20 +258,4 @@ impl Transport for ShmTransport {
     fn peer_addr(&self) -> SocketAddr {
         self.peer
     }
-
-    fn path(&self) -> Option<PathInfo> {
-        None
-    }
-
-    fn congestion(&self) -> Option<String> {
-        None
-    }
-
-    fn set_congestion(&mut self, _name: &str) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn widen(&mut self) {}
-
-    fn set_pace(&mut self, _bytes_per_s: Option<u64>) {}
 }
