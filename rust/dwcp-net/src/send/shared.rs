@@ -450,7 +450,6 @@ impl State {
         let lane = self.next_lane;
         self.next_lane += 1;
         self.is_first_due = false;
-        self.telemetry.watch(lane, closer.clone());
         self.lanes.insert(lane, LaneHandle::new(number, waker, closer));
         if let Some(session) = &mut self.session {
             session.attach(lane);
@@ -459,6 +458,16 @@ impl State {
             job.tally.lanes_used += 1;
         }
         lane
+    }
+
+    /// Has the telemetry look at a lane of the present epoch. It was asked to send as the session is to: before, what it
+    /// shows is what the system has given it.
+    pub(super) fn watch(&mut self, lane: LaneId, epoch: u64) {
+        if self.epoch == epoch
+            && let Some(handle) = self.lanes.get(&lane)
+        {
+            self.telemetry.watch(lane, handle.closer.clone());
+        }
     }
 
     /// Takes a lane away, if it is of the present epoch.

@@ -41,6 +41,17 @@ pub(super) fn sender() -> (Shared, Arc<Manifest>) {
 }
 
 #[test]
+fn a_lane_is_looked_at_once_it_sends_as_the_session_is_to() {
+    let (shared, _) = sender();
+    let mut state = lock(&shared.state);
+    assert!(state.telemetry.all().is_empty());
+    state.watch(2, 1);
+    assert!(state.telemetry.all().is_empty(), "it is a lane of another epoch");
+    state.watch(2, 0);
+    assert_eq!(state.telemetry.all().iter().map(|(lane, _)| *lane).collect::<Vec<_>>(), [2]);
+}
+
+#[test]
 fn only_so_many_lanes_are_given_blocks_as_a_low_rate_keeps_moving() {
     let (shared, manifest) = sender();
     let limiter = &shared.limiter;

@@ -73,6 +73,7 @@ pub(crate) fn work(
         };
         let sized = shared.options.socket_buffer_bytes.is_some();
         lane.control(&shared.options.congestion, distance, at_random, sized)?;
+        lock(&shared.state).watch(id, epoch);
         worker.serve(&mut lane).or_else(|error| worker.hear_out(&mut lane, error))
     });
     let end = match end {
