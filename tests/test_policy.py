@@ -3,6 +3,7 @@
 import pytest
 
 from dwcp_fast.errors import NegotiationError
+from dwcp_fast.policy.blocks import BLOCK_BYTES, choose_block_bytes
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.engine import choose_engine
 from dwcp_fast.policy.lanes import LaneChange, choose_congestion, choose_lanes, explain_lanes, lane_range
@@ -27,6 +28,13 @@ def test_the_number_of_lanes_is_chosen_by_rule() -> None:
     fewest, first, most = lane_range(None) or (0, 0, 0)
     assert 1 <= fewest <= first <= most <= 64
     assert (lane_range(None, polite=True) or (9, 9, 9)) < (fewest, first, most)
+
+
+def test_blocks_are_shorter_where_the_end_would_be_waited_for() -> None:
+    assert choose_block_bytes(65_536, far=True, total_bytes=1).value == 65_536
+    assert choose_block_bytes(None, far=False, total_bytes=1 << 20).value == BLOCK_BYTES
+    assert choose_block_bytes(None, far=True, total_bytes=1 << 29).value < BLOCK_BYTES
+    assert choose_block_bytes(None, far=True, total_bytes=1 << 40).value == BLOCK_BYTES
 
 
 def test_the_polite_ask_for_no_congestion_control_that_does_not_give_way() -> None:

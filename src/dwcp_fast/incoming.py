@@ -12,7 +12,7 @@ from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.closing import Closing
 from dwcp_fast.errors import ConfigError
-from dwcp_fast.links import Events, ScannedPaths, base_choice, scan_paths, send_report
+from dwcp_fast.links import Events, ScannedPaths, base_choice, block_bytes_of, scan_paths, send_report
 from dwcp_fast.metrics.meter import METER
 from dwcp_fast.modes import ModeKeeper
 from dwcp_fast.options import ReceiveOptions, SendOptions
@@ -105,8 +105,9 @@ class IncomingSession(Closing):
             IntegrityError: Bytes were altered on the way, more than once.
             DeadlineError: It took longer than ``timeout_s`` of the options given as ``serve``.
         """
-        server, block_bytes = self._server(), self._serve.block_bytes
-        return self._sent(lambda: server.send_buffers(list(objects.items()), block_bytes))
+        server = self._server()
+        buffers, block_bytes = list(objects.items()), block_bytes_of(objects, self._serve, far=server.is_far)
+        return self._sent(lambda: server.send_buffers(buffers, block_bytes))
 
     def send_paths(self, paths: Sequence[str | PathLike[str]]) -> SendReport:
         """Answer the request with files and directories.

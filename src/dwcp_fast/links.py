@@ -17,6 +17,7 @@ from dwcp_fast.metrics.meter import METER
 from dwcp_fast.modes import ModeKeeper
 from dwcp_fast.options import SendOptions
 from dwcp_fast.paths import PathReport
+from dwcp_fast.policy.blocks import BLOCK_BYTES, choose_block_bytes
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.engine import Engine
@@ -42,6 +43,7 @@ __all__ = [
     "V1Link",
     "V3Link",
     "base_choice",
+    "block_bytes_of",
     "scan_paths",
     "send_report",
     "send_settings",
@@ -124,7 +126,7 @@ def scan_paths(
         raise ConfigError("no path to send")
     native = _core.Scan(
         list(named),
-        options.block_bytes,
+        options.block_bytes or BLOCK_BYTES,
         options.symlinks == "keep",
         sent_index(),
         {"auto": None, "none": []}[options.base] if isinstance(options.base, str) else list(options.base),
@@ -218,7 +220,7 @@ class V3Link(NativeLink):
 
     def send(self, objects: Mapping[str, BufferLike]) -> SendReport:
         """Send named buffers."""
-        buffers, block_bytes = list(objects.items()), self._options.block_bytes
+        buffers, block_bytes = list(objects.items()), block_bytes_of(objects, self._options, far=self.is_far)
         return self._sent(lambda: self._native.send_buffers(buffers, block_bytes))
 
     def send_scan(self, scan: ScannedPaths) -> SendReport:
@@ -404,6 +406,18 @@ def check_v1(options: SendOptions, engine: Choice[Any]) -> None:
         )
 
 
+def block_bytes_of(objects: Mapping[str, BufferLike], options: SendOptions, *, far: bool) -> int:
+    """Give the length of a block for buffers that go to a receiver, far or near."""
+    total_bytes = sum(map(bytes_in, objects.values())) if far else 0
+    return choose_block_bytes(options.block_bytes, far=far, total_bytes=total_bytes).value
+
+
+def bytes_in(buffer: BufferLike) -> int:
+    """Give the length of a buffer; arrays may be of elements that a view knows nothing of."""
+    told = getattr(buffer, "nbytes", None)
+    return told if isinstance(told, int) else memoryview(buffer).nbytes
+
+
 def send_settings(options: SendOptions, known: KnownLink | None = None) -> SendSettings:
     """Make of options, and of what an earlier session has found out, what the native side takes."""
     is_auto = options.codec == "auto"
@@ -413,7 +427,7 @@ def send_settings(options: SendOptions, known: KnownLink | None = None) -> SendS
         "lanes": choose_lanes(options.streams, polite=options.polite).value,
         "adaptive": lane_range(options.streams, polite=options.polite),
         "far": far_if_forced(options.mode),
-        "block_bytes": options.block_bytes,
+        "block_bytes": options.block_bytes or BLOCK_BYTES,
         "codec": options.codec,
         "dictionary": native(options.dictionary),
         "codec_model": model if is_auto else None,

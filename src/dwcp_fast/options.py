@@ -95,7 +95,8 @@ class SendOptions:
             one that comes with the package.
         link_memory: Whether ``codec="auto"`` begins with what the last session to the same address found out
             about the link, and keeps what this one does, in ``links.json`` of the state directory.
-        block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB.
+        block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB; None for 1 MiB, and for 256 KiB of
+            buffers of up to 2 GiB to a receiver that is far.
         bandwidth_bits_per_s: Most bits per second on the wire, all lanes together; None for no limit.
         bandwidth_schedule: The same by the time of day, as :func:`parse_schedule` reads it, such as
             ``"08:00-18:00=100Mbps,otherwise=off"``; goes with no `bandwidth_bits_per_s`.
@@ -134,7 +135,7 @@ class SendOptions:
     dictionary: CommonContent | None = None
     codec_model: Path | None = None
     link_memory: bool = True
-    block_bytes: int = MIB
+    block_bytes: int | None = None
     bandwidth_bits_per_s: int | None = None
     bandwidth_schedule: str | None = None
     congestion: str = "auto"
@@ -163,7 +164,8 @@ class SendOptions:
         check_codec(self.codec)
         if self.dictionary is not None:
             check_sent(self.dictionary)
-        check_block_bytes(self.block_bytes)
+        if self.block_bytes is not None:
+            check_block_bytes(self.block_bytes)
         if self.bandwidth_bits_per_s is not None:
             check_bandwidth("bandwidth_bits_per_s", self.bandwidth_bits_per_s)
         if self.bandwidth_schedule is not None:
