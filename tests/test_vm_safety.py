@@ -19,6 +19,9 @@ from monitor import Monitor, done
 
 WAIT_S: Final = 20.0
 MEMORY: Final = 1 << 27
+MOVE: Final = "0123456789abcdef" * 2
+LEFT, CAME = f"dwcp-left-{MOVE}", f"dwcp-came-{MOVE}"
+READY: Final = {"move": MOVE, "answers": True}
 
 
 class Guest:
@@ -27,7 +30,7 @@ class Guest:
     def __init__(self, path: Path, status: str, migration: str) -> None:
         self.status, self.migration = status, migration
         self.memory = {"total": MEMORY} if status == "postmigrate" else {}
-        self.objects: list[str] = []
+        self.objects = [LEFT] if status == "postmigrate" else [CAME] if migration == "completed" else []
         self.jobs: list[str] = []
         self.on: dict[str, Callable[[], object]] = {}
         self.refused: set[str] = set()
@@ -168,7 +171,7 @@ def ready(words: list[str]) -> Callable[[Control], None]:
 
     def talk(control: Control) -> None:
         control.expect("prepare", WAIT_S)
-        control.send("ready")
+        control.send("ready", **READY)
         note(control, words)
 
     return talk
@@ -233,7 +236,8 @@ def test_a_mirroring_that_does_not_end_hides_nothing(
     with pytest.raises(KeyboardInterrupt):
         leave(here, ready([]), disks=True, act=lambda migration: migration.cancel())
     assert here.jobs and here.status == "running"
-    assert here.monitor.commands()[-1] == "qom-list", "capabilities and limits were not put back"
+    assert here.monitor.commands()[-1] == "object-del", "capabilities and limits were not put back"
+    assert here.objects == []
 
 
 def test_a_guest_that_cannot_be_let_go_on_is_told_of(
@@ -271,7 +275,7 @@ def test_what_a_guest_did_before_it_left_is_known_to_whoever_settles_it(
     guest: Callable[..., Guest], paused: bool
 ) -> None:
     here = guest("postmigrate", "completed")
-    here.objects = ["pc.ram", "dwcp-paused"] if paused else ["pc.ram"]
+    here.objects = [LEFT, "pc.ram", *(["dwcp-paused"] if paused else [])]
     words: list[dict[str, Any]] = []
     assert leave(here, arriving(words, runs)).settled
     assert words[1] == {"type": "go", "running": not paused}
@@ -334,7 +338,7 @@ def test_an_interruption_at_the_handover_does_not_leave_the_guest_in_doubt(
         while (message := receive(control, WAIT_S)) is not None:
             match message["type"]:
                 case "prepare":
-                    sent(control, "ready")
+                    sent(control, "ready", **READY)
                 case "settle":
                     sent(control, "state", loaded=True, running=True)
                 case "go":
@@ -411,7 +415,7 @@ def test_a_guest_that_runs_here_already_is_settled_by_a_new_process(guest: Calla
     here = guest("running", "completed")
     taking = Taking(here)
     with taking.carrier.come() as peer:
-        peer.send("settle")
+        peer.send("settle", move=MOVE)
         assert peer.expect("state", WAIT_S) == {"type": "state", "loaded": True, "running": True}
         peer.send("go", running=True)
         assert peer.expect("running", WAIT_S)["running"]
@@ -435,7 +439,7 @@ def test_a_guest_that_runs_is_not_ended_by_a_peer_that_gives_up(guest: Callable[
     here = guest("running", "completed")
     taking = Taking(here)
     with taking.carrier.come() as peer:
-        peer.send("settle")
+        peer.send("settle", move=MOVE)
         peer.expect("state", WAIT_S)
         peer.send("abort", message="never mind")
         taking.end()
@@ -459,12 +463,12 @@ def test_a_link_that_is_lost_when_the_guest_just_runs_is_waited_for(
     monkeypatch.setattr(Control, "send", losing)
     taking = Taking(here)
     with taking.carrier.come() as peer:
-        peer.send("settle")
+        peer.send("settle", move=MOVE)
         peer.expect("state", WAIT_S)
         peer.send("go", running=True)
         assert lost.wait(WAIT_S)
     with taking.carrier.come() as peer:
-        peer.send("settle")
+        peer.send("settle", move=MOVE)
         assert peer.expect("state", WAIT_S)["running"]
         peer.send("go", running=True)
         peer.expect("running", WAIT_S)
@@ -487,7 +491,7 @@ def test_a_guest_is_told_to_be_lost_only_where_its_qemu_has_surely_ended(
     here.on["cont"] = breaks
     taking = Taking(here)
     with taking.carrier.come() as peer:
-        peer.send("settle")
+        peer.send("settle", move=MOVE)
         peer.expect("state", WAIT_S)
         peer.send("go", running=True)
         if listens:

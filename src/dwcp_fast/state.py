@@ -22,6 +22,7 @@ __all__ = [
     "kept_pairing",
     "read_pairing",
     "sent_index",
+    "served_arrival",
     "served_pairing",
     "state_dir",
     "write_pairing",
@@ -74,6 +75,19 @@ def served_pairing(directory: Path) -> Path:
     """
     name = _core.digest(os.fsencode(directory.resolve())).hex()
     return state_dir() / f"serve-{name}.json"
+
+
+def served_arrival(place: Path) -> Path:
+    """Give the file that keeps what is known of a guest that was to come to a place.
+
+    Args:
+        place: The socket of the QEMU that it comes to.
+
+    Returns:
+        A file in the state directory; it need not exist.
+    """
+    name = _core.digest(os.fsencode(place.resolve())).hex()
+    return state_dir() / f"arrival-{name}.json"
 
 
 def client_identity() -> _core.Identity:

@@ -35,7 +35,8 @@ class Pair:
         *,
         memory_mib: int = 128,
         writer_mib: int = 32,
-        disks: tuple[Path, Path] | None = None,
+        disks: tuple[Path, Path | None] | None = None,
+        incoming: str = "defer",
         runners: tuple[Sequence[str], Sequence[str]] = ((), ()),
     ) -> None:
         """Start both and wait for the guest."""
@@ -59,7 +60,7 @@ class Pair:
                     "target",
                     initramfs,
                     disk=disks[1] if disks else None,
-                    incoming="defer",
+                    incoming=incoming,
                     runner=runners[1],
                     **both,
                 )
@@ -138,16 +139,18 @@ class Acceptor:
         self,
         machine: Machine,
         *,
+        to_unix: Path | None = None,
         options: AcceptOptions | None = None,
         timeout_s: float = 30.0,
         listen: Callable[..., Any] | None = TargetTunnel,
         trust: Insecure | None = None,
     ) -> None:
-        """Listen; through the relay itself if `listen` is None."""
+        """Listen; through the relay itself if `listen` is None, without the monitor if `to_unix` is given."""
         self.events: Events = []
         self.acceptance = Acceptance(
-            str(machine.monitor),
+            str(machine.monitor) if to_unix is None else None,
             "127.0.0.1:0",
+            to_unix=to_unix,
             options=options or AcceptOptions(settle_s=20),
             trust=trust,
             events=self.events.append,

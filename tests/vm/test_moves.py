@@ -30,6 +30,7 @@ from .guest import Machine, check_downtime
 from .moves import Acceptor, Pair, move, until
 from .tunnel import SourceTunnel
 
+MOVE = "0123456789abcdef" * 2
 REACH_S = 5.0
 """What is promised of the kill switch."""
 
@@ -66,7 +67,7 @@ def test_a_guest_whose_qemu_compresses_by_itself_stays(pair: Pair, monkeypatch: 
     wanted = move_of.capabilities_of_a_move
     monkeypatch.setattr(move_of, "capabilities_of_a_move", lambda **how: {**wanted(**how), "compress": True})
     monkeypatch.setattr(
-        importlib.import_module("dwcp_fast.vm.accept"),
+        importlib.import_module("dwcp_fast.vm.place"),
         "capabilities_of_a_move",
         lambda **how: {**wanted(**how), "compress": True},
     )
@@ -272,13 +273,56 @@ def test_a_paused_guest_is_settled_paused_by_a_new_process(pair: Pair) -> None:
     assert pair.target.status() == "paused"
 
 
-def test_a_guest_that_never_arrived_goes_on_when_that_is_settled(pair: Pair) -> None:
-    """Its QEMU counted the move as done, and the other one is gone."""
+def leave_for_nowhere(pair: Pair) -> None:
+    """Have QEMU count a move as done that brought the guest nowhere."""
     pair.source.qmp.execute("migrate", {"uri": "exec:cat > /dev/null"})
     until(lambda: pair.source.status() == "postmigrate", "the guest to have left")
+
+
+def note(machine: Machine, name: str) -> None:
+    machine.qmp.execute("object-add", {"qom-type": "secret", "id": name, "data": name})
+
+
+def test_a_guest_that_never_arrived_goes_on_when_that_is_settled(pair: Pair) -> None:
+    """Its QEMU counted the move as done, and the one that it left for still waits."""
+    note(pair.source, f"dwcp-left-{MOVE}")
+    note(pair.target, f"dwcp-came-{MOVE}")
+    leave_for_nowhere(pair)
     with Acceptor(pair.target) as acceptor, pytest.raises(PeerError, match="goes on here: it never arrived"):
         Migration(str(pair.source.monitor), acceptor.address, dial=SourceTunnel).run()
     pair.check_stayed()
+    objects = pair.source.qmp.execute("qom-list", {"path": "/objects"})
+    assert not [one for one in objects if one["name"].startswith("dwcp-")]
+
+
+def test_a_guest_that_left_by_another_hand_is_not_settled(pair: Pair) -> None:
+    leave_for_nowhere(pair)
+    with Acceptor(pair.target) as acceptor, pytest.raises(QmpError, match="not by a move of ours"):
+        Migration(str(pair.source.monitor), acceptor.address, dial=SourceTunnel).run()
+    assert pair.running() == []
+
+
+def test_a_guest_whose_qemu_was_replaced_since_it_ran_there_is_not_let_go_on_here(
+    pair: Pair, initramfs: Path, tmp_path: Path
+) -> None:
+    """It ran there, and the answer was lost; the next QEMU waits there as if no guest had come."""
+    give_up_in_doubt(pair, b'"type": "running"')
+    assert pair.running() == [pair.target]
+    pair.end_watch()
+    pair.target.qmp.execute("quit")
+    pair.target.process.wait(10)
+    with Machine(tmp_path, "next", initramfs, memory_mib=128, incoming="defer") as replaced:
+        with (
+            Acceptor(replaced) as acceptor,
+            pytest.raises(PeerError, match="not the one that the guest left"),
+        ):
+            Migration(str(pair.source.monitor), acceptor.address, dial=SourceTunnel).run()
+        assert acceptor.error is not None
+        # Neither is it taken for one that was made ready for another guest.
+        note(replaced, f"dwcp-came-{MOVE}")
+        with Acceptor(replaced) as acceptor, pytest.raises(PeerError, match="the guest of another move"):
+            Migration(str(pair.source.monitor), acceptor.address, dial=SourceTunnel).run()
+        assert pair.source.status() == "postmigrate" and replaced.status() == "inmigrate"
 
 
 def test_a_qemu_that_does_not_wait_for_a_guest_is_refused(pair: Pair) -> None:

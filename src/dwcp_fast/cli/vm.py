@@ -59,11 +59,18 @@ def vm() -> None:
         "defer`, and a monitor of its own for this. It starts the guest only when it no longer runs on the "
         "other "
         "side; when the link is lost just then, the command waits for the other side to come back. Run it "
-        "again if it was ended meanwhile.",
+        "again if it was ended meanwhile. Where QEMU's monitor is not to be had, start it with `-incoming "
+        "unix:SOCKET` and give --to-unix: it starts the guest when it is given the end of the stream.",
         "dwcp vm accept --qmp new.qmp --listen 0.0.0.0:7443",
     ),
 )
-@click.option("--qmp", required=True, metavar="SOCKET", help=QMP_HELP)
+@click.option("--qmp", metavar="SOCKET", help=QMP_HELP)
+@click.option(
+    "--to-unix",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="SOCKET",
+    help="Instead of --qmp: where a QEMU without a monitor listens. No disks, no --multifd.",
+)
 @LISTEN
 @folder_option("--base", "An earlier copy of the guest's memory, which --keep wrote.")
 @folder_option("--keep", "Write the guest's memory there: a base for its next way here.")
@@ -75,7 +82,8 @@ def vm() -> None:
 @security_options
 @output_options
 def accept(
-    qmp: str,
+    qmp: str | None,
+    to_unix: Path | None,
     listen: str,
     base: Path | None,
     keep: Path | None,
@@ -96,7 +104,9 @@ def accept(
         idle_timeout_s=idle_timeout,
         socket_dir=socket_dir,
     )
-    with Acceptance(qmp, listen, trust=trust, options=options, events=printer.event) as acceptance:
+    with Acceptance(
+        qmp, listen, to_unix=to_unix, trust=trust, options=options, events=printer.event
+    ) as acceptance:
         on_signals(acceptance.cancel)
         tell_listening(printer, acceptance.address, acceptance.pairing)
         report = acceptance.run(wait)

@@ -3,21 +3,29 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 from dwcp_fast.closing import Closing
-from dwcp_fast.errors import DeadlineError, DwcpError, FormatError, PeerClosedError, QmpError, TransportError
+from dwcp_fast.errors import (
+    ConfigError,
+    DeadlineError,
+    DwcpError,
+    FormatError,
+    PeerClosedError,
+    QmpError,
+    TransportError,
+)
 from dwcp_fast.rollout.switch import SWITCH
 from dwcp_fast.state import served_pairing
 from dwcp_fast.trust import Insecure, MutualTls
 from dwcp_fast.vm.carrying import TargetCarrier, socket_folder
 from dwcp_fast.vm.control import CONTROL, DISKS, MIGRATION, Control, ControlDoor
-from dwcp_fast.vm.machine import Machine, capabilities_of_a_move, only
-from dwcp_fast.vm.mirrors import Exports
+from dwcp_fast.vm.machine import only
 from dwcp_fast.vm.options import AcceptOptions
+from dwcp_fast.vm.place import Channels, Monitored, Place
 from dwcp_fast.vm.relay import RelayOptions, TargetRelay
 from dwcp_fast.vm.report import AcceptReport
 
@@ -25,13 +33,10 @@ __all__ = ["Acceptance", "accept"]
 
 LOG: Final = logging.getLogger(__name__)
 DEFAULTS: Final = AcceptOptions()
-LOADED: Final = frozenset({"paused", "prelaunch", "inmigrate", "running"})
 POLL_S: Final = 0.01
 HELLO_S: Final = 30.0
-START_S: Final = 30.0
 PARTING_S: Final = 10.0
 ACCEPT_POLL_S: Final = 0.5
-Channels = Mapping[str, Path]
 Listen = Callable[[str, Channels], TargetCarrier]
 
 
@@ -45,9 +50,10 @@ class Acceptance(Closing):
 
     def __init__(
         self,
-        qmp: str,
+        qmp: str | None,
         address: str,
         *,
+        to_unix: Path | None = None,
         trust: MutualTls | Insecure | None = None,
         options: AcceptOptions = DEFAULTS,
         events: Callable[[dict[str, Any]], None] | None = None,
@@ -56,14 +62,16 @@ class Acceptance(Closing):
         """Listen.
 
         Args:
-            qmp: Monitor of a QEMU that was started with ``-incoming defer``.
+            qmp: Monitor of a QEMU that was started with ``-incoming defer``; None takes `to_unix`.
             address: ``HOST:PORT`` to listen on.
+            to_unix: Socket of a QEMU whose monitor is not to be had, started with ``-incoming unix:SOCKET``.
             trust: As for :func:`~dwcp_fast.listen`.
             options: How to take the guest.
             events: Called with a dictionary for each event.
             listen: Makes the relay, from an address and its channels; None takes ours.
 
         Raises:
+            ConfigError: Neither a monitor nor a socket is given, or both.
             QmpError: QEMU does not wait for a guest.
             OSError: The address cannot be listened on, or there is no such monitor.
         """
@@ -72,15 +80,13 @@ class Acceptance(Closing):
         self._events = events or (lambda _: None)
         self._listen = listen or self._listen_here
         self._stopped = threading.Event()
-        self._pairing_file = served_pairing(Path(qmp))
         self._stack = ExitStack()
-        self._settled = self._told = self._continued = self._given_up = False
+        self._settled = self._told = False
         self._report: AcceptReport | None = None
         try:
-            self._machine = Machine(qmp)
-            self._stack.callback(self._machine.close)
-            self._exports = Exports(self._machine)
-            self._loaded = self._check_state()
+            self._place: Place = place_of(qmp, to_unix)
+            self._stack.callback(lambda: self._place.close())
+            self._pairing_file = served_pairing(Path(qmp or str(to_unix)))
             self._folder = self._stack.enter_context(socket_folder(options.socket_dir))
             self._channels = {
                 CONTROL: self._folder / "control.sock",
@@ -139,7 +145,7 @@ class Acceptance(Closing):
                 try:
                     self._converse(door)
                 except (TransportError, DeadlineError, FormatError) as error:
-                    if self._report is None and (isinstance(error, QmpError) or not self._has_come()):
+                    if self._report is None and (isinstance(error, QmpError) or not self._place.has_come()):
                         raise
                     LOG.warning("the link was lost before both sides knew where the guest runs: %s", error)
                     self._events({"type": "in-doubt", "message": str(error)})
@@ -168,21 +174,6 @@ class Acceptance(Closing):
             pairing_file=pairing_file,
         )
 
-    def _check_state(self) -> bool:
-        """Tell whether a guest is here already, of which it is not known whether it may run."""
-        status, migration = self._machine.status(), self._machine.migration()
-        if status == "inmigrate" and migration.status in {"none", "setup"}:
-            # Not to be started by QEMU: it cannot know whether the guest still runs on the other side.
-            self._machine.qmp.execute("stop")
-            return False
-        if status in LOADED and migration.came:
-            # The other side may have been lost before it knew: it will ask.
-            return True
-        raise QmpError(
-            f"the guest of {self._machine.qmp.address} is {status}: a QEMU that waits for a guest is needed",
-            hint="start it with -incoming defer",
-        )
-
     def _await_peer(self, limit_s: float | None) -> None:
         deadline = None if limit_s is None else time.monotonic() + limit_s
         while True:
@@ -192,10 +183,8 @@ class Acceptance(Closing):
             except DeadlineError:
                 self._check_stopped()
                 if deadline is not None and time.monotonic() > deadline:
-                    raise DeadlineError(
-                        f"the other side did not come in {limit_s:g} s",
-                        hint=IN_DOUBT_HINT if self._stands_still() else None,
-                    ) from None
+                    why = f"the other side did not come in {limit_s:g} s"
+                    raise DeadlineError(why, hint=self._place.advice()) from None
 
     def _check_stopped(self) -> None:
         if self._stopped.is_set():
@@ -210,11 +199,9 @@ class Acceptance(Closing):
                 raise DeadlineError(f"the other side says nothing in {HELLO_S:g} s")
             try:
                 if first["type"] == "prepare":
-                    self._prepare(first)
-                    control.send("ready", qemu=self._machine.version)
+                    control.send("ready", **self._prepare(first))
                 elif first["type"] == "settle":
-                    has = self._loaded or self._has_loaded()
-                    control.send("state", loaded=has, running=self._is_running())
+                    control.send("state", **self._place.settle(first)._asdict())
                 else:
                     raise FormatError(f"the other side begins with {first['type']!r}")
             except QmpError as error:
@@ -236,28 +223,19 @@ class Acceptance(Closing):
             )
             self._events({"type": "running", "running": running})
 
-    def _prepare(self, told: dict[str, Any]) -> None:
-        if self._loaded:
-            raise QmpError("a guest is here already, and another one is to come")
+    def _prepare(self, told: dict[str, Any]) -> dict[str, Any]:
         why = SWITCH.refusal()
         if why is not None:
             raise QmpError(f"no guest is taken: {why}")
-        memory, here = only(told, "memory_bytes", int), self._machine.memory_bytes()
-        if memory != here:
-            raise QmpError(f"the guest has {memory} bytes of memory, and here it would have {here}")
-        channels = only(told, "multifd", int)
-        self._machine.set_capabilities(capabilities_of_a_move(multifd=channels > 0))
-        if channels:
-            parameters = {"multifd-channels": channels, "multifd-compression": "none"}
-            self._machine.qmp.execute("migrate-set-parameters", parameters)
-        disks = [
-            (only(one, "name", str), only(one, "length_bytes", int)) for one in only(told, "disks", list)
-        ]
-        if disks:
-            self._exports.start(self._channels[DISKS], disks)
-        uri = f"unix:{self._channels[MIGRATION]}"
-        self._machine.qmp.execute("migrate-incoming", {"uri": uri})
-        self._events({"type": "prepared", "memory_bytes": memory, "disks": len(disks)})
+        ready = self._place.prepare(told, self._channels)
+        self._events(
+            {
+                "type": "prepared",
+                "memory_bytes": only(told, "memory_bytes", int),
+                "disks": len(only(told, "disks", list)),
+            }
+        )
+        return ready
 
     def _follow(self, control: Control, started: float) -> None:
         """Do what the other side says, until the guest runs here."""
@@ -269,21 +247,21 @@ class Acceptance(Closing):
                 continue
             match message["type"]:
                 case "disks-done":
-                    self._exports.stop()
+                    self._place.end_disks()
                     control.send("disks-closed")
                 case "go":
                     try:
-                        running = self._start(runs=only(message, "running", bool))
+                        running = self._place.start(runs=only(message, "running", bool))
                     except PeerClosedError as error:
-                        if self._machine.qmp.is_gone():
-                            # QEMU has ended, and its guest with it: it can go on there if it never ran here.
-                            control.send("lost", message=str(error), ran=self._continued)
+                        if self._place.is_lost():
+                            # It can go on there if it never ran here.
+                            control.send("lost", message=str(error), ran=self._place.may_have_run)
                         raise
                     self._note_running(running, started)
                     control.send("running", running=running)
                     return
                 case "abort":
-                    self._abandon()
+                    self._place.abandon()
                     raise PeerClosedError(f"the other side gave up: {message.get('message', 'cancelled')}")
                 case other:
                     raise FormatError(f"the other side says {other!r}")
@@ -291,23 +269,6 @@ class Acceptance(Closing):
     def _check_relay(self) -> None:
         if self._relay.present().state == "failed":
             self._relay.wait(0.1)
-
-    def _start(self, *, runs: bool) -> bool:
-        """Let the guest do what it did on the other side, where it no longer does it."""
-        if self._is_running():
-            return True
-        deadline = time.monotonic() + START_S
-        while not self._has_loaded():
-            if time.monotonic() > deadline:
-                raise QmpError(f"the guest is not here after {START_S:g} s: {self._machine.migration()}")
-            time.sleep(POLL_S)
-        self._loaded = True
-        if not runs:
-            return False
-        self._continued = True
-        self._machine.qmp.execute("cont")
-        self._machine.wait_for(frozenset({"running"}), START_S)
-        return True
 
     def _hear_bye(self, control: Control) -> bool:
         """Whether the other side heard that the guest runs."""
@@ -319,50 +280,35 @@ class Acceptance(Closing):
         return message is not None and message["type"] == "bye"
 
     def _end(self, report: AcceptReport) -> AcceptReport:
-        """Nobody has to come back with the same pairing string."""
+        """Nobody has to come back with the same pairing string, once both sides know where the guest runs."""
+        if self._told:
+            self._place.forget()
         if self._trust is None:
             self._pairing_file.unlink(missing_ok=True)
         return report
 
-    def _abandon(self) -> None:
-        """Let go of a guest that runs on the other side."""
-        self._given_up = True
-        if self._stands_still():
-            # A copy of a guest that runs elsewhere must never be started.
-            LOG.warning("the guest goes on on the other side; the QEMU here is ended")
-            self._machine.qmp.execute("quit")
 
-    def _has_loaded(self) -> bool:
-        return self._machine.migration().came
+def place_of(qmp: str | None, to_unix: Path | None) -> Place:
+    """Find the QEMU that a guest is to come to.
 
-    def _is_running(self) -> bool:
-        return self._machine.status() == "running"
+    Raises:
+        ConfigError: Neither a monitor nor a socket is given, or both.
+    """
+    if qmp is not None and to_unix is None:
+        return Monitored(qmp)
+    if to_unix is not None and qmp is None:
+        # Imported late: it asks Linux who listens at a socket.
+        from dwcp_fast.vm.unmonitored import Unmonitored
 
-    def _has_come(self) -> bool:
-        """Whether the guest is here, so that the other side cannot know by itself where it runs."""
-        try:
-            return self._has_loaded() and not self._given_up
-        except (DwcpError, OSError):
-            return False
-
-    def _stands_still(self) -> bool:
-        """Whether the guest is here and does not run."""
-        try:
-            return self._has_loaded() and not self._is_running()
-        except (DwcpError, OSError):
-            return False
-
-
-IN_DOUBT_HINT: Final = (
-    "the guest is here, and does not run: run both commands again to settle where it runs; only if the "
-    "other side is gone for good, start it by hand with `cont`"
-)
+        return Unmonitored(to_unix)
+    raise ConfigError("either the monitor of a QEMU or the socket that it listens on is needed")
 
 
 def accept(
-    qmp: str,
+    qmp: str | None,
     address: str,
     *,
+    to_unix: Path | None = None,
     trust: MutualTls | Insecure | None = None,
     options: AcceptOptions = DEFAULTS,
     events: Callable[[dict[str, Any]], None] | None = None,
@@ -371,8 +317,9 @@ def accept(
     """Take a guest; see :class:`Acceptance`, which gives the pairing string before it comes.
 
     Args:
-        qmp: Monitor of a QEMU that was started with ``-incoming defer``.
+        qmp: As for :class:`Acceptance`.
         address: ``HOST:PORT`` to listen on.
+        to_unix: As for :class:`Acceptance`.
         trust: As for :func:`~dwcp_fast.listen`.
         options: How to take it.
         events: Called with a dictionary for each event.
@@ -384,5 +331,5 @@ def accept(
     Raises:
         DwcpError: As :meth:`Acceptance.run` says.
     """
-    with Acceptance(qmp, address, trust=trust, options=options, events=events) as acceptance:
+    with Acceptance(qmp, address, to_unix=to_unix, trust=trust, options=options, events=events) as acceptance:
         return acceptance.run(timeout_s)

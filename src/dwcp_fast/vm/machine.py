@@ -1,22 +1,38 @@
 """A QEMU process as the two sides of a move see it: what its guest does, and where its migration stands."""
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from dwcp_fast.closing import Closing
-from dwcp_fast.errors import DeadlineError, QmpError
+from dwcp_fast.errors import DeadlineError, FormatError, QmpError
 from dwcp_fast.vm.qmp import Qmp
 
-__all__ = ["ENDED", "Disk", "Machine", "MigrationState", "Settings", "capabilities_of_a_move", "only"]
+__all__ = [
+    "CAME",
+    "ENDED",
+    "LEFT",
+    "Disk",
+    "Machine",
+    "MigrationState",
+    "Settings",
+    "capabilities_of_a_move",
+    "check_move",
+    "only",
+]
 
 ENDED: Final = frozenset({"none", "completed", "failed", "cancelled"})
 """The states in which QEMU has no migration under way."""
 POLL_S: Final = 0.02
 MIB: Final = 1 << 20
 PAUSED: Final = "dwcp-paused"
-"""An object of QEMU's that does nothing; it is there if the guest was paused before it left."""
+"""A note that is there if the guest was paused before it left."""
+LEFT: Final = "dwcp-left-"
+CAME: Final = "dwcp-came-"
+"""What the note of a move begins with, in the QEMU that the guest leaves and in the one that it comes to."""
+MOVE: Final = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,16 +190,35 @@ class Machine(Closing):
 
     def is_noted_paused(self) -> bool:
         """Whether a guest that has left is known to have been paused."""
-        return any(one["name"] == PAUSED for one in self.qmp.execute("qom-list", {"path": "/objects"}))
+        return PAUSED in self._notes()
 
     def note_paused(self, *, paused: bool) -> None:
         """Have QEMU itself hold whether the guest is paused: of one that has left it does not say so."""
-        if paused == self.is_noted_paused():
-            return
-        if paused:
-            self.qmp.execute("object-add", {"qom-type": "secret", "id": PAUSED, "data": PAUSED})
-        else:
-            self.qmp.execute("object-del", {"id": PAUSED})
+        self._keep_notes(PAUSED, {PAUSED} if paused else set())
+
+    def noted_move(self, side: str) -> str | None:
+        """Give the move by which the guest left, or was to come; None without one.
+
+        Args:
+            side: :data:`LEFT` or :data:`CAME`.
+        """
+        return next((name.removeprefix(side) for name in self._notes() if name.startswith(side)), None)
+
+    def note_move(self, side: str, move: str | None) -> None:
+        """Have QEMU itself hold by which move its guest leaves or comes: one in its place does not."""
+        self._keep_notes(side, set() if move is None else {side + check_move(move)})
+
+    def _notes(self) -> set[str]:
+        """Objects of QEMU's that do nothing, and last as long as its process."""
+        return {str(one["name"]) for one in self.qmp.execute("qom-list", {"path": "/objects"})}
+
+    def _keep_notes(self, beginning: str, wanted: set[str]) -> None:
+        """Have QEMU hold these notes, and no others that begin so."""
+        held = {name for name in self._notes() if name.startswith(beginning)}
+        for name in sorted(held - wanted):
+            self.qmp.execute("object-del", {"id": name})
+        for name in sorted(wanted - held):
+            self.qmp.execute("object-add", {"qom-type": "secret", "id": name, "data": name})
 
     def wait_for(self, statuses: frozenset[str], timeout_s: float) -> str:
         """Wait until the guest is in one of the states.
@@ -210,17 +245,18 @@ class Machine(Closing):
         self.qmp.execute("migrate-set-parameters", settings.parameters)
 
 
-def capabilities_of_a_move(*, multifd: bool, pause: bool = False) -> dict[str, bool]:
+def capabilities_of_a_move(*, multifd: bool, pause: bool = False, answers: bool = True) -> dict[str, bool]:
     """Give what QEMU is to do, on either side.
 
     Args:
         multifd: Whether QEMU spreads memory over several connections.
         pause: Whether it waits, with the guest stopped, until the disks are done.
+        answers: Whether QEMU counts a move as done only when the other QEMU has told it so; a guest that
+            would run by then must not be waited for.
     """
     return {
         "events": True,
-        # QEMU counts a move as done only when the other side has told it so.
-        "return-path": True,
+        "return-path": answers,
         "pause-before-switchover": pause,
         "multifd": multifd,
         # What is compressed already cannot be looked into, and not be compressed again.
@@ -228,6 +264,17 @@ def capabilities_of_a_move(*, multifd: bool, pause: bool = False) -> dict[str, b
         "compress": False,
         "postcopy-ram": False,
     }
+
+
+def check_move(told: object) -> str:
+    """Take the name of a move from the other side, of which a note is made.
+
+    Raises:
+        FormatError: It is none.
+    """
+    if not isinstance(told, str) or not MOVE.fullmatch(told):
+        raise FormatError(f"a move is called {told!r:.60}: 32 hexadecimal digits are needed")
+    return told
 
 
 def only(told: Any, name: str, kind: type) -> Any:

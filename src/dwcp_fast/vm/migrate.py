@@ -26,7 +26,7 @@ from dwcp_fast.rollout.switch import SWITCH, Guard
 from dwcp_fast.trust import Trust
 from dwcp_fast.vm.carrying import Carrier, SourceCarrier, socket_folder
 from dwcp_fast.vm.control import CONTROL, DISKS, MIGRATION, Control
-from dwcp_fast.vm.machine import Disk, Machine, Settings, capabilities_of_a_move
+from dwcp_fast.vm.machine import LEFT, Disk, Machine, Settings, capabilities_of_a_move, check_move, only
 from dwcp_fast.vm.mirrors import Mirrors
 from dwcp_fast.vm.options import MigrateOptions
 from dwcp_fast.vm.relay import RelayOptions, SourceRelay
@@ -123,6 +123,11 @@ class Migration:
             channels = {name: folder / f"{name}.sock" for name in (CONTROL, MIGRATION, DISKS)}
             if status == "postmigrate" and migration.status == "completed":
                 self._was_running = not machine.is_noted_paused()
+                if machine.noted_move(LEFT) is None:
+                    raise QmpError(
+                        "the guest has left, and not by a move of ours: where it runs cannot be asked",
+                        hint="only if it runs nowhere else, let it go on here with `cont`",
+                    )
                 return self._settle(machine, channels, Watch(machine, None, self._events), None)
             if status not in {"running", "paused"} or not migration.has_ended:
                 raise QmpError(
@@ -204,8 +209,14 @@ class Migration:
             raise DeadlineError(f"the other side does not get ready in {ANSWER_S:g} s")
         if answer["type"] != "ready":
             raise PeerError(f"the other side refused: {answer.get('message', answer['type'])}")
+        # Held by both QEMUs: one that takes the place of another cannot be taken for it.
+        machine.note_move(LEFT, check_move(answer.get("move")))
         machine.note_paused(paused=not self._was_running)
-        machine.set_capabilities(capabilities_of_a_move(multifd=options.multifd > 0, pause=bool(disks)))
+        machine.set_capabilities(
+            capabilities_of_a_move(
+                multifd=options.multifd > 0, pause=bool(disks), answers=only(answer, "answers", bool)
+            )
+        )
         machine.qmp.execute(
             "migrate-set-parameters",
             {
@@ -325,6 +336,7 @@ class Migration:
             mirrors.abandon,
             lambda: machine.put_back(settings),
             lambda: machine.note_paused(paused=False),
+            lambda: machine.note_move(LEFT, None),
         ):
             try:
                 step()
@@ -398,8 +410,8 @@ class Migration:
         relay = self._dial(self._to, channels)
         try:
             with Control.dial(channels[CONTROL], self._options.connect_timeout_s) as control:
-                control.send("settle")
-                state = control.expect("state", ANSWER_S)
+                control.send("settle", move=machine.noted_move(LEFT))
+                state = self._hear_state(control)
                 if not (state.get("loaded") or state.get("running")):
                     # It has no guest, and no way to get one: the only one is here.
                     control.send("abort", message="the guest never came")
@@ -410,6 +422,22 @@ class Migration:
                 return watch.report(settled=True)
         finally:
             relay.close()
+
+    def _hear_state(self, control: Control) -> dict[str, Any]:
+        """Hear what the other side has of the guest, if it is the one that the guest left for."""
+        answer = control.receive(ANSWER_S)
+        if answer is None:
+            raise DeadlineError(f"the other side does not say in {ANSWER_S:g} s what it has")
+        if answer["type"] == "refused":
+            raise PeerError(
+                "the guest stands still here, and whether it ran there cannot be known: "
+                f"{answer.get('message')}",
+                hint="if it never ran there, let it go on here with `cont`; else what is here is older than "
+                "its disks: start it anew from them",
+            )
+        if answer["type"] != "state":
+            raise FormatError(f"the other side says {answer['type']!r} instead of 'state'")
+        return answer
 
     def _have_it_started(self, machine: Machine, control: Control) -> None:
         """Tell the other side that the guest no longer runs here, and hear that it runs there."""
@@ -437,6 +465,8 @@ class Migration:
         if self._was_running:
             machine.qmp.execute("cont")
             machine.wait_for(frozenset({"running"}), END_S)
+        with suppress(DwcpError, OSError):
+            machine.note_move(LEFT, None)
         raise PeerError(f"the guest goes on here: {why}")
 
 
