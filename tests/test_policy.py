@@ -35,6 +35,8 @@ def test_blocks_are_shorter_where_the_end_would_be_waited_for() -> None:
     assert choose_block_bytes(None, far=False, total_bytes=1 << 20).value == BLOCK_BYTES
     assert choose_block_bytes(None, far=True, total_bytes=1 << 29).value < BLOCK_BYTES
     assert choose_block_bytes(None, far=True, total_bytes=1 << 40).value == BLOCK_BYTES
+    fewest_bytes = choose_block_bytes(None, far=True, total_bytes=1 << 21).value
+    assert fewest_bytes == BLOCK_BYTES, "each block may have a lane of its own"
 
 
 def test_the_polite_ask_for_no_congestion_control_that_does_not_give_way() -> None:

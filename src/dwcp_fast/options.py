@@ -96,7 +96,7 @@ class SendOptions:
         link_memory: Whether ``codec="auto"`` begins with what the last session to the same address found out
             about the link, and keeps what this one does, in ``links.json`` of the state directory.
         block_bytes: Length of a block: a power of two, 64 KiB to 4 MiB; None for 1 MiB, and for 256 KiB of
-            buffers of up to 2 GiB to a receiver that is far.
+            16 MiB to 2 GiB of buffers to a receiver that is far.
         bandwidth_bits_per_s: Most bits per second on the wire, all lanes together; None for no limit.
         bandwidth_schedule: The same by the time of day, as :func:`parse_schedule` reads it, such as
             ``"08:00-18:00=100Mbps,otherwise=off"``; goes with no `bandwidth_bits_per_s`.

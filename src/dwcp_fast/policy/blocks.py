@@ -8,7 +8,9 @@ __all__ = ["BLOCK_BYTES", "choose_block_bytes"]
 
 BLOCK_BYTES: Final = 1 << 20
 FAR_BLOCK_BYTES: Final = 256 << 10
-FAR_TOTAL_BYTES: Final = 2 << 30
+FAR_LEAST_BYTES: Final = 16 << 20
+"""Fewer, in shorter blocks, would be given lanes that they are not worth: a lane for each block at most."""
+FAR_MOST_BYTES: Final = 2 << 30
 """Of more than this the end is a small part."""
 
 
@@ -27,7 +29,7 @@ def choose_block_bytes(requested: int | None, *, far: bool, total_bytes: int) ->
     """
     if requested is not None:
         return Choice("block_bytes", requested, "asked for")
-    if far and total_bytes <= FAR_TOTAL_BYTES:
+    if far and FAR_LEAST_BYTES <= total_bytes <= FAR_MOST_BYTES:
         # Each of dozens of lanes carries a small part of what the link does: whichever has begun with a long
         # block last is waited for while the link stands empty.
         return Choice("block_bytes", FAR_BLOCK_BYTES, "the last block of a slow lane is waited for")
