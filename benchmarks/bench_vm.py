@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from dwcp_fast.demo.guest import build_initramfs, downtime_s, why_missing
 from dwcp_fast.trust import INSECURE
 from dwcp_fast.vm import MigrateOptions, Migration
 from network.lab import LEFT, RIGHT, Lab, Shape, wait_for_port
 from network.lab import why_missing as why_no_lab
-from vm.guest import build_initramfs, downtime_s, why_missing
 from vm.moves import Acceptor, Pair, check_guest, until
 
 Sample = dict[str, float]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import dwcp_fast
-from vm.guest import QEMU, add_to, newest
+from dwcp_fast.demo.guest import QEMU, add_to, newest
 
 HERE: Final = Path(__file__).resolve().parent
 KERNEL: Final = "linux-image-amd64"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from .guest import build_initramfs, why_missing
+from dwcp_fast.demo.guest import build_initramfs, why_missing
+
 from .moves import Pair
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from dwcp_fast.demo.guest import Console, Machine, downtime_s, longest_gap_s
 from dwcp_fast.demo.link import Link
 from dwcp_fast.errors import DwcpError
 from dwcp_fast.trust import Insecure
@@ -17,7 +18,6 @@ from dwcp_fast.vm.migrate import Migration
 from dwcp_fast.vm.options import AcceptOptions, MigrateOptions
 from dwcp_fast.vm.report import AcceptReport, MigrationReport
 
-from .guest import Machine
 from .tunnel import SourceTunnel, TargetTunnel
 
 READY_S: Final = 90.0
@@ -130,6 +130,13 @@ def check_guest(machine: Machine) -> None:
     told = console.ask("v", "VERIFIED")
     assert " bad=0 " in told and told.endswith("ever_bad=0"), told
     assert console.complaints() == []
+
+
+def check_downtime(source: Console, target: Console, told_s: float) -> None:
+    """Check that the guest was silent for no longer than is told, and than it is late without any move."""
+    busy_s = max(longest_gap_s(source), longest_gap_s(target))
+    heard_s = downtime_s(source, target)
+    assert heard_s < told_s + 2 * busy_s + 0.5, f"{heard_s:.2f} s, told {told_s:.2f} s, late {busy_s:.2f} s"
 
 
 class Acceptor:

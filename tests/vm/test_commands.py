@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from dwcp_fast.demo.guest import Machine
 from dwcp_fast.demo.link import Link, LinkShape
 
-from .guest import Machine, check_downtime
-from .moves import Pair, until
+from .moves import Pair, check_downtime, until
 
 DWCP = [sys.executable, "-m", "dwcp_fast"]
 WAIT_S = 60.0

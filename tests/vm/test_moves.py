@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dwcp_fast.demo.guest import Machine
 from dwcp_fast.demo.link import Link, LinkShape
 from dwcp_fast.engine import force_v1
 from dwcp_fast.errors import (
@@ -26,8 +27,7 @@ from dwcp_fast.vm.accept import Acceptance
 from dwcp_fast.vm.migrate import Migration, migrate_async
 from dwcp_fast.vm.options import AcceptOptions, MigrateOptions
 
-from .guest import Machine, check_downtime
-from .moves import Acceptor, Pair, move, until
+from .moves import Acceptor, Pair, check_downtime, move, until
 from .tunnel import SourceTunnel
 
 MOVE = "0123456789abcdef" * 2

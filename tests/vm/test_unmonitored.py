@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from dwcp_fast.demo.guest import Machine
 from dwcp_fast.errors import ConfigError, PeerError, QmpError, TransportError
 from dwcp_fast.vm.migrate import Migration
 from dwcp_fast.vm.options import AcceptOptions, MigrateOptions
 
-from .guest import Machine, check_downtime
-from .moves import Acceptor, Pair, check_guest, move, until
+from .moves import Acceptor, Pair, check_downtime, check_guest, move, until
 from .test_commands import command, migrating, outcome
 from .test_moves import CutAt
 from .tunnel import SourceTunnel

@@ -217,8 +217,10 @@ def settings(program: click.Group) -> Iterator[Setting]:
 
 
 def leaves_of(command: click.Command, path: Path_ = ()) -> Iterator[tuple[Path_, click.Command]]:
-    """Give every command that is no group, with the words that call it."""
+    """Give every command that does something by itself, with the words that call it."""
     if isinstance(command, click.Group):
+        if command.invoke_without_command and path:
+            yield path, command
         for name, member in command.commands.items():
             yield from leaves_of(member, (*path, name))
     else:
