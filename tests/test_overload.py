@@ -1,5 +1,6 @@
 """More peers than a listener has places for: the rest is turned away, told to come again, and then served."""
 
+import contextlib
 import random
 import socket
 import threading
@@ -49,27 +50,31 @@ def test_four_times_as_many_peers_as_places_are_all_served_and_never_more_at_onc
         # All come at once, and none is done before one has found no place.
         assert one_was_refused.wait(WAIT_S)
         with session:
-            while (received := session.receive(WAIT_S)) is not None:
-                assert bytes(received["state"]) == state
-                with lock:
-                    served += 1
-            # Before the place is free: who comes next is counted after.
+            received = session.receive(WAIT_S)
+            assert received is not None and bytes(received["state"]) == state
+            # The call that finds the session over gives its place to the next before it returns.
             with lock:
+                served += 1
                 at_once -= 1
+            assert session.receive(WAIT_S) is None
 
     def send(seed: int) -> int:
         chance, refused, end = random.Random(seed), 0, time.monotonic() + 3 * WAIT_S
         while time.monotonic() < end:
             try:
-                with dwcp.connect(pairing, options=dwcp.SendOptions(streams=1)) as session:
-                    assert session.send({"state": state}).verified
-                    return refused
-            except dwcp.PeerError as error:
+                session = dwcp.connect(pairing, options=dwcp.SendOptions(streams=1))
+            except dwcp.DwcpError as error:
                 if not error.retryable:
                     raise
-                refused += 1
-                one_was_refused.set()
+                # Where handshakes take long, some of so many at once are turned away without a word.
+                if isinstance(error, dwcp.PeerError):
+                    refused += 1
+                    one_was_refused.set()
                 time.sleep(chance.random() * 0.1)
+                continue
+            with session:
+                assert session.send({"state": state}).verified
+                return refused
         raise AssertionError("never served")
 
     before = metrics.snapshot()
@@ -100,11 +105,12 @@ def take_all(listener: dwcp.Listener, pool: ThreadPoolExecutor, attend: object) 
 
 def test_what_v1_has_begun_to_send_is_never_sent_again() -> None:
     streams, heard = 3, threading.Semaphore(0)
-    connections: list[bytes] = []
+    connections = 0
     with socket.create_server(("127.0.0.1", 0)) as rude:
         rude.settimeout(0.5)
 
         def hang_up() -> None:
+            nonlocal connections
             # Takes what has come first, and ends the connection: what arrived nobody can tell.
             while True:
                 try:
@@ -113,10 +119,12 @@ def test_what_v1_has_begun_to_send_is_never_sent_again() -> None:
                     if done.is_set():
                         return
                     continue
-                with connection:
+                connections += 1
+                # The sender may have ended this one by now, since another was hung up on.
+                with connection, contextlib.suppress(ConnectionError):
                     connection.settimeout(WAIT_S)
-                    connections.append(connection.recv(1 << 10))
-                    heard.release()
+                    if connection.recv(1 << 10):
+                        heard.release()
 
         done = threading.Event()
         with meanwhile(hang_up) as hanging:
@@ -127,4 +135,4 @@ def test_what_v1_has_begun_to_send_is_never_sent_again() -> None:
                 assert heard.acquire(timeout=WAIT_S)
             done.set()
             hanging.result(WAIT_S)
-    assert 1 <= len(connections) <= streams
+    assert 1 <= connections <= streams
