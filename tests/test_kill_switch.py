@@ -195,12 +195,29 @@ def test_a_receiver_that_is_switched_stops_its_senders_at_once(monkeypatch: pyte
                 receiving.result(WAIT_S)
         assert caught.value.resumable
         with meanwhile(lambda: listener.accept(3.0)) as accepting:
-            with (
-                dwcp.connect(pairing_of(listener)) as refused,
-                pytest.raises(errors.PeerError, match="switch"),
-            ):
-                refused.send({"state": b"state"})
+            with pytest.raises(errors.PeerError, match="kill switch") as caught:
+                dwcp.connect(pairing_of(listener))
+            assert caught.value.retryable
             assert accepting.result(WAIT_S) is None
+
+
+def test_a_receiver_that_is_switched_lets_no_probe_in_and_those_again_when_it_is_lifted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    switch = KillSwitch(lambda: None)
+    monkeypatch.setattr("dwcp_fast.listener.SWITCH", switch)
+    with dwcp.listen(LOCAL, serve=dwcp.SendOptions()) as listener:
+        target = pairing_of(listener)
+        switch.force(True)
+        for come in (
+            lambda: probe_link(target, seconds=0.1),
+            lambda: dwcp.connect(target, receive=dwcp.ReceiveOptions()),
+        ):
+            with pytest.raises(errors.PeerError, match="kill switch") as caught:
+                come()
+            assert caught.value.retryable
+        switch.force(False)
+        assert probe_link(target, seconds=0.1).lanes
 
 
 def test_a_probe_is_stopped_and_none_is_begun_under_the_switch(switch: Switch) -> None:

@@ -5,8 +5,8 @@ import gc
 import random
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,11 @@ import pytest
 import dwcp_fast as dwcp
 from dwcp_fast import errors, metrics
 from dwcp_fast.metrics.meter import ERROR_CODES, METER, Meter, error_code
-from dwcp_fast.metrics.stats import FlowStats, Role, SessionStats, Stats, rates_between
+from dwcp_fast.metrics.stats import DIRECTIONS, FlowStats, Role, SessionStats, Stats, rates_between
 from dwcp_fast.probing import probe_link
-from dwcp_fast.reports import CodecShare, Progress, SendReport
+from dwcp_fast.reports import CodecShare, SendReport
 from dwcp_fast.vm.relay import SourceRelay, TargetRelay
 from two_ends import LOCAL, WAIT_S, accepted, meanwhile, pairing_of
-
-NOTHING = Progress(0, 0, 0, 0, 0)
 
 
 def sent(wire: int, **more: Any) -> SendReport:
@@ -57,14 +55,10 @@ def check_sums(stats: Stats) -> None:
 
 
 class Job:
-    """A session under way whose progress grows whenever somebody looks."""
+    """A transfer that takes no time."""
 
     def __init__(self, wire: int, fails: bool) -> None:
-        self.wire, self.fails, self.shown = wire, fails, 0
-
-    def progress(self) -> Progress:
-        self.shown = min(self.wire, self.shown + self.wire // 3 + 1)
-        return Progress(self.shown, 2 * self.wire, self.shown, 4, 0)
+        self.wire, self.fails = wire, fails
 
     def run(self) -> SendReport:
         if self.fails:
@@ -81,7 +75,7 @@ def test_totals_of_one_snapshot_never_disagree_while_many_threads_count() -> Non
             job = Job(chance.randrange(1, 99), chance.random() < 0.3)
             mark = meter.opened(job, "send")
             with contextlib.suppress(errors.IntegrityError):
-                meter.measure("sent", "v3", job.progress, job.run)
+                meter.measure("sent", "v3", job.run)
             if chance.random() < 0.5:
                 mark.close()
 
@@ -121,49 +115,10 @@ def test_a_snapshot_does_not_change_any_more() -> None:
     meter = Meter()
     before = meter.snapshot()
     plain = before.to_dict()
-    meter.measure("sent", "v3", lambda: NOTHING, lambda: sent(5))
+    meter.measure("sent", "v3", lambda: sent(5))
     assert before.to_dict() == plain and meter.snapshot().flow("sent").completed == 1
     with pytest.raises(FrozenInstanceError):
         before.integrity_failures = 1  # type: ignore[misc]
-
-
-def test_bytes_of_a_transfer_under_way_are_counted_once() -> None:
-    meter, shown = Meter(), [10]
-
-    def progress() -> Progress:
-        return Progress(0, 100, shown[0], 3, 0)
-
-    def run() -> SendReport:
-        seen = []
-        for wire in (10, 10, 30):
-            shown[0] = wire
-            seen.append(meter.snapshot().flow("sent"))
-        assert [(flow.wire_bytes, flow.unfinished_wire_bytes, flow.active) for flow in seen] == [
-            (10, 10, 1),
-            (10, 10, 1),
-            (30, 30, 1),
-        ]
-        assert meter.snapshot().lanes.open == 3
-        return sent(50)
-
-    meter.measure("sent", "v3", progress, run)
-    stats = meter.snapshot()
-    assert (stats.flow("sent").wire_bytes, stats.flow("sent").unfinished_wire_bytes) == (50, 0)
-    assert stats.lanes.open == 0
-
-
-def test_a_wait_without_an_offer_is_no_failure_and_a_broken_transfer_is_one() -> None:
-    meter = Meter()
-    begun = Progress(0, 100, 10, 1, 0)
-
-    def fail() -> dwcp.ReceiveReport | None:
-        raise errors.DeadlineError("no offer in time")
-
-    for progress in (NOTHING, begun):
-        with pytest.raises(errors.DeadlineError):
-            meter.measure("received", "v3", partial(replace, progress), fail, waits=True)
-    flow = meter.snapshot().flow("received")
-    assert (flow.withdrawn, flow.failed, flow.unfinished_wire_bytes) == (1, 1, 10)
 
 
 def test_a_session_is_open_until_it_is_closed_or_garbage() -> None:
@@ -202,7 +157,7 @@ def test_nothing_is_counted_while_it_is_turned_off() -> None:
     meter = Meter()
     meter.set_enabled(False)
     meter.opened(meter, "send").close()
-    meter.measure("sent", "v3", lambda: NOTHING, lambda: sent(5))
+    meter.measure("sent", "v3", lambda: sent(5))
     meter.count_error("connect", errors.AuthError("x"))
     assert replace(meter.snapshot(), taken_s=0.0) == replace(Meter().snapshot(), taken_s=0.0)
 
@@ -210,9 +165,9 @@ def test_nothing_is_counted_while_it_is_turned_off() -> None:
 def test_rates_are_of_the_time_between_two_snapshots() -> None:
     meter = Meter()
     before = meter.snapshot()
-    meter.measure("sent", "v3", lambda: NOTHING, lambda: sent(50))
+    meter.measure("sent", "v3", lambda: sent(50))
     with pytest.raises(errors.AuthError):
-        meter.measure("sent", "v3", lambda: NOTHING, refuse)
+        meter.measure("sent", "v3", refuse)
     after = replace(meter.snapshot(), taken_s=before.taken_s + 2)
     rates = rates_between(before, after)[0]
     assert (rates.wire_bytes_per_s, rates.state_bytes_per_s, rates.transfers_per_s) == (25, 50, 1)
@@ -271,6 +226,115 @@ def test_sessions_and_listeners_are_counted_at_both_ends() -> None:
     assert all(roles[role].open == old[role].open for role in roles)
     assert next(row for row in during.sessions if row.role == "send").open == old["send"].open + 1
     assert after.lanes.opened > before.lanes.opened and after.lanes.lost == before.lanes.lost
+
+
+@contextlib.contextmanager
+def paired(**more: Any) -> Iterator[tuple[dwcp.Session, dwcp.IncomingSession]]:
+    """Both ends of a session."""
+    options = dwcp.SendOptions(streams=2, codec="none", base="none", **more)
+    with (
+        dwcp.listen(LOCAL) as listener,
+        dwcp.connect(pairing_of(listener), options=options) as sending,
+        accepted(listener) as incoming,
+    ):
+        yield sending, incoming
+
+
+def errors_of(stats: Stats, code: str) -> int:
+    """How many transfers failed with a code."""
+    return sum(told.count for told in stats.errors if (told.phase, told.code) == ("transfer", code))
+
+
+def wait_for_bytes(before: Stats) -> Stats:
+    """Look until bytes of a transfer under way are counted at both ends."""
+    end, last = time.monotonic() + WAIT_S, before
+    while time.monotonic() < end:
+        stats = metrics.snapshot()
+        for way in DIRECTIONS:
+            assert stats.flow(way).wire_bytes >= last.flow(way).wire_bytes
+        last = stats
+        if all(grown(before, stats, direction=way).unfinished_wire_bytes for way in DIRECTIONS):
+            return stats
+    pytest.fail("no bytes of a transfer under way were counted")
+
+
+def test_bytes_of_a_transfer_under_way_are_counted_once_at_both_ends() -> None:
+    before = metrics.snapshot()
+    with (
+        paired(bandwidth_bits_per_s=16_000_000) as (sending, incoming),
+        meanwhile(lambda: incoming.receive(WAIT_S)) as arriving,
+        meanwhile(lambda: sending.send({"noise": random.Random(5).randbytes(2 << 20)})) as going,
+    ):
+        during = wait_for_bytes(before)
+        # What is left needs no limit.
+        sending.set_bandwidth_limit(None)
+        report, received = going.result(WAIT_S), arriving.result(WAIT_S)
+    assert received is not None
+    for way in DIRECTIONS:
+        under_way = grown(before, during, direction=way)
+        assert (under_way.active, under_way.completed) == (1, 0)
+        assert under_way.wire_bytes == under_way.unfinished_wire_bytes <= report.bytes_wire
+        done = grown(before, metrics.snapshot(), direction=way)
+        assert (done.wire_bytes, done.unfinished_wire_bytes, done.active) == (report.bytes_wire, 0, 0)
+    assert during.lanes.open >= 2
+
+
+def test_a_transfer_that_is_broken_off_is_counted_by_its_code_and_its_bytes_stay() -> None:
+    before = metrics.snapshot()
+    with (
+        paired(bandwidth_bits_per_s=16_000_000) as (sending, incoming),
+        meanwhile(lambda: incoming.receive(WAIT_S)) as arriving,
+        meanwhile(lambda: sending.send({"noise": random.Random(5).randbytes(16 << 20)})) as going,
+    ):
+        wait_for_bytes(before)
+        sending.cancel()
+        with pytest.raises(dwcp.DwcpError):
+            going.result(WAIT_S)
+        # This side wants no more of it, which is no failure.
+        incoming.close()
+        assert arriving.result(WAIT_S) is None
+    after = metrics.snapshot()
+    sent, received = (grown(before, after, direction=way) for way in DIRECTIONS)
+    assert (sent.failed, sent.withdrawn, received.failed, received.withdrawn) == (1, 0, 0, 1)
+    for flow in (sent, received):
+        assert (flow.completed, flow.active) == (0, 0)
+        assert flow.wire_bytes == flow.unfinished_wire_bytes > 0
+    assert errors_of(after, "cancelled") == errors_of(before, "cancelled") + 1
+
+
+def test_a_wait_without_an_offer_is_no_failure() -> None:
+    before = metrics.snapshot()
+    with paired() as (sending, incoming):
+        with pytest.raises(errors.DeadlineError):
+            incoming.receive(0.05)
+        sending.close()
+        assert incoming.receive(WAIT_S) is None
+    flow = grown(before, metrics.snapshot(), direction="received")
+    assert (flow.started, flow.withdrawn, flow.failed) == (2, 2, 0)
+
+
+def test_a_transfer_that_could_not_begin_has_failed() -> None:
+    before = metrics.snapshot()
+    with paired() as (sending, _), pytest.raises(dwcp.ConfigError):
+        sending.send({"": b"without a name"})
+    after = metrics.snapshot()
+    assert grown(before, after, direction="sent").failed == 1
+    assert errors_of(after, "config") == errors_of(before, "config") + 1
+
+
+def test_transfers_are_not_counted_while_counting_is_off() -> None:
+    before = metrics.snapshot()
+    with paired() as (sending, incoming):
+        for counts in (False, True):
+            metrics.set_enabled(counts)
+            try:
+                with meanwhile(lambda: incoming.receive(WAIT_S)) as arriving:
+                    sending.send({"state": b"state " * 999})
+                    arriving.result(WAIT_S)
+            finally:
+                metrics.set_enabled(True)
+    after = metrics.snapshot()
+    assert [grown(before, after, direction=way).started for way in DIRECTIONS] == [1, 1]
 
 
 def test_what_cannot_be_connected_to_is_counted_by_its_code() -> None:

@@ -169,7 +169,7 @@ def test_every_scrape_is_one_moment() -> None:
     def work() -> None:
         while not stop.is_set():
             job = Job(90, fails=False)
-            meter.measure("sent", "v3", job.progress, job.run)
+            meter.measure("sent", "v3", job.run)
 
     with meanwhile(work) as working:
         try:
@@ -236,7 +236,7 @@ def test_open_telemetry_collects_one_moment_with_names_and_units() -> None:
     def snapshot() -> metrics.Stats:
         # Between any two looks something happens.
         job = Job(90, fails=False)
-        meter.measure("sent", "v3", job.progress, job.run)
+        meter.measure("sent", "v3", job.run)
         taken.append(meter.snapshot())
         return taken[-1]
 

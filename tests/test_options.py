@@ -97,6 +97,7 @@ def test_a_rate_needs_a_unit() -> None:
         ("local_addresses", ("127.0.0.1",) * 17),
         ("timeout_s", 0),
         ("timeout_s", float("nan")),
+        ("stall_timeout_s", 0),
         ("connect_timeout_s", -1),
         ("idle_timeout_s", float("inf")),
         ("reconnect_s", -0.1),

@@ -19,6 +19,7 @@ import dwcp_fast as dwcp
 from dwcp_fast import errors, session
 from dwcp_fast.engine import FLAGS_VARIABLE
 from dwcp_fast.reports import RECORD_FIELDS
+from dwcp_fast.rollout.outcomes import failure_code
 from dwcp_fast.v1 import V1Delivery
 from two_ends import LOCAL, NEAREST, WAIT_S, accepted, meanwhile, pairing_of
 
@@ -579,3 +580,18 @@ def test_descriptors_and_threads_are_given_back() -> None:
     while descriptors() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert descriptors() <= before
+
+
+def test_a_transfer_that_nobody_takes_fails_in_time_though_its_receiver_is_there() -> None:
+    options = dwcp.SendOptions(stall_timeout_s=0.3)
+    with (
+        dwcp.listen(LOCAL) as listener,
+        dwcp.connect(pairing_of(listener), options=options) as sending,
+        accepted(listener) as incoming,
+    ):
+        with pytest.raises(dwcp.DeadlineError, match="a step of the transfer") as caught:
+            sending.send({"state": b"state"})
+        assert caught.value.retryable and failure_code(caught.value) == "deadline"
+        # The receiver is told, and does not wait for the rest of it.
+        with pytest.raises(dwcp.DwcpError):
+            incoming.receive(WAIT_S)

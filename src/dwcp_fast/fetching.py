@@ -68,8 +68,8 @@ class FetchLink(NativeLink):
 
     def fetch(self, request: bytes, timeout_s: float | None) -> Received:
         """Take the answer into new memory."""
-        with self._guard.told():
-            outcome = self._native.fetch_buffers(request, self._receive.max_total_bytes, timeout_s)
+        most = self._receive.max_total_bytes
+        outcome = self._counted(lambda: self._native.fetch_buffers(request, most, timeout_s))
         received = received_buffers(*outcome, self._transport)
         self._found(received.report)
         return received
@@ -78,18 +78,18 @@ class FetchLink(NativeLink):
         self, buffers: Mapping[str, BufferLike], request: bytes, timeout_s: float | None
     ) -> ReceiveReport:
         """Take the answer into the caller's memory."""
-        with self._guard.told():
-            told = self._native.fetch_into(request, dict(buffers), timeout_s)
+        told = self._counted(lambda: self._native.fetch_into(request, dict(buffers), timeout_s))
         return self._found(receive_report(told, self._transport))
 
     def fetch_into(self, directory: Path, request: bytes, timeout_s: float | None) -> ReceiveReport:
         """Take the answer into a directory."""
         receive = self._receive
         keep = receive.symlinks == "keep"
-        with self._guard.told():
-            told = self._native.fetch_tree(
+        told = self._counted(
+            lambda: self._native.fetch_tree(
                 request, directory, receive.overwrite, keep, receive.sync, timeout_s
             )
+        )
         return self._found(receive_report(told, self._transport))
 
     def _found(self, report: ReceiveReport) -> ReceiveReport:

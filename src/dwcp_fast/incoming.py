@@ -6,14 +6,14 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.closing import Closing
 from dwcp_fast.errors import ConfigError
 from dwcp_fast.links import Events, ScannedPaths, base_choice, block_bytes_of, scan_paths, send_report
-from dwcp_fast.metrics.meter import METER
+from dwcp_fast.metrics.meter import METER, count_failed
 from dwcp_fast.modes import ModeKeeper
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.codec import choose_codec
@@ -27,6 +27,7 @@ from dwcp_fast.waiting import Worker
 
 __all__ = ["STOPPED", "AsyncIncomingSession", "IncomingSession", "dismiss"]
 
+T = TypeVar("T")
 STOPPED: Final = "the kill switch of this side is on: it uses no v3"
 
 
@@ -160,13 +161,8 @@ class IncomingSession(Closing):
             DwcpError: The sender offers files, the peer fetches, or the listener was cancelled.
         """
         native, most = self._receiver(), self._options.max_total_bytes
-
-        def receive() -> Received | None:
-            with self._guard.told():
-                outcome = native.receive_buffers(most, timeout_s)
-            return None if outcome is None else received_buffers(*outcome, self._transport)
-
-        return METER.measure("received", "v3", self.progress, receive, waits=True)
+        outcome = self._counted(lambda: native.receive_buffers(most, timeout_s), waits=True)
+        return None if outcome is None else received_buffers(*outcome, self._transport)
 
     def receive_into(
         self, buffers: Mapping[str, BufferLike], timeout_s: float | None = None
@@ -238,23 +234,24 @@ class IncomingSession(Closing):
         choices = [choose_codec(self._serve.codec), base_choice(self._serve)]
         if self._mode is None:
             self._mode = ModeKeeper(self._serve, self._events)
-        mode, way = self._mode, ServedWay(self._server())
-
-        def report() -> SendReport:
-            with self._guard.told(), mode.keep(way) as before:
-                told = send()
-            made = send_report(told, self.peer, self._transport, [*choices, mode.choice])
-            return replace(made, mode=mode.choice.value, mode_switches=mode.switches_since(before))
-
-        return METER.measure("sent", "v3", self.progress, report)
+        mode = self._mode
+        with mode.keep(ServedWay(self._server())) as before:
+            told = self._counted(send, waits=False)
+        made = send_report(told, self.peer, self._transport, [*choices, mode.choice])
+        return replace(made, mode=mode.choice.value, mode_switches=mode.switches_since(before))
 
     def _received(self, receive: Callable[[], ReceiveTold | None]) -> ReceiveReport | None:
-        def report() -> ReceiveReport | None:
-            with self._guard.told():
-                told = receive()
-            return None if told is None else receive_report(told, self._transport)
+        told = self._counted(receive, waits=True)
+        return None if told is None else receive_report(told, self._transport)
 
-        return METER.measure("received", "v3", self.progress, report, waits=True)
+    def _counted(self, transfer: Callable[[], T], *, waits: bool) -> T:
+        """Make a transfer; what it raises says so if the kill switch ended it, and is counted so."""
+        try:
+            with self._guard.told():
+                return transfer()
+        except BaseException as error:
+            count_failed(self._native, error, waits=waits)
+            raise
 
 
 class ServedWay:

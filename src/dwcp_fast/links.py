@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
@@ -13,7 +13,7 @@ from dwcp_fast.carriers import UNNAMED_CONGESTION, link_order
 from dwcp_fast.dictionary import native
 from dwcp_fast.errors import ConfigError, NegotiationError
 from dwcp_fast.link_memory import KnownLink, recall_link, remember_link
-from dwcp_fast.metrics.meter import METER
+from dwcp_fast.metrics.meter import METER, count_failed
 from dwcp_fast.modes import ModeKeeper
 from dwcp_fast.options import SendOptions
 from dwcp_fast.paths import PathReport
@@ -52,6 +52,7 @@ __all__ = [
 V1_TIMEOUT_S: Final = 86_400.0
 LOG: Final = logging.getLogger(__name__)
 Events = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,15 @@ class NativeLink:
         self._transport = self._security if carried_by == "tcp" else carried_by
         self._choices = [link if choice.name == link.name else choice for choice in self._choices]
 
+    def _counted(self, transfer: Callable[[], T]) -> T:
+        """Make a transfer; what it raises says so if the kill switch ended it, and is counted so."""
+        try:
+            with self._guard.told():
+                return transfer()
+        except BaseException as error:
+            count_failed(self._native, error)
+            raise
+
     def cancel(self) -> None:
         """Stop what is under way; the session is of no use afterwards."""
         self._guard.release()
@@ -271,11 +281,8 @@ class V3Link(NativeLink):
             remember_link(self._peer, link)
 
     def _sent(self, send: Callable[[], SendTold]) -> SendReport:
-        return METER.measure("sent", "v3", self.progress, lambda: self._carried(send))
-
-    def _carried(self, send: Callable[[], SendTold]) -> SendReport:
-        with self._guard.told(), self._mode.keep(self) as before:
-            told = send()
+        with self._mode.keep(self) as before:
+            told = self._counted(send)
         # A session that was lost may have come back another way.
         self._note_link(self._order, told["link"], told["passed_over"])
         report = send_report(told, self._peer, self._transport, self.choices())
@@ -348,7 +355,7 @@ class V1Link:
         """Do nothing: v1 holds no connection between transfers."""
 
     def _send(self, payload: BufferLike) -> SendReport:
-        return METER.measure("sent", "v1", self.progress, lambda: self._carried(payload))
+        return METER.measure("sent", "v1", lambda: self._carried(payload))
 
     def _carried(self, payload: BufferLike) -> SendReport:
         from dwcp_fast.v1 import send_v1
@@ -436,6 +443,7 @@ def send_settings(options: SendOptions, known: KnownLink | None = None) -> SendS
         "connect_timeout_s": options.connect_timeout_s,
         "reconnect_s": options.reconnect_s,
         "timeout_s": options.timeout_s,
+        "stall_timeout_s": options.stall_timeout_s,
         "base_allowed": options.base != "none",
         "bandwidth_bytes_per_s": bandwidth_now(options),
         "socket_buffer_bytes": None,

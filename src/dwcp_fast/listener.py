@@ -208,7 +208,9 @@ class Listener(Closing):
             take_v1 = None if self._v1 is None else self._take_v1
 
             def bind_as(how: ReceiveSettings) -> _core.Listener:
-                return _core.Listener(at, self._security, how, serving, self._cancel, events, take_v1)
+                return _core.Listener(
+                    at, self._security, how, serving, self._cancel, events, take_v1, refusal
+                )
 
             return bind_with_rdma(bind_as, settings, options.link, plain=trust is INSECURE)
 
@@ -233,7 +235,7 @@ class Listener(Closing):
     def accept(self, timeout_s: float | None = None) -> IncomingSession | None:
         """Wait for a peer: a sender, or one that has asked for something.
 
-        While the kill switch is on, v3 peers are turned away.
+        While the kill switch is on, v3 peers are turned away, those that only probe the link too.
 
         Args:
             timeout_s: Seconds to wait; None waits until :meth:`close` or :meth:`cancel` is called.
@@ -250,6 +252,7 @@ class Listener(Closing):
             native = self._native.accept(timeout_s)
             if native is None:
                 return None
+            # It may have been let in before the switch was on.
             why = SWITCH.refusal()
             if why is None:
                 break
@@ -365,6 +368,11 @@ class AsyncListener:
     ) -> None:
         """Close it."""
         await self.close()
+
+
+def refusal() -> str | None:
+    """Tell a v3 peer why it is not let in, None if it is."""
+    return None if SWITCH.refusal() is None else STOPPED
 
 
 def close_accepted(session: IncomingSession | None) -> None:

@@ -113,6 +113,9 @@ class SendOptions:
             where both sides have it, and TCP elsewhere and where something was asked for that only TCP can
             keep. The report tells which it was, and why.
         timeout_s: Seconds that one transfer may take; None for no limit.
+        stall_timeout_s: Seconds for which nothing of a transfer may move though the receiver is there, and
+            one more for each 64 MiB of the state, which the receiver may have to read before it answers; None
+            for no limit. A receiver whose application takes nothing for that long counts too.
         connect_timeout_s: Seconds for connecting and the handshake of a lane.
         idle_timeout_s: Seconds without a word from the peer after which a lane is given up; with v1, seconds
             in which it took nothing and closed no connection, after which the transfer is.
@@ -142,6 +145,7 @@ class SendOptions:
     local_addresses: tuple[str, ...] = ()
     link: Carrier = "auto"
     timeout_s: float | None = None
+    stall_timeout_s: float | None = 600.0
     connect_timeout_s: float = 10.0
     idle_timeout_s: float = 30.0
     reconnect_s: float = 30.0
@@ -177,6 +181,8 @@ class SendOptions:
         check_choice("link", self.link, get_args(Carrier))
         if self.timeout_s is not None:
             check_seconds("timeout_s", self.timeout_s)
+        if self.stall_timeout_s is not None:
+            check_seconds("stall_timeout_s", self.stall_timeout_s)
         check_seconds("connect_timeout_s", self.connect_timeout_s)
         check_seconds("idle_timeout_s", self.idle_timeout_s)
         check_seconds("reconnect_s", self.reconnect_s, zero=True)

@@ -179,8 +179,7 @@ class Session(Closing):
             ConfigError: The session sends, or `request` is too long.
             DwcpError: The listener offers files, or the session was cancelled.
         """
-        link = self._fetcher()
-        return METER.measure("received", "v3", link.progress, lambda: link.fetch(request, timeout_s))
+        return self._fetcher().fetch(request, timeout_s)
 
     def fetch_to(
         self, buffers: Mapping[str, BufferLike], request: bytes = b"", *, timeout_s: float | None = None
@@ -201,10 +200,7 @@ class Session(Closing):
             BufferError: A buffer is not contiguous or read-only.
             DwcpError: The listener offers another name or length; otherwise as for :meth:`fetch`.
         """
-        link = self._fetcher()
-        return METER.measure(
-            "received", "v3", link.progress, lambda: link.fetch_to(buffers, request, timeout_s)
-        )
+        return self._fetcher().fetch_to(buffers, request, timeout_s)
 
     def fetch_into(
         self,
@@ -231,10 +227,7 @@ class Session(Closing):
             DwcpError: The listener offers what is refused, such as a link out of the directory; otherwise as
                 for :meth:`fetch`.
         """
-        link, into = self._fetcher(), Path(directory)
-        return METER.measure(
-            "received", "v3", link.progress, lambda: link.fetch_into(into, request, timeout_s)
-        )
+        return self._fetcher().fetch_into(Path(directory), request, timeout_s)
 
     def progress(self) -> Progress:
         """Tell, from any thread, where the transfer stands."""

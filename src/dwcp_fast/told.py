@@ -12,6 +12,7 @@ __all__ = [
     "CountsTold",
     "EventsTold",
     "FetchSettings",
+    "FlowTold",
     "LaneChangeTold",
     "LinkTold",
     "LivePathTold",
@@ -30,6 +31,7 @@ __all__ = [
     "SendSettings",
     "SendTold",
     "ShareTold",
+    "TotalsTold",
 ]
 
 
@@ -244,6 +246,39 @@ class EventsTold(TypedDict):
     peers_refused: int
 
 
+class FlowTold(TypedDict):
+    """The v3 transfers of one direction."""
+
+    active: int
+    completed: int
+    failed: int
+    withdrawn: int
+    state_bytes: int
+    wire_bytes: int
+    unfinished_wire_bytes: int
+    held_bytes: int
+    same_bytes: int
+    blocks_resent: int
+    nacks: int
+    seconds: float
+    cpu_seconds: float
+    tcp_sent_bytes: int
+    tcp_retransmitted_bytes: int
+    tcp_retransmitted_segments: int
+    shares: list[ShareTold]
+
+
+class TotalsTold(TypedDict):
+    """What the native side of this process has counted, at one moment."""
+
+    events: EventsTold
+    sent: FlowTold
+    received: FlowTold
+    errors: dict[str, int]
+    lanes: int
+    paths: list[tuple[float, int]]
+
+
 class ProgressTold(TypedDict):
     """Where a transfer stands."""
 
@@ -270,6 +305,7 @@ class SendSettings(TypedDict):
     connect_timeout_s: float
     reconnect_s: float
     timeout_s: float | None
+    stall_timeout_s: float | None
     base_allowed: bool
     bandwidth_bytes_per_s: int | None
     socket_buffer_bytes: int | None

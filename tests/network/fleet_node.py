@@ -37,8 +37,8 @@ BAD = 3
 """One of so many transfers of a bad build is bad."""
 LATE_S = 1.5
 SLOWER = 0.7
-TIMEOUT_S = 6.0
-OPTIONS = dwcp.SendOptions(codec="none", base="none", streams=2, timeout_s=TIMEOUT_S)
+STALL_S = 6.0
+OPTIONS = dwcp.SendOptions(codec="none", base="none", streams=2, stall_timeout_s=STALL_S)
 
 
 class SlowLink(Forwarder):
@@ -68,7 +68,7 @@ class SlowLink(Forwarder):
         try:
             while data := source.recv(PIECE):
                 if not self.passes.is_set():
-                    self.passes.wait(2 * TIMEOUT_S)
+                    self.passes.wait(2 * STALL_S)
                     # What was kept must not take the link from the next transfer.
                     raise TimeoutError
                 if s_per_byte:

@@ -20,7 +20,7 @@ from dwcp_fast.policy.stages import Baseline, Rollout, RolloutPlan, judge, measu
 from dwcp_fast.rollout.history import read_outcomes
 
 from .conftest import DWCP, WAIT_S, Machine, Recv
-from .fleet_node import TIMEOUT_S as NODE_TIMEOUT_S
+from .fleet_node import STALL_S
 
 STAGES = (10, 50, 100)
 REACH_S = 5.0
@@ -246,7 +246,7 @@ def run_round(fleet: Fleet, watch: list[str], env: dict[str, str], build: str, r
     if build == "hangs":
         failed = {one.failure for one in read_outcomes((fleet.folder / "outcomes",), put_in_s)}
         assert failed - {None} == {"deadline"}, "what hangs is seen when its time is over"
-        assert taken_back_s - put_in_s < NODE_TIMEOUT_S + FIRST_HANGS_S + LOOK_S + SLACK_S
+        assert taken_back_s - put_in_s < STALL_S + FIRST_HANGS_S + LOOK_S + SLACK_S
     # Every node goes on, in v1, and none has ended a transfer in v3 later than is promised.
     fleet.until(
         lambda: all(

@@ -25,6 +25,7 @@ mod send;
 mod serve;
 mod sync;
 mod tally;
+mod transfers;
 pub mod transport;
 
 pub use cancel::Cancel;
@@ -34,12 +35,16 @@ pub use error::NetError;
 pub use fetch::{FetchOptions, FetchSession};
 pub use lanes::{LaneChange, LaneRange, LaneReason};
 pub use listen::{Arrival, Cidr, Listener, ServeV1, V1Gate};
-pub use receive::{ReceiveOptions, ReceiveSession};
+pub use receive::{ReceiveOptions, ReceiveSession, Refusal};
 pub use report::{
     CodecShare, Event, Limits, LinkCounts, LivePath, Observer, PathReport, Progress, ReceiveReport,
     SendReport, Unobserved, thread_cpu,
 };
-pub use send::{CodecChoice, ProbeOptions, ProbeReport, Selection, SendOptions, SendSession, probe};
+pub use send::{
+    CodecChoice, ProbeOptions, ProbeReport, STALL_READ_BYTES_PER_S, Selection, SendOptions, SendSession,
+    probe,
+};
 pub use serve::ServeSession;
 pub use tally::{EventCounts, Tally};
+pub use transfers::{Direction, FlowCounts, Running, TransferCounts, TransferTally, Watched};
 pub use transport::{LinkKind, RdmaDevice, rdma_devices};

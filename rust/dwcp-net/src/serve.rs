@@ -20,6 +20,7 @@ use crate::receive::Names;
 use crate::report::{Observer, Progress, SendReport};
 use crate::security::Fingerprint;
 use crate::send::{Link, SendOptions, Shared, Standing, work};
+use crate::transfers::Watched;
 use crate::transport::{LinkKind, WakeReceiver, wake_pair};
 
 /// How often the end of a session looks for lanes that are still there.
@@ -231,6 +232,12 @@ impl ServeSession {
             // Lanes that have not said goodbye by now are shut.
             served.shared.halt.cancel();
         }
+    }
+}
+
+impl Watched for ServeSession {
+    fn progress(&self) -> Progress {
+        ServeSession::progress(self)
     }
 }
 

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dwcp_net::FetchSession;
+use dwcp_net::{Direction, FetchSession, TransferTally};
 use dwcp_store::{MemorySink, Sink};
 use pyo3::prelude::*;
 
 use crate::buffer::Output;
 use crate::cancel::Cancel;
+use crate::counting::Counted;
 use crate::error::Failure;
 use crate::native;
 use crate::observer;
@@ -24,6 +25,7 @@ use crate::target::{LentBuffers, ReceivedBuffer};
 #[pyclass(frozen, module = "dwcp_fast._core")]
 pub struct Fetcher {
     session: Owned<FetchSession>,
+    counted: Counted,
     cancel: dwcp_net::Cancel,
 }
 
@@ -46,7 +48,7 @@ impl Fetcher {
         let connect =
             || FetchSession::connect(address, security, options, &cancel, observer).map_err(Failure::Connect);
         let session = native::run_interruptibly(py, || cancel.cancel(), connect)?;
-        Ok(Fetcher { session: Owned::new(session), cancel })
+        Ok(Fetcher { session: Owned::new(session), counted: Counted::new(Direction::Received), cancel })
     }
 
     /// What carries the lanes, and what was tried before that and why it does not.
@@ -105,6 +107,12 @@ impl Fetcher {
         Ok(py.detach(|| session.progress()).into())
     }
 
+    /// Count that a transfer failed, by a code; `is_idle` if it is no failure where nothing had begun.
+    #[pyo3(signature = (code, is_idle))]
+    fn count_failed(&self, code: &str, is_idle: bool) {
+        self.counted.failed(code, is_idle);
+    }
+
     /// Say goodbye; a second time does nothing.
     fn close(&self, py: Python<'_>) {
         self.session.close_with(py, FetchSession::close);
@@ -121,7 +129,10 @@ impl Fetcher {
     ) -> PyResult<ReceiveReport> {
         let session = self.session.object(py)?;
         let timeout = timeout_s.map(seconds).transpose()?;
-        let fetch = || Ok(session.fetch(request, &sink, timeout)?);
-        Ok(native::run_interruptibly(py, || self.cancel.cancel(), fetch)?.into())
+        let fetch = || {
+            let fetch = || Ok(session.fetch(request, &sink, timeout)?);
+            native::run_interruptibly(py, || self.cancel.cancel(), fetch)
+        };
+        Ok(self.counted.transfer(py, &session, fetch, TransferTally::received)?.into())
     }
 }

@@ -7,6 +7,7 @@ mod buffer;
 mod cancel;
 mod compress;
 mod contexts;
+mod counting;
 mod decompress;
 mod delta;
 mod dictionary;
@@ -39,6 +40,8 @@ mod _core {
     #[pymodule_export]
     use super::compress::{compress, compress_into, max_compressed_length};
     #[pymodule_export]
+    use super::counting::{set_counting, totals};
+    #[pymodule_export]
     use super::decompress::{decompress, decompress_into, needed_dictionary, raw_length};
     #[pymodule_export]
     use super::delta::{
@@ -53,8 +56,6 @@ mod _core {
     use super::fetch::Fetcher;
     #[pymodule_export]
     use super::measure::{calibration_sample, measure_action};
-    #[pymodule_export]
-    use super::observer::event_counts;
     #[pymodule_export]
     use super::pages::{compress_pages, decompress_pages_into};
     #[pymodule_export]

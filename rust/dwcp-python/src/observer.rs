@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use dwcp_net::{Event, Observer, Tally};
+use dwcp_net::{Event, EventCounts, Observer, Tally};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -17,17 +17,21 @@ pub fn of(callable: Option<Py<PyAny>>) -> Arc<dyn Observer> {
     Arc::new(Callback(callable))
 }
 
-/// How often what has happened in this process, at one moment.
-#[pyfunction]
-pub fn event_counts(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    let counts = TALLY.counts();
-    let told = PyDict::new(py);
-    told.set_item("lanes_opened", counts.lanes_opened)?;
-    told.set_item("lanes_lost", counts.lanes_lost)?;
-    told.set_item("reconnects", counts.reconnects)?;
-    told.set_item("integrity_failures", counts.integrity_failures)?;
-    told.set_item("peers_refused", counts.peers_refused)?;
-    Ok(told)
+/// How often what has happened in this process.
+#[derive(IntoPyObject)]
+pub struct Events {
+    lanes_opened: u64,
+    lanes_lost: u64,
+    reconnects: u64,
+    integrity_failures: u64,
+    peers_refused: u64,
+}
+
+/// The counts of events at one moment.
+pub fn events() -> Events {
+    let EventCounts { lanes_opened, lanes_lost, reconnects, integrity_failures, peers_refused } =
+        TALLY.counts();
+    Events { lanes_opened, lanes_lost, reconnects, integrity_failures, peers_refused }
 }
 
 impl Observer for Callback {

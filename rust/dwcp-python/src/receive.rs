@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dwcp_net::{
-    Arrival, Cidr, LinkKind, Listener as NetListener, NetError, ReceiveOptions, ReceiveSession, SendOptions,
-    ServeV1, V1Gate,
+    Arrival, Cidr, Direction, LinkKind, Listener as NetListener, NetError, ReceiveOptions, ReceiveSession,
+    Refusal, SendOptions, ServeV1, V1Gate,
 };
 use dwcp_proto::Limits;
 use dwcp_store::{MemorySink, Sink, SymlinkPolicy, TreeSink, TreeSinkOptions, staged_transfers as staged};
@@ -17,6 +17,7 @@ use pyo3::prelude::*;
 
 use crate::buffer::Output;
 use crate::cancel::Cancel;
+use crate::counting::Counted;
 use crate::error::Failure;
 use crate::native;
 use crate::observer;
@@ -38,8 +39,9 @@ pub struct Listener {
 #[pymethods]
 impl Listener {
     /// Listen on `address`. A v1 peer's connection is given to `v1` as a descriptor, which it owns, and an address.
+    /// `refusal` is asked for each v3 session that is to be opened, and says why it is not, or None.
     #[new]
-    #[pyo3(signature = (address, security, settings, serve, cancel, observer, v1))]
+    #[pyo3(signature = (address, security, settings, serve, cancel, observer, v1, refusal))]
     #[allow(clippy::too_many_arguments)] // Each is one of Python's.
     fn new(
         py: Python<'_>,
@@ -50,13 +52,14 @@ impl Listener {
         cancel: &Cancel,
         observer: Option<Py<PyAny>>,
         v1: Option<Py<PyAny>>,
+        refusal: Py<PyAny>,
     ) -> PyResult<Listener> {
         let observer = observer::of(observer);
         let networks =
             parse_networks(&settings.v1_networks).map_err(|error| Failure::Connect(error).raise(py))?;
         let v1 = v1.map(|callable| V1Gate { allowed: networks, serve: hand_over(callable) });
         let serve = serve.map(|settings| settings.options(py)).transpose()?;
-        let options = options(settings, serve)?;
+        let options = ReceiveOptions { refusal: Some(refusal_of(refusal)), ..options(settings, serve)? };
         let (security, cancel) = (security.0.clone(), cancel.0.clone());
         let bind =
             || NetListener::bind(address, security, options, &cancel, observer, v1).map_err(Failure::Connect);
@@ -85,7 +88,8 @@ impl Listener {
             Arrival::Sender(session) => {
                 let peer = session.peer_addr().to_string();
                 let link = session.link();
-                Some(Accepted::Sender(Receiver { session: Owned::new(session), peer, link }))
+                let counted = Counted::new(Direction::Received);
+                Some(Accepted::Sender(Receiver { session: Owned::new(session), counted, peer, link }))
             }
             Arrival::Fetcher(session) => Some(Accepted::Fetcher(Server::new(session, self.cancel.clone()))),
             // Such a listener lets none in.
@@ -120,6 +124,7 @@ pub enum Accepted {
 #[pyclass(frozen, module = "dwcp_fast._core")]
 pub struct Receiver {
     session: Owned<ReceiveSession>,
+    counted: Counted,
     peer: String,
     link: LinkKind,
 }
@@ -193,6 +198,12 @@ impl Receiver {
         Ok(())
     }
 
+    /// Count that a transfer failed, by a code; `is_idle` if it is no failure where nothing had begun.
+    #[pyo3(signature = (code, is_idle))]
+    fn count_failed(&self, code: &str, is_idle: bool) {
+        self.counted.failed(code, is_idle);
+    }
+
     /// End the session; a second time does nothing. What is staged stays.
     fn close(&self, py: Python<'_>) {
         self.session.close_with(py, ReceiveSession::close);
@@ -208,8 +219,12 @@ impl Receiver {
     ) -> PyResult<Option<ReceiveReport>> {
         let session = self.session.object(py)?;
         let timeout: Option<Duration> = timeout_s.map(seconds).transpose()?;
-        let report =
-            native::run_interruptibly(py, || session.close(), || Ok(session.receive(sink, timeout)?))?;
+        let receive =
+            || native::run_interruptibly(py, || session.close(), || Ok(session.receive(sink, timeout)?));
+        let report = self.counted.transfer(py, &session, receive, |tally, running, report| match report {
+            Some(report) => tally.received(running, report),
+            None => tally.withdrawn(&running),
+        })?;
         Ok(report.map(ReceiveReport::from))
     }
 }
@@ -230,6 +245,20 @@ fn hand_over(callable: Py<PyAny>) -> ServeV1 {
                 error.write_unraisable(py, None);
             }
         });
+    })
+}
+
+/// What asks a callable; one that fails refuses nobody.
+fn refusal_of(callable: Py<PyAny>) -> Refusal {
+    Refusal::new(move || {
+        Python::try_attach(|py| {
+            let why = callable.call0(py).and_then(|why| why.extract::<Option<String>>(py));
+            why.unwrap_or_else(|error| {
+                error.write_unraisable(py, None);
+                None
+            })
+        })
+        .flatten()
     })
 }
 

@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 
 /// The blocks that were represented and compressed in one way.
 #[derive(IntoPyObject)]
-struct Share {
+pub struct Share {
     kind: &'static str,
     codec: &'static str,
     blocks: u64,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use dwcp_net::{Relocation, SendSession};
+use dwcp_net::{Direction, Relocation, SendSession, TransferTally};
 use dwcp_proto::Manifest;
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::EntryKind;
@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 
 use crate::buffer::Input;
 use crate::cancel::Cancel;
+use crate::counting::Counted;
 use crate::error::Failure;
 use crate::native;
 use crate::observer;
@@ -109,6 +110,7 @@ pub fn memory_source(
 #[pyclass(frozen, module = "dwcp_fast._core")]
 pub struct Sender {
     session: Owned<SendSession>,
+    counted: Counted,
     cancel: dwcp_net::Cancel,
 }
 
@@ -131,7 +133,7 @@ impl Sender {
         let connect =
             || SendSession::connect(address, security, options, &cancel, observer).map_err(Failure::Connect);
         let session = native::run_interruptibly(py, || cancel.cancel(), connect)?;
-        Ok(Sender { session: Owned::new(session), cancel })
+        Ok(Sender { session: Owned::new(session), counted: Counted::new(Direction::Sent), cancel })
     }
 
     /// Send named buffers.
@@ -190,6 +192,12 @@ impl Sender {
         py.detach(|| session.relocate(relocation)).map_err(|error| Failure::Connect(error).raise(py))
     }
 
+    /// Count that a transfer failed, by a code; `is_idle` if it is no failure where nothing had begun.
+    #[pyo3(signature = (code, is_idle))]
+    fn count_failed(&self, code: &str, is_idle: bool) {
+        self.counted.failed(code, is_idle);
+    }
+
     /// Say goodbye; a second time does nothing.
     fn close(&self, py: Python<'_>) {
         self.session.close(py);
@@ -199,8 +207,8 @@ impl Sender {
 impl Sender {
     fn send(&self, py: Python<'_>, manifest: Arc<Manifest>, source: Arc<dyn Source>) -> PyResult<SendReport> {
         let session = self.session.object(py)?;
-        let report =
-            native::run_interruptibly(py, || self.cancel.cancel(), || Ok(session.send(manifest, source)?))?;
-        Ok(report.into())
+        let send =
+            || native::run_interruptibly(py, || self.cancel.cancel(), || Ok(session.send(manifest, source)?));
+        Ok(self.counted.transfer(py, &session, send, TransferTally::sent)?.into())
     }
 }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use dwcp_net::{LinkKind, NetError, ServeSession};
+use dwcp_net::{Direction, LinkKind, NetError, ServeSession, TransferTally};
 use dwcp_proto::Manifest;
 use dwcp_store::Source;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::buffer::Input;
+use crate::counting::Counted;
 use crate::error::Failure;
 use crate::native;
 use crate::owner::{Held, Owned};
@@ -20,6 +21,7 @@ use crate::settings::{distance, seconds};
 #[pyclass(frozen, module = "dwcp_fast._core")]
 pub struct Server {
     session: Owned<ServeSession>,
+    counted: Counted,
     peer: String,
     link: LinkKind,
     cancel: dwcp_net::Cancel,
@@ -106,6 +108,12 @@ impl Server {
         Ok(())
     }
 
+    /// Count that a transfer failed, by a code; `is_idle` if it is no failure where nothing had begun.
+    #[pyo3(signature = (code, is_idle))]
+    fn count_failed(&self, code: &str, is_idle: bool) {
+        self.counted.failed(code, is_idle);
+    }
+
     /// End the session; a second time does nothing.
     fn close(&self, py: Python<'_>) {
         self.session.close_with(py, ServeSession::close);
@@ -117,7 +125,7 @@ impl Server {
     pub fn new(session: ServeSession, cancel: dwcp_net::Cancel) -> Server {
         let peer = session.peer_addr().to_string();
         let link = session.link();
-        Server { session: Owned::new(session), peer, link, cancel }
+        Server { session: Owned::new(session), counted: Counted::new(Direction::Sent), peer, link, cancel }
     }
 
     fn session(&self, py: Python<'_>) -> PyResult<Held<ServeSession>> {
@@ -130,7 +138,8 @@ impl Server {
 
     fn send(&self, py: Python<'_>, manifest: Arc<Manifest>, source: Arc<dyn Source>) -> PyResult<SendReport> {
         let session = self.session(py)?;
-        let send = || Ok(session.send(manifest, source)?);
-        Ok(native::run_interruptibly(py, || session.close(), send)?.into())
+        let send =
+            || native::run_interruptibly(py, || session.close(), || Ok(session.send(manifest, source)?));
+        Ok(self.counted.transfer(py, &session, send, TransferTally::sent)?.into())
     }
 }

@@ -42,6 +42,8 @@ pub struct SendSettings {
     pub reconnect_s: f64,
     /// Time for a transfer, in seconds.
     pub timeout_s: Option<f64>,
+    /// Time for which nothing of a transfer may move, in seconds.
+    pub stall_timeout_s: Option<f64>,
     /// Whether the receiver may use what it has.
     pub base_allowed: bool,
     /// Most bytes per second.
@@ -72,6 +74,7 @@ impl SendSettings {
             connect_timeout: seconds(self.connect_timeout_s)?,
             reconnect_for: seconds(self.reconnect_s)?,
             total_timeout: self.timeout_s.map(seconds).transpose()?,
+            stall_timeout: self.stall_timeout_s.map(seconds).transpose()?,
             base_allowed: self.base_allowed,
             bandwidth_limit: self.bandwidth_bytes_per_s,
             socket_buffer_bytes: self.socket_buffer_bytes,

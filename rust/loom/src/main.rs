@@ -17,8 +17,9 @@ use loom::thread;
 use crate::breaker::Breaker;
 use crate::cancel::Cancel;
 use crate::error::NetError;
-use crate::report::Event;
+use crate::report::{Event, Progress, SendReport};
 use crate::tally::{EventCounts, Tally};
+use crate::transfers::{Direction, TransferTally, Watched};
 use crate::transport::Closer;
 
 #[path = "../../dwcp-net/src/breaker.rs"]
@@ -27,6 +28,8 @@ mod breaker;
 mod cancel;
 #[path = "../../dwcp-net/src/tally.rs"]
 mod tally;
+#[path = "../../dwcp-net/src/transfers.rs"]
+mod transfers;
 
 /// The locks of the files under test.
 mod sync {
@@ -42,7 +45,7 @@ mod error {
     }
 }
 
-/// The events that are counted.
+/// The events that are counted, and what is counted of transfers.
 mod report {
     use std::net::SocketAddr;
 
@@ -54,6 +57,59 @@ mod report {
         Refused { peer: SocketAddr },
         V1Refused { peer: SocketAddr },
         SessionOpened { peer: SocketAddr },
+    }
+
+    #[derive(Clone, Copy, Debug, Default)]
+    pub(crate) struct Progress {
+        pub(crate) state_bytes_total: u64,
+        pub(crate) wire_bytes: u64,
+        pub(crate) lanes: u32,
+        pub(crate) path: Option<LivePath>,
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct LivePath;
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub(crate) struct CodecShare {
+        pub(crate) kind: u8,
+        pub(crate) codec: u8,
+        pub(crate) blocks: u64,
+        pub(crate) raw_bytes: u64,
+        pub(crate) wire_bytes: u64,
+    }
+
+    #[derive(Default)]
+    pub(crate) struct PathReport {
+        pub(crate) sent_bytes: Option<u64>,
+        pub(crate) retransmitted_bytes: Option<u64>,
+        pub(crate) retransmitted_segments: u64,
+    }
+
+    #[derive(Default)]
+    pub(crate) struct SendReport {
+        pub(crate) bytes_raw: u64,
+        pub(crate) bytes_wire: u64,
+        pub(crate) bytes_held: u64,
+        pub(crate) bytes_same: u64,
+        pub(crate) blocks_resent: u64,
+        pub(crate) nacks: u64,
+        pub(crate) seconds: f64,
+        pub(crate) cpu_seconds: f64,
+        pub(crate) path: Option<PathReport>,
+        pub(crate) codec_mix: Vec<CodecShare>,
+    }
+
+    #[derive(Default)]
+    pub(crate) struct ReceiveReport {
+        pub(crate) bytes_raw: u64,
+        pub(crate) bytes_wire: u64,
+        pub(crate) bytes_held: u64,
+        pub(crate) bytes_same: u64,
+        pub(crate) nacks: u64,
+        pub(crate) seconds: f64,
+        pub(crate) cpu_seconds: f64,
+        pub(crate) codec_mix: Vec<CodecShare>,
     }
 }
 
@@ -81,8 +137,9 @@ const PREEMPTIONS: usize = 3;
 const MOST: Duration = Duration::from_secs(60);
 const PEER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
-const MODELS: [(&str, fn()); 6] = [
+const MODELS: [(&str, fn()); 7] = [
     ("who_reads_counts_never_sees_more_lanes_lost_than_came_up", counts_fit_together),
+    ("a_transfer_is_under_way_or_has_ended_and_its_bytes_are_counted_once", transfers_fit_together),
     ("a_peer_that_is_away_is_tried_by_one_lane_at_a_time_and_nobody_waits_for_nothing", one_probe),
     ("a_probe_that_is_given_up_makes_room_for_another", given_up),
     ("a_sleeper_is_woken_by_a_cancel", sleeper_wakes),
@@ -128,6 +185,46 @@ fn counts_fit_together() {
     }
     let all = tally.counts();
     assert_eq!((all.lanes_opened, all.lanes_lost), (2, 2));
+}
+
+/// A session that shows bytes on the wire of a transfer of which more come.
+struct Shown;
+
+impl Watched for Shown {
+    fn progress(&self) -> Progress {
+        Progress { state_bytes_total: 9, wire_bytes: 3, lanes: 1, path: None }
+    }
+}
+
+fn transfers_fit_together() {
+    let tally = Arc::new(TransferTally::default());
+    let ends: Vec<_> = [true, false]
+        .map(|ends_well| {
+            let tally = Arc::clone(&tally);
+            thread::spawn(move || {
+                let session = Arc::new(Shown);
+                let watched = Arc::downgrade(&session);
+                let running = tally.begin(Direction::Sent, watched).unwrap();
+                if ends_well {
+                    tally.sent(running, &SendReport { bytes_wire: 4, bytes_raw: 8, ..SendReport::default() });
+                } else {
+                    tally.stands(&running, session.progress());
+                    tally.failed(Some(&running), Direction::Sent, "cut", false);
+                }
+            })
+        })
+        .into_iter()
+        .collect();
+    let now = tally.counts();
+    let sent = &now.sent;
+    assert!(sent.active + sent.completed + sent.failed <= 2, "{now:?}");
+    assert_eq!(sent.state_bytes, 2 * (sent.wire_bytes - sent.unfinished_wire_bytes), "{now:?}");
+    assert_eq!(now.errors.get("cut").copied().unwrap_or(0), sent.failed, "{now:?}");
+    for end in ends {
+        end.join().unwrap();
+    }
+    let all = tally.counts().sent;
+    assert_eq!((all.active, all.completed, all.failed, all.wire_bytes), (0, 1, 1, 7));
 }
 
 /// A breaker that knows its peer to be away, and that the time to try it has come.

@@ -11,6 +11,7 @@ from dwcp_fast.cli.security import security_options, server_name_option
 from dwcp_fast.cli.transfer import (
     MODE,
     POLITE,
+    STALL_TIMEOUT,
     STREAMS,
     SYMLINKS,
     TIMEOUT,
@@ -65,6 +66,7 @@ __all__ = ["send"]
     help="Whether --codec auto begins with what the last session found out about the link, and keeps it.",
 )
 @TIMEOUT
+@STALL_TIMEOUT
 @redialling_options("receiver")
 @click.option(
     "--base",
@@ -90,6 +92,7 @@ def send(
     encoding: Encoding,
     link_memory: bool,
     timeout: float | None,
+    stall_timeout: float,
     redialling: Redialling,
     base: tuple[str, ...],
     symlinks: Symlinks,
@@ -106,6 +109,7 @@ def send(
         polite=polite,
         link_memory=link_memory,
         timeout_s=timeout,
+        stall_timeout_s=stall_timeout,
         base=make_base(base),
         symlinks=symlinks,
         **encoding,

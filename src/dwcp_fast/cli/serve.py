@@ -13,7 +13,15 @@ from dwcp_fast.cli.output import Output, output_options
 from dwcp_fast.cli.security import security_options
 from dwcp_fast.cli.send import describe
 from dwcp_fast.cli.service import Service, run_service
-from dwcp_fast.cli.transfer import LISTEN, ONCE, SYMLINKS, Encoding, duration_option, encoding_options
+from dwcp_fast.cli.transfer import (
+    LISTEN,
+    ONCE,
+    STALL_TIMEOUT,
+    SYMLINKS,
+    Encoding,
+    duration_option,
+    encoding_options,
+)
 from dwcp_fast.cli.units import help_with_example, parse_clients, reading
 from dwcp_fast.errors import DwcpError
 from dwcp_fast.incoming import IncomingSession
@@ -120,6 +128,7 @@ class Outbox(Service):
 )
 @SYMLINKS
 @duration_option("--idle-timeout", "Longest silence of a peer.", "30s")
+@STALL_TIMEOUT
 @METRICS
 @security_options
 @output_options
@@ -134,12 +143,15 @@ def serve(
     base: Literal["auto", "none"],
     symlinks: Symlinks,
     idle_timeout: float,
+    stall_timeout: float,
     metrics: str | None,
     trust: MutualTls | Insecure | None,
     printer: Output,
 ) -> int:
     """Let others pull a directory."""
-    options = SendOptions(base=base, symlinks=symlinks, idle_timeout_s=idle_timeout, **encoding)
+    options = SendOptions(
+        base=base, symlinks=symlinks, idle_timeout_s=idle_timeout, stall_timeout_s=stall_timeout, **encoding
+    )
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     pairing_file = served_pairing(path)

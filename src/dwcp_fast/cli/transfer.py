@@ -17,6 +17,7 @@ __all__ = [
     "MODE",
     "ONCE",
     "POLITE",
+    "STALL_TIMEOUT",
     "STREAMS",
     "SYMLINKS",
     "TIMEOUT",
@@ -115,6 +116,11 @@ SYMLINKS: Final = click.option(
     help="Symbolic links.",
 )
 TIMEOUT: Final = duration_option("--timeout", "Most that the transfer may take, such as 90s.")
+STALL_TIMEOUT: Final = duration_option(
+    "--stall-timeout",
+    "Most for which nothing of a transfer may move though the peer is there; 1s more for each 64MiB of it.",
+    "10min",
+)
 
 
 def encoding_options(bounded: str) -> Decorator:

@@ -1,17 +1,18 @@
 """Counts what the sessions and listeners of this process do.
 
-One lock guards all counters, so that what belongs together changes together. No call of the native side is
-made under it: those take locks of their own.
+The native side counts events and the transfers of v3, so that Python is not called for any of them; here are
+sessions, v1, relays, and what could not be connected. On either side one lock guards all counters, so that
+what belongs together changes together. No call of the native side is made under the one here.
 """
 
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from dwcp_fast import _core, errors
 from dwcp_fast.errors import DeadlineError, DwcpError
@@ -29,13 +30,13 @@ from dwcp_fast.metrics.stats import (
     SessionStats,
     Stats,
 )
-from dwcp_fast.received import Received
-from dwcp_fast.reports import CodecShare, Progress, ReceiveReport, SendReport
-from dwcp_fast.told import EventsTold
+from dwcp_fast.reports import CodecShare, ReceiveReport, SendReport
+from dwcp_fast.told import EventsTold, FlowTold, TotalsTold
 
-__all__ = ["ERROR_CODES", "METER", "Meter", "SessionMark"]
+__all__ = ["ERROR_CODES", "METER", "Meter", "SessionMark", "count_failed"]
 
-T = TypeVar("T", bound=SendReport | ReceiveReport | Received | None)
+T = TypeVar("T", bound=SendReport | ReceiveReport)
+Counting = _core.Sender | _core.Fetcher | _core.Server | _core.Receiver
 
 ERROR_CODES: Final = frozenset(
     {"cancelled", "closed", "interrupted", "system", "internal", "other"}
@@ -43,26 +44,17 @@ ERROR_CODES: Final = frozenset(
 )
 """The values that the label of an error may have: a peer cannot make more of them."""
 
-MOST_REPORTS: Final = 128
 ENDED_BY_US: Final = frozenset({"cancelled", "closed", "v3-stopped"})
-
-
-@dataclass(eq=False, slots=True)
-class Running:
-    """A transfer under way."""
-
-    direction: Direction
-    protocol: Protocol
-    progress: Callable[[], Progress]
-    credited: int = 0
-    begun: bool = False
-    last: Progress | None = None
+NO_EVENTS: Final = EventsTold(
+    lanes_opened=0, lanes_lost=0, reconnects=0, integrity_failures=0, peers_refused=0
+)
 
 
 @dataclass(slots=True)
 class Flow:
-    """The counters of one direction and protocol, by the names of `FlowStats`, of what has ended."""
+    """The counters of one direction and protocol, by the names of `FlowStats`."""
 
+    active: int = 0
     completed: int = 0
     failed: int = 0
     withdrawn: int = 0
@@ -80,6 +72,21 @@ class Flow:
     tcp_retransmitted_segments: int = 0
     shares: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
+    def copy(self) -> "Flow":
+        """Give the same counters, to add others to."""
+        return replace(self, shares={key: list(sums) for key, sums in self.shares.items()})
+
+    def add_shares(self, shares: Iterable[CodecShare]) -> None:
+        """Count how the blocks of a transfer were represented."""
+        for share in shares:
+            sums = self.shares.setdefault((share.kind, share.codec), [0, 0, 0])
+            sums[0] += share.blocks
+            sums[1] += share.raw_bytes
+            sums[2] += share.wire_bytes
+
+
+COUNTERS: Final = tuple(name for name in Flow.__slots__ if name != "shares")
+
 
 class SessionMark:
     """That a session is open; closing it a second time does nothing."""
@@ -96,14 +103,19 @@ class SessionMark:
 class Meter:
     """The counters of a process."""
 
-    def __init__(self, events: Callable[[], EventsTold] = _core.event_counts) -> None:
+    def __init__(
+        self,
+        totals: Callable[[], TotalsTold] | None = None,
+        set_counting: Callable[[bool], None] | None = None,
+    ) -> None:
         """Begin at zero.
 
         Args:
-            events: Tells what has happened on all sessions and listeners; the native side counts that itself,
-                so that nobody has to be called for it.
+            totals: Tells what the native side has counted; None leaves it out.
+            set_counting: Has the native side count transfers, or count them no more.
         """
-        self._events = events
+        self._totals = totals
+        self._set_counting = set_counting
         self._lock = threading.Lock()
         self._enabled = True
         # What the garbage collector ends may be ended while this very thread holds the lock.
@@ -112,9 +124,6 @@ class Meter:
         self._closed: Counter[Role] = Counter()
         self._flows = {(way, protocol): Flow() for way in DIRECTIONS for protocol in PROTOCOLS}
         self._errors: Counter[tuple[Phase, str]] = Counter()
-        self._running: set[Running] = set()
-        # To add up a hundred takes a quarter of what it takes for each at the end of its transfer.
-        self._reports: list[tuple[Direction, Protocol, int, SendReport | ReceiveReport | None]] = []
 
     def set_enabled(self, on: bool) -> None:
         """Count from now on, or no more; sessions and transfers under way are counted to their end.
@@ -123,6 +132,8 @@ class Meter:
             on: Whether to count.
         """
         self._enabled = on
+        if self._set_counting is not None:
+            self._set_counting(on)
 
     def opened(self, session: object, role: Role) -> SessionMark:
         """Count a session as open until its mark is closed, or it is garbage.
@@ -148,54 +159,34 @@ class Meter:
             with self._lock:
                 self._errors[phase, error_code(error)] += 1
 
-    def measure(
-        self,
-        direction: Direction,
-        protocol: Protocol,
-        progress: Callable[[], Progress],
-        call: Callable[[], T],
-        *,
-        waits: bool = False,
-    ) -> T:
+    def measure(self, direction: Direction, protocol: Protocol, call: Callable[[], T]) -> T:
         """Make a transfer, and count what comes of it.
 
         Args:
             direction: Whether this side sends or receives.
             protocol: The engine.
-            progress: Tells where it stands.
-            call: Makes it; gives None where there was none to be made.
-            waits: Whether it begins by waiting for the peer, so that it may end without having begun.
+            call: Makes it.
 
         Returns:
             What `call` returns; what it raises is raised.
         """
         if not self._enabled:
             return call()
-        running = Running(direction, protocol, progress)
+        flow = self._flows[direction, protocol]
         with self._lock:
-            self._running.add(running)
+            flow.active += 1
         try:
-            outcome = call()
+            report = call()
         except BaseException as error:
-            self._end_failed(running, error, waits=waits)
+            with self._lock:
+                flow.active -= 1
+                flow.failed += 1
+                self._errors["transfer", error_code(error)] += 1
             raise
-        report = outcome.report if isinstance(outcome, Received) else outcome
         with self._lock:
-            self._running.discard(running)
-            self._reports.append((direction, protocol, running.credited, report))
-            if len(self._reports) >= MOST_REPORTS:
-                self._add_reports()
-        return outcome
-
-    def _add_reports(self) -> None:
-        """Add up what has ended well."""
-        for direction, protocol, credited, report in self._reports:
-            flow = self._flows[direction, protocol]
-            if report is None:
-                flow.withdrawn += 1
-            else:
-                add_report(flow, report, credited)
-        self._reports.clear()
+            flow.active -= 1
+            add_report(flow, report)
+        return report
 
     def count_ended(
         self,
@@ -233,18 +224,10 @@ class Meter:
 
     def snapshot(self) -> Stats:
         """Give all counters as they are at one moment."""
+        told = None if self._totals is None else self._totals()
         with self._lock:
-            running = list(self._running)
-        seen = [(transfer, read_progress(transfer)) for transfer in running]
-        events = self._events()
-        with self._lock:
-            self._add_reports()
-            for transfer, progress in seen:
-                # One that has ended meanwhile was counted to its end.
-                if transfer in self._running and progress is not None:
-                    self._credit(transfer, progress)
             self._count_closed()
-            return self._stats(events)
+            return self._stats(told)
 
     def _count_closed(self) -> None:
         """Count the sessions that have ended, with the lock held."""
@@ -254,60 +237,50 @@ class Meter:
             except Empty:
                 return
 
-    def _credit(self, running: Running, progress: Progress) -> None:
-        """Count what has gone over the wire of a transfer that is not complete."""
-        if progress.state_bytes_total == 0:
-            return
-        running.begun, running.last = True, progress
-        more = progress.wire_bytes - running.credited
-        if more > 0:
-            running.credited = progress.wire_bytes
-            flow = self._flows[running.direction, running.protocol]
-            flow.wire_bytes += more
-            flow.unfinished_wire_bytes += more
-
-    def _end_failed(self, running: Running, error: BaseException, *, waits: bool) -> None:
-        progress = read_progress(running)
-        code = error_code(error)
-        with self._lock:
-            if progress is not None:
-                self._credit(running, progress)
-            self._running.discard(running)
-            flow = self._flows[running.direction, running.protocol]
-            # Nobody came, and nobody is waited for any more: that is no failure of a transfer.
-            idle = isinstance(error, DeadlineError) or code in ENDED_BY_US
-            if waits and not running.begun and idle:
-                flow.withdrawn += 1
-                return
-            flow.failed += 1
-            self._errors["transfer", code] += 1
-
-    def _stats(self, events: EventsTold) -> Stats:
-        active = Counter((running.direction, running.protocol) for running in self._running)
-        live = [running.last for running in self._running if running.last is not None]
-        paths = [progress.path for progress in live if progress.path is not None]
+    def _stats(self, told: TotalsTold | None) -> Stats:
+        flows = {key: flow.copy() for key, flow in self._flows.items()}
+        counted = self._errors.copy()
+        if told is not None:
+            add_flow(flows["sent", "v3"], told["sent"])
+            add_flow(flows["received", "v3"], told["received"])
+            counted.update({("transfer", code): count for code, count in told["errors"].items()})
+        events = NO_EVENTS if told is None else told["events"]
+        paths = [] if told is None else told["paths"]
         return Stats(
             taken_s=time.monotonic(),
             sessions=tuple(
                 SessionStats(role=role, opened=self._opened[role], closed=self._closed[role])
                 for role in ROLES
             ),
-            flows=tuple(flow_stats(*key, flow, active[key]) for key, flow in self._flows.items()),
+            flows=tuple(flow_stats(*key, flow) for key, flow in flows.items()),
             lanes=LaneStats(
                 opened=events["lanes_opened"],
                 lost=events["lanes_lost"],
                 reconnects=events["reconnects"],
-                open=sum(progress.lanes for progress in live),
-                rtt_s=sum(path.rtt_ms for path in paths) / len(paths) / 1e3 if paths else None,
-                delivery_bytes_per_s=sum(path.delivery_bytes_per_s for path in paths),
+                open=0 if told is None else told["lanes"],
+                rtt_s=sum(rtt_ms for rtt_ms, _ in paths) / len(paths) / 1e3 if paths else None,
+                delivery_bytes_per_s=sum(arriving for _, arriving in paths),
             ),
             errors=tuple(
                 ErrorCount(phase=phase, code=code, count=count)
-                for (phase, code), count in sorted(self._errors.items())
+                for (phase, code), count in sorted(counted.items())
             ),
             integrity_failures=events["integrity_failures"],
             peers_refused=events["peers_refused"],
         )
+
+
+def count_failed(native: Counting, error: BaseException, *, waits: bool = False) -> None:
+    """Count that the last transfer of a native session has failed.
+
+    Args:
+        native: The session.
+        error: What is raised.
+        waits: Whether such a call begins by waiting for the peer: that nobody came, and nobody is waited for
+            any more, is no failure of a transfer.
+    """
+    code = error_code(error)
+    native.count_failed(code, waits and (isinstance(error, DeadlineError) or code in ENDED_BY_US))
 
 
 def error_code(error: BaseException) -> str:
@@ -319,47 +292,31 @@ def error_code(error: BaseException) -> str:
     return "system" if isinstance(error, OSError) else "internal"
 
 
-def read_progress(running: Running) -> Progress | None:
-    """Tell where a transfer stands, None if its session is gone."""
-    try:
-        return running.progress()
-    except DwcpError:
-        return None
-
-
-def add_report(flow: Flow, report: SendReport | ReceiveReport, credited: int) -> None:
-    """Count a completed transfer, of which some bytes were counted already."""
+def add_report(flow: Flow, report: SendReport | ReceiveReport) -> None:
+    """Count a completed transfer."""
     flow.completed += 1
     flow.state_bytes += report.bytes_raw
-    flow.wire_bytes += report.bytes_wire - credited
-    flow.unfinished_wire_bytes -= credited
-    # What is mostly zero is not added: this is done for each transfer, and some are short.
-    if report.bytes_held or report.bytes_same or report.nacks:
-        flow.held_bytes += report.bytes_held
-        flow.same_bytes += report.bytes_same
-        flow.nacks += report.nacks
+    flow.wire_bytes += report.bytes_wire
     flow.seconds += report.seconds
     flow.cpu_seconds += report.cpu_seconds or 0.0
-    if isinstance(report, SendReport):
-        flow.blocks_resent += report.blocks_resent
-        if report.path is not None:
-            flow.tcp_sent_bytes += report.path.sent_bytes or 0
-            flow.tcp_retransmitted_bytes += report.path.retransmitted_bytes or 0
-            flow.tcp_retransmitted_segments += report.path.retransmitted_segments
-    for share in report.codec_mix:
-        sums = flow.shares.setdefault((share.kind, share.codec), [0, 0, 0])
-        sums[0] += share.blocks
-        sums[1] += share.raw_bytes
-        sums[2] += share.wire_bytes
+    flow.add_shares(report.codec_mix)
 
 
-def flow_stats(direction: Direction, protocol: Protocol, flow: Flow, active: int) -> FlowStats:
-    """Make the immutable picture of a flow of which so many transfers are under way."""
-    plain = {name: getattr(flow, name) for name in Flow.__slots__ if name != "shares"}
+def add_flow(flow: Flow, told: FlowTold) -> None:
+    """Add what the native side has counted."""
+    counts: dict[str, Any] = {**told}
+    for name in COUNTERS:
+        setattr(flow, name, getattr(flow, name) + counts[name])
+    flow.add_shares(CodecShare(**share) for share in told["shares"])
+
+
+def flow_stats(direction: Direction, protocol: Protocol, flow: Flow) -> FlowStats:
+    """Make the immutable picture of a flow."""
+    plain = {name: getattr(flow, name) for name in COUNTERS if name != "active"}
     shares = tuple(CodecShare(*key, *sums) for key, sums in sorted(flow.shares.items()))
-    started = active + flow.completed + flow.failed + flow.withdrawn
+    started = flow.active + flow.completed + flow.failed + flow.withdrawn
     return FlowStats(direction=direction, protocol=protocol, started=started, codecs=shares, **plain)
 
 
-METER: Final = Meter()
+METER: Final = Meter(_core.totals, _core.set_counting)
 """The counters of this process."""

@@ -21,6 +21,7 @@ use crate::lanes::LaneRange;
 use crate::report::{Event, Observer, Progress, ReceiveReport};
 use crate::security::DialSecurity;
 use crate::send::check_lanes;
+use crate::transfers::Watched;
 use crate::transport::LinkKind;
 use crew::Crew;
 
@@ -287,6 +288,12 @@ impl FetchSession {
         let after = backoff(attempts);
         self.observer.event(Event::Reconnecting { attempt: attempts, after, reason: error.to_string() });
         self.cancel.sleep(after)
+    }
+}
+
+impl Watched for FetchSession {
+    fn progress(&self) -> Progress {
+        FetchSession::progress(self)
     }
 }
 

@@ -19,7 +19,7 @@ use super::{Known, Shared, Stranger};
 use crate::cancel::lock;
 use crate::error::NetError;
 use crate::lane::Lane;
-use crate::receive::{self, Names, Session};
+use crate::receive::{self, Names, Refusal, Session};
 use crate::relay::Relayed;
 use crate::report::Event;
 use crate::security::{Fingerprint, ListenSecurity, random_bytes};
@@ -339,11 +339,15 @@ fn greet(
             }
         }
     }
-    let names = names(owner, lane.transport())?;
-    let (cancel, observer) = (shared.cancel.child(), Arc::clone(&shared.observer));
     let (options, registry) = (&shared.options, Arc::clone(&shared.registry));
     let refused =
         |retryable, message: String| NetError::Peer { code: ErrorCode::Refused, retryable, message };
+    // Only who may come in at all is told.
+    if let Some(why) = options.refusal.as_ref().and_then(Refusal::why) {
+        return Err(refused(true, why));
+    }
+    let names = names(owner, lane.transport())?;
+    let (cancel, observer) = (shared.cancel.child(), Arc::clone(&shared.observer));
     let known = match (&hello.fetches, &options.serve) {
         (None, _) if relays => {
             let Some(relay) = &options.relay else {

@@ -22,6 +22,7 @@ use crate::relay::RelayOptions;
 use crate::report::{Progress, ReceiveReport};
 use crate::security::Fingerprint;
 use crate::send::SendOptions;
+use crate::transfers::Watched;
 use crate::transport::LinkKind;
 
 /// How long the end of a session waits for its lanes.
@@ -29,6 +30,27 @@ const PARTING: Duration = Duration::from_millis(1_500);
 
 /// The longest time for which the end of a session waits for the sender to learn that its transfer is in place.
 const CONFIRMATION: Duration = Duration::from_secs(10);
+
+/// Says why no session is let in at present, if none is; asked when one is to be opened.
+#[derive(Clone)]
+pub struct Refusal(Arc<dyn Fn() -> Option<String> + Send + Sync>);
+
+impl Refusal {
+    /// Asks `why`, from any thread; it should return soon.
+    pub fn new(why: impl Fn() -> Option<String> + Send + Sync + 'static) -> Refusal {
+        Refusal(Arc::new(why))
+    }
+
+    pub(crate) fn why(&self) -> Option<String> {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Refusal")
+    }
+}
 
 /// How a receiver works.
 #[derive(Clone, Debug)]
@@ -55,6 +77,8 @@ pub struct ReceiveOptions {
     pub shares_memory: bool,
     /// Whether connections over RDMA are taken too, at the same address. Only without TLS.
     pub rdma: bool,
+    /// Who may say that no session is let in; those that are open go on.
+    pub refusal: Option<Refusal>,
 }
 
 impl Default for ReceiveOptions {
@@ -71,6 +95,7 @@ impl Default for ReceiveOptions {
             socket_buffer_bytes: None,
             shares_memory: false,
             rdma: false,
+            refusal: None,
         }
     }
 }
@@ -200,6 +225,12 @@ impl ReceiveSession {
         self.session.changed.notify_all();
         self.session.await_lanes(PARTING);
         self.session.registry.remove(&self.session.id);
+    }
+}
+
+impl Watched for ReceiveSession {
+    fn progress(&self) -> Progress {
+        ReceiveSession::progress(self)
     }
 }
 

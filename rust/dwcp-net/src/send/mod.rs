@@ -34,6 +34,7 @@ use crate::lanes::{Crew, LaneRange};
 use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
 use crate::security::DialSecurity;
+use crate::transfers::Watched;
 use crate::transport::{Closer, LinkKind, try_congestion};
 pub use choice::{CodecChoice, Selection};
 pub(crate) use choice::{Gauge, Selector};
@@ -48,6 +49,10 @@ pub(crate) use worker::{Standing, work};
 
 /// How long [`SendSession::close`] lets lanes part in peace.
 const PARTING: Duration = Duration::from_millis(1_500);
+
+/// What a receiver is taken to read and to write of the state before it accepts, and before it commits: it says nothing
+/// of that meanwhile, so the time that nothing may move for is longer by the time this takes.
+pub const STALL_READ_BYTES_PER_S: u64 = 64 << 20;
 
 /// How a sender works.
 #[derive(Clone, Debug)]
@@ -73,6 +78,8 @@ pub struct SendOptions {
     pub reconnect_for: Duration,
     /// How long a transfer may take altogether.
     pub total_timeout: Option<Duration>,
+    /// How long nothing of a transfer may move though the receiver is there; see [`STALL_READ_BYTES_PER_S`].
+    pub stall_timeout: Option<Duration>,
     /// Whether the receiver may use what it has as a base.
     pub base_allowed: bool,
     /// The most that all lanes together send, in bytes a second, to begin with.
@@ -103,6 +110,7 @@ impl Default for SendOptions {
             connect_timeout: Duration::from_secs(10),
             reconnect_for: Duration::from_secs(30),
             total_timeout: None,
+            stall_timeout: Some(Duration::from_secs(600)),
             base_allowed: true,
             bandwidth_limit: None,
             socket_buffer_bytes: None,
@@ -262,6 +270,12 @@ impl SendSession {
     }
 }
 
+impl Watched for SendSession {
+    fn progress(&self) -> Progress {
+        SendSession::progress(self)
+    }
+}
+
 impl Drop for SendSession {
     fn drop(&mut self) {
         self.close();
@@ -315,6 +329,8 @@ impl Shared {
             state = self.look_at_lanes(state);
             let lonely = state.is_lonely(self.options.reconnect_for);
             let late = self.options.total_timeout.filter(|limit| started.elapsed() >= *limit);
+            let stalled =
+                state.stalls_after(self.options.stall_timeout).filter(|limit| state.is_still(*limit));
             let failure = if let Some((ended, job)) = state.take_ended() {
                 match ended {
                     Ok(committed) => return Ok((committed, job)),
@@ -328,6 +344,8 @@ impl Shared {
                 state.gone()
             } else if let Some(after) = late {
                 NetError::Deadline { what: "the transfer", after }
+            } else if let Some(after) = stalled {
+                NetError::Deadline { what: "a step of the transfer", after }
             } else {
                 state = wait(&self.changed, state, CANCEL_SLICE);
                 continue;

@@ -16,10 +16,10 @@ use dwcp_proto::sender::{LaneId, SenderOptions, SenderProgress, SenderSession};
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
-use super::SendOptions;
 use super::choice::Selector;
 use super::telemetry::Telemetry;
 use super::turns::LaneHandle;
+use super::{STALL_READ_BYTES_PER_S, SendOptions};
 use crate::cancel::Cancel;
 use crate::distance::Distance;
 use crate::error::NetError;
@@ -95,6 +95,7 @@ impl Shared {
                 lonely_since: Instant::now(),
                 is_first_due: false,
                 progressed: false,
+                moved: Instant::now(),
                 closing: false,
                 parting: None,
                 last_failure: None,
@@ -262,6 +263,8 @@ pub(crate) struct State {
     pub(super) lonely_since: Instant,
     /// A lane has lasted or the receiver has taken blocks since `lonely_since`.
     pub(super) progressed: bool,
+    /// When something of the transfer last moved.
+    pub(super) moved: Instant,
     pub(super) closing: bool,
     /// What lanes of earlier epochs tell the receiver; they part in peace without it.
     pub(super) parting: Option<ErrorFrame>,
@@ -288,6 +291,7 @@ impl State {
         self.last_failure = None;
         self.lonely_since = Instant::now();
         self.progressed = false;
+        self.moved = Instant::now();
         self.prepare_session();
         if let Some(job) = &mut self.job {
             job.tally = Tally::on_lanes(self.lanes.len());
@@ -322,6 +326,9 @@ impl State {
         self.parting = parting;
         self.wake_all();
         self.telemetry.leave_all();
+        if self.is_writing() {
+            self.moved = Instant::now();
+        }
         self.lanes.clear();
     }
 
@@ -472,8 +479,12 @@ impl State {
 
     /// Takes a lane away, if it is of the present epoch.
     pub(crate) fn detach(&mut self, lane: LaneId, epoch: u64) {
-        if self.epoch != epoch || self.lanes.remove(&lane).is_none() {
+        if self.epoch != epoch {
             return;
+        }
+        let Some(lost) = self.lanes.remove(&lane) else { return };
+        if lost.writing {
+            self.moved = Instant::now();
         }
         self.telemetry.leave(lane);
         if let Some(session) = &mut self.session {
@@ -498,6 +509,9 @@ impl State {
     pub(super) fn receive(&mut self, lane: LaneId, epoch: u64, frame: Frame) -> Result<(), NetError> {
         if self.epoch != epoch {
             return Ok(());
+        }
+        if frame != Frame::KeepAlive {
+            self.moved = Instant::now();
         }
         // Whoever leaves says goodbye on each lane, and nothing after it.
         self.goodbye &= frame == Frame::KeepAlive;
@@ -548,6 +562,30 @@ impl State {
             self.wake_all();
         }
         Ok(())
+    }
+
+    /// A lane has made something of a block: it `writes` it now, or there was nothing to write.
+    pub(super) fn moves(&mut self, lane: LaneId, writes: bool) {
+        self.moved = Instant::now();
+        if let Some(handle) = self.lanes.get_mut(&lane) {
+            handle.writing = writes;
+        }
+    }
+
+    /// Whether a lane writes a block. That may last at a low rate, and has a deadline of its own.
+    fn is_writing(&self) -> bool {
+        self.lanes.values().any(|lane| lane.writing)
+    }
+
+    /// For how long nothing of the transfer may move, which has to include what the receiver does in silence.
+    pub(super) fn stalls_after(&self, limit: Option<Duration>) -> Option<Duration> {
+        let bytes = self.job.as_ref().map_or(0, |job| job.manifest.total_bytes());
+        limit.map(|limit| limit.saturating_add(Duration::from_secs(bytes / STALL_READ_BYTES_PER_S)))
+    }
+
+    /// Whether nothing of the transfer has moved for so long.
+    pub(super) fn is_still(&self, limit: Duration) -> bool {
+        !self.is_writing() && self.moved.elapsed() >= limit
     }
 
     pub(super) fn wake_all(&self) {

@@ -10,9 +10,9 @@ use dwcp_proto::sender::Step;
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::MemorySource;
 
-use super::SendOptions;
 use super::shared::{Job, Link, Shared, State};
 use super::turns::Turn;
+use super::{STALL_READ_BYTES_PER_S, SendOptions};
 use crate::cancel::{Cancel, lock};
 use crate::limiter::{Limiter, Seat};
 use crate::report::Unobserved;
@@ -72,4 +72,47 @@ fn only_so_many_lanes_are_given_blocks_as_a_low_rate_keeps_moving() {
     assert_eq!([3, 2, 1].map(|lane| sends(&mut state, lane)), [false, true, true]);
     limiter.set_rate(None);
     assert!(sends(&mut state, 3));
+}
+
+#[test]
+fn only_what_is_more_than_a_sign_of_life_moves_a_transfer() {
+    let (shared, manifest) = sender();
+    let mut state = lock(&shared.state);
+    let limit = Duration::from_secs(1);
+    let rest = |state: &mut State| state.moved = Instant::now().checked_sub(limit).unwrap();
+    rest(&mut state);
+    assert!(state.is_still(limit));
+    while !matches!(state.turn(0, 0, Duration::ZERO, &shared.limiter), Turn::Step(Step::Wait)) {}
+    state.receive(0, 0, Frame::KeepAlive).unwrap();
+    assert!(state.is_still(limit), "the receiver is there, and that is all");
+    let accept = Accept { transfer_id: manifest.transfer_id(), staged_bytes: 0 };
+    state.receive(0, 0, Frame::Accept(accept)).unwrap();
+    assert!(!state.is_still(limit));
+    rest(&mut state);
+    // However long a block takes at a low rate, its lane has a deadline of its own.
+    state.moves(1, true);
+    rest(&mut state);
+    assert!(!state.is_still(limit) && !state.is_still(Duration::ZERO));
+    let _ = state.turn(1, 0, Duration::ZERO, &shared.limiter);
+    assert!(!state.is_still(limit) && state.is_still(Duration::ZERO));
+    for lose in [|state: &mut State| state.detach(2, 0), |state: &mut State| state.renew(None)] {
+        state.moves(2, true);
+        state.moves(3, true);
+        rest(&mut state);
+        lose(&mut state);
+        assert!(!state.is_still(limit), "a lane that is lost in the middle of a block did write until then");
+    }
+}
+
+#[test]
+fn what_a_receiver_reads_in_silence_is_no_stall() {
+    let (shared, _) = sender();
+    let mut state = lock(&shared.state);
+    let limit = Some(Duration::from_secs(600));
+    assert_eq!((state.stalls_after(None), state.stalls_after(limit)), (None, limit));
+    let bytes = Arc::new(vec![0; 3 * STALL_READ_BYTES_PER_S as usize]);
+    let large = MemorySource::new(vec![("a".to_owned(), bytes)], MIN_BLOCK, &Limits::default());
+    let (manifest, source) = large.unwrap();
+    state.begin(Job::new(Arc::new(manifest), Arc::new(source), true, (Instant::now(), None)));
+    assert_eq!(state.stalls_after(limit), Some(Duration::from_secs(603)));
 }

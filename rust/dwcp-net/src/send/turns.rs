@@ -23,12 +23,15 @@ pub(super) struct LaneHandle {
     pub(super) replaced: bool,
     /// Its peer has said goodbye on it, and waits for the answer.
     leaving: bool,
+    /// It is in the middle of a block.
+    pub(super) writing: bool,
     beat: Beat,
 }
 
 impl LaneHandle {
     pub(super) fn new(number: u16, waker: Waker, closer: Closer) -> LaneHandle {
-        LaneHandle { number, waker, closer, replaced: false, leaving: false, beat: Beat::new(Instant::now()) }
+        let beat = Beat::new(Instant::now());
+        LaneHandle { number, waker, closer, replaced: false, leaving: false, writing: false, beat }
     }
 }
 
@@ -96,6 +99,9 @@ impl State {
         }
         if self.closing {
             return Turn::Stale(None);
+        }
+        if self.lanes.get(&lane).is_some_and(|handle| handle.writing) {
+            self.moves(lane, false);
         }
         let busy = self.busy();
         // At a low rate only the eldest send, and the others are there for when it rises.

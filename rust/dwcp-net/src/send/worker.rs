@@ -333,7 +333,11 @@ impl Worker<'_> {
                     if let Resolution::Block { kind, codec, .. } = &outcome {
                         job.tally.block(*kind, *codec, u64::from(task.raw_len), body.len() as u64);
                     }
-                    session.resolve(self.id, task, outcome).map_err(|error| named(error, &job.manifest))?
+                    let frame = session
+                        .resolve(self.id, task, outcome)
+                        .map_err(|error| named(error, &job.manifest))?;
+                    state.moves(self.id, matches!(frame, Some(Frame::Block(_))));
+                    frame
                 }
                 _ => return Ok(()),
             }

@@ -383,3 +383,18 @@ fn a_peer_that_vanishes_at_any_byte_ends_in_an_error_or_a_transfer() {
         trying.into_iter().for_each(join);
     }
 }
+
+#[test]
+fn a_transfer_of_which_nothing_moves_ends_though_the_receiver_is_there() {
+    let receiver = paired_receiver();
+    // It lets the sender in, says that it lives, and never takes what there is.
+    let options = SendOptions {
+        stall_timeout: Some(Duration::from_millis(300)),
+        idle_timeout: Duration::from_secs(60),
+        ..quick_send()
+    };
+    let state = buffers(&[("a", noise(7, 100_000))], 65_536);
+    let error = send_once(&receiver.address(), &receiver.dial, options, &state).unwrap_err();
+    assert!(matches!(error, NetError::Deadline { what: "a step of the transfer", .. }), "{error:?}");
+    assert!(error.resumable());
+}
