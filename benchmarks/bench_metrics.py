@@ -1,11 +1,12 @@
 """What do metrics cost, counted and scraped every second, in processor time of a transfer?
 
-A sender and a receiver, each a process, make the same transfers with metrics and without, in turn, and count
-the processor time of all their threads. What counting takes is the median of the ratios of neighbours; what
-answering a scrape a second takes is added to that. Batches are short, so that neighbours find the machine
-alike, and many, for their ratios scatter by several percent. Needs the extra ``prometheus``.
+A sender and a receiver, each a process, make transfers, and turn metrics on and off every few milliseconds.
+Both add up the processor time of all their threads with metrics and without, so that whatever else the machine
+does meanwhile falls on both alike. What counting takes is the median of the ratios of many such runs; what
+answering a scrape a second takes is added to that. Needs the extra ``prometheus``.
 """
 
+import functools
 import json
 import statistics
 import subprocess
@@ -25,11 +26,46 @@ MOST = 0.01
 SCRAPE_S = 1.0
 TIMEOUT_S = 120.0
 SCRAPES = 100
-CASES = {"16 MiB": (16 << 20, 4), "1 MiB": (1 << 20, 40), "4 KiB": (4 << 10, 60)}
+TURNS = 20
+CASES = {"16 MiB": (16 << 20, 1), "1 MiB": (1 << 20, 5), "4 KiB": (4 << 10, 10)}
+"""Bytes of a transfer, and how many there are from one turn to the next."""
+
+
+class Turns:
+    """Turns metrics on and off, and adds up the processor time of this process in between."""
+
+    def __init__(self, each: int, *, on: bool) -> None:
+        """Begin with metrics on or off; the other follows after `each` transfers."""
+        self._each = each
+        self._on = on
+        self._transfers = 0
+        self._spent = {True: 0.0, False: 0.0}
+        self._done = threading.Event()
+        metrics.set_enabled(on)
+        self._since = time.process_time()
+
+    def transfer_ended(self) -> None:
+        """Count a transfer."""
+        self._transfers += 1
+        if self._transfers % self._each == 0 and not self._done.is_set():
+            self._spent[self._on] += time.process_time() - self._since
+            self._on = not self._on
+            metrics.set_enabled(self._on)
+            if self._transfers == TURNS * self._each:
+                self._done.set()
+            self._since = time.process_time()
+
+    def told(self) -> dict[str, float]:
+        """Seconds of processor time of a transfer, once all have ended."""
+        if not self._done.wait(TIMEOUT_S):
+            raise TimeoutError("not all transfers have come")
+        most = TURNS * self._each / 2
+        return {"on": self._spent[True] / most, "off": self._spent[False] / most}
 
 
 def receive_on_demand() -> None:
-    """Worker: take what comes; for each line count or do not, and tell the processor time so far."""
+    """Worker: take what comes; for each line begin with turns, or tell what they took."""
+    turns: list[Turns] = []
     with ExitStack() as stack:
         listener = stack.enter_context(dwcp_fast.listen("127.0.0.1:0"))
 
@@ -39,7 +75,7 @@ def receive_on_demand() -> None:
                 while (session := listener.accept()) is not None:
                     with session:
                         while session.receive() is not None:
-                            pass
+                            turns[-1].transfer_ended()
 
         receiving = threading.Thread(target=receive)
         receiving.start()
@@ -47,12 +83,16 @@ def receive_on_demand() -> None:
         stack.callback(listener.close)
         print(json.dumps({"target": listener.pairing}), flush=True)
         for line in sys.stdin:
-            metrics.set_enabled(json.loads(line))
-            print(json.dumps({"total_cpu_s": time.process_time()}), flush=True)
+            asked = json.loads(line)
+            if asked is None:
+                print(json.dumps(turns[-1].told()), flush=True)
+            else:
+                turns[:] = [Turns(asked["each"], on=asked["on"])]
+                print(json.dumps({}), flush=True)
 
 
 def send_on_demand(target: str) -> None:
-    """Worker: make as many transfers of as many bytes as each line says, and tell what they took."""
+    """Worker: for each line make transfers in turns and tell what they took, or only the time until now."""
     sends = dwcp_fast.SendOptions(streams=2, codec="none", base="none")
     with (
         MetricsServer("127.0.0.1:0") as server,
@@ -60,15 +100,24 @@ def send_on_demand(target: str) -> None:
     ):
         print(json.dumps({"url": server.url}), flush=True)
         for line in sys.stdin:
-            size, count, counted = json.loads(line)
-            metrics.set_enabled(counted)
-            state = {"state": harness.incompressible(size)}
-            cpu, wall = time.process_time(), time.perf_counter()
-            for _ in range(count):
+            asked = json.loads(line)
+            if asked is None:
+                print(json.dumps({"total_cpu_s": time.process_time()}), flush=True)
+                continue
+            state = {"state": content(asked["bytes"])}
+            transfers = TURNS * asked["each"]
+            began, turns = time.perf_counter(), Turns(asked["each"], on=asked["on"])
+            for _ in range(transfers):
                 session.send(state)
-            taken = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
-            told = {name: value / max(count, 1) for name, value in taken.items()}
-            print(json.dumps({**told, "total_cpu_s": time.process_time()}), flush=True)
+                turns.transfer_ended()
+            wall_s = (time.perf_counter() - began) / transfers
+            print(json.dumps({**turns.told(), "wall": wall_s}), flush=True)
+
+
+@functools.cache
+def content(size: int) -> bytes:
+    """Bytes to send, made once."""
+    return harness.incompressible(size)
 
 
 class Worker:
@@ -96,21 +145,22 @@ class Worker:
         return told
 
 
-def run(sender: Worker, receiver: Worker, size: int, count: int, *, counted: bool) -> dict[str, float]:
-    """Have transfers made, and give what one took, at both ends together."""
-    before = receiver.tell(counted)["total_cpu_s"]
-    told = sender.tell([size, count, counted])
-    received = receiver.tell(counted)["total_cpu_s"] - before
-    return {**told, "cpu_s": told["cpu_s"] + received / count}
+def run(sender: Worker, receiver: Worker, size: int, each: int, *, on: bool) -> dict[str, float]:
+    """Have transfers made, and give what one took with metrics and without, at both ends together."""
+    asked = {"bytes": size, "each": each, "on": on}
+    receiver.tell(asked)
+    sent = sender.tell(asked)
+    received = receiver.tell(None)
+    return {"on": sent["on"] + received["on"], "off": sent["off"] + received["off"], "wall": sent["wall"]}
 
 
 def answering(sender: Worker) -> float:
     """Processor time that it takes to answer a scrape."""
-    idle, before = (sender.tell([0, 0, True])["total_cpu_s"] for _ in range(2))
+    idle, before = (sender.tell(None)["total_cpu_s"] for _ in range(2))
     for _ in range(SCRAPES):
         urllib.request.urlopen(sender.told["url"], timeout=TIMEOUT_S).read()
     # What telling takes by itself is the same before.
-    return (sender.tell([0, 0, True])["total_cpu_s"] - before - (before - idle)) / SCRAPES
+    return (sender.tell(None)["total_cpu_s"] - before - (before - idle)) / SCRAPES
 
 
 def main() -> None:
@@ -121,13 +171,11 @@ def main() -> None:
         sender = Worker(stack, "--send", receiver.told["target"])
         answers = [answering(sender) for _ in range(3)]
         for turn in range((5 if options.quick else options.repeats) + 1):
-            for case, (size, count) in CASES.items():
-                for name in harness.in_turn(("on", "off"), turn):
-                    found = run(sender, receiver, size, count, counted=name == "on")
-                    if turn:
-                        samples[case][name].append(found["cpu_s"])
-                    if turn and name == "off":
-                        samples[case]["wall"].append(found["wall_s"])
+            for case, (size, each) in CASES.items():
+                found = run(sender, receiver, size, each, on=turn % 2 == 0)
+                # The first one warms up.
+                for name, value in found.items() if turn else ():
+                    samples[case][name].append(value)
     answer, claims, differences = statistics.median(answers), [], {}
     for case, sides in samples.items():
         ratios = [on / off for on, off in zip(sides["on"], sides["off"], strict=True)]
