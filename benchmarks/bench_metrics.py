@@ -1,9 +1,9 @@
 """What do metrics cost, counted and scraped every second, in processor time of a transfer?
 
 A sender and a receiver, each a process, make transfers, and turn metrics on and off every few milliseconds.
-Both add up the processor time of all their threads with metrics and without, so that whatever else the machine
-does meanwhile falls on both alike. What counting takes is the median of the ratios of many such runs; what
-answering a scrape a second takes is added to that. Needs the extra ``prometheus``.
+Both add up the processor time of all their threads with metrics and without, so that whatever else the
+machine does meanwhile falls on both alike. What counting takes is the median of the ratios of many such runs;
+what answering a scrape a second takes is added to that. Needs the extra ``prometheus``.
 """
 
 import functools
