@@ -69,8 +69,9 @@ def deltas(sender: ends.End, receiver: ends.End, rounds: int) -> list[dict[str, 
     sender.tell("versions", target=target, rounds=rounds)
     found = []
     for _ in range(rounds + 1):
-        facts = sender.told()
-        found.append(facts | {"seconds": receiver.told()["applied_at"] - facts["began_at"]})
+        facts, applied = sender.told(), receiver.told()
+        assert facts.pop("digests") == applied["digests"]
+        found.append(facts | {"seconds": applied["applied_at"] - facts["began_at"]})
     sender.told()
     receiver.told()
     return found[1:]

@@ -31,6 +31,8 @@ RSYNC_PORT = 5398
 RCLONE_PORT = 5397
 MESSAGE_BYTES = 4096
 CHANGED_SHARE = 0.01
+PARTS = 16
+"""A version is made, sent and applied in so many parts, so that one is applied while the next is made."""
 
 
 def cpu_s() -> float:
@@ -53,7 +55,7 @@ class Receiver:
 
     def __init__(self, size: int) -> None:
         self._target = bytearray(size)
-        self._base: Snapshot | None = None
+        self._base: list[Snapshot] = []
 
     def transfers(self, *, plain: bool) -> Iterator[dict[str, Any]]:
         """Receive into the same memory until the sender says goodbye."""
@@ -94,13 +96,16 @@ class Receiver:
     def versions(self, *, base: str) -> Iterator[dict[str, Any]]:
         """Apply patches to the base that both sides hold; tells when each was in place."""
         with listening(True) as listener:
-            self._base = Snapshot(np.load(base), dtype="bf16")
+            self._base = snapshots(np.load(base))
             yield {"target": listener.address}
             with listener.accept(TIMEOUT_S) as session:  # type: ignore[union-attr]
                 while (got := session.receive(timeout_s=TIMEOUT_S)) is not None:
-                    self._base.apply(got["patch"])
-                    yield {"applied_at": time.monotonic()}
-            self._base = None
+                    ((name, patch),) = got.items()
+                    self._base[int(name)].apply(patch)
+                    if int(name) == PARTS - 1:
+                        digests = [part.digest for part in self._base]
+                        yield {"applied_at": time.monotonic(), "digests": digests}
+            self._base = []
             yield {}
 
 
@@ -153,7 +158,7 @@ class Sender:
     def versions(self, *, target: str, rounds: int) -> Iterator[dict[str, Any]]:
         """Send the patches to one version and back to the other, by turns."""
         versions = (self._data, changed(self._data))
-        held = Snapshot(versions[0], dtype="bf16")
+        held = snapshots(versions[0])
         alone = Snapshot(versions[0], dtype="bf16")
         copy = np.empty_like(self._data)
         with dwcp_fast.connect(target, trust=dwcp_fast.INSECURE, options=versioned()) as session:
@@ -161,15 +166,18 @@ class Sender:
                 version = versions[turn % 2]
                 copied = harness.seconds(lambda version=version: np.copyto(copy, version))  # type: ignore[misc]
                 encoded = harness.seconds(lambda version=version: alone.advance(version))  # type: ignore[misc]
-                began = time.monotonic()
-                patch = held.advance(version)
-                session.send({"patch": patch})
+                began, patch_bytes = time.monotonic(), 0
+                for number, part in enumerate(np.split(version, PARTS)):
+                    patch = held[number].advance(part)
+                    patch_bytes += len(patch)
+                    session.send({str(number): patch})
                 yield {
                     "began_at": began,
                     "sent_at": time.monotonic(),
                     "copy_s": copied,
                     "encode_s": encoded,
-                    "patch_bytes": len(patch),
+                    "patch_bytes": patch_bytes,
+                    "digests": [part.digest for part in held],
                 }
         yield {}
 
@@ -177,6 +185,11 @@ class Sender:
         """Copy the memory on one thread into memory that is there."""
         into = np.zeros_like(self._data)
         yield {"seconds": [harness.seconds(lambda: np.copyto(into, self._data)) for _ in range(3)]}
+
+
+def snapshots(version: np.ndarray[Any, np.dtype[np.uint16]]) -> list[Snapshot]:
+    """Hold each part of a version."""
+    return [Snapshot(part, dtype="bf16") for part in np.split(version, PARTS)]
 
 
 def linked(link: str) -> dict[str, Any]:
