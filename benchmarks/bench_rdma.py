@@ -2,6 +2,8 @@
 
 Soft-RoCE is software and the guest is emulated: the ratios say what our layer costs where the verbs cost so
 much, and nothing about the speed of RDMA. Ours hashes and verifies each block, the tools look at nothing.
+Our memory is registered before, as theirs is: what is compared is the second transfer of a session, out of
+and into buffers that stay. The first is told beside it.
 
     python benchmarks/bench_rdma.py
 """
@@ -34,14 +36,14 @@ def main() -> None:
     ours = statistics.median(samples["ours over rdma"])
     claims = []
     for name, rates in samples.items():
-        print(f"{name:<16} {statistics.median(rates):8.1f} MiB/s")
-        if name.startswith("ib_"):
+        print(f"{name:<48} {statistics.median(rates):8.1f}{'' if 'processor' in name else ' MiB/s'}")
+        if name in {"ib_send_bw", "ib_write_bw"}:
             claims.append(
                 harness.claim("one lane over Soft-RoCE", ours / statistics.median(rates), 0.9, name)
             )
     harness.show(claims)
     if not given.quick:
-        raw = {"message_bytes": 65_536, "mib": mib, "mib_per_s": samples}
+        raw = {"message_bytes": 65_536, "mib": mib, "samples": samples}
         harness.publish("rdma", given.out, claims=claims, raw=raw)
 
 

@@ -43,7 +43,7 @@ UNSAFE_FILES = {
     "dwcp-proto": set[str](),
     "dwcp-vm": set[str](),
     "dwcp-store": {"memory/region.rs"},
-    "dwcp-rdma": {"cm.rs", "device.rs", "ffi.rs", "queue.rs", "region.rs"},
+    "dwcp-rdma": {"cm.rs", "device.rs", "domain.rs", "ffi.rs", "queue.rs", "region.rs"},
     "dwcp-net": {"transport/shm/region.rs", "transport/sockopt.rs"},
     "dwcp-python": {
         "buffer.rs",
@@ -52,6 +52,7 @@ UNSAFE_FILES = {
         "delta/apply.rs",
         "delta/encode.rs",
         "delta/snapshot.rs",
+        "registered.rs",
         "target.rs",
     },
     "dwcp-linklab": {"main.rs"},

@@ -40,6 +40,7 @@ from dwcp_fast.listener import Listener, listen, listen_async
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.pages import compress_pages, decompress_pages_into
 from dwcp_fast.received import Received
+from dwcp_fast.registered import RegisteredBuffer
 from dwcp_fast.reports import Progress, ReceiveReport, SendReport
 from dwcp_fast.session import Session, connect, connect_async
 from dwcp_fast.trust import INSECURE, MutualTls
@@ -83,6 +84,7 @@ __all__ = [
     "ReceiveOptions",
     "ReceiveReport",
     "Received",
+    "RegisteredBuffer",
     "SendOptions",
     "SendReport",
     "Session",

@@ -2,17 +2,24 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from dwcp_fast import _core
 from dwcp_fast.errors import TransportError
-from dwcp_fast.options import ListenOn, SendOptions
+from dwcp_fast.options import Carrier, ListenOn, SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.transport import NO_RDMA, RdmaOffer, choose_links, offers_rdma
 from dwcp_fast.told import ReceiveSettings
 
-__all__ = ["UNNAMED_CONGESTION", "bind_with_rdma", "link_order", "locked_memory_limit", "rdma_devices"]
+__all__ = [
+    "UNNAMED_CONGESTION",
+    "bind_with_rdma",
+    "carrier_order",
+    "link_order",
+    "locked_memory_limit",
+    "rdma_devices",
+]
 
 LOG: Final = logging.getLogger(__name__)
 UNNAMED_CONGESTION: Final = ("auto", "yielding", "system")
@@ -52,18 +59,50 @@ def link_order(options: SendOptions, *, plain: bool) -> Choice[tuple[str, ...]]:
         ConfigError: RDMA is asked for, and the peers are to know each other.
     """
     bounded = options.bandwidth_bits_per_s is not None or options.bandwidth_schedule is not None
+    return carrier_order(
+        options.link,
+        local_addresses=options.local_addresses,
+        congestion=options.congestion,
+        bounded=bounded,
+        mode=options.mode,
+        plain=plain,
+    )
+
+
+def carrier_order(
+    requested: Carrier,
+    *,
+    local_addresses: Sequence[str] = (),
+    congestion: str = "auto",
+    bounded: bool = False,
+    mode: str = "auto",
+    plain: bool,
+) -> Choice[tuple[str, ...]]:
+    """Choose what may carry lanes.
+
+    Args:
+        requested: What was asked for.
+        local_addresses: Addresses of this machine that lanes are to come from.
+        congestion: The congestion control that was asked for.
+        bounded: Whether there is a limit to what is sent.
+        mode: What kind of link the caller says there is.
+        plain: Whether the peers neither encrypt nor authenticate.
+
+    Raises:
+        ConfigError: RDMA is asked for, and the peers are to know each other.
+    """
     asked = {
-        "local_addresses": options.local_addresses,
-        "congestion": options.congestion not in UNNAMED_CONGESTION,
+        "local_addresses": local_addresses,
+        "congestion": congestion not in UNNAMED_CONGESTION,
         "a bandwidth limit": bounded,
     }
     return choose_links(
-        options.link,
+        requested,
         shares_memory=sys.platform == "linux",
         asked=asked,
-        mode=options.mode,
+        mode=mode,
         plain=plain,
-        rdma=rdma_offer() if options.link == "auto" and plain else NO_RDMA,
+        rdma=rdma_offer() if requested == "auto" and plain else NO_RDMA,
     )
 
 

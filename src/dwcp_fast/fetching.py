@@ -16,7 +16,7 @@ from dwcp_fast.policy.lanes import choose_lanes, explain_lanes, lane_range
 from dwcp_fast.policy.mode import choose_mode, far_if_forced
 from dwcp_fast.received import Received, receive_report, received_buffers
 from dwcp_fast.reports import ReceiveReport
-from dwcp_fast.told import FetchSettings
+from dwcp_fast.told import FetchSettings, ReceiveTold
 from dwcp_fast.trust import Insecure, Trust, address_of, dial_security
 
 __all__ = ["FetchLink"]
@@ -64,13 +64,16 @@ class FetchLink(NativeLink):
         security = dial_security(target, trust)
         with self._guard.told():
             self._native = _core.Fetcher(address_of(target), security, settings, cancel, events)
-        self._note_link(order, *self._native.link)
+        self._order = order
+        self._carried_by, passed_over = self._native.link
+        self._note_link(order, self._carried_by, passed_over)
 
     def fetch(self, request: bytes, timeout_s: float | None) -> Received:
         """Take the answer into new memory."""
         most = self._receive.max_total_bytes
-        outcome = self._counted(lambda: self._native.fetch_buffers(request, most, timeout_s))
-        received = received_buffers(*outcome, self._transport)
+        buffers, told = self._counted(lambda: self._native.fetch_buffers(request, most, timeout_s))
+        self._look_at_link(told)
+        received = received_buffers(buffers, told, self._security)
         self._found(received.report)
         return received
 
@@ -79,7 +82,7 @@ class FetchLink(NativeLink):
     ) -> ReceiveReport:
         """Take the answer into the caller's memory."""
         told = self._counted(lambda: self._native.fetch_into(request, dict(buffers), timeout_s))
-        return self._found(receive_report(told, self._transport))
+        return self._told(told)
 
     def fetch_into(self, directory: Path, request: bytes, timeout_s: float | None) -> ReceiveReport:
         """Take the answer into a directory."""
@@ -90,7 +93,17 @@ class FetchLink(NativeLink):
                 request, directory, receive.overwrite, keep, receive.sync, timeout_s
             )
         )
-        return self._found(receive_report(told, self._transport))
+        return self._told(told)
+
+    def _told(self, told: ReceiveTold) -> ReceiveReport:
+        self._look_at_link(told)
+        return self._found(receive_report(told, self._security))
+
+    def _look_at_link(self, told: ReceiveTold) -> None:
+        # A session that was lost may have come back another way.
+        if told["link"] != self._carried_by:
+            self._carried_by, passed_over = self._native.link
+            self._note_link(self._order, self._carried_by, passed_over)
 
     def _found(self, report: ReceiveReport) -> ReceiveReport:
         lanes = explain_lanes(report.lane_changes)

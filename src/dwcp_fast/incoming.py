@@ -42,14 +42,14 @@ class IncomingSession(Closing):
         native: _core.Receiver | _core.Server,
         options: ReceiveOptions,
         serve: SendOptions | None,
-        transport: str,
+        security: str,
         events: Events | None,
     ) -> None:
         """Take over a native session."""
         self._native = native
         self._options = options
         self._serve = serve or SendOptions()
-        self._transport = transport
+        self._security = security
         self._events = events
         self._mode: ModeKeeper | None = None
         self._mark = METER.opened(self, "serve" if self.fetches else "receive")
@@ -162,7 +162,7 @@ class IncomingSession(Closing):
         """
         native, most = self._receiver(), self._options.max_total_bytes
         outcome = self._counted(lambda: native.receive_buffers(most, timeout_s), waits=True)
-        return None if outcome is None else received_buffers(*outcome, self._transport)
+        return None if outcome is None else received_buffers(*outcome, self._security)
 
     def receive_into(
         self, buffers: Mapping[str, BufferLike], timeout_s: float | None = None
@@ -237,12 +237,12 @@ class IncomingSession(Closing):
         mode = self._mode
         with mode.keep(ServedWay(self._server())) as before:
             told = self._counted(send, waits=False)
-        made = send_report(told, self.peer, self._transport, [*choices, mode.choice])
+        made = send_report(told, self.peer, self._security, [*choices, mode.choice])
         return replace(made, mode=mode.choice.value, mode_switches=mode.switches_since(before))
 
     def _received(self, receive: Callable[[], ReceiveTold | None]) -> ReceiveReport | None:
         told = self._counted(receive, waits=True)
-        return None if told is None else receive_report(told, self._transport)
+        return None if told is None else receive_report(told, self._security)
 
     def _counted(self, transfer: Callable[[], T], *, waits: bool) -> T:
         """Make a transfer; what it raises says so if the kill switch ended it, and is counted so."""

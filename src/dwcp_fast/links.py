@@ -154,7 +154,6 @@ class NativeLink:
         self._guard = SWITCH.guard(cancel.cancel)
         self._choices = choices
         self._security = "tcp" if isinstance(trust, Insecure) else "tls"
-        self._transport = self._security
 
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
@@ -168,7 +167,6 @@ class NativeLink:
         """Say what carries the lanes, among the choices."""
         link = explain_link(order, carried_by, passed_over)
         LOG.info("the link is %s: %s", link.value, link.why)
-        self._transport = self._security if carried_by == "tcp" else carried_by
         self._choices = [link if choice.name == link.name else choice for choice in self._choices]
 
     def _counted(self, transfer: Callable[[], T]) -> T:
@@ -285,7 +283,7 @@ class V3Link(NativeLink):
             told = self._counted(send)
         # A session that was lost may have come back another way.
         self._note_link(self._order, told["link"], told["passed_over"])
-        report = send_report(told, self._peer, self._transport, self.choices())
+        report = send_report(told, self._peer, self._security, self.choices())
         self._choices = with_findings(self.choices(), report.selection, report.lane_changes)
         selection = report.selection
         if selection is not None and selection.link_bytes_per_s is not None:
@@ -453,8 +451,8 @@ def send_settings(options: SendOptions, known: KnownLink | None = None) -> SendS
     }
 
 
-def send_report(told: SendTold, peer: str, transport: str, choices: Sequence[Choice[Any]]) -> SendReport:
-    """Make a report of what the native side tells."""
+def send_report(told: SendTold, peer: str, security: str, choices: Sequence[Choice[Any]]) -> SendReport:
+    """Make a report of what the native side tells, of peers that speak ``"tls"`` or ``"tcp"`` over TCP."""
     shares = tuple(CodecShare(**share) for share in told["codec_mix"])
     selection = make_selection(told["selection"])
     changes = tuple(LaneChange(**change) for change in told["lane_changes"])
@@ -471,6 +469,7 @@ def send_report(told: SendTold, peer: str, transport: str, choices: Sequence[Cho
     del plain["link"], plain["passed_over"]
     made = with_findings(choices, selection, changes)
     why = {choice.name: f"{choice.value}: {choice.why}" for choice in made}
+    transport = security if told["link"] == "tcp" else told["link"]
     return SendReport(protocol="v3", verified=True, peer=peer, transport=transport, why=why, **plain)
 
 

@@ -262,8 +262,7 @@ class Listener(Closing):
             timeout_s = None if end is None else max(0.0, end - time.monotonic())
         # By now the token belongs to this peer, and must still do so after a restart.
         self._keep()
-        transport = self._transport if native.link == "tcp" else native.link
-        return IncomingSession(native, self._options, self._serve, transport, self._events)
+        return IncomingSession(native, self._options, self._serve, self._transport, self._events)
 
     def set_bandwidth_limit(self, bits_per_s: int | None) -> None:
         """Change, from any thread, the rate of all peers together that are sent to.

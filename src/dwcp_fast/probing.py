@@ -10,15 +10,17 @@
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from dwcp_fast import _core
+from dwcp_fast.carriers import carrier_order
 from dwcp_fast.engine import engine_for
 from dwcp_fast.errors import ConfigError
 from dwcp_fast.metrics.meter import METER
-from dwcp_fast.options import check_addresses, check_int, check_seconds
+from dwcp_fast.options import Carrier, check_addresses, check_choice, check_int, check_seconds
 from dwcp_fast.policy.link import LinkCounts, LinkSample, sample_between
 from dwcp_fast.policy.mode import FoundMode, mode_shown
+from dwcp_fast.policy.transport import explain_link
 from dwcp_fast.rollout.switch import SWITCH
 from dwcp_fast.told import CountsTold, ProbeSettings, ProbeTold
 from dwcp_fast.trust import Insecure, Trust, address_of, dial_security
@@ -41,9 +43,10 @@ class LinkProbe:
 
     Attributes:
         peer: The receiver, as ``HOST:PORT``.
-        transport: ``"tls"`` or ``"tcp"``.
+        transport: ``"tls"``, ``"tcp"``, ``"shm"`` or ``"rdma"``; of the last two TCP measures nothing.
+        why: Why that carries the lanes.
         lanes: Connections that were used.
-        handshake_ms: Milliseconds of the TCP handshake.
+        handshake_ms: Milliseconds of the TCP handshake, or of making the connection otherwise.
         rtt_ms: Milliseconds of a round trip while the link had little to carry.
         jitter_ms: Milliseconds by which round trips differed from that, on average.
         loaded_rtt_ms: Milliseconds of a round trip while it had as much to carry as it could.
@@ -57,6 +60,7 @@ class LinkProbe:
 
     peer: str
     transport: str
+    why: str
     lanes: int
     handshake_ms: float
     rtt_ms: float | None
@@ -83,6 +87,7 @@ def probe_link(
     max_bytes: int = BURST_BYTES,
     connect_timeout_s: float = 10.0,
     local_addresses: tuple[str, ...] = (),
+    link: Carrier = "tcp",
 ) -> LinkProbe:
     """Look at the way to a receiver.
 
@@ -97,6 +102,8 @@ def probe_link(
         max_bytes: How much to send in that time at most.
         connect_timeout_s: Seconds for connecting and the handshake of a lane.
         local_addresses: IP addresses of this machine that lanes come from, in turn.
+        link: What carries the lanes, as for :class:`~dwcp_fast.SendOptions`. Only TCP shows what the network
+            is like; of others it is seen whether they reach the receiver.
 
     Returns:
         What was seen.
@@ -117,13 +124,16 @@ def probe_link(
     check_int("max_bytes", max_bytes, PIECE_BYTES, MAX_BURST_BYTES)
     check_seconds("connect_timeout_s", connect_timeout_s)
     check_addresses(local_addresses)
+    check_choice("link", link, get_args(Carrier))
     security = dial_security(target, trust)
+    order = carrier_order(link, local_addresses=local_addresses, plain=isinstance(trust, Insecure))
     settings: ProbeSettings = {
         "lanes": lanes,
         "burst_s": seconds,
         "burst_bytes": max_bytes,
         "connect_timeout_s": connect_timeout_s,
         "local_addresses": list(local_addresses),
+        "links": list(order.value),
     }
     told = probe(address_of(target), security, settings)
     # Where something near answers for the receiver, TCP tells nothing of the way to it.
@@ -132,9 +142,13 @@ def probe_link(
     rtt_ms = calm["rtt_ms"] if calm else None
     carried = sample_of(told["counts"], rtt_ms) if burst else None
     paths = [path["sent_bytes"] or 0 for path in (told["calm"], told["burst"]) if path]
+    transport = told["link"]
+    if transport == "tcp" and not isinstance(trust, Insecure):
+        transport = "tls"
     return LinkProbe(
         peer=told["peer"],
-        transport="tcp" if isinstance(trust, Insecure) else "tls",
+        transport=transport,
+        why=explain_link(order, told["link"], told["passed_over"]).why,
         lanes=told["lanes"],
         handshake_ms=told["handshake_ms"],
         rtt_ms=rtt_ms,

@@ -37,14 +37,15 @@ class Received(Mapping[str, memoryview]):
         return len(self._objects)
 
 
-def received_buffers(buffers: list[tuple[str, Buffer]], told: ReceiveTold, transport: str) -> Received:
+def received_buffers(buffers: list[tuple[str, Buffer]], told: ReceiveTold, security: str) -> Received:
     """Make of what the native side gives what callers get."""
-    return Received({name: memoryview(buffer) for name, buffer in buffers}, receive_report(told, transport))
+    return Received({name: memoryview(buffer) for name, buffer in buffers}, receive_report(told, security))
 
 
-def receive_report(told: ReceiveTold, transport: str) -> ReceiveReport:
-    """Make a report of what the native side tells."""
+def receive_report(told: ReceiveTold, security: str) -> ReceiveReport:
+    """Make a report of what the native side tells, of peers that speak ``"tls"`` or ``"tcp"`` over TCP."""
     shares = tuple(CodecShare(**share) for share in told["codec_mix"])
     changes = tuple(LaneChange(**change) for change in told["lane_changes"])
     plain: dict[str, Any] = {**told, "codec_mix": shares, "lane_changes": changes}
-    return ReceiveReport(transport=transport, **plain)
+    link = plain.pop("link")
+    return ReceiveReport(transport=security if link == "tcp" else link, **plain)

@@ -150,6 +150,7 @@ class ProbeSettings(TypedDict):
     burst_bytes: int
     connect_timeout_s: float
     local_addresses: list[str]
+    links: list[str]
 
 
 CountsTold = tuple[float, LinkTold]
@@ -172,6 +173,8 @@ class ProbeTold(TypedDict):
     """What a probe has seen."""
 
     peer: str
+    link: str
+    passed_over: str | None
     lanes: int
     handshake_ms: float
     relayed: bool
@@ -234,6 +237,7 @@ class ReceiveTold(TypedDict):
     cpu_seconds: float
     codec_mix: list[ShareTold]
     peer: str
+    link: str
 
 
 class EventsTold(TypedDict):

@@ -18,13 +18,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import dwcp_fast
-from dwcp_fast import INSECURE, ReceiveOptions, SendOptions, connect, listen
+from dwcp_fast import INSECURE, ReceiveOptions, RegisteredBuffer, SendOptions, connect, listen
 from dwcp_fast.carriers import locked_memory_limit, rdma_devices
 from dwcp_fast.doctor import rdma_limits
 from dwcp_fast.options import Carrier, ListenOn
@@ -115,12 +116,18 @@ def send(
     tell: Callable[[Any], None], port: int, state: Path | dict[str, bytes], options: SendOptions = OPTIONS
 ) -> dict[str, Any]:
     """Send a directory or buffers, and tell of it."""
-    with connect(f"{HOST}:{port}", trust=INSECURE, options=options) as session:
+    changes: list[dict[str, Any]] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if event["type"] == "link-changed":
+            changes.append(event)
+
+    with connect(f"{HOST}:{port}", trust=INSECURE, options=options, events=note) as session:
         tell("connected")
         began = time.monotonic()
         report = session.send_paths([state]) if isinstance(state, Path) else session.send(state)
         seconds = time.monotonic() - began
-        return {**report.to_dict(), "send_seconds": seconds}
+        return {**report.to_dict(), "send_seconds": seconds, "link_changes": changes}
 
 
 def carry(
@@ -245,44 +252,41 @@ def resume(port: int, tree: Path, target: Path) -> dict[str, Any]:
     return sent
 
 
-@case
-def a_killed_receiver_is_noticed_in_time_and_the_transfer_resumes() -> dict[str, Any]:
+def kill_one(port: int, victim: Literal["receiver", "sender"]) -> tuple[tuple[Any, ...], float, int]:
+    """Kill a side under way, and send again.
+
+    Gives how the other side has failed, after how long, and how many bytes were not sent twice.
+    """
     with folder("source") as source, folder("target") as target:
         tree = make_tree(source / "tree", 48)
-        with Side(receive, 7003, target) as receiver:
+        with Side(receive, port, target) as receiver:
             receiver.next()
-            with Side(send, 7003, tree, OPTIONS) as sender:
+            with Side(send, port, tree, OPTIONS) as sender:
                 assert sender.next() == "connected"
+                assert receiver.next() == "accepted"
                 await_staged(target, 8 * MIB)
-                receiver.kill()
-                killed = time.monotonic()
-                failure = sender.next()
-                noticed_s = time.monotonic() - killed
+                killed, left = (receiver, sender) if victim == "receiver" else (sender, receiver)
+                killed.kill()
+                began = time.monotonic()
+                failure = left.next()
+                seconds = time.monotonic() - began
         assert isinstance(failure, tuple) and failure[2], failure
-        assert noticed_s < BOUND_S, (noticed_s, failure)
-        sent = resume(7003, tree, target)
-        return {"noticed_s": noticed_s, "failure": failure[:2], "bytes_held": sent["bytes_held"]}
+        return failure, seconds, resume(port, tree, target)["bytes_held"]
+
+
+@case
+def a_killed_receiver_is_noticed_in_time_and_the_transfer_resumes() -> dict[str, Any]:
+    failure, noticed_s, held = kill_one(7003, "receiver")
+    assert noticed_s < BOUND_S, (noticed_s, failure)
+    return {"noticed_s": noticed_s, "failure": failure[:2], "bytes_held": held}
 
 
 @case
 def a_killed_sender_is_noticed_in_time_and_the_transfer_resumes() -> dict[str, Any]:
-    with folder("source") as source, folder("target") as target:
-        tree = make_tree(source / "tree", 48)
-        with Side(receive, 7004, target) as receiver:
-            receiver.next()
-            with Side(send, 7004, tree, OPTIONS) as sender:
-                assert sender.next() == "connected"
-                assert receiver.next() == "accepted"
-                await_staged(target, 8 * MIB)
-                sender.kill()
-                killed = time.monotonic()
-            failure = receiver.next()
-            ended_s = time.monotonic() - killed
-        assert isinstance(failure, tuple) and failure[2], failure
-        # The sender may come back on new lanes for as long as that.
-        assert ended_s < RECEIVER_IDLE_S + BOUND_S, (ended_s, failure)
-        sent = resume(7004, tree, target)
-        return {"ended_s": ended_s, "failure": failure[:2], "bytes_held": sent["bytes_held"]}
+    failure, ended_s, held = kill_one(7004, "sender")
+    # The sender may come back on new lanes for as long as that.
+    assert ended_s < RECEIVER_IDLE_S + BOUND_S, (ended_s, failure)
+    return {"ended_s": ended_s, "failure": failure[:2], "bytes_held": held}
 
 
 @case
@@ -383,6 +387,105 @@ def requests_that_fail_end_their_lanes_and_nothing_of_the_transfer_is_lost() -> 
         assert "an rdma request has failed" in failure[1], failure
         sent = resume(7008, tree, target)
         return {"failure": failure, "bytes_held": sent["bytes_held"]}
+
+
+def lose_rdma(port: int, lose: Callable[[], None]) -> dict[str, Any]:
+    """Lose RDMA under way where TCP is left; gives what the sender tells."""
+    options = SendOptions(local_addresses=(HOST,), codec="none", streams=2, idle_timeout_s=10)
+    with folder("source") as source, folder("target") as target:
+        tree = make_tree(source / "tree", 48)
+        with Side(receive, port, target, "auto") as receiver:
+            receiver.next()
+            with Side(send, port, tree, options) as sender:
+                assert sender.next() == "connected"
+                await_staged(target, 8 * MIB)
+                lose()
+                sent = sender.next()
+            assert receiver.next() == "accepted"
+            got = receiver.next()
+        assert isinstance(sent, dict), sent
+        assert digests_of(target / "tree") == digests_of(tree)
+    # Nothing is lost, and nobody has to look for how it came.
+    assert sent["verified"] and sent["lanes_lost"] >= 1, sent
+    assert (sent["transport"], got["transport"]) == ("tcp", "tcp"), (sent, got)
+    assert "but rdma: " in sent["why"]["link"], sent["why"]
+    assert [change["link"] for change in sent["link_changes"]] == ["tcp"], sent["link_changes"]
+    return {key: sent[key] for key in ("why", "link_changes", "lanes_lost", "blocks_resent", "send_seconds")}
+
+
+@case
+def a_session_whose_requests_fail_goes_on_over_tcp_and_says_so() -> dict[str, Any]:
+    def lose() -> None:
+        # Its own address stays one of the machine.
+        subprocess.run(["ip", "link", "set", "dummy0", "down"], check=True, timeout=20)
+
+    try:
+        return lose_rdma(7013, lose)
+    finally:
+        device("delete")
+        subprocess.run(["ip", "link", "set", "dummy0", "up"], check=True, timeout=20)
+        device("add")
+
+
+@case
+def a_session_whose_device_is_taken_away_goes_on_over_tcp_and_says_so() -> dict[str, Any]:
+    deleting: list[subprocess.Popen[bytes]] = []
+
+    def lose() -> None:
+        # It ends with the last process that has the device open.
+        deleting.append(subprocess.Popen(["rdma", "link", "delete", "rxe0"]))
+
+    try:
+        return lose_rdma(7014, lose)
+    finally:
+        for process in deleting:
+            process.wait(20)
+        device("add")
+
+
+@case
+def a_registered_buffer_is_sent_from_where_it_is_and_received_into() -> dict[str, Any]:
+    length, times = 16 * MIB + 5, 3
+
+    def give(tell: Callable[[Any], None], limit: int | None) -> Any:
+        rdma_devices()
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
+            os.setuid(NOBODY)
+        told = []
+        options = replace(OPTIONS, link_memory=False, streams=1)
+        with RegisteredBuffer.of(noise(length, 3)) as buffer:
+            with connect(f"{HOST}:7015", trust=INSECURE, options=options) as session:
+                for turn in range(times):
+                    with memoryview(buffer) as view:
+                        view[0] = turn
+                    report = session.send({"state": buffer})
+                    told.append((report.verified, report.transport, buffer.registrations))
+            tell(told)
+            return buffer.registrations
+
+    def take(tell: Callable[[Any], None]) -> Any:
+        with listen(f"{HOST}:7015", trust=INSECURE, options=ReceiveOptions(link="rdma")) as listener:
+            tell(listener.address)
+            session = listener.accept(timeout_s=PATIENCE_S)
+            assert session is not None
+            digests = []
+            with session, RegisteredBuffer(length) as buffer:
+                for _ in range(times):
+                    assert session.receive_into({"state": buffer}, timeout_s=PATIENCE_S) is not None
+                    digests.append(dwcp_fast.digest(buffer))
+            return digests
+
+    wanted = [dwcp_fast.digest(bytes([turn]) + noise(length, 3)[1:]) for turn in range(times)]
+    # With too little memory that it may lock, the lane is made and what is sent is copied.
+    for limit, registrations in ((None, 1), (8 * MIB, 0)):
+        with Side(take) as taker:
+            taker.next()
+            with Side(give, limit) as giver:
+                assert giver.next() == [(True, "rdma", registrations)] * times
+                assert giver.next() == 0
+            assert taker.next() == wanted
+    return {"bytes": length}
 
 
 @case

@@ -1,7 +1,7 @@
 //! Makes one lane: TCP, TLS, prefaces, HELLO and WELCOME.
 
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dwcp_proto::frame::{
@@ -14,11 +14,12 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 
 use crate::breaker::Breaker;
-use crate::cancel::Cancel;
+use crate::cancel::{Cancel, lock};
 use crate::error::{NetError, plain};
 use crate::lane::Lane;
 use crate::lanes::Slots;
 use crate::local::{LocalAddresses, MAX_LOCAL};
+use crate::report::{Event, Observer};
 use crate::security::{DialSecurity, client_config, random_bytes};
 use crate::transport::{
     LinkKind, Patience, TcpTransport, TlsTransport, Transport, dial, open_rdma, open_shm, resolve,
@@ -71,14 +72,53 @@ pub(crate) struct Plan {
     breaker: Breaker,
     slots: Slots,
     local: LocalAddresses,
-    /// What does not carry the first lane will not carry others: what that is, how many were tried, and why.
-    passed_over: OnceLock<(usize, String)>,
+    route: Mutex<Route>,
+    observer: Arc<dyn Observer>,
+}
+
+/// How lanes are made at present. What does not carry one where something behind it does is not tried for others: the
+/// lanes of a session do not come and go over a link that fails.
+#[derive(Clone, Default)]
+struct Route {
+    /// Which of the links carries them, or is the first to be tried.
+    index: usize,
+    /// Whether a lane was made.
+    carries: bool,
+    /// What was tried before it, and why it does not.
+    passed_over: Option<String>,
 }
 
 impl Plan {
     /// Whether lanes need not wait to be let in: the peer was there when it was last tried.
     pub(crate) fn trusts_peer(&self) -> bool {
         self.breaker.is_closed()
+    }
+
+    /// What may carry lanes, in the order in which it is tried.
+    fn links(&self) -> &[LinkKind] {
+        if self.options.links.is_empty() { &[LinkKind::Tcp] } else { &self.options.links }
+    }
+
+    /// What carries the lane that was made last, and what was tried before that and why it does not.
+    pub(crate) fn carried_by(&self) -> (LinkKind, Option<String>) {
+        let route = lock(&self.route).clone();
+        (self.links().get(route.index).copied().unwrap_or_default(), route.passed_over)
+    }
+
+    /// A lane was made over the link of this number, after others had failed. Says so if lanes had another before.
+    fn settle(&self, index: usize, passed_over: &Option<String>) {
+        let mut route = lock(&self.route);
+        let carried = route.carries;
+        if carried && index <= route.index {
+            return;
+        }
+        *route = Route { index, carries: true, passed_over: passed_over.clone() };
+        drop(route);
+        if let Some(reason) = passed_over.as_ref().filter(|_| carried) {
+            let link = self.links()[index];
+            log::warn!("lanes to {} go over {link} from now on: {reason}", self.address);
+            self.observer.event(Event::LinkChanged { link, reason: reason.clone() });
+        }
     }
 
     /// A lane that did not wait was not let in.
@@ -92,6 +132,7 @@ impl Plan {
         address: &str,
         security: &DialSecurity,
         options: DialOptions,
+        observer: Arc<dyn Observer>,
     ) -> Result<Plan, NetError> {
         let token = match security {
             DialSecurity::Paired { token, .. } => Secret(token.to_bytes()),
@@ -111,8 +152,8 @@ impl Plan {
         }
         let local = LocalAddresses::new(&options.local_addresses);
         let (tls, breaker) = (client_config(security)?, Breaker::new(backoff));
-        let (slots, passed_over) = (Slots::default(), OnceLock::new());
-        Ok(Plan { address: address.to_owned(), tls, token, options, breaker, slots, local, passed_over })
+        let (address, slots, route) = (address.to_owned(), Slots::default(), Mutex::default());
+        Ok(Plan { address, tls, token, options, breaker, slots, local, route, observer })
     }
 }
 
@@ -373,10 +414,9 @@ struct Carrier {
 
 /// Makes what carries the lane: the first of what may that works.
 fn carry(plan: &Plan, from: Option<IpAddr>, limit: Duration, cancel: &Cancel) -> Result<Carrier, NetError> {
-    let links = if plan.options.links.is_empty() { &[LinkKind::Tcp] } else { plan.options.links.as_slice() };
-    let (known, mut passed_over) =
-        plan.passed_over.get().map_or((0, None), |(known, why)| (*known, Some(why.clone())));
-    for (index, link) in links.iter().enumerate().skip(known) {
+    let links = plan.links();
+    let Route { index: first, mut passed_over, .. } = lock(&plan.route).clone();
+    for (index, link) in links.iter().enumerate().skip(first) {
         let began = Instant::now();
         let made = match link {
             LinkKind::Tcp => connect_tcp(plan, from, limit, cancel),
@@ -388,9 +428,7 @@ fn carry(plan: &Plan, from: Option<IpAddr>, limit: Duration, cancel: &Cancel) ->
         };
         match made {
             Ok((transport, round_trip)) => {
-                if let Some(why) = &passed_over {
-                    plan.passed_over.get_or_init(|| (index, why.clone()));
-                }
+                plan.settle(index, &passed_over);
                 return Ok(Carrier { transport, round_trip, passed_over });
             }
             Err(NetError::Cancelled) => return Err(NetError::Cancelled),

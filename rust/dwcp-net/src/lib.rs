@@ -47,4 +47,4 @@ pub use send::{
 pub use serve::ServeSession;
 pub use tally::{EventCounts, Tally};
 pub use transfers::{Direction, FlowCounts, Running, TransferCounts, TransferTally, Watched};
-pub use transport::{LinkKind, RdmaDevice, rdma_devices};
+pub use transport::{LinkKind, RdmaDevice, RegisteredMemory, rdma_devices};

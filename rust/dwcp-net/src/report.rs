@@ -39,6 +39,13 @@ pub enum Event {
         /// Why the last one failed.
         reason: String,
     },
+    /// What had carried the lanes of a session does not any more, and something else does from now on.
+    LinkChanged {
+        /// What carries them.
+        link: LinkKind,
+        /// What was tried before it, and why it does not.
+        reason: String,
+    },
     /// A session was opened: at the start, and again when all lanes were lost and the receiver had forgotten it.
     SessionOpened {
         /// The peer.
@@ -323,6 +330,8 @@ pub struct ReceiveReport {
     pub cpu_seconds: f64,
     /// The sender's address.
     pub peer: SocketAddr,
+    /// What carried the lanes, as of the one that was made last.
+    pub link: LinkKind,
 }
 
 /// Counts of a transfer that this crate keeps itself.

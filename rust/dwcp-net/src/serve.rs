@@ -33,7 +33,6 @@ pub(crate) struct Served {
     /// The certificate of the peer that opened it; only the same may join.
     pub(crate) owner: Option<Fingerprint>,
     peer: SocketAddr,
-    carried_by: LinkKind,
     limits: Limits,
     shared: Shared,
     registry: Arc<Registry>,
@@ -56,7 +55,7 @@ impl Served {
         let halts = (cancel, Cancel::new());
         let shared = Shared::new(options, limiter, halts, observer, link, Some(Arc::clone(&registry)));
         lock(&shared.state).carried_by = (carried_by, None);
-        Served { id, key, owner, peer, carried_by, limits, shared, registry, threads: AtomicUsize::new(0) }
+        Served { id, key, owner, peer, limits, shared, registry, threads: AtomicUsize::new(0) }
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -98,7 +97,11 @@ impl Served {
     /// Takes a lane into the session that the peer calls `number`, if there is room.
     pub(crate) fn admit(&self, number: u16, lane: &Lane) -> Result<Option<(LaneId, WakeReceiver)>, NetError> {
         let (waker, wake) = wake_pair()?;
-        let admitted = lock(&self.shared.state).admit(number, waker, lane.closer());
+        let admitted = {
+            let mut state = lock(&self.shared.state);
+            state.carried_by = (lane.transport().kind(), None);
+            state.admit(number, waker, lane.closer())
+        };
         Ok(admitted.map(|id| (id, wake)))
     }
 
@@ -207,10 +210,10 @@ impl ServeSession {
         self.served.shared.relocate(distance, round_trip);
     }
 
-    /// What carries the lane that has opened the session.
+    /// What carries the lane that was made last.
     #[must_use]
     pub fn link(&self) -> LinkKind {
-        self.served.carried_by
+        lock(&self.served.shared.state).carried_by.0
     }
 
     /// The peer's address.

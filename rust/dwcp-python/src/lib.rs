@@ -23,6 +23,7 @@ mod pages;
 mod probe;
 mod rdma;
 mod receive;
+mod registered;
 mod report;
 mod security;
 mod select;
@@ -64,6 +65,8 @@ mod _core {
     use super::rdma::rdma_offer;
     #[pymodule_export]
     use super::receive::{Listener, Receiver, staged_transfers};
+    #[pymodule_export]
+    use super::registered::RegisteredMemory;
     #[pymodule_export]
     use super::security::{DialSecurity, Identity, ListenSecurity, pairing_address, split_address};
     #[pymodule_export]

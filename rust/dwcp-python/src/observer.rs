@@ -68,6 +68,11 @@ fn describe(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyDict>> {
             told.set_item("after_s", after.as_secs_f64())?;
             set("reason", &reason)?;
         }
+        Event::LinkChanged { link, reason } => {
+            set("type", "link-changed")?;
+            set("link", &link.to_string())?;
+            set("reason", &reason)?;
+        }
         Event::SessionOpened { peer } => {
             set("type", "session-opened")?;
             set("peer", &peer.to_string())?;

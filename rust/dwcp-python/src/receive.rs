@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dwcp_net::{
-    Arrival, Cidr, Direction, LinkKind, Listener as NetListener, NetError, ReceiveOptions, ReceiveSession,
-    Refusal, SendOptions, ServeV1, V1Gate,
+    Arrival, Cidr, Direction, Listener as NetListener, NetError, ReceiveOptions, ReceiveSession, Refusal,
+    SendOptions, ServeV1, V1Gate,
 };
 use dwcp_proto::Limits;
 use dwcp_store::{MemorySink, Sink, SymlinkPolicy, TreeSink, TreeSinkOptions, staged_transfers as staged};
@@ -87,9 +87,8 @@ impl Listener {
         Ok(session.and_then(|session| match session {
             Arrival::Sender(session) => {
                 let peer = session.peer_addr().to_string();
-                let link = session.link();
                 let counted = Counted::new(Direction::Received);
-                Some(Accepted::Sender(Receiver { session: Owned::new(session), counted, peer, link }))
+                Some(Accepted::Sender(Receiver { session: Owned::new(session), counted, peer }))
             }
             Arrival::Fetcher(session) => Some(Accepted::Fetcher(Server::new(session, self.cancel.clone()))),
             // Such a listener lets none in.
@@ -126,7 +125,6 @@ pub struct Receiver {
     session: Owned<ReceiveSession>,
     counted: Counted,
     peer: String,
-    link: LinkKind,
 }
 
 #[pymethods]
@@ -135,12 +133,6 @@ impl Receiver {
     #[getter]
     fn peer(&self) -> &str {
         &self.peer
-    }
-
-    /// What carries the lane that has opened the session.
-    #[getter]
-    fn link(&self) -> String {
-        self.link.to_string()
     }
 
     /// Take the next transfer into new buffers; None when the sender has closed.

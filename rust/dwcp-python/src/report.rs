@@ -295,6 +295,7 @@ pub struct ReceiveReport {
     cpu_seconds: f64,
     codec_mix: Vec<Share>,
     peer: String,
+    link: String,
 }
 
 impl From<NetReceiveReport> for ReceiveReport {
@@ -319,6 +320,7 @@ impl From<NetReceiveReport> for ReceiveReport {
             cpu_seconds: report.cpu_seconds,
             codec_mix: report.codec_mix.iter().map(Share::from).collect(),
             peer: report.peer.to_string(),
+            link: report.link.to_string(),
         }
     }
 }

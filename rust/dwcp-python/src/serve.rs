@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dwcp_net::{Direction, LinkKind, NetError, ServeSession, TransferTally};
+use dwcp_net::{Direction, NetError, ServeSession, TransferTally};
 use dwcp_proto::Manifest;
 use dwcp_store::Source;
 use pyo3::prelude::*;
@@ -23,7 +23,6 @@ pub struct Server {
     session: Owned<ServeSession>,
     counted: Counted,
     peer: String,
-    link: LinkKind,
     cancel: dwcp_net::Cancel,
 }
 
@@ -33,12 +32,6 @@ impl Server {
     #[getter]
     fn peer(&self) -> &str {
         &self.peer
-    }
-
-    /// What carries the lane that has opened the session.
-    #[getter]
-    fn link(&self) -> String {
-        self.link.to_string()
     }
 
     /// What the peer asks for and was not sent yet, or None.
@@ -124,8 +117,7 @@ impl Server {
     /// Take over a session of a listener.
     pub fn new(session: ServeSession, cancel: dwcp_net::Cancel) -> Server {
         let peer = session.peer_addr().to_string();
-        let link = session.link();
-        Server { session: Owned::new(session), counted: Counted::new(Direction::Sent), peer, link, cancel }
+        Server { session: Owned::new(session), counted: Counted::new(Direction::Sent), peer, cancel }
     }
 
     fn session(&self, py: Python<'_>) -> PyResult<Held<ServeSession>> {

@@ -78,17 +78,24 @@ pub fn devices() -> Result<Vec<Device>, RdmaError> {
         unsafe { (library.ibv_close_device)(context) };
         Ok(Device { name, limits: limits? })
     };
-    let found: Result<Vec<Device>, RdmaError> = (0..usize::try_from(count).unwrap_or(0)).map(ask).collect();
+    let (found, failed): (Vec<_>, Vec<_>) =
+        (0..usize::try_from(count).unwrap_or(0)).map(ask).partition(Result::is_ok);
     // SAFETY: it is freed once, and nothing of it is used after.
     unsafe { (library.ibv_free_device_list)(list) };
-    match found {
-        Ok(found) if found.is_empty() => Err(RdmaError::NoDevice),
-        found => found,
+    let found: Vec<Device> = found.into_iter().flatten().collect();
+    match failed.into_iter().find_map(Result::err) {
+        Some(error) if found.is_empty() => Err(error),
+        None if found.is_empty() => Err(RdmaError::NoDevice),
+        // One that cannot be opened keeps nobody from another.
+        _ => Ok(found),
     }
 }
 
-/// Asks an open device.
+/// Asks an open device, or says that there is none.
 pub(crate) fn limits_of(context: *mut Context) -> Result<DeviceLimits, RdmaError> {
+    if context.is_null() {
+        return Err(RdmaError::NoDevice);
+    }
     let mut told = MaybeUninit::<DeviceAttr>::zeroed();
     // SAFETY: the context is open, and the whole structure is there to be written.
     let code = unsafe { (library()?.ibv_query_device)(context, told.as_mut_ptr()) };

@@ -110,3 +110,9 @@ impl RdmaError {
         RdmaError::Call { call, source: errno.into() }
     }
 }
+
+/// How much memory this process may lock, in words.
+pub(crate) fn memory_lock_limit() -> String {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
+    limit.map_or("any number of bytes".to_owned(), |bytes| format!("{bytes} bytes"))
+}

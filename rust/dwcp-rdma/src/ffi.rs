@@ -15,6 +15,7 @@ pub(crate) const WR_SEND_WITH_IMM: c_uint = 3;
 pub(crate) const SEND_SIGNALED: c_uint = 2;
 pub(crate) const SEND_INLINE: c_uint = 8;
 pub(crate) const ACCESS_LOCAL_WRITE: c_int = 1;
+pub(crate) const WC_RECV: c_uint = 128;
 pub(crate) const WC_WITH_IMM: c_uint = 2;
 pub(crate) const PS_TCP: c_int = 0x106;
 pub(crate) const OPTION_ID: c_int = 0;
@@ -140,19 +141,19 @@ pub(crate) struct RecvWr {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wc {
     pub(crate) wr_id: u64,
     pub(crate) status: c_uint,
     pub(crate) opcode: c_uint,
-    vendor_err: u32,
+    pub(crate) vendor_err: u32,
     pub(crate) byte_len: u32,
     /// In the order of the network.
     pub(crate) imm_data: [u8; 4],
-    qp_num: u32,
-    src_qp: u32,
+    pub(crate) qp_num: u32,
+    pub(crate) src_qp: u32,
     pub(crate) wc_flags: c_uint,
-    rest: [u16; 4],
+    pub(crate) rest: [u16; 4],
 }
 
 /// The beginning of `rdma_cm_id`.

@@ -6,7 +6,7 @@
 //!
 //! A [`Stream`] has registered its memory once, as slots: half of them are filled by the peer, the others by this side.
 //! Each message is one SEND with an immediate, takes one slot of the peer, and brings with it how many slots were freed
-//! (docs/format.md, section 12). Without a free slot of the peer nothing is sent, so that the receiver is never overrun;
+//! (docs/format.md, section 12). What lies in [`Memory`] is sent from there. Without a free slot of the peer nothing is sent, so that the receiver is never overrun;
 //! connections are told not to try again where it is not ready, so that a mistake in this would show.
 #![cfg(target_os = "linux")]
 #![deny(unsafe_code)]
@@ -14,10 +14,12 @@
 mod cm;
 mod credits;
 mod device;
+mod domain;
 mod error;
 mod ffi;
 mod geometry;
 mod listener;
+mod memory;
 mod queue;
 mod region;
 mod stream;
@@ -27,4 +29,5 @@ pub use device::{Device, DeviceLimits, device_names, devices};
 pub use error::RdmaError;
 pub use geometry::Geometry;
 pub use listener::{Incoming, Listener};
+pub use memory::Memory;
 pub use stream::{Interest, Shutter, Stream};

@@ -4,18 +4,20 @@
 //! lends only what is not the device's.
 #![allow(unsafe_code)]
 
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{c_int, c_uint};
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::cm::Id;
+use crate::domain::Domain;
 use crate::error::RdmaError;
 use crate::ffi::{
-    ACCESS_LOCAL_WRITE, CompChannel, Cq, Mr, Opaque, QPT_RC, QpCap, QpInitAttr, RecvWr, SEND_INLINE,
-    SEND_SIGNALED, SendWr, Sge, WC_WITH_IMM, WR_SEND_WITH_IMM, Wc,
+    CompChannel, Cq, Mr, QPT_RC, QpCap, QpInitAttr, RecvWr, SEND_INLINE, SEND_SIGNALED, SendWr, Sge, WC_RECV,
+    WC_WITH_IMM, WR_SEND_WITH_IMM, Wc,
 };
 use crate::geometry::{CONTROL_SLOTS, Geometry};
+use crate::memory::Memory;
 use crate::region::Region;
 
 /// Short messages go with the request itself, where the device takes that.
@@ -36,14 +38,49 @@ pub(crate) enum Done {
     Sent { number: u64 },
     /// It has failed, as all that are posted then do.
     Failed { status: u32 },
+    /// The peer has sent what is no message.
+    Odd { reason: &'static str },
+}
+
+impl Done {
+    /// What a completion says, of a queue whose slots are so long.
+    fn read(wc: &Wc, slot_bytes: u32) -> Done {
+        if wc.status != 0 {
+            return Done::Failed { status: wc.status };
+        }
+        let number = wc.wr_id & !SENDS;
+        if wc.wr_id & SENDS != 0 {
+            return Done::Sent { number };
+        }
+        // A WRITE of nothing needs no key, and comes as a completion too.
+        let reason = if wc.opcode != WC_RECV {
+            "what came was not sent"
+        } else if wc.wc_flags & WC_WITH_IMM == 0 {
+            "a message has no note"
+        } else if wc.byte_len > slot_bytes {
+            "a message is longer than a slot"
+        } else {
+            return Done::Received { slot: number as u32, length: wc.byte_len, note: wc.imm_data };
+        };
+        Done::Odd { reason }
+    }
+}
+
+/// What is sent of the slot that it takes.
+pub(crate) enum Content<'a> {
+    /// So many bytes of it.
+    Slot(u32),
+    /// None of it, but these bytes of registered memory, by its key.
+    Lent(&'a [u8], &'a (Memory, u32)),
 }
 
 /// What a connection needs of the device. Pieces are null until they are made, so that half of them can be taken down.
 pub(crate) struct Queue {
+    // Before the id, which keeps the device open.
+    domain: Domain,
     id: Id,
     geometry: Geometry,
     region: Region,
-    pd: *mut Opaque,
     channel: *mut CompChannel,
     cq: *mut Cq,
     mr: *mut Mr,
@@ -52,8 +89,8 @@ pub(crate) struct Queue {
     inline_bytes: u32,
     /// Which slots to receive into are the device's.
     posted: Vec<bool>,
-    /// For each slot to send from, the number of the request that reads it.
-    sending: Vec<Option<u64>>,
+    /// For each slot to send from, the number of the request that has taken it, and the memory that it reads instead.
+    sending: Vec<Option<(u64, Option<Memory>)>>,
     next_number: u64,
 }
 
@@ -63,13 +100,17 @@ unsafe impl Send for Queue {}
 impl Queue {
     /// Makes the queues on the device that `id` has led to, and posts all slots to receive into.
     pub(crate) fn new(id: Id, geometry: Geometry) -> Result<Queue, RdmaError> {
+        if id.verbs().is_null() {
+            return Err(RdmaError::NoDevice);
+        }
         let region = Region::new(geometry.bytes())?;
+        let domain = Domain::join(id.library(), id.verbs())?;
         let (receives, sends) = (geometry.slots + CONTROL_SLOTS, geometry.slots);
         let mut queue = Queue {
+            domain,
             id,
             geometry,
             region,
-            pd: std::ptr::null_mut(),
             channel: std::ptr::null_mut(),
             cq: std::ptr::null_mut(),
             mr: std::ptr::null_mut(),
@@ -88,26 +129,18 @@ impl Queue {
 
     fn make(&mut self) -> Result<(), RdmaError> {
         let (library, verbs) = (self.id.library(), self.id.verbs());
-        if verbs.is_null() {
-            return Err(RdmaError::NoDevice);
-        }
         let requests = self.geometry.slots + CONTROL_SLOTS;
-        // SAFETY: the device is open for as long as librdmacm is loaded; every piece is made of those before it, and
-        // taken down after those behind it. The memory is the region's, which is unmapped last.
+        // SAFETY: the device is open for as long as the id is there; every piece is made of those before it, and taken
+        // down after those behind it.
         unsafe {
-            self.pd = made("ibv_alloc_pd", (library.ibv_alloc_pd)(verbs))?;
             self.channel = made("ibv_create_comp_channel", (library.ibv_create_comp_channel)(verbs))?;
             let completions = c_int::try_from(2 * requests).unwrap_or(c_int::MAX);
             let context = std::ptr::null_mut();
             self.cq =
                 made("ibv_create_cq", (library.ibv_create_cq)(verbs, completions, context, self.channel, 0))?;
-            let (start, bytes) = (self.region.start().cast::<c_void>(), self.region.length());
-            self.mr = (library.ibv_reg_mr)(self.pd, start, bytes, ACCESS_LOCAL_WRITE);
-            if self.mr.is_null() {
-                let source = std::io::Error::last_os_error();
-                return Err(RdmaError::Memory { bytes, limit: memory_lock_limit(), source });
-            }
         }
+        // The memory is the region's, which is unmapped last.
+        self.mr = self.domain.register(self.region.start(), self.region.length())?;
         fcntl_getfl(self.fd())
             .and_then(|flags| fcntl_setfl(self.fd(), flags | OFlags::NONBLOCK))
             .map_err(|errno| RdmaError::errno("fcntl", errno))?;
@@ -138,7 +171,7 @@ impl Queue {
             qp_type: QPT_RC,
             sq_sig_all: 0,
         };
-        self.id.create_qp(self.pd, &mut how)?;
+        self.id.create_qp(self.domain.pd(), &mut how)?;
         Ok(how.cap.max_inline_data)
     }
 
@@ -181,7 +214,7 @@ impl Queue {
 
     /// A slot to send from; nothing where the device may still read it.
     pub(crate) fn lend(&mut self, slot: u32) -> &mut [u8] {
-        if self.sending.get(slot as usize) != Some(&None) {
+        if !self.is_free(slot) {
             return &mut [];
         }
         // SAFETY: the slot is within the region, and no request reads it before `send` is called, for which the queue
@@ -191,7 +224,7 @@ impl Queue {
 
     /// Whether a slot can be filled.
     pub(crate) fn is_free(&self, slot: u32) -> bool {
-        self.sending.get(slot as usize) == Some(&None)
+        matches!(self.sending.get(slot as usize), Some(None))
     }
 
     /// Gives a slot to the device, to receive into.
@@ -220,33 +253,50 @@ impl Queue {
         posted_or("ibv_post_recv", code)
     }
 
-    /// Sends what `slot` begins with, or nothing but the note; tells the number of the request.
+    /// The registered memory in which all of `bytes` lie, with its key; none where they have to be copied.
+    pub(crate) fn lent(&self, bytes: &[u8]) -> Option<(Memory, u32)> {
+        let memory = Memory::around(bytes.as_ptr() as usize, bytes.len())?;
+        let key = self.domain.key_of(&memory)?;
+        Some((memory, key))
+    }
+
+    /// Sends something, for which a slot is taken until it is done, or nothing but the note; tells the number of the
+    /// request. Bytes that are lent must not change before the peer has them.
     pub(crate) fn send(
         &mut self,
-        slot: Option<(u32, u32)>,
+        content: Option<(u32, Content<'_>)>,
         note: [u8; 4],
         is_signaled: bool,
     ) -> Result<u64, RdmaError> {
         let number = self.next_number;
         // SAFETY: the region was registered.
-        let lkey = unsafe { (*self.mr).lkey };
-        let mut piece = Sge { addr: 0, length: 0, lkey };
+        let own = unsafe { (*self.mr).lkey };
+        let mut piece = Sge { addr: 0, length: 0, lkey: own };
         let mut send_flags = if is_signaled { SEND_SIGNALED } else { 0 };
-        if let Some((slot, length)) = slot {
+        let num_sge = c_int::from(content.is_some());
+        if let Some((slot, content)) = content {
+            let (addr, length, lkey, memory) = match content {
+                Content::Slot(length) => (self.send_at(slot) as u64, length, own, None),
+                // What is too long for a request is refused below.
+                Content::Lent(bytes, (memory, lkey)) => {
+                    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                    (bytes.as_ptr() as u64, length, *lkey, Some(memory.clone()))
+                }
+            };
             if !self.is_free(slot) || length > self.geometry.slot_bytes {
                 return Err(RdmaError::Rule { reason: "a slot that is not free" });
             }
-            piece = Sge { addr: self.send_at(slot) as u64, length, lkey };
+            piece = Sge { addr, length, lkey };
             if length <= self.inline_bytes {
                 send_flags |= SEND_INLINE;
             }
-            self.sending[slot as usize] = Some(number);
+            self.sending[slot as usize] = Some((number, memory));
         }
         let mut request = SendWr {
             wr_id: SENDS | number,
             next: std::ptr::null_mut(),
             sg_list: &raw mut piece,
-            num_sge: c_int::from(slot.is_some()),
+            num_sge,
             opcode: WR_SEND_WITH_IMM,
             send_flags,
             imm_data: note,
@@ -255,7 +305,7 @@ impl Queue {
         let mut bad = std::ptr::null_mut();
         let qp = self.id.qp();
         // SAFETY: the queues are there, and so is the table of their device. The request is copied by the call, and what
-        // it points to is the region's, of a slot that was marked above.
+        // it points to is the region's, of a slot that was marked above, or of memory that is held there.
         let code = unsafe {
             let post = (*(*qp).context).ops.post_send.ok_or(RdmaError::NoDevice)?;
             post(qp, &raw mut request, &raw mut bad)
@@ -279,25 +329,22 @@ impl Queue {
             source: std::io::Error::other("it failed"),
         })?;
         for wc in &taken[..count.min(BATCH)] {
-            let (sends, number) = (wc.wr_id & SENDS != 0, wc.wr_id & !SENDS);
-            done.push(if wc.status != 0 {
-                // The slot stays the device's: it is of no use any more.
-                Done::Failed { status: wc.status }
-            } else if sends {
-                for sending in &mut self.sending {
-                    if sending.is_some_and(|sent| sent <= number) {
-                        *sending = None;
+            let read = Done::read(wc, self.geometry.slot_bytes);
+            match read {
+                Done::Sent { number } => {
+                    for sending in &mut self.sending {
+                        sending.take_if(|(sent, _)| *sent <= number);
                     }
                 }
-                Done::Sent { number }
-            } else {
-                let slot = number as u32;
-                if let Some(posted) = self.posted.get_mut(slot as usize) {
-                    *posted = false;
+                Done::Received { slot, .. } => {
+                    if let Some(posted) = self.posted.get_mut(slot as usize) {
+                        *posted = false;
+                    }
                 }
-                let note = if wc.wc_flags & WC_WITH_IMM != 0 { wc.imm_data } else { [0; 4] };
-                Done::Received { slot, length: wc.byte_len, note }
-            });
+                // The slot stays the device's: it is of no use any more.
+                Done::Failed { .. } | Done::Odd { .. } => {}
+            }
+            done.push(read);
         }
         Ok(())
     }
@@ -319,7 +366,8 @@ impl Queue {
         let mut was_readable = false;
         // SAFETY: the channel is there, and does not block; both pointers are written when there is an event.
         while unsafe { (library.ibv_get_cq_event)(self.channel, &raw mut cq, &raw mut context) } == 0 {
-            self.heard += 1;
+            // The library counts them in as many bits.
+            self.heard = self.heard.wrapping_add(1);
             was_readable = true;
         }
         was_readable
@@ -331,11 +379,9 @@ impl Drop for Queue {
         let library = self.id.library();
         // Once the queues are gone, the device neither reads nor writes.
         self.id.destroy_qp();
+        self.domain.deregister(self.mr);
         // SAFETY: every piece was made, or is null; it is taken down once, and before those that it is made of.
         unsafe {
-            if !self.mr.is_null() {
-                (library.ibv_dereg_mr)(self.mr);
-            }
             if !self.cq.is_null() {
                 // Otherwise it waits for them for ever.
                 (library.ibv_ack_cq_events)(self.cq, self.heard);
@@ -343,9 +389,6 @@ impl Drop for Queue {
             }
             if !self.channel.is_null() {
                 (library.ibv_destroy_comp_channel)(self.channel);
-            }
-            if !self.pd.is_null() {
-                (library.ibv_dealloc_pd)(self.pd);
             }
         }
     }
@@ -364,8 +407,26 @@ fn posted_or(call: &'static str, code: c_int) -> Result<(), RdmaError> {
     }
 }
 
-/// How much memory this process may lock, in words.
-fn memory_lock_limit() -> String {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
-    limit.map_or("any number of bytes".to_owned(), |bytes| format!("{bytes} bytes"))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_message_with_a_note_that_fits_its_slot_is_one() {
+        let wc =
+            Wc { wr_id: 3, opcode: WC_RECV, wc_flags: WC_WITH_IMM, imm_data: [0, 0, 0, 9], ..Wc::default() };
+        let read = |wc: Wc| Done::read(&wc, 4096);
+        let longest = Wc { byte_len: 4096, ..wc };
+        assert!(matches!(read(longest), Done::Received { slot: 3, length: 4096, note: [0, 0, 0, 9] }));
+        // A WRITE, a message without a note, and one that is too long.
+        for odd in [Wc { opcode: WC_RECV + 1, ..wc }, Wc { wc_flags: 0, ..wc }, Wc { byte_len: 4097, ..wc }] {
+            assert!(matches!(read(odd), Done::Odd { .. }), "{odd:?}");
+        }
+        // Of a request that has failed only its number and the status mean anything.
+        assert!(matches!(read(Wc { status: 5, opcode: 0, ..wc }), Done::Failed { status: 5 }));
+        assert!(matches!(
+            read(Wc { wr_id: SENDS | 7, opcode: 0, wc_flags: 0, ..wc }),
+            Done::Sent { number: 7 }
+        ));
+    }
 }

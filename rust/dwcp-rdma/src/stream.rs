@@ -11,12 +11,18 @@ use crate::credits::{Credits, Note};
 use crate::device::{device_names, limits_of};
 use crate::error::RdmaError;
 use crate::geometry::{CONTROL_SLOTS, Geometry};
-use crate::queue::{Done, Queue};
+use crate::queue::{Content, Done, Queue};
 pub use crate::waiting::Shutter;
 use crate::waiting::wait_for;
 
 /// How long the end of a stream waits for what was sent to arrive.
 const PARTING: Duration = Duration::from_millis(200);
+
+/// Fewer bytes are copied rather than sent from where they are, in a message of their own.
+const LEAST_LENT: usize = 4_096;
+
+/// What a message says beside its content that says nothing.
+const NOTHING: Note = Note { granted: 0, end: false };
 
 /// The status of requests that were posted when the connection ended.
 const FLUSHED: u32 = 5;
@@ -50,8 +56,10 @@ pub struct Stream {
     done: u64,
     controls: VecDeque<u64>,
     unread: VecDeque<Unread>,
-    /// The peer sends no more.
+    /// The peer sends no more content.
     ended: bool,
+    /// It has sent a message that says nothing, which it may before it leaves.
+    parting: bool,
     fault: Option<RdmaError>,
     shutter: Shutter,
     local: SocketAddr,
@@ -103,6 +111,7 @@ impl Stream {
             controls: VecDeque::new(),
             unread: VecDeque::new(),
             ended: false,
+            parting: false,
             fault: None,
             shutter,
             local: local.unwrap_or(nowhere),
@@ -131,39 +140,64 @@ impl Stream {
 
     /// Sends of `parts`, in order, as much as the peer has slots for; tells how many bytes that is, 0 if it has none.
     ///
+    /// What lies in [`Memory`](crate::Memory) is not copied: it must not change before the peer has it.
+    ///
     /// # Errors
     /// [`RdmaError`]; the stream is of no more use then.
     pub fn write(&mut self, parts: &[IoSlice<'_>]) -> Result<usize, RdmaError> {
-        let mut rest = parts.iter().map(|part| &**part).filter(|part| !part.is_empty());
-        let mut part: &[u8] = rest.next().unwrap_or_default();
+        let mut rest = parts.iter().map(|part| &**part).filter(|part| !part.is_empty()).peekable();
+        let lent_of = |queue: &Queue, part: &[u8]| {
+            if part.len() < LEAST_LENT { None } else { queue.lent(part) }
+        };
+        let (slots, most) = (self.queue.geometry().slots, self.most as usize);
         let mut written = 0;
-        while !part.is_empty() {
-            if !self.is_writable() {
-                self.progress()?;
-                self.check()?;
-                if !self.is_writable() {
-                    break;
+        while let Some(mut part) = rest.next() {
+            let lent = lent_of(&self.queue, part);
+            while !part.is_empty() {
+                if !self.make_writable()? {
+                    return Ok(written);
                 }
+                let slot = self.slot;
+                let (content, length) = if let Some(lent) = &lent {
+                    let (now, later) = part.split_at(part.len().min(most));
+                    part = later;
+                    (Content::Lent(now, lent), now.len())
+                } else {
+                    let mut filled = 0;
+                    loop {
+                        let (now, later) = part.split_at(part.len().min(most - filled));
+                        self.queue.lend(slot)[filled..filled + now.len()].copy_from_slice(now);
+                        filled += now.len();
+                        part = later;
+                        if filled == most {
+                            break;
+                        }
+                        match rest.next_if(|next| lent_of(&self.queue, next).is_none()) {
+                            Some(next) => part = next,
+                            None => break,
+                        }
+                    }
+                    (Content::Slot(filled as u32), filled)
+                };
+                self.credits.spend();
+                let note = Note { granted: self.credits.tell(), end: false };
+                // A quarter of them becomes free by one completion.
+                let is_signaled = slot % (slots / 4) == slots / 4 - 1;
+                self.sent = self.queue.send(Some((slot, content)), note.to_bytes(), is_signaled)? + 1;
+                self.slot = (slot + 1) % slots;
+                written += length;
             }
-            let (slot, most) = (self.slot, self.most as usize);
-            let space = self.queue.lend(slot);
-            let mut filled = 0;
-            while filled < most && !part.is_empty() {
-                let (now, later) = part.split_at(part.len().min(most - filled));
-                space[filled..filled + now.len()].copy_from_slice(now);
-                filled += now.len();
-                part = if later.is_empty() { rest.next().unwrap_or_default() } else { later };
-            }
-            self.credits.spend();
-            let note = Note { granted: self.credits.tell(), end: false };
-            let slots = self.queue.geometry().slots;
-            // A quarter of them becomes free by one completion.
-            let is_signaled = slot % (slots / 4) == slots / 4 - 1;
-            self.sent = self.queue.send(Some((slot, filled as u32)), note.to_bytes(), is_signaled)? + 1;
-            self.slot = (slot + 1) % slots;
-            written += filled;
         }
         Ok(written)
+    }
+
+    /// Whether a message can be sent, after a look at what has happened where it could not.
+    fn make_writable(&mut self) -> Result<bool, RdmaError> {
+        if !self.is_writable() {
+            self.progress()?;
+            self.check()?;
+        }
+        Ok(self.is_writable())
     }
 
     /// Reads what there is, at least a byte; 0 at the end of the stream, none if nothing has come.
@@ -209,6 +243,13 @@ impl Stream {
         timeout: Duration,
         bell: Option<BorrowedFd<'_>>,
     ) -> Result<(bool, bool), RdmaError> {
+        if bell.is_none() {
+            // What is there already needs no call of the system.
+            self.progress()?;
+            if self.is_ready(interest) {
+                return Ok((true, false));
+            }
+        }
         self.queue.arm()?;
         // What came before it was armed would not be heard of.
         self.progress()?;
@@ -319,19 +360,23 @@ impl Stream {
             }
             Done::Failed { status: FLUSHED } => Err(RdmaError::Disconnected),
             Done::Failed { status } => Err(RdmaError::Completion { status: status_name(status) }),
+            Done::Odd { reason } => Err(RdmaError::Rule { reason }),
             Done::Received { slot, length, note } => {
                 let note = Note::read(note)?;
                 self.credits.granted(note.granted)?;
-                if self.ended {
+                if self.ended && (length > 0 || note.end) {
                     return Err(RdmaError::Rule { reason: "a message behind the end" });
                 }
-                self.ended = note.end;
+                self.ended |= note.end;
                 if length > 0 {
                     self.unread.push_back(Unread { slot, at: 0, length });
-                    Ok(())
-                } else {
-                    self.queue.post_receive(slot)
+                    return Ok(());
                 }
+                if note == NOTHING && std::mem::replace(&mut self.parting, true) {
+                    // Any number of them could come, and nobody would ever be done with them.
+                    return Err(RdmaError::Rule { reason: "messages that say nothing" });
+                }
+                self.queue.post_receive(slot)
             }
         }
     }

@@ -4,8 +4,9 @@ import click
 
 from dwcp_fast.cli.output import Output, format_bytes, output_options
 from dwcp_fast.cli.security import security_options, server_name_option
-from dwcp_fast.cli.transfer import duration_option, length_option
+from dwcp_fast.cli.transfer import duration_option, length_option, link_option
 from dwcp_fast.cli.units import help_with_example
+from dwcp_fast.options import Carrier
 from dwcp_fast.probing import PROBE_LANES, LinkProbe, probe_link
 from dwcp_fast.trust import Insecure, MutualTls
 
@@ -40,6 +41,7 @@ def link() -> None:
 @duration_option("--time", "How long to send as much as passes.", "3s")
 @length_option("--most", "How much to send in that time at most.", "256MiB")
 @duration_option("--connect-timeout", "Most for connecting.", "10s")
+@link_option("receiver", "tcp")
 @server_name_option("receiver")
 @security_options
 @output_options
@@ -49,6 +51,7 @@ def probe(
     time: float,
     most: int,
     connect_timeout: float,
+    link: Carrier,
     trust: MutualTls | Insecure | None,
     printer: Output,
 ) -> None:
@@ -60,6 +63,7 @@ def probe(
         seconds=time,
         max_bytes=most,
         connect_timeout_s=connect_timeout,
+        link=link,
     )
     printer.result({"type": "probed", **seen.to_dict()}, describe(seen))
 
@@ -74,7 +78,7 @@ def describe(seen: LinkProbe) -> str:
     sent = "unknown" if seen.sent_bytes is None else format_bytes(seen.sent_bytes)
     return "\n".join(
         [
-            f"to {seen.peer} over {seen.lanes} lanes of {seen.transport}",
+            f"to {seen.peer} over {seen.lanes} lanes of {seen.transport}: {seen.why}",
             f"  round trip  {millis(seen.rtt_ms)}, under load {millis(seen.loaded_rtt_ms)}",
             f"  jitter      {millis(seen.jitter_ms)}",
             f"  carries     {carries}",

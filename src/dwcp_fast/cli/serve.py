@@ -15,6 +15,7 @@ from dwcp_fast.cli.send import describe
 from dwcp_fast.cli.service import Service, run_service
 from dwcp_fast.cli.transfer import (
     LISTEN,
+    LISTEN_ON,
     ONCE,
     STALL_TIMEOUT,
     SYMLINKS,
@@ -27,7 +28,7 @@ from dwcp_fast.errors import DwcpError
 from dwcp_fast.incoming import IncomingSession
 from dwcp_fast.links import scan_paths
 from dwcp_fast.listener import Listener, listen
-from dwcp_fast.options import ReceiveOptions, SendOptions, Symlinks
+from dwcp_fast.options import ListenOn, ReceiveOptions, SendOptions, Symlinks
 from dwcp_fast.state import served_pairing
 from dwcp_fast.trust import Insecure, MutualTls
 
@@ -47,6 +48,7 @@ class Outbox(Service):
         *,
         clients: int | None,
         max_sessions: int,
+        link: ListenOn,
         pairing_file: Path,
     ) -> None:
         """Listen."""
@@ -55,6 +57,7 @@ class Outbox(Service):
         self._path = path
         self._clients = clients
         self._max_sessions = max_sessions
+        self._link = link
         self._pairing_file = pairing_file
         super().__init__(address, output)
 
@@ -62,7 +65,7 @@ class Outbox(Service):
         return listen(
             self._address,
             trust=self._trust,
-            options=ReceiveOptions(max_sessions=self._max_sessions),
+            options=ReceiveOptions(max_sessions=self._max_sessions, link=self._link),
             serve=self._options,
             receive=False,
             clients=self._clients,
@@ -101,6 +104,7 @@ class Outbox(Service):
 )
 @click.argument("path", type=FILE, metavar="DIR")
 @LISTEN
+@LISTEN_ON
 @click.option(
     "--clients",
     metavar="N|any",
@@ -135,6 +139,7 @@ class Outbox(Service):
 def serve(
     path: Path,
     listen: str,
+    link: ListenOn,
     clients: int | None,
     new_pairing: bool,
     max_sessions: int,
@@ -168,6 +173,7 @@ def serve(
             printer,
             clients=clients,
             max_sessions=max_sessions,
+            link=link,
             pairing_file=pairing_file,
         )
 

@@ -27,6 +27,7 @@ __all__ = [
     "duration_option",
     "encoding_options",
     "length_option",
+    "link_option",
     "redialling_options",
     "writing_options",
 ]
@@ -81,6 +82,18 @@ def length_option(name: str, text: str, default: str) -> Decorator:
     )
 
 
+def link_option(peer: str, default: Carrier = "auto") -> Decorator:
+    """Make the option for what carries the lanes to `peer`."""
+    return click.option(
+        "--link",
+        type=click.Choice(get_args(Carrier)),
+        default=default,
+        show_default=True,
+        help=f"What carries the lanes; auto shares memory with a {peer} on this host, and takes RDMA "
+        "with --insecure where both sides have it.",
+    )
+
+
 LISTEN: Final = click.option(
     "--listen", default="0.0.0.0:7443", show_default=True, metavar="HOST:PORT", help="Port 0: any."
 )
@@ -106,7 +119,8 @@ LISTEN_ON: Final = click.option(
     type=click.Choice(get_args(ListenOn)),
     default="auto",
     show_default=True,
-    help="auto also shares memory with processes of this user on this host.",
+    help="auto also shares memory with processes of this user on this host, and takes RDMA with --insecure "
+    "where there is a device.",
 )
 SYMLINKS: Final = click.option(
     "--symlinks",
@@ -195,14 +209,7 @@ def redialling_options(peer: str) -> Decorator:
             metavar="ADDRESS",
             help="Address of this machine that lanes come from; more than one: in turn.",
         ),
-        click.option(
-            "--link",
-            type=click.Choice(get_args(Carrier)),
-            default="auto",
-            show_default=True,
-            help=f"What carries the lanes; auto shares memory with a {peer} on this host, and takes RDMA "
-            "with --insecure where both sides have it.",
-        ),
+        link_option(peer),
     )
 
 

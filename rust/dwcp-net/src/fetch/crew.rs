@@ -176,7 +176,11 @@ fn run(plan: &Plan, session: &Session, stop: &Cancel, number: u16, first: Option
                 return;
             }
         };
-        let attached = lock(&session.state).attach(number, waker, lane.closer(), u16::MAX);
+        let attached = {
+            let mut state = lock(&session.state);
+            state.carried_by = lane.transport().kind();
+            state.attach(number, waker, lane.closer(), u16::MAX)
+        };
         let Some(id) = attached else {
             lane.close();
             return;

@@ -88,8 +88,6 @@ pub struct FetchSession {
     /// Held by the fetch that is under way.
     fetching: Mutex<()>,
     closed: AtomicBool,
-    /// What carries the first lane, and what was tried before it and why that does not.
-    link: (LinkKind, Option<String>),
 }
 
 impl FetchSession {
@@ -118,7 +116,7 @@ impl FetchSession {
             local_addresses: options.local_addresses.clone(),
             links: options.links.clone(),
         };
-        let plan = Arc::new(Plan::new(address, &security, dialling)?);
+        let plan = Arc::new(Plan::new(address, &security, dialling, Arc::clone(&observer))?);
         let cancel = cancel.child();
         let halt = Cancel::new();
         let first =
@@ -131,16 +129,15 @@ impl FetchSession {
             crew: Mutex::default(),
             fetching: Mutex::default(),
             closed: AtomicBool::new(false),
-            link: (first.link(), first.passed_over.clone()),
         };
         session.man(first, halt)?;
         Ok(session)
     }
 
-    /// What carries the lane that was made first, and what was tried before that and why it does not.
+    /// What carries the lane that was made last, and what was tried before that and why it does not.
     #[must_use]
     pub fn link(&self) -> (LinkKind, Option<String>) {
-        self.link.clone()
+        self.plan.carried_by()
     }
 
     /// Asks for what `request` means to the application at the other end, and takes it into `sink`.

@@ -261,7 +261,11 @@ fn enter(
         Known::Receives(session) => {
             let (waker, wake) = wake_pair()?;
             let limits = session.options.limits;
-            let attached = lock(&session.state).attach(number, waker, lane.closer(), limits.max_lanes);
+            let attached = {
+                let mut state = lock(&session.state);
+                state.carried_by = lane.transport().kind();
+                state.attach(number, waker, lane.closer(), limits.max_lanes)
+            };
             (attached.map(|id| (id, wake)), limits, asked & FEATURE_FILL)
         }
         Known::Serves(served) => (served.admit(number, lane)?, served.limits(), FEATURE_FETCH),

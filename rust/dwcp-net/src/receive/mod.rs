@@ -203,10 +203,10 @@ impl ReceiveSession {
         self.session.peer
     }
 
-    /// What carries the lane that has opened the session.
+    /// What carries the lane that was made last.
     #[must_use]
     pub fn link(&self) -> LinkKind {
-        self.session.link
+        lock(&self.session.state).carried_by
     }
 
     /// The SHA-256 of the sender's certificate; none without TLS.

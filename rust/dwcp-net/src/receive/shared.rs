@@ -28,7 +28,6 @@ pub(crate) struct Session {
     /// The certificate of the sender that opened it; only the same may join.
     pub(crate) owner: Option<Fingerprint>,
     pub(crate) peer: SocketAddr,
-    pub(crate) link: LinkKind,
     pub(crate) options: ReceiveOptions,
     /// For how long a lane may be missing.
     pub(crate) patience: Duration,
@@ -54,6 +53,8 @@ struct LaneHandle {
 /// What changes.
 pub(crate) struct State {
     pub(super) session: ReceiverSession,
+    /// What carries the lane that was made last.
+    pub(crate) carried_by: LinkKind,
     lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
     /// Since when there is no lane, where there is none; on the side that dials, lanes that brought nothing do not count.
@@ -124,9 +125,9 @@ impl Session {
             key,
             owner,
             peer,
-            link,
             patience: patience.unwrap_or(options.idle_timeout),
             state: Mutex::new(State {
+                carried_by: link,
                 asking: patience.map(|_| Asking::default()),
                 forgotten: false,
                 goodbye: false,
@@ -409,6 +410,7 @@ impl State {
             codec_mix: self.tally.codec_mix(),
             cpu_seconds: self.tally.cpu.as_secs_f64(),
             peer,
+            link: self.carried_by,
         };
         self.sink = None;
         self.transfer = None;

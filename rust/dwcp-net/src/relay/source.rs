@@ -59,7 +59,7 @@ impl SourceRelay {
             local_addresses: Vec::new(),
             links: vec![LinkKind::Tcp],
         };
-        let plan = Arc::new(Plan::new(address, security, dialling)?);
+        let plan = Arc::new(Plan::new(address, security, dialling, Arc::clone(&observer))?);
         let (cancel, halt) = (cancel.child(), Cancel::new());
         options.codec.prepare(address);
         let made = open_lane(&plan, 0, None, (&cancel, &halt));

@@ -185,7 +185,7 @@ impl SendSession {
             local_addresses: options.local_addresses.clone(),
             links: options.links.clone(),
         };
-        let plan = Arc::new(Plan::new(address, &security, dialling)?);
+        let plan = Arc::new(Plan::new(address, &security, dialling, Arc::clone(&observer))?);
         let (cancel, halt) = (cancel.child(), Cancel::new());
         options.codec.prepare(address);
         let first =

@@ -1,8 +1,8 @@
 //! What the way to a receiver is like, seen by sending it bytes that it drops.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dwcp_proto::frame::{FEATURE_FILL, Frame, Secret, SessionId};
@@ -14,8 +14,9 @@ use crate::cancel::{Cancel, lock};
 use crate::dial::{DialOptions, Plan, first_failure, open_lane};
 use crate::error::NetError;
 use crate::lane::Lane;
-use crate::report::{LinkCounts, PathReport};
+use crate::report::{LinkCounts, PathReport, Unobserved};
 use crate::security::DialSecurity;
+use crate::transport::LinkKind;
 
 /// How long one lane sends little, to see round trips that wait for nothing, and how often.
 const CALM: Duration = Duration::from_millis(800);
@@ -40,6 +41,8 @@ pub struct ProbeOptions {
     pub connect_timeout: Duration,
     /// Addresses of this machine that lanes come from, as [`crate::SendOptions::local_addresses`].
     pub local_addresses: Vec<IpAddr>,
+    /// What may carry the lanes, as [`crate::SendOptions::links`].
+    pub links: Vec<LinkKind>,
 }
 
 /// What a probe has seen.
@@ -49,7 +52,11 @@ pub struct ProbeReport {
     pub peer: SocketAddr,
     /// Connections that were there.
     pub lanes: u16,
-    /// How long the TCP handshake took.
+    /// What carries them.
+    pub link: LinkKind,
+    /// What was tried before that, and why it does not.
+    pub passed_over: Option<String>,
+    /// How long the handshake of TCP took, or making the connection otherwise.
     pub handshake: Duration,
     /// Something near answers for the receiver: then TCP tells nothing of the way to it.
     pub is_relayed: bool,
@@ -82,16 +89,17 @@ pub fn probe(
         fills: true,
         relays: false,
         local_addresses: options.local_addresses.clone(),
-        // It is the network that is looked at.
-        links: vec![crate::transport::LinkKind::Tcp],
+        links: options.links.clone(),
     };
-    let plan = Plan::new(address, security, dialling)?;
+    let plan = Plan::new(address, security, dialling, Arc::new(Unobserved))?;
     // Whoever cancels is not kept waiting by a receiver that takes nothing.
     let halt = cancel.child();
     let first = open_lane(&plan, 0, None, (cancel, &halt)).map_err(|error| first_failure(error, cancel))?;
     let mut report = ProbeReport {
         peer: first.lane.transport().peer_addr(),
         lanes: 1,
+        link: first.link(),
+        passed_over: first.passed_over.clone(),
         handshake: first.round_trip,
         is_relayed: first.is_relayed(),
         calm: None,

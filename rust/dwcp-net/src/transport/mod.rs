@@ -23,7 +23,7 @@ pub(crate) use congestion::{congestion_by_default, congestion_on_offer, try_cong
 pub(crate) use connect::{dial, resolve, set_buffers};
 pub use link::LinkKind;
 pub use path::PathInfo;
-pub use rdma::{RdmaDevice, rdma_devices};
+pub use rdma::{RdmaDevice, RegisteredMemory, rdma_devices};
 pub(crate) use rdma::{RdmaIncoming, RdmaListener, open_rdma};
 pub(crate) use shm::{LocalListener, LocalStream, accept_shm, open_shm};
 pub use tcp::TcpTransport;

@@ -15,6 +15,7 @@ fn options() -> ProbeOptions {
         burst_bytes: 8 << 20,
         connect_timeout: PATIENCE,
         local_addresses: Vec::new(),
+        links: Vec::new(),
     }
 }
 

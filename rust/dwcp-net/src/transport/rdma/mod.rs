@@ -6,6 +6,7 @@ mod elsewhere;
 mod incoming;
 #[cfg(target_os = "linux")]
 mod lane;
+mod memory;
 
 #[cfg(not(target_os = "linux"))]
 pub use elsewhere::rdma_devices;
@@ -17,6 +18,7 @@ pub(crate) use incoming::{RdmaIncoming, RdmaListener};
 pub(crate) use lane::open_rdma;
 #[cfg(target_os = "linux")]
 pub use lane::rdma_devices;
+pub use memory::RegisteredMemory;
 
 /// An RDMA device of this machine and its limits, as it tells them.
 #[derive(Clone, Debug)]
