@@ -28,7 +28,7 @@ const BEHIND_LEVEL: i32 = 1;
 const MOST_ENTROPY: f32 = 0.97;
 /// Below this a code of one bit for each byte, the least there is, is too much: repetition is looked for.
 const LEAST_ENTROPY: f32 = 0.1;
-/// Bytes left free for the length of a frame, which is known after the frame.
+/// The most bytes of the length of a frame.
 const LENGTH_BYTES: usize = 4;
 
 /// What a stream holds, and so what is worth looking for in it.
@@ -149,7 +149,8 @@ fn append_frame(
 ) -> Result<bool, CodecError> {
     let start = out.len();
     out.push(coder);
-    out.extend([0; LENGTH_BYTES]);
+    // The length of the frame is known after it; most often it takes as many bytes as that of the stream.
+    append_number(stream.len() as u64, out);
     let frame = out.len();
     raw::append_with(out, max_compressed_length(CodecId::Zstd, stream.len()), compress)?;
     let length = out.len() - frame;
@@ -157,9 +158,12 @@ fn append_frame(
     if is_shorter {
         let mut number = Vec::with_capacity(LENGTH_BYTES);
         append_number(length as u64, &mut number);
-        out[start + 1..][..number.len()].copy_from_slice(&number);
-        out.copy_within(frame.., start + 1 + number.len());
-        out.truncate(start + 1 + number.len() + length);
+        let place = start + 1 + number.len();
+        if place != frame {
+            out.copy_within(frame.., place);
+            out.truncate(place + length);
+        }
+        out[start + 1..place].copy_from_slice(&number);
     } else {
         out.truncate(start);
     }

@@ -154,12 +154,10 @@ def read_bounded(path: Path, limit: int) -> bytes:
     try:
         length = os.fstat(descriptor).st_size
         wanted = min(length, limit)
-        data = bytearray()
-        while len(data) < wanted:
-            part = os.read(descriptor, wanted - len(data))
-            if not part:
-                break
-            data += part
-        return bytes(data)
+        # Almost always all of it at once, and then nothing is copied.
+        parts = [os.read(descriptor, wanted)]
+        while parts[-1] and (left := wanted - sum(map(len, parts))) > 0:
+            parts.append(os.read(descriptor, left))
+        return b"".join(parts)
     finally:
         os.close(descriptor)

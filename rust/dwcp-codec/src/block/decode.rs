@@ -5,6 +5,7 @@ use super::sparse::SparseDecoder;
 use super::{BlockKind, MAX_BLOCK_BYTES, planes};
 use crate::codec::{CodecId, Decompressor};
 use crate::dictionary::Dictionary;
+use crate::digest::Digest;
 use crate::error::CodecError;
 
 /// What is made of what.
@@ -49,17 +50,25 @@ impl BlockDecoder {
         base: Option<&[u8]>,
         dst: &mut [u8],
     ) -> Result<(), CodecError> {
-        if kind.needs_base() {
-            let base = base.ok_or(CodecError::MissingBase)?;
-            let (needed, length) = (dst.len(), base.len());
-            if kind == BlockKind::Sparse && length < needed {
-                return Err(CodecError::ShortBase { length, needed });
-            }
-            let (copied, missing) = dst.split_at_mut(length.min(needed));
-            copied.copy_from_slice(&base[..copied.len()]);
-            missing.fill(0);
-        }
+        put_base(kind, base, dst)?;
         self.decode_onto(kind, codec, wire, dst)
+    }
+
+    /// [`BlockDecoder::decode`], and the digest of the block.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`BlockDecoder::decode`].
+    pub fn decode_and_hash(
+        &mut self,
+        kind: BlockKind,
+        codec: CodecId,
+        wire: &[u8],
+        base: Option<&[u8]>,
+        dst: &mut [u8],
+    ) -> Result<Digest, CodecError> {
+        put_base(kind, base, dst)?;
+        self.decode_onto_and_hash(kind, codec, wire, dst)
     }
 
     /// Decodes what [`BlockEncoder::encode_with`](super::BlockEncoder::encode_with) made with a dictionary into `dst`,
@@ -92,7 +101,23 @@ impl BlockDecoder {
         wire: &[u8],
         dst: &mut [u8],
     ) -> Result<(), CodecError> {
-        self.decode_way(Way::ToBlock, kind, codec, wire, dst)
+        self.decode_way(Way::ToBlock, kind, codec, wire, dst, false).map(|_| ())
+    }
+
+    /// [`BlockDecoder::decode_onto`], and the digest of the block: in the same pass over it, where that can be.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`BlockDecoder::decode_onto`].
+    pub fn decode_onto_and_hash(
+        &mut self,
+        kind: BlockKind,
+        codec: CodecId,
+        wire: &[u8],
+        dst: &mut [u8],
+    ) -> Result<Digest, CodecError> {
+        let found = self.decode_way(Way::ToBlock, kind, codec, wire, dst, true)?;
+        Ok(found.unwrap_or_else(|| Digest::of(dst)))
     }
 
     /// Takes back what [`BlockDecoder::decode_onto`] did to `dst` with the same `wire` of a kind that
@@ -106,7 +131,7 @@ impl BlockDecoder {
     /// other kinds.
     pub fn undo_onto(&mut self, kind: BlockKind, wire: &[u8], dst: &mut [u8]) -> Result<(), CodecError> {
         if kind.is_undoable() {
-            self.decode_way(Way::ToBase, kind, CodecId::None, wire, dst)
+            self.decode_way(Way::ToBase, kind, CodecId::None, wire, dst, false).map(|_| ())
         } else {
             Err(CodecError::MissingBase)
         }
@@ -119,14 +144,17 @@ impl BlockDecoder {
         codec: CodecId,
         wire: &[u8],
         dst: &mut [u8],
-    ) -> Result<(), CodecError> {
+        hash: bool,
+    ) -> Result<Option<Digest>, CodecError> {
         match (kind, wire) {
             (BlockKind::Fill, [byte]) if codec == CodecId::None => {
                 dst.fill(*byte);
-                return Ok(());
+                return Ok(None);
             }
             (BlockKind::Fill, _) => return Err(CodecError::FillBlock { length: wire.len(), codec }),
-            (BlockKind::Plain, _) => return self.decompressor.decompress_into_slice(codec, wire, dst),
+            (BlockKind::Plain, _) => {
+                return self.decompressor.decompress_into_slice(codec, wire, dst).map(|()| None);
+            }
             _ => {}
         }
         if codec != CodecId::None || !(1..dst.len()).contains(&wire.len()) || dst.len() > MAX_BLOCK_BYTES {
@@ -135,12 +163,28 @@ impl BlockDecoder {
         }
         let decompressor = &mut self.decompressor;
         match kind {
-            BlockKind::Sparse => self.sparse.decode(way, wire, decompressor, dst),
-            BlockKind::Runs => self.runs.decode(wire, decompressor, dst),
+            BlockKind::Sparse => self.sparse.decode(way, wire, decompressor, dst, hash),
+            BlockKind::Runs => self.runs.decode(wire, decompressor, dst).map(|()| None),
             _ => {
                 let differs = kind == BlockKind::Difference;
-                planes::decode(way, differs, wire, decompressor, &mut self.planes, dst)
+                planes::decode(way, differs, wire, decompressor, &mut self.planes, dst).map(|()| None)
             }
         }
     }
+}
+
+/// Puts the base block to `dst`, where a block of this kind is made of it.
+fn put_base(kind: BlockKind, base: Option<&[u8]>, dst: &mut [u8]) -> Result<(), CodecError> {
+    if !kind.needs_base() {
+        return Ok(());
+    }
+    let base = base.ok_or(CodecError::MissingBase)?;
+    let (needed, length) = (dst.len(), base.len());
+    if kind == BlockKind::Sparse && length < needed {
+        return Err(CodecError::ShortBase { length, needed });
+    }
+    let (copied, missing) = dst.split_at_mut(length.min(needed));
+    copied.copy_from_slice(&base[..copied.len()]);
+    missing.fill(0);
+    Ok(())
 }

@@ -4,9 +4,11 @@ use super::WIDTHS;
 use super::decode::Way;
 use super::values::{self, POSITION_BITS, POSITION_MANTISSA, ValueScratch, ValueWriter, change_mantissa};
 use crate::codec::Decompressor;
+use crate::digest::Digest;
 use crate::error::CodecError;
+use crate::kernel::changes::{self, Changed};
 use crate::kernel::element::with_element;
-use crate::kernel::{LINE_BYTES, Level, changes};
+use crate::kernel::{LINE_BYTES, Level};
 use crate::stream::{Content, PayloadReader, StreamEncoder, append_number};
 
 /// Bit of the mode: positions are a bit for each element.
@@ -46,8 +48,10 @@ impl SparseEncoder {
         out.push(width.trailing_zeros() as u8 | if as_mask { AS_MASK } else { 0 });
         append_number(count as u64, out);
         if as_mask {
-            self.mask_bytes.clear();
-            self.mask_bytes.extend(self.mask.iter().flat_map(|word| word.to_le_bytes()));
+            self.mask_bytes.resize(8 * self.mask.len(), 0);
+            for (bytes, word) in self.mask_bytes.as_chunks_mut().0.iter_mut().zip(&self.mask) {
+                *bytes = word.to_le_bytes();
+            }
             streams.append(&self.mask_bytes[..elements.div_ceil(8)], Content::Codes, out)?;
         } else if count > 0 {
             self.values.start(POSITION_MANTISSA, count);
@@ -76,19 +80,22 @@ pub(super) struct SparseDecoder {
     changes: ValueScratch,
     bytes: Vec<u8>,
     mask: Vec<u64>,
+    gaps: Vec<u8>,
+    places: Vec<u32>,
     zigzags: Vec<u8>,
 }
 
 impl SparseDecoder {
     /// Decodes a payload to `dst`, which holds the base, or the other way: without a tail to the base. On an error
-    /// `dst` is as it was.
+    /// `dst` is as it was. Gives the digest of what it is then, if that is asked for and was found on the way.
     pub(super) fn decode(
         &mut self,
         way: Way,
         payload: &[u8],
         decompressor: &mut Decompressor,
         dst: &mut [u8],
-    ) -> Result<(), CodecError> {
+        hash: bool,
+    ) -> Result<Option<Digest>, CodecError> {
         let mut reader = PayloadReader::new(payload);
         let mode = reader.byte("mode")?;
         if mode >= 2 * AS_MASK {
@@ -97,29 +104,36 @@ impl SparseDecoder {
         let width = usize::from(WIDTHS[usize::from(mode & 3)]);
         let elements = dst.len() / width;
         let count = reader.number("changed elements", 0, elements)?;
-        if count == 0 && mode & AS_MASK != 0 {
+        let is_mask = mode & AS_MASK != 0;
+        if count == 0 && is_mask {
             return Err(CodecError::UnknownMode { mode });
         }
         // Without any, only the tail changed.
         if count > 0 {
-            if mode & AS_MASK != 0 {
+            if is_mask {
                 self.read_mask(&mut reader, elements, count, decompressor)?;
             } else {
                 self.read_gaps(&mut reader, elements, count, decompressor)?;
             }
             self.read_changes(&mut reader, width, count, decompressor)?;
         }
-        let (whole, last) = dst.split_at_mut(elements * width);
+        let last = &mut dst[elements * width..];
         let tail = reader.bytes("tail", last.len())?;
         reader.finish()?;
-        if count > 0 {
-            if way == Way::ToBase {
-                changes::reverse(width, &mut self.zigzags[..count * width]);
-            }
-            changes::apply(Level::detected(), width, &self.mask, &self.zigzags, whole);
-        }
         last.copy_from_slice(tail);
-        Ok(())
+        if count == 0 {
+            return Ok(None);
+        }
+        if way == Way::ToBase {
+            changes::reverse(width, &mut self.zigzags[..count * width]);
+        }
+        let changed = if is_mask { Changed::Bits(&self.mask) } else { Changed::Places(&self.places) };
+        let level = Level::detected();
+        if hash {
+            return Ok(Some(changes::apply_and_hash(level, width, changed, &self.zigzags, dst)));
+        }
+        changes::apply(level, width, changed, &self.zigzags, dst);
+        Ok(None)
     }
 
     fn read_mask(
@@ -166,18 +180,18 @@ impl SparseDecoder {
             decompressor,
             &mut self.positions,
         )?;
-        self.mask.clear();
-        self.mask.resize(changes::words_for(elements), 0);
+        self.gaps.resize(4 * count, 0);
+        gaps.write::<u32>(&mut self.gaps);
         let mut next = 0;
-        for gap in gaps.iter() {
-            // A gap has at most 32 bits, and no block as many elements.
-            let element = next + gap as usize;
-            if element >= elements {
-                let value = element as u64;
-                return Err(CodecError::PayloadNumber { what, value, low: 0, high: elements - 1 });
-            }
-            self.mask[element / 64] |= 1 << (element % 64);
-            next = element + 1;
+        self.places.clear();
+        self.places.extend(self.gaps.as_chunks().0.iter().map(|gap| {
+            let place = next + u64::from(u32::from_le_bytes(*gap));
+            next = place + 1;
+            place as u32
+        }));
+        // As many gaps of 32 bits as a block has elements have a sum of far less than 64; places rise to the last.
+        if next > elements as u64 {
+            return Err(CodecError::PayloadNumber { what, value: next - 1, low: 0, high: elements - 1 });
         }
         Ok(())
     }

@@ -2,7 +2,9 @@
 
 use super::element::{Element, with_element};
 use super::lines::{differing_bytes, line, set_bits};
-use super::{LINE_BYTES, Level};
+use super::pair::{Lanes, change_and_hash_with};
+use super::{LINE_BYTES, Level, Line};
+use crate::digest::Digest;
 
 /// How many words hold a bit for each of `count` elements.
 pub(crate) fn words_for(count: usize) -> usize {
@@ -71,24 +73,110 @@ pub(super) fn find_with<E: Element>(
     end / E::WIDTH
 }
 
-/// Changes the elements of `dst` whose bits are set in `mask` by the zigzags in `zigzags`, in order.
-///
-/// `mask` has no bits past the last element, and `zigzags` has as many elements as it has bits, and a line more.
-pub(crate) fn apply(level: Level, width: usize, mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
+/// Which elements of a block are changed.
+#[derive(Clone, Copy)]
+pub(crate) enum Changed<'a> {
+    /// Those whose bits are set; there are none past the last element.
+    Bits(&'a [u64]),
+    /// Those of these numbers, which rise.
+    Places(&'a [u32]),
+}
+
+/// Changes elements of `width` bytes of `dst` by the zigzags in `zigzags`, in order, of which there are as many, and a line
+/// more.
+pub(crate) fn apply(level: Level, width: usize, changed: Changed<'_>, zigzags: &[u8], dst: &mut [u8]) {
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => super::x86::apply_avx2(width, mask, zigzags, dst),
+        Level::Avx2 => drop(super::x86::apply_avx2(width, changed, zigzags, dst, false)),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => super::x86::apply_avx512(width, mask, zigzags, dst),
-        _ => with_element!(width, E => apply_with::<E>(mask, zigzags, dst)),
+        Level::Avx512 => drop(super::x86::apply_avx512(width, changed, zigzags, dst, false)),
+        _ => with_element!(width, E => apply_with::<E>(changed, zigzags, dst)),
     }
 }
 
-#[inline(always)]
-pub(super) fn apply_with<E: Element>(mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
+/// [`apply`], and the digest of what `dst` is then. Elements begin where it does; its last bytes may be no whole one.
+pub(crate) fn apply_and_hash(
+    level: Level,
+    width: usize,
+    changed: Changed<'_>,
+    zigzags: &[u8],
+    dst: &mut [u8],
+) -> Digest {
+    let told = match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => super::x86::apply_avx2(width, changed, zigzags, dst, true),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => super::x86::apply_avx512(width, changed, zigzags, dst, true),
+        _ => {
+            apply(level, width, changed, zigzags, dst);
+            None
+        }
+    };
+    told.unwrap_or_else(|| Digest::of(dst))
+}
+
+fn apply_with<E: Element>(changed: Changed<'_>, zigzags: &[u8], dst: &mut [u8]) {
     let zigzags = zigzags.chunks_exact(E::WIDTH);
-    for (element, zigzag) in set_bits(mask).zip(zigzags) {
-        change::<E>(E::read(zigzag), element, dst);
+    match changed {
+        Changed::Bits(mask) => set_bits(mask).zip(zigzags).for_each(|(element, zigzag)| {
+            change::<E>(E::read(zigzag), element, dst);
+        }),
+        Changed::Places(places) => places.iter().zip(zigzags).for_each(|(place, zigzag)| {
+            change::<E>(E::read(zigzag), *place as usize, dst);
+        }),
+    }
+}
+
+/// [`apply_and_hash`], or without a digest, by what a level has instructions for: `change` changes the elements of a line
+/// whose bits are given by the zigzags at the start of what it gets, and `fetch_ahead` and `add` are as for
+/// [`change_and_hash_with`].
+#[inline(always)]
+pub(super) fn apply_in_rounds<E: Element>(
+    changed: Changed<'_>,
+    zigzags: &[u8],
+    dst: &mut [u8],
+    hash: bool,
+    change: impl Fn(&mut Line, u64, &Line) + Copy,
+    fetch_ahead: impl Fn(&Line) + Copy,
+    add: impl Fn(&mut Lanes, &Line, &Line) + Copy,
+) -> Option<Digest> {
+    let mut left = zigzags;
+    match changed {
+        Changed::Bits(mask) => {
+            let per_line = LINE_BYTES / E::WIDTH;
+            let bits = |line: usize| {
+                let first = line * per_line;
+                let word = mask.get(first / 64).map_or(0, |word| word >> (first % 64));
+                word & (u64::MAX >> (64 - per_line))
+            };
+            let change_part = |start: usize, part: &mut [u8]| {
+                let (lines, last) = part.as_chunks_mut();
+                for (index, line) in (start / LINE_BYTES..).zip(&mut *lines) {
+                    let bits = bits(index);
+                    let Some(next) = left.first_chunk().filter(|_| bits != 0) else { continue };
+                    change(line, bits, next);
+                    left = &left[bits.count_ones() as usize * E::WIDTH..];
+                }
+                if !last.is_empty() {
+                    apply_with::<E>(Changed::Bits(&[bits(start / LINE_BYTES + lines.len())]), left, last);
+                }
+            };
+            change_and_hash_with(dst, hash, change_part, fetch_ahead, add)
+        }
+        Changed::Places(places) => {
+            let mut places = places;
+            let change_part = |start: usize, part: &mut [u8]| {
+                let (first, count) = (start / E::WIDTH, part.len() / E::WIDTH);
+                while let Some((place, rest)) = places.split_first()
+                    && (*place as usize) < first + count
+                {
+                    let Some((zigzag, unused)) = left.split_at_checked(E::WIDTH) else { return };
+                    self::change::<E>(E::read(zigzag), *place as usize - first, part);
+                    (places, left) = (rest, unused);
+                }
+            };
+            change_and_hash_with(dst, hash, change_part, fetch_ahead, add)
+        }
     }
 }
 
@@ -102,6 +190,8 @@ const LISTED_WORDS: usize = 256;
 /// has a line more bytes than there are set bits. Those of [`LONG_GAP`] or more go to `long`, with their numbers.
 pub(crate) fn gaps(level: Level, mask: &[u64], gaps: &mut [u8], long: &mut Vec<(usize, usize)>) {
     match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => super::x86::gaps_avx2(mask, gaps, long),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => super::x86::gaps_avx512(mask, gaps, long),
         _ => gaps_with(mask, gaps, long, gaps_in_word),
@@ -142,14 +232,21 @@ pub(super) fn gaps_with(
 }
 
 /// Writes the gaps before all but the first bit of a word, from the second byte on.
-fn gaps_in_word(mut word: u64, gaps: &mut [u8; 64]) {
-    let mut at = 0;
-    let mut next = 0;
-    while word != 0 {
-        let bit = word.trailing_zeros();
-        gaps[at] = (bit - next) as u8;
-        (at, next) = (at + 1, bit + 1);
-        word &= word - 1;
+#[inline(always)]
+pub(super) fn gaps_in_word(mut word: u64, gaps: &mut [u8; 64]) {
+    /// How many bits a word has cannot be foreseen: so many are written without a branch, if there are any more.
+    const TOGETHER: usize = 4;
+    let mut next = 0_u32;
+    for gaps in gaps.as_chunks_mut::<TOGETHER>().0 {
+        for gap in gaps {
+            let bit = word.trailing_zeros();
+            *gap = bit.wrapping_sub(next) as u8;
+            next = bit + 1;
+            word &= word.wrapping_sub(1);
+        }
+        if word == 0 {
+            break;
+        }
     }
 }
 
@@ -181,6 +278,11 @@ fn reverse_with<E: Element>(zigzags: &mut [u8]) {
     for zigzag in zigzags.chunks_exact_mut(E::WIDTH) {
         E::read(zigzag).reversed_zigzag().write(zigzag);
     }
+}
+
+/// Changes the elements of a line whose bits are set by the zigzags at the start of `zigzags`.
+pub(super) fn change_line<E: Element>(line: &mut Line, bits: u64, zigzags: &Line) {
+    apply_with::<E>(Changed::Bits(&[bits]), zigzags, line);
 }
 
 /// Changes one element by its zigzag.

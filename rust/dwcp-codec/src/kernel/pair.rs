@@ -237,6 +237,31 @@ pub(super) fn hash_and_take_with(
     (finish(lanes, held, in_rounds, add), dirty)
 }
 
+/// Changes `bytes` by `change`, which gets parts of them in order and where each begins, and gives the digest of what they
+/// are then if it is asked for, both while the part is at hand. `fetch_ahead` is called with every line before the last
+/// ones, and `add` as in [`hash_and_compare_with`].
+#[inline(always)]
+pub(super) fn change_and_hash_with(
+    bytes: &mut [u8],
+    hash: bool,
+    mut change: impl FnMut(usize, &mut [u8]),
+    fetch_ahead: impl Fn(&Line),
+    add: impl Fn(&mut Lanes, &Line, &Line) + Copy,
+) -> Option<Digest> {
+    let in_rounds = bytes.len().saturating_sub(1) / ROUND_BYTES * ROUND_BYTES;
+    let mut lanes = START;
+    for (index, round) in rounds_mut(&mut bytes[..in_rounds]).iter_mut().enumerate() {
+        round.iter().for_each(&fetch_ahead);
+        change(index * ROUND_BYTES, round.as_flattened_mut());
+        if hash {
+            round.iter().enumerate().for_each(|(i, line)| add(&mut lanes, line, key(8 * i)));
+            stir(&mut lanes);
+        }
+    }
+    change(in_rounds, &mut bytes[in_rounds..]);
+    hash.then(|| finish(lanes, bytes, in_rounds, add))
+}
+
 fn rounds(bytes: &[u8]) -> &[Round] {
     bytes.as_chunks().0.as_chunks().0
 }

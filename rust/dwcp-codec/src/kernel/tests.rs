@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::changes::Changed;
 use super::element::Element;
 use super::planes::Transform;
 use super::{LINE_BYTES, Level, changes, lines, pair, planes};
@@ -141,11 +142,19 @@ proptest! {
                 .collect();
             prop_assert_eq!(count, changed.len(), "{:?}", level);
             prop_assert_eq!(&found, &changed, "{:?}", level);
-            let mut applied = old.clone();
-            changes::apply(level, width, &mask, &zigzags[..count * width + LINE_BYTES], &mut applied[..whole]);
-            prop_assert_eq!(&applied[..whole], &new[..whole], "{:?}", level);
-            prop_assert_eq!(&applied[whole..], &old[whole..], "{:?}", level);
             let places: Vec<usize> = lines::set_bits(&mask).collect();
+            let numbers: Vec<u32> = places.iter().map(|place| *place as u32).collect();
+            let zigzags = &zigzags[..count * width + LINE_BYTES];
+            for told in [Changed::Bits(&mask), Changed::Places(&numbers)] {
+                let mut applied = old.clone();
+                changes::apply(level, width, told, zigzags, &mut applied);
+                prop_assert_eq!(&applied[..whole], &new[..whole], "{:?}", level);
+                prop_assert_eq!(&applied[whole..], &old[whole..], "{:?}", level);
+                let mut hashed = old.clone();
+                let digest = changes::apply_and_hash(level, width, told, zigzags, &mut hashed);
+                prop_assert_eq!(&hashed, &applied, "{:?}", level);
+                prop_assert_eq!(digest, Digest::of(&applied), "{:?}", level);
+            }
             let (mut gaps, mut long) = (vec![0xee; count + LINE_BYTES], vec![]);
             changes::gaps(level, &mask, &mut gaps, &mut long);
             let mut long = long.into_iter().peekable();

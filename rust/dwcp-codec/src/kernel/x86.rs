@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::changes::{apply_with, find_with, gaps_with, take_with};
+use super::changes::{Changed, apply_in_rounds, change_line, find_with, gaps_in_word, gaps_with, take_with};
 use super::element::{Element, with_element};
 use super::lines::{byte_masks_with, dirty_lines_with, line, set_bits, set_bytes_with};
 use super::pair::{Lanes, Pair, hash_and_compare_with, hash_and_take_with};
@@ -97,13 +97,33 @@ avx2! {
         mask: &mut [u64],
         zigzags: &mut [u8],
     ) -> usize {
+        if width == 2 {
+            return find_pairs(old, new, lines, mask, zigzags);
+        }
         with_element!(width, E => {
             find_with::<E>(old, new, lines, mask, zigzags, |old, new| differing_bytes_avx2(old, new))
         })
     }
 
-    fn apply_avx2(width: usize, mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
-        with_element!(width, E => apply_with::<E>(mask, zigzags, dst));
+    fn gaps_avx2(mask: &[u64], gaps: &mut [u8], long: &mut Vec<(usize, usize)>) {
+        gaps_with(mask, gaps, long, gaps_in_word);
+    }
+
+    fn apply_avx2(
+        width: usize,
+        changed: Changed<'_>,
+        zigzags: &[u8],
+        dst: &mut [u8],
+        hash: bool,
+    ) -> Option<Digest> {
+        let add = |lanes: &mut Lanes, line: &Line, key: &Line| add_line_avx2(lanes, line, key);
+        if width == 2 {
+            let change = |line: &mut Line, bits, next: &Line| change_pairs(line, bits, next);
+            return apply_in_rounds::<u16>(changed, zigzags, dst, hash, change, fetch_ahead, add);
+        }
+        with_element!(width, E => {
+            apply_in_rounds::<E>(changed, zigzags, dst, hash, change_line::<E>, fetch_ahead, add)
+        })
     }
 
     fn split_avx2(transform: Transform, width: usize, src: &[u8], base: &[u8], planes: &mut [u8]) {
@@ -185,8 +205,18 @@ avx512! {
         with_element!(width, E => find_lines::<{ E::WIDTH }>(old, new, lines, mask, zigzags))
     }
 
-    fn apply_avx512(width: usize, mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
-        with_element!(width, E => apply_lines::<{ E::WIDTH }, E>(mask, zigzags, dst));
+    fn apply_avx512(
+        width: usize,
+        changed: Changed<'_>,
+        zigzags: &[u8],
+        dst: &mut [u8],
+        hash: bool,
+    ) -> Option<Digest> {
+        let add = |lanes: &mut Lanes, line: &Line, key: &Line| add_line(lanes, line, key);
+        with_element!(width, E => {
+            let change = |line: &mut Line, bits, next: &Line| change_elements::<{ E::WIDTH }>(line, bits, next);
+            apply_in_rounds::<E>(changed, zigzags, dst, hash, change, fetch_ahead, add)
+        })
     }
 
     fn split_avx512(transform: Transform, width: usize, src: &[u8], base: &[u8], planes: &mut [u8]) {
@@ -272,57 +302,17 @@ for_avx512! {
         count
     }
 
-    /// The change of elements, of a whole line at once.
-    fn apply_lines[const W: usize, E: Element](mask: &[u64], zigzags: &[u8], dst: &mut [u8]) {
-        const TOGETHER: usize = 256;
-        let per_line = LINE_BYTES / W;
-        let low = u64::MAX >> (64 - per_line);
-        let mut used = 0;
-        let mut change = |line: &mut Line, bits: u64| {
-            let Some(next) = zigzags[used * W..].first_chunk() else { return };
-            let next = load(next);
-            let zigzag = match W {
-                2 => _mm512_maskz_expand_epi16(bits as u32, next),
-                4 => _mm512_maskz_expand_epi32(bits as u16, next),
-                8 => _mm512_maskz_expand_epi64(bits as u8, next),
-                _ => _mm512_maskz_expand_epi8(bits, next),
-            };
-            let changed = zigzag_onto::<W>(zigzag, load(line));
-            store(line, changed);
-            used += bits.count_ones() as usize;
+    /// The change of elements of a line whose bits are set.
+    fn change_elements[const W: usize](line: &mut Line, bits: u64, zigzags: &Line) {
+        let zigzags = load(zigzags);
+        let zigzag = match W {
+            2 => _mm512_maskz_expand_epi16(bits as u32, zigzags),
+            4 => _mm512_maskz_expand_epi32(bits as u16, zigzags),
+            8 => _mm512_maskz_expand_epi64(bits as u8, zigzags),
+            _ => _mm512_maskz_expand_epi8(bits, zigzags),
         };
-        let (whole, tail) = dst.as_chunks_mut::<LINE_BYTES>();
-        let first = whole.len() * per_line;
-        // Where few lines change, which do cannot be foreseen: they are listed first, without a branch.
-        let are_few = zigzags.len() / W < whole.len();
-        for (lines, mask) in whole.chunks_mut(TOGETHER).zip(mask.chunks(TOGETHER * per_line / 64)) {
-            let bits = |index: usize| mask[index * per_line / 64] >> (index * per_line % 64) & low;
-            if !are_few {
-                for (index, line) in lines.iter_mut().enumerate() {
-                    fetch_ahead(line);
-                    if bits(index) != 0 {
-                        change(line, bits(index));
-                    }
-                }
-                continue;
-            }
-            let mut listed = [0_u8; TOGETHER];
-            let mut count = 0;
-            for (index, line) in lines.iter().enumerate() {
-                // All of them, since they are hashed afterwards.
-                fetch_ahead(line);
-                listed[count] = index as u8;
-                count += usize::from(bits(index) != 0);
-            }
-            for index in &listed[..count] {
-                let index = usize::from(*index);
-                change(&mut lines[index], bits(index));
-            }
-        }
-        if !tail.is_empty() && first / 64 < mask.len() {
-            let bits = [mask[first / 64] >> (first % 64) & low];
-            apply_with::<E>(&bits, &zigzags[used * W..], tail);
-        }
+        let changed = zigzag_onto::<W>(zigzag, load(line));
+        store(line, changed);
     }
 
     /// The copy of elements, of a whole line at once.
@@ -557,6 +547,109 @@ fn add_line_avx2(lanes: &mut Lanes, line: &Line, key: &Line) {
         // SAFETY: half of the state is 32 bytes, and the store needs no alignment.
         unsafe { _mm256_storeu_si256(half.as_mut_ptr().cast(), state) };
     }
+}
+
+/// Elements of two bytes in a register of 16, which AVX2 neither packs nor spreads by a mask: by tables.
+const PAIRS: usize = 8;
+const PART_BYTES: usize = 2 * PAIRS;
+type Part = [u8; PART_BYTES];
+
+/// For each mask of elements, which bytes are those that have bits; zeros come after them.
+static PACKED: [Part; 1 << PAIRS] = pairs_by_mask(false);
+/// For each mask of elements, which bytes come to those that have bits; the others become 0.
+static SPREAD: [Part; 1 << PAIRS] = pairs_by_mask(true);
+
+const fn pairs_by_mask(is_spread: bool) -> [Part; 1 << PAIRS] {
+    let mut table = [[0x80; PART_BYTES]; 1 << PAIRS];
+    let mut mask = 0;
+    while mask < table.len() {
+        let (mut element, mut rank) = (0, 0);
+        while element < PAIRS {
+            if mask >> element & 1 == 1 {
+                let (to, from) = if is_spread { (element, rank) } else { (rank, element) };
+                table[mask][2 * to] = 2 * from as u8;
+                table[mask][2 * to + 1] = 2 * from as u8 + 1;
+                rank += 1;
+            }
+            element += 1;
+        }
+        mask += 1;
+    }
+    table
+}
+
+/// The search of changed elements of two bytes: those of eight are put side by side at once.
+#[target_feature(enable = "avx2,popcnt,bmi1")]
+#[inline]
+fn find_pairs(old: &[u8], new: &[u8], lines: &[u64], mask: &mut [u64], zigzags: &mut [u8]) -> usize {
+    let mut left = zigzags;
+    let room = left.len();
+    for index in set_bits(lines) {
+        if index * LINE_BYTES >= new.len() {
+            // The line of the tail alone.
+            break;
+        }
+        let new = load_halves(&line(new, index));
+        let old = load_halves(&line(old, index));
+        let zigzag = [0, 1].map(|half: usize| {
+            let difference = _mm256_sub_epi16(new[half], old[half]);
+            let sign = _mm256_srai_epi16::<15>(difference);
+            _mm256_xor_si256(_mm256_slli_epi16::<1>(difference), sign)
+        });
+        let [low, high] = zigzag.map(|zigzag| _mm256_cmpeq_epi16(zigzag, _mm256_setzero_si256()));
+        // Packing works on halves: their parts have changed places.
+        let same = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi16(low, high));
+        let bits = !_mm256_movemask_epi8(same) as u32;
+        // All of the registers is written, and what does not belong there the next one overwrites.
+        let Some(place) = left.first_chunk_mut::<LINE_BYTES>() else { break };
+        let parts = [
+            _mm256_castsi256_si128(zigzag[0]),
+            _mm256_extracti128_si256::<1>(zigzag[0]),
+            _mm256_castsi256_si128(zigzag[1]),
+            _mm256_extracti128_si256::<1>(zigzag[1]),
+        ];
+        let mut end = 0;
+        for (part, bits) in parts.into_iter().zip(bits.to_le_bytes()) {
+            let side_by_side = _mm_shuffle_epi8(part, load_part(&PACKED[usize::from(bits)]));
+            let Some(place) = place[end..].first_chunk_mut() else { break };
+            store_part(place, side_by_side);
+            end += 2 * bits.count_ones() as usize;
+        }
+        let first = index * (LINE_BYTES / 2);
+        mask[first / 64] |= u64::from(bits) << (first % 64);
+        left = &mut left[end..];
+    }
+    (room - left.len()) / 2
+}
+
+/// Changes the elements of two bytes of a line whose bits are set.
+#[target_feature(enable = "avx2,popcnt")]
+#[inline]
+fn change_pairs(line: &mut Line, bits: u64, zigzags: &Line) {
+    let mut from = 0;
+    for (part, bits) in line.as_chunks_mut().0.iter_mut().zip((bits as u32).to_le_bytes()) {
+        let Some(next) = zigzags[from..].first_chunk() else { break };
+        let zigzag = _mm_shuffle_epi8(load_part(next), load_part(&SPREAD[usize::from(bits)]));
+        let sign = _mm_sub_epi16(_mm_setzero_si128(), _mm_and_si128(zigzag, _mm_set1_epi16(1)));
+        let difference = _mm_xor_si128(_mm_srli_epi16::<1>(zigzag), sign);
+        let changed = _mm_add_epi16(load_part(part), difference);
+        store_part(part, changed);
+        from += 2 * bits.count_ones() as usize;
+    }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn load_part(part: &Part) -> __m128i {
+    // SAFETY: a part is 16 bytes, and the load needs no alignment.
+    unsafe { _mm_loadu_si128(part.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2")]
+#[inline]
+fn store_part(part: &mut Part, value: __m128i) {
+    // SAFETY: a part is 16 bytes, and the store needs no alignment.
+    unsafe { _mm_storeu_si128(part.as_mut_ptr().cast(), value) }
 }
 
 #[target_feature(enable = "avx2")]

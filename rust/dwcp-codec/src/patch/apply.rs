@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::compare::hash_and_copy;
 use super::contents::{Contents, segment_kind, segments_of};
-use super::decode::{EntryDecoder, expect_length, prove};
+use super::decode::{EntryDecoder, expect_digest, expect_length};
 use super::error::PatchError;
 use super::format::{Entry, EntryKind};
 use super::parallel::{self, Failure, Kept};
@@ -174,8 +174,7 @@ impl<'a> Patch<'a> {
             if entry.kind == EntryKind::Same {
                 return Ok(());
             }
-            decoder.decode_onto(self.bytes, entry, block)?;
-            prove(entry, block)
+            expect_digest(entry, decoder.decode_onto_and_hash(self.bytes, entry, block)?)
         });
         (Some(leaf), decoded.map_err(B::Error::from))
     }

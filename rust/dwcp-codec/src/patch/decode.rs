@@ -82,15 +82,15 @@ impl EntryDecoder {
                     let length = ((range.end - range.start) as usize).min(dst.len());
                     held = Some(base.read(range.start, length, &mut self.base)?);
                 }
-                self.blocks.decode(kind, entry.codec, payload, held, dst).map_err(codec_error)?;
+                let made = self.blocks.decode_and_hash(kind, entry.codec, payload, held, dst);
+                return Ok(expect_digest(entry, made.map_err(codec_error)?)?);
             }
             (EntryKind::Same | EntryKind::Copy | EntryKind::Splice, None) => {}
         }
-        prove(entry, dst).map_err(Into::into)
+        Ok(expect_digest(entry, Digest::of(dst))?)
     }
 
-    /// Decodes a block, told by what changed or by one byte, onto its base block, and leaves it to the caller to prove
-    /// it.
+    /// Decodes a block, told by what changed or by one byte, onto its base block.
     pub(super) fn decode_onto(
         &mut self,
         patch: &[u8],
@@ -102,6 +102,21 @@ impl EntryDecoder {
         })
     }
 
+    /// [`EntryDecoder::decode_onto`], and the digest of the block, which it is the caller's to prove.
+    pub(super) fn decode_onto_and_hash(
+        &mut self,
+        patch: &[u8],
+        entry: &Entry,
+        block: &mut [u8],
+    ) -> Result<Digest, PatchError> {
+        let mut made = None;
+        self.with_payload(patch, entry, |blocks, kind, payload| {
+            made = Some(blocks.decode_onto_and_hash(kind, entry.codec, payload, block)?);
+            Ok(())
+        })?;
+        Ok(made.unwrap_or_else(|| Digest::of(block)))
+    }
+
     /// Decodes a block, told by itself or against its base block `base`, into `dst`, and proves it by its digest.
     pub(super) fn decode_against(
         &mut self,
@@ -110,10 +125,12 @@ impl EntryDecoder {
         base: &[u8],
         dst: &mut [u8],
     ) -> Result<(), PatchError> {
+        let mut made = None;
         self.with_payload(patch, entry, |blocks, kind, payload| {
-            blocks.decode(kind, entry.codec, payload, Some(base), dst)
+            made = Some(blocks.decode_and_hash(kind, entry.codec, payload, Some(base), dst)?);
+            Ok(())
         })?;
-        prove(entry, dst)
+        expect_digest(entry, made.unwrap_or_else(|| Digest::of(dst)))
     }
 
     /// Takes back what [`EntryDecoder::decode_onto`] did to a block of a kind that can be undone.
@@ -178,8 +195,7 @@ where
 }
 
 /// Refuses a block that has not the digest of its entry, which has one unless the block is as in the base.
-pub(super) fn prove(entry: &Entry, block: &[u8]) -> Result<(), PatchError> {
-    let actual = Digest::of(block);
+pub(super) fn expect_digest(entry: &Entry, actual: Digest) -> Result<(), PatchError> {
     match entry.digest {
         Some(expected) if expected != actual => {
             Err(PatchError::BlockMismatch { index: entry.first, expected, actual })

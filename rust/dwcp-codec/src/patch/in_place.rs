@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use super::apply::{Patch, Slice, zeroed};
 use super::contents::Contents;
-use super::decode::{EntryDecoder, prove};
+use super::decode::{EntryDecoder, expect_digest};
 use super::error::PatchError;
 use super::format::{Entry, EntryKind};
 use super::parallel::{self, Failure, Kept};
@@ -185,9 +185,9 @@ impl Patch<'_> {
         }
         let (entry, decoder) = (change.entry, &mut worker.decoder);
         let changed = if change.way == Way::InPlace {
-            let done = decoder.decode_onto(self.bytes(), entry, block);
+            let done = decoder.decode_onto_and_hash(self.bytes(), entry, block);
             change.is_done = done.is_ok();
-            done.and_then(|()| prove(entry, block))
+            done.and_then(|made| expect_digest(entry, made))
         } else {
             let keep = !self.tells_little(entry);
             let aside = if keep { change.decoded.insert(Vec::new()) } else { &mut worker.block };

@@ -73,6 +73,9 @@ struct Tools {
     spare: Vec<Vec<u8>>,
 }
 
+/// Of the lines of a block those that are as held are copied as well if they are fewer than one in this many.
+const FEW_SHARE: usize = 16;
+
 /// So many bytes of payloads are kept for the next ones.
 const MOST_SPARE_BYTES: usize = 32 << 20;
 
@@ -182,12 +185,12 @@ impl Block {
             lines::put_lines(old, dirty, held);
             return Ok(true);
         }
-        if count * LINE_BYTES > length / 2 {
+        let is_partial = count * LINE_BYTES <= length - length / FEW_SHARE;
+        if !is_partial {
             // The few others, so that all of what was held is at hand.
             lines::put_other_lines(held, dirty, old);
         }
         let dirty_lines = DirtyLines { words: dirty, count };
-        let is_partial = count * LINE_BYTES <= length / 2;
         let base = Base { bytes: old, dirty: Some(dirty_lines), is_partial };
         let made = encoder.encode_compared(None, options.codec, held, Some(base), options.width);
         let told = made
