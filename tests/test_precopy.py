@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dwcp_fast.policy.precopy import Forecast, Round, fit_writing, forecast, why_not_converging
+from dwcp_fast.policy.precopy import Forecast, Round, fit_writing, forecast, seconds_left, why_not_converging
 
 MB = 1e6
 
@@ -65,6 +65,11 @@ def rounds(*left_mb: float) -> list[Round]:
     return [
         Round(number + 1, number, int(left * MB), 90 * MB, 100 * MB) for number, left in enumerate(left_mb)
     ]
+
+
+def test_the_end_is_in_sight_only_while_more_is_sent_than_written() -> None:
+    assert seconds_left(Round(1, 5.0, int(100 * MB), 60 * MB, 110 * MB)) == pytest.approx(2.0)
+    assert seconds_left(Round(1, 5.0, int(100 * MB), 110 * MB, 110 * MB)) is None
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,26 @@ def of_programs() -> Inputs:
         yield "pages", bytes([64, 5, 1, *RNG.randbytes(5)]) + RNG.randbytes(3_000)
 
 
+def of_migrations() -> Inputs:
+    """Give migration streams as QEMU makes them, short ones, and chunks that begin as those of a relay do."""
+    head = b"QEVM\0\0\0\x03\x07\0\0\0\x02pc\x01\0\0\0\x02\x03ram\0\0\0\0\0\0\0\x04"
+    setup = (0x40000 | 4).to_bytes(8, "big") + b"\x06pc.ram" + (0x40000).to_bytes(8, "big")
+    end = (0x10).to_bytes(8, "big") + b"\x7e\0\0\0\x02"
+    for _ in range(20):
+        pages = bytearray()
+        for number in RNG.sample(range(64), RNG.randrange(1, 6)):
+            filled = RNG.random() < 0.3
+            pages += (number * 4096 | (2 if filled else 8)).to_bytes(8, "big") + b"\x06pc.ram"
+            pages += b"\0" if filled else RNG.choice([RNG.randbytes(4096), RNG.randbytes(16) * 256])
+        section = b"\0\0\0\x02" + bytes(pages) + end
+        rounds = b"\x02" + section + b"\x02" + section + b"\x03" + section
+        devices = b"\x04\0\0\0\x05\x03apic" + bytes(9)
+        yield "vm_stream", RNG.randbytes(2) + head + setup + end + rounds + devices
+        told = bytes([7, RNG.choice([8, 9, 10, 0x18]), 0, 0, 2 << 1, 6]) + b"pc.ram"
+        chunk = RNG.randbytes(16) + b"\x90\x20" + bytes([len(told)]) + told + RNG.randbytes(4096)
+        yield "vm_decode", len(chunk).to_bytes(2, "little") + chunk
+
+
 def of_dictionaries() -> Inputs:
     """Give a trained dictionary with what may be coded by it."""
     samples = [f'{{"lane":{number % 8},"block":{number},"of":"transfer"}}'.encode() for number in range(400)]
@@ -148,7 +168,9 @@ def of_dictionaries() -> Inputs:
 def main(corpus: Path, files: list[Path]) -> None:
     """Write every input under its digest."""
     golden = [path.read_bytes() for path in sorted((GOLDEN / "patches").iterdir())]
-    streams = [path.read_bytes() for path in sorted((GOLDEN / "v3").glob("*.bin"))]
+    relays = [GOLDEN / "relay" / f"{side}.bin" for side in ("source", "target")]
+    sessions = [*sorted((GOLDEN / "v3").glob("*.bin")), *relays]
+    streams = [path.read_bytes() for path in sessions]
     real = [piece for pair in zip(files[::2], files[1::2], strict=True) for piece in pieces(pair)]
     for target, content in chain(
         of_patches(real, golden),
@@ -156,6 +178,7 @@ def main(corpus: Path, files: list[Path]) -> None:
         of_frames(streams),
         of_handshakes(streams),
         of_programs(),
+        of_migrations(),
         of_dictionaries(),
     ):
         directory = corpus / target

@@ -19,6 +19,8 @@ AGAINST_BASE = (DIFFERENCE, SPARSE, RUNS)
 NONE, LZ4, ZSTD, ZSTD_DICTIONARY = range(4)
 DICTIONARY_LIMIT = HEAD_LIMIT - 24
 ANNOUNCED, WANTED, GIVEN, DECLINED = range(4)
+OPENS, DATA, PAGES, END, RESET = range(5)
+STREAM_LIMIT = 1_024
 
 
 class WireError(ValueError):
@@ -243,6 +245,42 @@ def fill(head: Fields) -> dict[str, Any]:
     return {"length": length}
 
 
+def relay(head: Fields) -> dict[str, Any]:
+    word = head.unsigned(1, 0, 1)
+    head.zeros(7)
+    cache = head.unsigned(8, 0, OBJECT_LIMIT)
+    return {"word": word, "cache": cache, "pages": head.unsigned(8, 0, OBJECT_LIMIT if word else 0)}
+
+
+def base_pages(head: Fields) -> dict[str, Any]:
+    first, count = head.unsigned(4), head.unsigned(4, 1, 65_535)
+    name = head.take(head.unsigned(1, 1, 255))
+    return {"first_page": first, "name_hex": name.hex(), "digests": digests(head, count)}
+
+
+def record(head: Fields) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "stream": head.unsigned(4, 0, STREAM_LIMIT - 1),
+        "word": head.unsigned(1, 0, RESET),
+    }
+    out["kind"] = head.unsigned(1, 0, PLANES)
+    out["codec"] = head.unsigned(1, 0, ZSTD if out["kind"] == PLAIN else NONE)
+    head.zeros(1)
+    out["number"] = head.unsigned(8)
+    low, high = {OPENS: (1, 32), DATA: (1, BLOCK_LIMIT), PAGES: (1, BLOCK_LIMIT)}.get(out["word"], (0, 0))
+    out["raw_length"] = head.unsigned(4, low, high)
+    require(out["word"] != OPENS or out["number"] == 0, "a record that opens a stream again")
+    return out | {"digest": head.take(16).hex()}
+
+
+def taken(head: Fields) -> dict[str, Any]:
+    return {
+        "stream": head.unsigned(4, 0, STREAM_LIMIT - 1),
+        "count": head.unsigned(8),
+        "come": head.unsigned(8),
+    }
+
+
 def nothing(_head: Fields) -> dict[str, Any]:
     return {}
 
@@ -267,12 +305,16 @@ FRAMES = {
     0x11: ("fetch", fetch),
     0x12: ("dictionary", dictionary),
     0x13: ("fill", fill),
+    0x14: ("relay", relay),
+    0x15: ("base", base_pages),
+    0x16: ("record", record),
+    0x17: ("taken", taken),
 }
 
 
 @dataclass
 class Frame:
-    """One decoded frame: its name, the fields of its head, and the body of a BLOCK."""
+    """One decoded frame: its name, the fields of its head, and the body of a BLOCK or RECORD."""
 
     name: str
     fields: dict[str, Any]
@@ -300,9 +342,8 @@ class Lane:
         require(kind in FRAMES, f"frame type {kind:#x}")
         require(flags == 0 and reserved == 0, "flags or reserved bytes")
         require(head_len <= HEAD_LIMIT, f"a head of {head_len} bytes")
-        require(
-            1 <= body_len <= BLOCK_LIMIT if kind == 0x07 else body_len == 0, f"a body of {body_len} bytes"
-        )
+        least, most = {0x07: (1, BLOCK_LIMIT), 0x16: (0, BLOCK_LIMIT)}.get(kind, (0, 0))
+        require(least <= body_len <= most, f"a body of {body_len} bytes")
         require(sequence == self.sequence, f"sequence {sequence} where {self.sequence} is due")
         end = HEADER.size + head_len + body_len
         require(len(data) >= end, "a frame is cut short")
@@ -315,10 +356,12 @@ class Lane:
         fields = decode(reader)
         reader.end()
         body = data[HEADER.size + head_len : end]
-        if name == "block":
+        if name == "block" or (name == "record" and fields["raw_length"] > 0):
             raw, plain = fields["raw_length"], fields["kind"] == PLAIN
             whole = plain and fields["codec"] == NONE
             require(not whole or body_len == raw, "an uncoded body of another length")
             most = raw if plain or fields["kind"] == FILL else raw - 1
             require(1 <= body_len <= most, "a body larger than its block")
+        else:
+            require(body_len == 0, "a body of a record that has no bytes")
         return Frame(name, fields, body), end

@@ -40,7 +40,9 @@ def test_a_writing_guest_moves_and_finds_its_memory_right(pair: Pair) -> None:
     events: list[dict[str, Any]] = []
     report = move(pair, events=events)
     pair.check_moved()
-    assert report.rounds and [event["round"] for event in events if event["type"] == "round"]
+    rounds = [event for event in events if event["type"] == "round"]
+    assert report.rounds and len(rounds) == len(report.rounds)
+    assert all(event["ratio"] > 0 and "expected_end_s" in event for event in rounds)
     assert report.memory_bytes >= 128 << 20
     # The guest itself says for how long nobody heard of it; what is reported is no less than what QEMU saw.
     check_downtime(pair.source.console, pair.target.console, report.downtime_s)

@@ -298,12 +298,15 @@ def show_event(printer: Output, event: dict[str, Any]) -> None:
         return
     match event["type"]:
         case "round":
+            end, ratio = event["expected_end_s"], event["ratio"]
             printer.note(
                 f"round {event['round']}: at {event['at_s']:.1f} s {format_bytes(event['remaining_bytes'])} "
                 f"are left, "
                 f"{format_bytes(event['bytes_per_s'])}/s sent, {format_bytes(event['dirty_bytes_per_s'])}/s "
                 f"written, "
                 f"{format_bytes(event['wire_bytes'])} on the link"
+                + (f" ({ratio:.1f}x)" if ratio else "")
+                + ("; no end in sight" if end is None else f"; expected to end at {end:.1f} s")
             )
         case "disks":
             printer.note(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Forecast", "Round", "fit_writing", "forecast", "why_not_converging"]
+__all__ = ["Forecast", "Round", "fit_writing", "forecast", "seconds_left", "why_not_converging"]
 
 MAX_ROUNDS: Final = 200
 GAIN: Final = 0.95
@@ -158,6 +158,19 @@ def fit_writing(
         # All of it is written in less than the time of a probe; how fast cannot be told, and need not be.
         left = LEAST_NEW
     return -math.log(left) * working_set / probe_s, working_set
+
+
+def seconds_left(ended: Round) -> float | None:
+    """Tell how long a move takes from the end of a round on, if all goes on as in it.
+
+    Args:
+        ended: The round.
+
+    Returns:
+        Seconds; None if the guest writes as fast as is sent, so that no end is in sight.
+    """
+    gain = ended.bytes_per_s - ended.dirty_bytes_per_s
+    return ended.remaining_bytes / gain if gain > 0 else None
 
 
 def why_not_converging(rounds: Sequence[Round], *, max_downtime_s: float, patience_rounds: int) -> str | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from dwcp_fast.errors import DeadlineError, QmpError
-from dwcp_fast.policy.precopy import Round
+from dwcp_fast.policy.precopy import Round, seconds_left
 from dwcp_fast.vm.carrying import Carrier
 from dwcp_fast.vm.machine import Machine, MigrationState
 from dwcp_fast.vm.report import MigrationReport, Moment
@@ -151,6 +151,8 @@ class Watch:
         )
         self._round_began = (now, state.sent_bytes)
         self.rounds.append(ended)
+        wire_bytes = self._relay.present().wire_bytes if self._relay else 0
+        left_s = seconds_left(ended)
         self._tell(
             {
                 "type": "round",
@@ -159,7 +161,9 @@ class Watch:
                 "remaining_bytes": ended.remaining_bytes,
                 "dirty_bytes_per_s": round(ended.dirty_bytes_per_s),
                 "bytes_per_s": round(ended.bytes_per_s),
-                "wire_bytes": self._relay.present().wire_bytes if self._relay else 0,
+                "wire_bytes": wire_bytes,
+                "ratio": round(state.sent_bytes / wire_bytes, 2) if wire_bytes else None,
+                "expected_end_s": None if left_s is None else round(now + left_s, 1),
             }
         )
 

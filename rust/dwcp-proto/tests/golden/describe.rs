@@ -157,7 +157,7 @@ pub fn describe(frame: &Frame) -> String {
                 ("content_hex", text(hex(bytes))),
             ])
         }
-        // No golden file has frames of relays.
+        // Those of relays were made by hand.
         Frame::Relay(_) | Frame::Base(_) | Frame::Record(_) | Frame::Taken(_) => object(&[]),
     }
 }

@@ -6,6 +6,7 @@
 
 mod describe;
 mod dictionary;
+mod relay;
 
 use std::path::PathBuf;
 
