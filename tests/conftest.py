@@ -1,6 +1,7 @@
 """What every test shares: where the repository is, and settings that make failures repeatable."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from messages import MESSAGES
 settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("search", deadline=None, max_examples=1_000, print_blob=True)
 settings.load_profile("search" if os.environ.get("DWCP_TEST_SEARCH") else "repeatable")
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would the processes interrupted here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
