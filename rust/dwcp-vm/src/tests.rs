@@ -350,19 +350,19 @@ proptest! {
 /// Chunks that were made by hand as `docs/format.md` has them; `tests/oracle/making.py` says what they are.
 #[test]
 fn golden_chunks_are_read_as_the_stream_that_they_stand_for() {
-    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/relay");
+    const CHUNKS: &[u8] = include_bytes!("../../../tests/golden/relay/chunks.bin");
+    const MIGRATION: &[u8] = include_bytes!("../../../tests/golden/relay/migration.bin");
     let base = vec![
         (b"pc.ram".to_vec(), (0..3).map(noise).collect()),
         (b"vga".to_vec(), (3..5).map(noise).collect()),
     ];
     let mut decoder = PageDecoder::new(3 * 4_192, Box::new(Memory(base)), None);
-    let (bytes, mut out) = (std::fs::read(golden.join("chunks.bin")).unwrap(), Vec::new());
-    let mut rest = bytes.as_slice();
+    let (mut rest, mut out) = (CHUNKS, Vec::new());
     while let Some((length, tail)) = rest.split_first_chunk() {
         let (chunk, after) = tail.split_at(u32::from_le_bytes(*length) as usize);
         decoder.decode(chunk, &mut out).unwrap();
         rest = after;
     }
-    assert!(out == std::fs::read(golden.join("migration.bin")).unwrap());
+    assert!(out == MIGRATION);
     assert_eq!(decoder.counts(), PageCounts { zero: 3, same: 1, copy: 1, delta: 1, base: 3, full: 3 });
 }
