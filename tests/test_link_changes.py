@@ -58,10 +58,9 @@ def test_lanes_come_back_over_tcp_where_memory_is_not_shared_any_more(fetches: b
         if fetches:
             got = session.fetch()
             assert dict(got) == STATE
-            second = got.report
+            assert got.report.transport == "tcp"
         else:
-            second = session.send(STATE)
-        assert second.transport == "tcp"
+            assert session.send(STATE).transport == "tcp"
         (why,) = [choice.why for choice in session.explain() if choice.name == "link"]
         assert "but shm: " in why
     assert carried == ["tcp"]
