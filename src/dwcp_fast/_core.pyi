@@ -2,7 +2,7 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, Literal, Self, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.told import (
@@ -298,6 +298,7 @@ class Server:
 class ReceivedBuffer:
     def __len__(self) -> int: ...
 
+@disjoint_base
 class RegisteredMemory:
     def __new__(cls, content: int | BufferLike) -> Self: ...
     @property
