@@ -8,11 +8,11 @@
 (b'Weights', 7)
 """
 
-from types import TracebackType
 from typing import Final, Self
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike, view_tensor
+from dwcp_fast.closing import Closing
 from dwcp_fast.options import check_int
 
 __all__ = ["RegisteredBuffer"]
@@ -20,7 +20,7 @@ __all__ = ["RegisteredBuffer"]
 MAX_BYTES: Final = 1 << 46
 
 
-class RegisteredBuffer(_core.RegisteredMemory):
+class RegisteredBuffer(_core.RegisteredMemory, Closing):
     """Memory for states that are sent or received again and again; any function takes it that takes a buffer.
 
     Lanes over RDMA send it from where it is: the first that does registers it with the device, for all
@@ -37,8 +37,6 @@ class RegisteredBuffer(_core.RegisteredMemory):
         registrations: With how many devices it is registered at present.
         closed: Whether it was closed.
     """
-
-    __slots__ = ()
 
     def __new__(cls, length: int) -> Self:
         """Make a buffer of zeros.
@@ -69,13 +67,3 @@ class RegisteredBuffer(_core.RegisteredMemory):
             if not whole.c_contiguous:
                 raise BufferError("the data is not contiguous")
             return super().__new__(cls, whole)
-
-    def __enter__(self) -> Self:
-        """Use it in a ``with`` statement."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
-        self.close()

@@ -6,6 +6,7 @@ mod losses;
 mod making;
 mod probe;
 mod shared;
+mod stall;
 mod telemetry;
 #[cfg(test)]
 mod tests;
@@ -44,15 +45,12 @@ pub use probe::{ProbeOptions, ProbeReport, probe};
 use shared::Job;
 use shared::State;
 pub(crate) use shared::{Link, Shared, max_dictionary};
+pub use stall::STALL_READ_BYTES_PER_S;
 use telemetry::look;
 pub(crate) use worker::{Standing, work};
 
 /// How long [`SendSession::close`] lets lanes part in peace.
 const PARTING: Duration = Duration::from_millis(1_500);
-
-/// What a receiver is taken to read and to write of the state before it accepts, and before it commits: it says nothing
-/// of that meanwhile, so the time that nothing may move for is longer by the time this takes.
-pub const STALL_READ_BYTES_PER_S: u64 = 64 << 20;
 
 /// How a sender works.
 #[derive(Clone, Debug)]

@@ -16,10 +16,10 @@ use dwcp_proto::sender::{LaneId, SenderOptions, SenderProgress, SenderSession};
 use dwcp_proto::{Limits, Manifest};
 use dwcp_store::Source;
 
+use super::SendOptions;
 use super::choice::Selector;
 use super::telemetry::Telemetry;
 use super::turns::LaneHandle;
-use super::{STALL_READ_BYTES_PER_S, SendOptions};
 use crate::cancel::Cancel;
 use crate::distance::Distance;
 use crate::error::NetError;
@@ -562,30 +562,6 @@ impl State {
             self.wake_all();
         }
         Ok(())
-    }
-
-    /// A lane has made something of a block: it `writes` it now, or there was nothing to write.
-    pub(super) fn moves(&mut self, lane: LaneId, writes: bool) {
-        self.moved = Instant::now();
-        if let Some(handle) = self.lanes.get_mut(&lane) {
-            handle.writing = writes;
-        }
-    }
-
-    /// Whether a lane writes a block. That may last at a low rate, and has a deadline of its own.
-    fn is_writing(&self) -> bool {
-        self.lanes.values().any(|lane| lane.writing)
-    }
-
-    /// For how long nothing of the transfer may move, which has to include what the receiver does in silence.
-    pub(super) fn stalls_after(&self, limit: Option<Duration>) -> Option<Duration> {
-        let bytes = self.job.as_ref().map_or(0, |job| job.manifest.total_bytes());
-        limit.map(|limit| limit.saturating_add(Duration::from_secs(bytes / STALL_READ_BYTES_PER_S)))
-    }
-
-    /// Whether nothing of the transfer has moved for so long.
-    pub(super) fn is_still(&self, limit: Duration) -> bool {
-        !self.is_writing() && self.moved.elapsed() >= limit
     }
 
     pub(super) fn wake_all(&self) {
