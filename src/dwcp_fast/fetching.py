@@ -9,7 +9,7 @@ from dwcp_fast.buffers import BufferLike
 from dwcp_fast.carriers import link_order
 from dwcp_fast.dictionary import natives
 from dwcp_fast.engine import current_flags
-from dwcp_fast.links import Events, NativeLink
+from dwcp_fast.links import Events, NativeLink, counted
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.lanes import choose_lanes, explain_lanes, lane_range
@@ -71,7 +71,9 @@ class FetchLink(NativeLink):
     def fetch(self, request: bytes, timeout_s: float | None) -> Received:
         """Take the answer into new memory."""
         most = self._receive.max_total_bytes
-        buffers, told = self._counted(lambda: self._native.fetch_buffers(request, most, timeout_s))
+        buffers, told = counted(
+            self._native, self._guard, lambda: self._native.fetch_buffers(request, most, timeout_s)
+        )
         self._look_at_link(told)
         received = received_buffers(buffers, told, self._security)
         self._found(received.report)
@@ -81,17 +83,21 @@ class FetchLink(NativeLink):
         self, buffers: Mapping[str, BufferLike], request: bytes, timeout_s: float | None
     ) -> ReceiveReport:
         """Take the answer into the caller's memory."""
-        told = self._counted(lambda: self._native.fetch_into(request, dict(buffers), timeout_s))
+        told = counted(
+            self._native, self._guard, lambda: self._native.fetch_into(request, dict(buffers), timeout_s)
+        )
         return self._told(told)
 
     def fetch_into(self, directory: Path, request: bytes, timeout_s: float | None) -> ReceiveReport:
         """Take the answer into a directory."""
         receive = self._receive
         keep = receive.symlinks == "keep"
-        told = self._counted(
+        told = counted(
+            self._native,
+            self._guard,
             lambda: self._native.fetch_tree(
                 request, directory, receive.overwrite, keep, receive.sync, timeout_s
-            )
+            ),
         )
         return self._told(told)
 

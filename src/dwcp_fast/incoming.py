@@ -12,8 +12,16 @@ from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.closing import Closing
 from dwcp_fast.errors import ConfigError
-from dwcp_fast.links import Events, ScannedPaths, base_choice, block_bytes_of, scan_paths, send_report
-from dwcp_fast.metrics.meter import METER, count_failed
+from dwcp_fast.links import (
+    Events,
+    ScannedPaths,
+    base_choice,
+    block_bytes_of,
+    counted,
+    scan_paths,
+    send_report,
+)
+from dwcp_fast.metrics.meter import METER
 from dwcp_fast.modes import ModeKeeper
 from dwcp_fast.options import ReceiveOptions, SendOptions
 from dwcp_fast.policy.codec import choose_codec
@@ -161,7 +169,7 @@ class IncomingSession(Closing):
             DwcpError: The sender offers files, the peer fetches, or the listener was cancelled.
         """
         native, most = self._receiver(), self._options.max_total_bytes
-        outcome = self._counted(lambda: native.receive_buffers(most, timeout_s), waits=True)
+        outcome = counted(native, self._guard, lambda: native.receive_buffers(most, timeout_s), waits=True)
         return None if outcome is None else received_buffers(*outcome, self._security)
 
     def receive_into(
@@ -236,22 +244,13 @@ class IncomingSession(Closing):
             self._mode = ModeKeeper(self._serve, self._events)
         mode = self._mode
         with mode.keep(ServedWay(self._server())) as before:
-            told = self._counted(send, waits=False)
+            told = counted(self._native, self._guard, send)
         made = send_report(told, self.peer, self._security, [*choices, mode.choice])
         return replace(made, mode=mode.choice.value, mode_switches=mode.switches_since(before))
 
     def _received(self, receive: Callable[[], ReceiveTold | None]) -> ReceiveReport | None:
-        told = self._counted(receive, waits=True)
+        told = counted(self._native, self._guard, receive, waits=True)
         return None if told is None else receive_report(told, self._security)
-
-    def _counted(self, transfer: Callable[[], T], *, waits: bool) -> T:
-        """Make a transfer; what it raises says so if the kill switch ended it, and is counted so."""
-        try:
-            with self._guard.told():
-                return transfer()
-        except BaseException as error:
-            count_failed(self._native, error, waits=waits)
-            raise
 
 
 class ServedWay:

@@ -13,7 +13,7 @@ from dwcp_fast.carriers import UNNAMED_CONGESTION, link_order
 from dwcp_fast.dictionary import native
 from dwcp_fast.errors import ConfigError, NegotiationError
 from dwcp_fast.link_memory import KnownLink, recall_link, remember_link
-from dwcp_fast.metrics.meter import METER, count_failed
+from dwcp_fast.metrics.meter import METER, Counting, count_failed
 from dwcp_fast.modes import ModeKeeper
 from dwcp_fast.options import SendOptions
 from dwcp_fast.paths import PathReport
@@ -28,7 +28,7 @@ from dwcp_fast.policy.selection import ActionShare, Selection
 from dwcp_fast.policy.transport import explain_link
 from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
 from dwcp_fast.rollout.flags import component_refusal
-from dwcp_fast.rollout.switch import SWITCH
+from dwcp_fast.rollout.switch import SWITCH, Guard
 from dwcp_fast.selector import load_selector
 from dwcp_fast.state import sent_index
 from dwcp_fast.throttle import bandwidth_now, follow_schedule
@@ -44,6 +44,7 @@ __all__ = [
     "V3Link",
     "base_choice",
     "block_bytes_of",
+    "counted",
     "scan_paths",
     "send_report",
     "send_settings",
@@ -169,15 +170,6 @@ class NativeLink:
         LOG.info("the link is %s: %s", link.value, link.why)
         self._choices = [link if choice.name == link.name else choice for choice in self._choices]
 
-    def _counted(self, transfer: Callable[[], T]) -> T:
-        """Make a transfer; what it raises says so if the kill switch ended it, and is counted so."""
-        try:
-            with self._guard.told():
-                return transfer()
-        except BaseException as error:
-            count_failed(self._native, error)
-            raise
-
     def cancel(self) -> None:
         """Stop what is under way; the session is of no use afterwards."""
         self._guard.release()
@@ -280,7 +272,7 @@ class V3Link(NativeLink):
 
     def _sent(self, send: Callable[[], SendTold]) -> SendReport:
         with self._mode.keep(self) as before:
-            told = self._counted(send)
+            told = counted(self._native, self._guard, send)
         # A session that was lost may have come back another way.
         self._note_link(self._order, told["link"], told["passed_over"])
         report = send_report(told, self._peer, self._security, self.choices())
@@ -409,6 +401,23 @@ def check_v1(options: SendOptions, engine: Choice[Any]) -> None:
         raise NegotiationError(
             f"v1 cannot keep {told}, and it is to be used: {engine.why}", hint="use v3, or ask for none of it"
         )
+
+
+def counted(native: Counting, guard: Guard, transfer: Callable[[], T], *, waits: bool = False) -> T:
+    """Make a transfer; what it raises says so if the kill switch ended it, and is counted so.
+
+    Args:
+        native: The session.
+        guard: What tells whether the kill switch ended it.
+        transfer: Makes it.
+        waits: Whether that begins by waiting for the peer.
+    """
+    try:
+        with guard.told():
+            return transfer()
+    except BaseException as error:
+        count_failed(native, error, waits=waits)
+        raise
 
 
 def block_bytes_of(objects: Mapping[str, BufferLike], options: SendOptions, *, far: bool) -> int:

@@ -169,7 +169,7 @@ def move_guest(
         say(
             f"moving it over {settings.rate_bps / 1e6:g} Mbps and {settings.rtt_s * 1e3:g} ms while it writes"
         )
-        taking = threading.Thread(target=acceptance.run, args=(COME_S,), daemon=True)
+        taking = threading.Thread(target=take, args=(acceptance,), daemon=True)
         taking.start()
         options = MigrateOptions(max_downtime_s=settings.max_downtime_s)
         to = through(link, acceptance)

@@ -33,7 +33,7 @@ from dwcp_fast.metrics.stats import (
 from dwcp_fast.reports import CodecShare, ReceiveReport, SendReport
 from dwcp_fast.told import EventsTold, FlowTold, TotalsTold
 
-__all__ = ["ERROR_CODES", "METER", "Meter", "SessionMark", "count_failed"]
+__all__ = ["ERROR_CODES", "METER", "Counting", "Meter", "SessionMark", "count_failed"]
 
 T = TypeVar("T", bound=SendReport | ReceiveReport)
 Counting = _core.Sender | _core.Fetcher | _core.Server | _core.Receiver
