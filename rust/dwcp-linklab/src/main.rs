@@ -216,6 +216,7 @@ fn to_json(report: &Report) -> String {
     ];
     let mut fields: Vec<String> =
         numbers.iter().map(|(name, value)| format!("{}: {value}", quote(name))).collect();
+    fields.push(format!(r#""idle_us": {:.1}"#, micros(report.idle)));
     fields.push(format!(r#""mean_late_us": {:.1}"#, micros(mean_late)));
     fields.push(format!(r#""max_late_us": {:.1}"#, micros(report.max_late)));
     format!("{{{}}}", fields.join(", "))

@@ -73,6 +73,8 @@ pub struct Direction<T> {
     queued_bytes: u64,
     held_bytes: u64,
     line_free_at: Nanos,
+    /// How long the line could have taken packets, and there was none.
+    idle: Nanos,
     /// Nothing leaves before, as the rate is 0 until then.
     stalled_until: Nanos,
     flying: VecDeque<Flying<T>>,
@@ -91,6 +93,7 @@ impl<T> Direction<T> {
             queued_bytes: 0,
             held_bytes: 0,
             line_free_at: 0,
+            idle: 0,
             stalled_until: 0,
             flying: VecDeque::new(),
             held_back: BinaryHeap::new(),
@@ -162,7 +165,19 @@ impl<T> Direction<T> {
 
     /// When the line may take a packet, if it is the first.
     fn start_of(&self, packet: &Waiting<T>) -> Nanos {
-        self.line_free_at.max(self.stalled_until).max(packet.arrival)
+        self.may_start_at().max(packet.arrival)
+    }
+
+    /// How long until now the line could have taken packets, and there was none.
+    pub fn idle(&mut self, now: Nanos) -> Nanos {
+        self.serve(now);
+        let waits = if self.queue.is_empty() { now.saturating_sub(self.may_start_at()) } else { 0 };
+        self.idle + waits
+    }
+
+    /// When the line may take a packet.
+    fn may_start_at(&self) -> Nanos {
+        self.line_free_at.max(self.stalled_until)
     }
 
     /// Put on the line every packet whose turn has come.
@@ -180,6 +195,7 @@ impl<T> Direction<T> {
                 }
                 (Some(rate), _) => (f64::from(first.length) * 8e9 / rate).round() as Nanos,
             };
+            self.idle += start - self.may_start_at();
             self.line_free_at = start.saturating_add(taken);
             if let Some(packet) = self.queue.pop_front() {
                 self.queued_bytes -= u64::from(packet.length);
@@ -289,6 +305,17 @@ mod tests {
         // 1500 bytes take a millisecond at 12 Mbit/s.
         assert_eq!(arrived, (0..10).map(|n| ((101 + n as u64) * MS, n)).collect::<Vec<_>>());
         assert_eq!(link.counts.delivered_bytes, 15_000);
+    }
+
+    #[test]
+    fn the_line_is_idle_while_it_may_take_packets_and_none_is_there() {
+        let mut link = direction("rate_bps=12e6 queue_ms=1000");
+        assert_eq!(link.idle(3 * MS), 3 * MS);
+        // Two milliseconds on the line, then four without a packet, then one on the line again.
+        (0..2).for_each(|number| link.offer(3 * MS, 1500, number));
+        assert_eq!((link.idle(3 * MS), link.idle(5 * MS), link.idle(9 * MS)), (3 * MS, 3 * MS, 7 * MS));
+        link.offer(9 * MS, 1500, 2);
+        assert_eq!((link.idle(10 * MS), link.idle(11 * MS)), (7 * MS, 8 * MS));
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub enum Order {
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     pub counts: Counts,
+    /// How long the line could have taken packets, and there was none: what it did not carry for want of them.
+    pub idle: Nanos,
     /// Packets handed on more than a millisecond after they were due.
     pub late_packets: u64,
     pub max_late: Nanos,
@@ -119,7 +121,8 @@ impl Pump {
                 Ok(Order::Change(settings)) => link.change(self.clock.now(), *settings),
                 Ok(Order::Report(to)) => {
                     // Whoever asked may have gone.
-                    let _ = to.send(Report { counts: link.counts.clone(), ..report.clone() });
+                    let idle = link.idle(self.clock.now());
+                    let _ = to.send(Report { counts: link.counts.clone(), idle, ..report.clone() });
                 }
                 Err(TryRecvError::Empty) => return Ok(true),
                 Err(TryRecvError::Disconnected) => return Ok(false),
