@@ -167,7 +167,7 @@ fn offer(stream: &LocalStream, memory: &OwnedFd, patience: Patience) -> Result<(
 }
 
 /// Receives the descriptor, and how long the rings in it are said to be.
-fn take(stream: &LocalStream, patience: Patience) -> Result<(OwnedFd, u32), NetError> {
+pub(super) fn take(stream: &LocalStream, patience: Patience) -> Result<(OwnedFd, u32), NetError> {
     let mut bytes = [0; OFFER_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let began = Instant::now();
@@ -180,7 +180,10 @@ fn take(stream: &LocalStream, patience: Patience) -> Result<(OwnedFd, u32), NetE
                     RecvAncillaryMessage::ScmRights(rights) => Some(rights),
                     _ => None,
                 });
-                break (message.bytes, message.flags, rights.flatten().last());
+                // The room for one is rounded up, so that two may come. Whatever is not kept is closed.
+                let mut rights = rights.flatten();
+                let memory = rights.next().filter(|_| rights.next().is_none());
+                break (message.bytes, message.flags, memory);
             }
             Err(error) => again("read from", stream.peer, error.into(), patience, began)?,
         }

@@ -1,4 +1,6 @@
 use std::fs::File;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -7,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::super::{Patience, Transport, wake_pair};
 use super::lane::ShmTransport;
 use super::local::LocalStream;
-use super::meet::{check_memory, make_memory};
+use super::meet::{check_memory, make_memory, take};
 use super::region::Region;
 use super::ring::{Consumer, Producer, Way, region_bytes};
 use crate::error::NetError;
@@ -119,6 +122,28 @@ fn memory_that_could_become_shorter_or_is_not_what_it_is_said_to_be_is_refused()
     }
     assert!(check_memory(File::open("/proc/self/status").unwrap().as_fd(), RING_BYTES).is_err());
     assert!(check_memory(std::io::pipe().unwrap().0.as_fd(), RING_BYTES).is_err());
+}
+
+#[test]
+fn an_offer_comes_with_one_descriptor() {
+    let memory = make_memory(RING_BYTES).unwrap();
+    let offered = |descriptors: usize| {
+        let (dialer, listener) = UnixStream::pair().unwrap();
+        let descriptors = vec![memory.as_fd(); descriptors];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        }
+        let bytes = [&b"DWSM"[..], &RING_BYTES.to_le_bytes()].concat();
+        sendmsg(&dialer, &[IoSlice::new(&bytes)], &mut control, SendFlags::empty()).unwrap();
+        take(&LocalStream::of(listener), patience())
+    };
+    assert_eq!(offered(1).unwrap().1, RING_BYTES);
+    for descriptors in [0, 2, 3] {
+        let told = offered(descriptors).unwrap_err().to_string();
+        assert!(told.contains("exactly one descriptor"), "{descriptors}: {told}");
+    }
 }
 
 #[test]
