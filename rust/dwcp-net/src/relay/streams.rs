@@ -111,7 +111,7 @@ fn answer(shared: &Arc<Shared>, number: u32) -> Result<(), NetError> {
                 (stream.read_over, stream.write_over) = (true, true);
             }
             drop(state);
-            done(shared, number, record.raw_len);
+            done(shared, number, record.word, record.raw_len);
             return drain(shared, number);
         }
         Err(error) => return Err(failed("connect to", &channel)(error)),
@@ -126,7 +126,7 @@ fn answer(shared: &Arc<Shared>, number: u32) -> Result<(), NetError> {
     }
     drop(state);
     shared.changed.notify_all();
-    done(shared, number, record.raw_len);
+    done(shared, number, record.word, record.raw_len);
     start_reader(shared, number, &channel, &socket)?;
     let decoder = if is_migration {
         let cache = shared.cache_bytes.get().copied().unwrap_or_default();
@@ -190,17 +190,29 @@ fn next(shared: &Shared, number: u32) -> Option<Record<Vec<u8>>> {
     }
 }
 
-fn done(shared: &Shared, number: u32, raw_len: u32) {
+/// This side is done with a record. With the end of a stream its direction is over, and the peer is to be told of that, at
+/// once: a lane that looked in between would find all of it ended and nothing to tell, and end the session before the
+/// peer has heard.
+fn done(shared: &Shared, number: u32, word: RecordWord, raw_len: u32) {
     let mut state = lock(&shared.state);
+    let over = matches!(word, RecordWord::End | RecordWord::Reset);
+    if over && let Some(stream) = state.streams.get_mut(&number) {
+        stream.write_over = true;
+        stream.read_over |= word == RecordWord::Reset;
+    }
     if state.inbox.done(number, raw_len) {
         state.wake_one();
+    }
+    drop(state);
+    if over {
+        shared.changed.notify_all();
     }
 }
 
 /// Takes what still comes for a stream that is not there any more.
 fn drain(shared: &Shared, number: u32) -> Result<(), NetError> {
     while let Some(record) = next(shared, number) {
-        done(shared, number, record.raw_len);
+        done(shared, number, record.word, record.raw_len);
         if matches!(record.word, RecordWord::End | RecordWord::Reset) {
             break;
         }
@@ -237,20 +249,17 @@ fn write(
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(error) => {
-                let mut state = lock(&shared.state);
-                let stream = state.streams.get_mut(&number);
+                let state = lock(&shared.state);
+                let stream = state.streams.get(&number);
                 let (migrates, has_left) =
                     stream.map_or((false, true), |stream| (stream.is_migration, stream.read_over));
                 // A machine that has left after its last word does not want to hear more.
                 if migrates && (shared.side == Side::Target || !has_left) {
                     return Err(failed("write to", channel)(error));
                 }
-                if let Some(stream) = state.streams.get_mut(&number) {
-                    stream.write_over = true;
-                }
                 drop(state);
                 let _ = socket.shutdown(Shutdown::Both);
-                done(shared, number, record.raw_len);
+                done(shared, number, record.word, record.raw_len);
                 return if matches!(record.word, RecordWord::End | RecordWord::Reset) {
                     Ok(())
                 } else {
@@ -274,19 +283,14 @@ fn write(
             } else {
                 state.report.return_bytes += count;
             }
-            if over && let Some(stream) = state.streams.get_mut(&number) {
-                stream.write_over = true;
-                stream.read_over |= record.word == RecordWord::Reset;
-            }
         }
         if over {
             let how = if record.word == RecordWord::End { Shutdown::Write } else { Shutdown::Both };
             // It fails only on a socket that is closed already.
             let _ = socket.shutdown(how);
         }
-        done(shared, number, record.raw_len);
+        done(shared, number, record.word, record.raw_len);
         if over {
-            shared.changed.notify_all();
             return Ok(());
         }
     }
@@ -476,5 +480,84 @@ fn read_now(socket: &UnixStream, held: &mut Vec<u8>, most: usize) -> io::Result<
         Ok((_, count)) => Ok(Some(count)),
         Err(Errno::INTR | Errno::AGAIN) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dwcp_proto::SessionId;
+    use dwcp_proto::frame::{Secret, Taken};
+
+    use super::*;
+    use crate::cancel::Cancel;
+    use crate::relay::RelayOptions;
+    use crate::report::Unobserved;
+
+    /// The side that dials with one stream whose machine has said all that it will, and that has reached the peer.
+    fn left() -> (Arc<Shared>, UnixStream, UnixStream) {
+        let names = (SessionId([0; 16]), Secret::NONE);
+        let halts = (Cancel::new(), Cancel::new());
+        let made =
+            Shared::new(Side::Source, names, RelayOptions::default(), halts, Arc::new(Unobserved), None);
+        let (socket, machine) = UnixStream::pair().unwrap();
+        let mut stream = Stream::new(None, false);
+        stream.read_over = true;
+        {
+            let mut state = lock(&made.state);
+            state.streams.insert(0, stream);
+            state.inbox.open(0);
+        }
+        (Arc::new(made), socket, machine)
+    }
+
+    fn come(shared: &Shared, number: u64, word: RecordWord, bytes: &[u8]) {
+        let mut state = lock(&shared.state);
+        let record = Record { word, bytes: bytes.to_vec(), raw_len: bytes.len() as u32 };
+        assert!(state.inbox.accept((0, number), record).unwrap());
+        state.tell_writer(0);
+    }
+
+    #[test]
+    fn session_is_not_at_peace_before_the_peer_was_told_of_the_end_of_its_stream() {
+        let (shared, _socket, _machine) = left();
+        come(&shared, 0, RecordWord::Data, b"word");
+        come(&shared, 1, RecordWord::End, b"");
+        let first = next(&shared, 0).unwrap();
+        done(&shared, 0, first.word, first.raw_len);
+        let end = next(&shared, 0).unwrap();
+        // As it is while the writer works: nothing more waits, and the peer knows of all that was done.
+        assert!(lock(&shared.state).inbox.tell(1).is_none_or(|told| told.count == 1));
+        assert!(!lock(&shared.state).is_quiet());
+        done(&shared, 0, end.word, end.raw_len);
+        {
+            let mut state = lock(&shared.state);
+            assert!(!state.is_quiet());
+            assert_eq!(state.inbox.tell(2), Some(Taken { stream: 0, count: 2, come: 2 }));
+            assert!(state.is_quiet());
+        }
+    }
+
+    #[test]
+    fn machine_that_has_left_does_not_end_what_its_peer_still_says() {
+        let (shared, socket, machine) = left();
+        drop(machine);
+        let writer = {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || write(&shared, 0, "control", &socket, None))
+        };
+        for number in 0..3 {
+            come(&shared, number, RecordWord::Data, b"nobody reads this");
+            // Once it is told of, the writer has found that nobody is there.
+            while lock(&shared.state).inbox.tell(0).is_none_or(|told| told.count != number + 1) {
+                std::thread::yield_now();
+            }
+            assert!(!lock(&shared.state).is_quiet());
+        }
+        come(&shared, 3, RecordWord::End, b"");
+        writer.join().unwrap().unwrap();
+        let mut state = lock(&shared.state);
+        assert!(!state.is_quiet());
+        assert_eq!(state.inbox.tell(4).map(|told| told.count), Some(4));
+        assert!(state.is_quiet());
     }
 }
