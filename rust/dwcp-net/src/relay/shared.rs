@@ -43,10 +43,14 @@ const FASTEST_LINK: f64 = 1.25e9;
 /// Records that wait for a lane: what waits when a machine is stopped is added to the time for which it stands still.
 const MOST_WAITING: usize = 2;
 
-/// What others wait for is late after this much more than a record takes, as many times as long: while there is something
-/// else to send, and while there is not.
-const LATE_S: (f64, f64) = (0.2, 0.05);
+/// What others wait for is late after this many times as long as a record takes, and as often as TCP would have sent it
+/// again: while there is something else to send, and while there is not. A second copy that is sent before TCP had its
+/// chance comes after what TCP sends again. It has it once after its timeout, and again after twice as long.
 const LATE: (f64, f64) = (2.0, 1.2);
+const LATE_TIMEOUTS: (f64, f64) = (3.0, 1.0);
+
+/// The timeout of TCP where the system does not tell it: the least there is.
+const LEAST_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Which side this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +106,8 @@ pub(super) struct State {
     pub(super) report: RelayReport,
     timeline: Vec<RelayTick>,
     pub(super) round_trip: Option<Duration>,
+    /// After how long TCP sends again what nobody has acknowledged, on the lane where that takes longest.
+    pub(super) timeout: Option<Duration>,
     /// Processor time of lanes.
     pub(super) cpu: Duration,
     /// The stream whose pages are looked into.
@@ -185,6 +191,7 @@ impl Shared {
                 report: RelayReport::default(),
                 timeline: Vec::new(),
                 round_trip: None,
+                timeout: None,
                 cpu: Duration::ZERO,
                 paged: None,
                 losses: LossWatch::default(),
@@ -414,7 +421,10 @@ impl State {
         // Whoever ends TCP on the way makes the round trip that the system tells as short as it likes.
         let trip_s = self.round_trip.unwrap_or_default().as_secs_f64();
         let usual_s = self.outbox.way().map_or(trip_s, |way| way.usual_s);
-        if self.outbox.waiting() > 0 { LATE_S.0 + LATE.0 * usual_s } else { LATE_S.1 + LATE.1 * usual_s }
+        let timeout_s = self.timeout.unwrap_or(LEAST_TIMEOUT).as_secs_f64();
+        let (times, timeouts) =
+            if self.outbox.waiting() > 0 { (LATE.0, LATE_TIMEOUTS.0) } else { (LATE.1, LATE_TIMEOUTS.1) };
+        times * usual_s + timeouts * timeout_s
     }
 
     /// Whether another record of so many bytes may be added to a stream.
@@ -484,5 +494,63 @@ impl State {
             let now = self.present(started);
             self.timeline.push(now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dwcp_proto::frame::{RecordWord, Taken};
+    use dwcp_proto::relay::Record;
+
+    use super::*;
+    use crate::report::Unobserved;
+
+    fn shared() -> Shared {
+        let names = (SessionId([0; 16]), Secret::NONE);
+        let halts = (Cancel::new(), Cancel::new());
+        Shared::new(Side::Source, names, RelayOptions::default(), halts, Arc::new(Unobserved), None)
+    }
+
+    fn push(state: &mut State) {
+        let record = Record { word: RecordWord::Data, bytes: Arc::default(), raw_len: 0 };
+        state.outbox.push(0, record);
+    }
+
+    /// Two lanes of a path of 100 ms, where TCP waits for 300 ms. The second asks for what is late every 50 ms while the
+    /// first has a record from 1.0 on that comes at `at_s`. Tells how often it was sent, and when for the second time.
+    fn sent_by(at_s: f64, is_busy: bool) -> (u32, Option<f64>) {
+        let shared = shared();
+        let mut state = lock(&shared.state);
+        state.timeout = Some(Duration::from_millis(300));
+        push(&mut state);
+        state.outbox.next(1, 0.0).unwrap();
+        state.outbox.taken(1, Taken { stream: 0, count: 1, come: 1 }, 0.1).unwrap();
+        push(&mut state);
+        state.outbox.next(1, 1.0).unwrap();
+        if is_busy {
+            push(&mut state);
+        }
+        for step in 0..100 {
+            let now_s = 1.0 + f64::from(step) * 0.05;
+            if now_s >= at_s {
+                state.outbox.taken(1, Taken { stream: 0, count: 2, come: 2 }, now_s).unwrap();
+            }
+            let patience_s = state.patience_s();
+            if state.outbox.help(2, now_s, patience_s).is_some() {
+                return (2, Some(now_s));
+            }
+        }
+        (1, None)
+    }
+
+    #[test]
+    fn what_tcp_sends_again_itself_does_not_go_twice() {
+        // Lost once and found by what came behind it, lost for a timeout, and lost a second time.
+        for (at_s, is_busy) in [(1.25, false), (1.25, true), (1.4, false), (1.4, true), (1.95, true)] {
+            assert_eq!(sent_by(at_s, is_busy), (1, None), "{at_s} {is_busy}");
+        }
+        // A lane that stands still is not waited for.
+        let (idle, busy) = (sent_by(9.0, false).1.unwrap(), sent_by(9.0, true).1.unwrap());
+        assert!(idle < 1.5 && 2.0 < busy && busy < 2.2, "{idle} {busy}");
     }
 }

@@ -47,6 +47,8 @@ fn watch(shared: &Shared) {
         state.losses.see(known, Instant::now());
         let rtt = paths.iter().filter_map(|(_, path)| path.rtt).min();
         state.round_trip = rtt.or(state.round_trip);
+        let timeout = paths.iter().filter_map(|(_, path)| path.retransmit_after).max();
+        state.timeout = timeout.or(state.timeout);
         if ticked.elapsed() >= TICK {
             ticked = Instant::now();
             state.tick(shared.started);

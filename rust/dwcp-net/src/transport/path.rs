@@ -18,6 +18,8 @@ pub struct PathInfo {
     pub rtt_deviation: Option<Duration>,
     /// The shortest round trip of late.
     pub min_rtt: Option<Duration>,
+    /// After how long without an acknowledgement what was sent is sent again, before that grows with each time.
+    pub retransmit_after: Option<Duration>,
     /// Bytes that may be under way without an acknowledgement, as the congestion control has it.
     pub cwnd_bytes: u64,
     /// Segments sent again.
@@ -81,6 +83,8 @@ impl PathInfo {
             rtt_deviation: micros(word(72)?),
             // All bits set: nothing was measured yet.
             min_rtt: word(148).filter(|us| *us != u32::MAX).and_then(micros),
+            // It doubles with each time, of which there are few before the connection is given up.
+            retransmit_after: micros(word(8)? >> u32::from(*info.get(4)?).min(31)),
             cwnd_bytes: u64::from(cwnd) * u64::from(mss),
             retransmitted_segments,
             sent_bytes: long(200),
@@ -105,6 +109,8 @@ mod tests {
     #[test]
     fn a_kernel_that_tells_less_leaves_the_rest_unknown() {
         let mut info = [0; 232];
+        info[4] = 2;
+        info[8..12].copy_from_slice(&1_000_000_u32.to_ne_bytes());
         info[16..20].copy_from_slice(&1_448_u32.to_ne_bytes());
         info[68..72].copy_from_slice(&42_000_u32.to_ne_bytes());
         info[28..32].copy_from_slice(&4_u32.to_ne_bytes());
@@ -116,6 +122,7 @@ mod tests {
         info[208..216].copy_from_slice(&4_344_u64.to_ne_bytes());
         let whole = PathInfo::parse(&info).unwrap();
         assert_eq!(whole.rtt, Some(Duration::from_millis(42)));
+        assert_eq!(whole.retransmit_after, Some(Duration::from_millis(250)));
         assert_eq!((whole.cwnd_bytes, whole.retransmitted_segments), (14_480, 3));
         assert_eq!((whole.delivery_rate, whole.retransmitted_bytes), (Some(7 << 33), Some(4_344)));
         assert_eq!((whole.min_rtt, whole.rtt_deviation), (None, None));
