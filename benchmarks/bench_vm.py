@@ -28,7 +28,7 @@ import harness
 from dwcp_fast.demo.guest import build_initramfs, downtime_s, why_missing
 from dwcp_fast.trust import INSECURE
 from dwcp_fast.vm import MigrateOptions, Migration
-from network.lab import LEFT, RIGHT, Lab, Shape, wait_for_port
+from network.lab import LEFT, RIGHT, Lab, Shape
 from network.lab import why_missing as why_no_lab
 from vm.moves import Acceptor, Pair, check_guest, until
 
@@ -51,46 +51,62 @@ MAX_DOWNTIME_S = 0.3
 WRITTEN_PAGES_PER_S = 200
 MOVE_S = 900.0
 WAY_BACK = f"{FAR}, the way back"
+THERE, BACK = "there", "back"
 
 
 def main() -> None:
     def extend(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--memory-mib", type=int, default=2048, help="of the guest (default %(default)s)")
         parser.add_argument(
-            "--case", action="append", choices=list(CASES), help="only this one; may be repeated"
+            "--case", action="append", choices=[*CASES, WAY_BACK], help="only this one; may be repeated"
         )
         parser.add_argument("--only", action="append", help="only this contender; may be repeated")
+        parser.add_argument(
+            "--add-to",
+            type=Path,
+            help="results of an earlier run of the same guest, which these are added to",
+        )
 
     options = harness.arguments(__doc__ or "", repeats=3, extend=extend)
     missing = why_missing()
     if missing is not None:
         sys.exit(missing)
     memory = 256 if options.quick else options.memory_mib
-    raw: dict[str, dict[str, list[Sample]]] = {}
+    raw = {} if options.add_to is None else samples_of(options.add_to, memory)
     os.environ["DWCP_STATE_DIR"] = tempfile.mkdtemp(prefix="dwcp-bench-")
     with tempfile.TemporaryDirectory(prefix="vm-") as scratch:
         initramfs = build_initramfs(Path(scratch))
-        for case in options.case or CASES:
-            if CASES[case] is not None and (reason := why_no_lab()):
+        for case in options.case or (*CASES, WAY_BACK):
+            if case != NEAR and (reason := why_no_lab()):
                 print(f"{case}: not measured: {reason}", file=sys.stderr)
+                continue
+            kept = raw.setdefault(case, {})
+            if case == WAY_BACK:
+                for _ in range(options.repeats):
+                    there_and_back(memory, initramfs, kept)
                 continue
             contenders = contenders_of(CASES[case])
             contenders = {
                 name: move for name, move in contenders.items() if name in (options.only or contenders)
             }
-            raw[case] = {name: [] for name in contenders}
             for turn in range(options.repeats):
                 for name in harness.in_turn(contenders, turn):
                     sample = run_one(case, contenders[name], memory, initramfs)
-                    raw[case][name].append(sample)
+                    kept.setdefault(name, []).append(sample)
                     print(f"{case}, {name}: {sample}", file=sys.stderr, flush=True)
-        if FAR in raw and not options.only:
-            back = [there_and_back(memory, initramfs) for _ in range(options.repeats)]
-            raw[WAY_BACK] = {"there": [one[0] for one in back], "back": [one[1] for one in back]}
     claims = claims_of(raw)
     path = harness.publish("vm", options.out, claims=claims, raw={"memory_mib": memory, "samples": raw})
     harness.show(claims)
     print(f"raw samples: {path}")
+
+
+def samples_of(path: Path, memory_mib: int) -> dict[str, dict[str, list[Sample]]]:
+    """The samples of an earlier run."""
+    told = json.loads(path.read_text())["raw"]
+    if told["memory_mib"] != memory_mib:
+        sys.exit(f"{path} is of guests of {told['memory_mib']} MiB")
+    samples: dict[str, dict[str, list[Sample]]] = told["samples"]
+    return samples
 
 
 def run_one(
@@ -146,8 +162,8 @@ def contenders_of(shape: Shape | None) -> dict[str, Callable[[Pair, Lab | None],
         ),
         "QEMU xbzrle": partial(by_qemu, {"xbzrle": True}, {}),
     }
-    if shape is not None and shutil.which("zstd") and shutil.which("bash"):
-        found["QEMU through zstd -1"] = by_pipe
+    if shutil.which("zstd") and shutil.which("socat"):
+        found["socat | zstd"] = by_pipe
     if shape is None:
         found["dwcp, plaintext"] = partial(by_dwcp, plaintext=True)
     return found
@@ -211,19 +227,16 @@ def by_qemu(capabilities: dict[str, bool], parameters: dict[str, Any], pair: Pai
 
 
 def by_pipe(pair: Pair, lab: Lab | None) -> None:
-    """By QEMU through the program zstd on either side."""
-    assert lab is not None
-    host = lab.address(RIGHT)
+    """By QEMU through the programs socat and zstd on either side."""
+    host = "127.0.0.1" if lab is None else lab.address(RIGHT)
+    port = free_port() if lab is None else PORT
     for machine in (pair.source, pair.target):
         set_up(machine, {}, {})
-    listen = (
-        "import socket, shutil, sys; s = socket.create_server((sys.argv[1], int(sys.argv[2]))); "
-        "shutil.copyfileobj(s.accept()[0].makefile('rb'), sys.stdout.buffer, 65536)"
-    )
-    taking = f'exec:{sys.executable} -c "{listen}" {host} {PORT} | zstd -q -d -c'
-    pair.target.qmp.execute("migrate-incoming", {"uri": taking})
-    wait_for_port(lab, RIGHT, PORT)
-    run_migration(pair, f'exec:bash -c "zstd -q -1 -c > /dev/tcp/{host}/{PORT}"')
+    listen = f"socat -u -b 262144 TCP-LISTEN:{port},bind={host},reuseaddr -"
+    pair.target.qmp.execute("migrate-incoming", {"uri": f"exec:{listen} | zstd -q -d -c"})
+    # It takes one connection only, which is not to be used up by looking whether it is there.
+    send = f"socat -u -b 262144 - TCP:{host}:{port},retry=100,interval=0.05"
+    run_migration(pair, f"exec:zstd -q -1 -c | {send}")
 
 
 def set_up(machine: Any, capabilities: dict[str, bool], parameters: dict[str, Any]) -> None:
@@ -246,23 +259,23 @@ def run_migration(pair: Pair, uri: str) -> None:
     until(is_over, "the end of the move", MOVE_S)
 
 
-def there_and_back(memory_mib: int, initramfs: Path) -> tuple[Sample, Sample]:
+def there_and_back(memory_mib: int, initramfs: Path, kept_samples: dict[str, list[Sample]]) -> None:
     """Two moves; before the second a tenth of the pages is written, and the first host has the old memory."""
-    samples: list[Sample] = []
     shape = CASES[FAR]
     assert shape is not None
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vm-")))
         kept = folder / "kept"
         pair = stack.enter_context(booted(folder, initramfs, memory_mib))
-        for move in (partial(by_dwcp, keep=kept), partial(by_dwcp, base=kept)):
+        for name, move in ((THERE, partial(by_dwcp, keep=kept)), (BACK, partial(by_dwcp, base=kept))):
             with Lab([shape], sysctls=SYSCTLS) as lab:
-                samples.append(measured(pair, lab, move))
-            if len(samples) == 1:
+                sample = measured(pair, lab, move)
+            kept_samples.setdefault(name, []).append(sample)
+            print(f"{WAY_BACK}, {name}: {sample}", file=sys.stderr, flush=True)
+            if name == THERE:
                 pair.target.console.ask("r 0", "RATE")
                 pair.target.console.ask(f"x {memory_mib * 256 // 10}", "WROTE")
                 pair.turn(folder, initramfs)
-    return samples[0], samples[1]
 
 
 def free_port() -> int:
@@ -287,7 +300,7 @@ def claims_of(raw: dict[str, dict[str, list[Sample]]]) -> list[dict[str, Any]]:
             found.append(harness.claim(f"{case}: time", ours / theirs, most, against, lower_is_better=True))
     for case, others in raw.items():
         if case == WAY_BACK:
-            share = median(case, "back", "wire_mb") / median(case, "there", "wire_mb")
+            share = median(case, BACK, "wire_mb") / median(case, THERE, "wire_mb")
             found.append(harness.claim(f"{case}: bytes", share, 0.25, "the way there", lower_is_better=True))
             continue
         competitors = [name for name in others if "dwcp" not in name]
