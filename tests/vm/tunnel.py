@@ -26,6 +26,7 @@ class Pump:
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
+        self._is_stopped = False
         self._started = time.monotonic()
         self.failed = False
         self.sent = 0
@@ -33,6 +34,10 @@ class Pump:
     def join(self, channel: str, near: socket.socket, far: socket.socket, *, counts_near: bool) -> None:
         """Carry bytes both ways between two sockets."""
         with self._lock:
+            if self._is_stopped:
+                cut(near)
+                cut(far)
+                return
             self._sockets += [near, far]
         for source, sink, counts in ((near, far, counts_near), (far, near, not counts_near)):
             thread = threading.Thread(target=self._carry, args=(channel, source, sink, counts), daemon=True)
@@ -101,6 +106,7 @@ class Pump:
     def stop(self, reason: str = "cancelled") -> None:
         """Cut everything."""
         with self._lock:
+            self._is_stopped = True
             for one in self._sockets:
                 cut(one)
 
@@ -141,6 +147,11 @@ class SourceTunnel(Pump):
                 return
             try:
                 far = socket.create_connection(self._far, 5)
+            except OSError:
+                self.failed = True
+                cut(near)
+                continue
+            try:
                 far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 far.sendall(name.encode().ljust(NAME_BYTES))
                 if far.recv(1) != b"+":
@@ -149,6 +160,7 @@ class SourceTunnel(Pump):
             except OSError:
                 self.failed = True
                 cut(near)
+                cut(far)
                 continue
             self.join(name, near, far, counts_near=True)
 
@@ -191,17 +203,17 @@ class TargetTunnel(Pump):
 
     def _open(self, far: socket.socket) -> None:
         name = b""
+        near = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             while len(name) < NAME_BYTES:
                 got = far.recv(NAME_BYTES - len(name))
                 if not got:
-                    cut(far)
-                    return
+                    raise ConnectionError("it left before it had said what for")
                 name += got
-            near = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             near.connect(str(self._channels[name.decode().strip()]))
             far.sendall(b"+")
         except (OSError, KeyError):
+            cut(near)
             cut(far)
             return
         self._came.set()
