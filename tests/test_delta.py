@@ -145,6 +145,37 @@ def test_apply_onto_refuses_a_buffer_of_another_length_or_shared_memory() -> Non
         delta.apply_onto(patch, held, held)
 
 
+def test_encode_into_writes_what_encode_makes_to_the_start_of_the_buffer() -> None:
+    old, new = versions()
+    noise = np.random.default_rng(3).bytes(17 << 20)
+    for before, after, dtype, threads in ((old, new, "fp32", 1), (old, new, None, 3), (new, noise, None, 2)):
+        patch = delta.encode(before, after, dtype=dtype)
+        out = bytearray(b"\xee") * (delta.max_patch_length(len(after)) + 9)
+        length = delta.encode_into(before, after, out, dtype=dtype, threads=threads)
+        assert length == len(patch) <= delta.max_patch_length(len(after))
+        assert out[:length] == patch and set(out[length:]) <= {0xEE}
+        exact = bytearray(length)
+        assert delta.encode_into(before, after, exact, dtype=dtype) == length
+        assert exact == patch
+        with pytest.raises(errors.ConfigError, match=f"{length - 1} bytes is too small"):
+            delta.encode_into(before, after, memoryview(exact)[1:], dtype=dtype)
+
+
+def test_encode_into_refuses_memory_that_is_shared_or_read_only() -> None:
+    held = bytearray(1000)
+    for old, new in ((held, b"new"), (b"old", held)):
+        with pytest.raises(ValueError, match="share memory"):
+            delta.encode_into(old, new, held)
+    with pytest.raises(BufferError, match="read-only"):
+        delta.encode_into(b"old", b"new", bytes(1000))
+
+
+def test_the_longest_patch_is_bounded_and_no_other_length_asked_for() -> None:
+    assert delta.max_patch_length(1 << 20) == (1 << 20) + 480
+    with pytest.raises(errors.ConfigError, match="-1"):
+        delta.max_patch_length(-1)
+
+
 def test_apply_into_changes_the_buffer_in_place() -> None:
     old, new = versions()
     held = np.frombuffer(old, dtype=np.float32).copy()
@@ -218,6 +249,8 @@ def test_info_counts_every_block_once() -> None:
 def test_an_option_that_cannot_be_used_is_named(option: str, value: object) -> None:
     with pytest.raises(errors.ConfigError, match=str(value)):
         delta.encode(b"old", b"new", **{option: value})  # type: ignore[arg-type]
+    with pytest.raises(errors.ConfigError, match=str(value)):
+        delta.encode_into(b"old", b"new", bytearray(200), **{option: value})  # type: ignore[arg-type]
 
 
 def test_files_are_patched_as_buffers_are(tmp_path: Path) -> None:

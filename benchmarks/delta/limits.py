@@ -76,6 +76,7 @@ def incompressible(old: Bytes, new: Bytes, repeats: int) -> Found:
     """Noise: what it costs to find out that nothing can be saved, and how much is added."""
     out = np.ones(dwcp_fast.max_compressed_length(new.size), np.uint8)
     target = np.ones_like(new)
+    patch = np.ones(dwcp_fast.delta.max_patch_length(new.size), np.uint8)
 
     def hash_and_copy() -> object:
         return coded().hash_and_copy(address(new), address(target), count(new.size))
@@ -89,6 +90,7 @@ def incompressible(old: Bytes, new: Bytes, repeats: int) -> Found:
     actions: dict[str, Callable[[], object]] = {
         "compress_into": lambda: dwcp_fast.compress_into(new, out, "zstd:1", checksum=True),
         "encode": lambda: dwcp_fast.delta.encode(old, new),
+        "encode_into": lambda: dwcp_fast.delta.encode_into(old, new, patch),
         "hash + memcpy": hash_and_copy,
         "hash both + memcpy": hash_both_and_copy,
         "hash both + memcpy to fresh memory": hash_and_copy_to_fresh,
@@ -96,7 +98,7 @@ def incompressible(old: Bytes, new: Bytes, repeats: int) -> Found:
     samples = turns(actions, repeats)
     wanted = {
         ("compress_into", "hash + memcpy"): 0.97,
-        ("encode", "hash both + memcpy"): 0.97,
+        ("encode_into", "hash both + memcpy"): 0.97,
         ("encode", "hash both + memcpy to fresh memory"): 0.97,
     }
     claims = limit_claims(samples, wanted, "incompressible")

@@ -48,6 +48,7 @@ __all__ = [
     "decompress_pages_into",
     "digest",
     "max_compressed_length",
+    "max_patch_length",
     "measure_action",
     "needed_dictionary",
     "pairing_address",
@@ -58,6 +59,7 @@ __all__ = [
     "patch_apply_onto",
     "patch_encode",
     "patch_encode_files",
+    "patch_encode_into",
     "patch_info",
     "patch_recover",
     "raw_length",
@@ -85,6 +87,7 @@ def decompress_pages_into(
 ) -> None: ...
 def digest(buf: BufferLike) -> bytes: ...
 def max_compressed_length(length: int) -> int: ...
+def max_patch_length(length: int) -> int: ...
 def measure_action(buf: BufferLike, action: str, width: int | None, repeats: int) -> tuple[int, int, int]: ...
 def needed_dictionary(buf: BufferLike) -> str | None: ...
 def patch_apply(patch: BufferLike, old: BufferLike, threads: int, dictionary: Dictionary | None) -> bytes: ...
@@ -125,6 +128,17 @@ def patch_encode_files(
     search: bool,
     threads: int,
 ) -> PatchTold: ...
+def patch_encode_into(
+    old: BufferLike,
+    new: BufferLike,
+    out: BufferLike,
+    width: int | None,
+    codec: str,
+    dictionary: Dictionary | None,
+    block_bytes: int | None,
+    search: bool,
+    threads: int,
+) -> int: ...
 def patch_info(patch: BufferLike) -> PatchTold: ...
 def patch_recover(file: PathLike[str]) -> Literal["nothing", "discarded", "finished"]: ...
 def set_counting(on: bool) -> None: ...

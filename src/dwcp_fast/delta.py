@@ -16,16 +16,16 @@ Buffers are taken as in :mod:`dwcp_fast.codec`: C-contiguous, without copying, t
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from dwcp_fast import _core
 from dwcp_fast.buffers import BufferLike
 from dwcp_fast.dictionary import Dictionary, native
 from dwcp_fast.errors import ConfigError
 from dwcp_fast.options import check_block_bytes, check_threads
+from dwcp_fast.patchinfo import PatchInfo, max_patch_length
 from dwcp_fast.staging import staged
 
 __all__ = [
@@ -38,7 +38,9 @@ __all__ = [
     "apply_together",
     "diff_files",
     "encode",
+    "encode_into",
     "info",
+    "max_patch_length",
     "recover",
 ]
 
@@ -51,55 +53,6 @@ WIDTHS: Final = {
 """Bytes of an element by the name of its type."""
 
 DEFAULT_BLOCK_BYTES: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class PatchInfo:
-    """What a patch says of itself.
-
-    Attributes:
-        patches: Number of patches, more than one in a chain; blocks and lengths of patches are those of all.
-        base_bytes: Length of the version it applies to.
-        base_digest: Tree digest of that version, in hex.
-        target_bytes: Length of the version it makes.
-        target_digest: Tree digest of that version, in hex.
-        block_bytes: Length of a block.
-        blocks: Number of blocks of the target.
-        blocks_same: Blocks that are as in the base.
-        blocks_plain: Blocks told in full.
-        blocks_fill: Blocks of one repeated byte.
-        blocks_planes: Blocks told in full, by the bytes of their elements.
-        blocks_difference: Blocks told by the bytes of the differences of their elements from the base's.
-        blocks_sparse: Blocks told by the elements that changed.
-        blocks_runs: Blocks told by the runs of bytes that changed.
-        blocks_copy: Blocks made of parts of the base and of the target before them.
-        blocks_splice: Blocks made of such parts and of new bytes.
-        patch_bytes: Length of the patch itself.
-        dictionary: Digest of the dictionary that it needs to be applied, if it needs one.
-    """
-
-    patches: int
-    base_bytes: int
-    base_digest: str
-    target_bytes: int
-    target_digest: str
-    block_bytes: int
-    blocks: int
-    blocks_same: int
-    blocks_plain: int
-    blocks_fill: int
-    blocks_planes: int
-    blocks_difference: int
-    blocks_sparse: int
-    blocks_runs: int
-    blocks_copy: int
-    blocks_splice: int
-    patch_bytes: int
-    dictionary: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the fields as a dictionary of plain values."""
-        return asdict(self)
 
 
 def encode(
@@ -147,6 +100,52 @@ def encode(
     check_threads(threads)
     known = native(dictionary)
     return _core.patch_encode(old, new, width_of(dtype), codec, known, block_bytes, search, threads)
+
+
+def encode_into(
+    old: BufferLike,
+    new: BufferLike,
+    out: BufferLike,
+    *,
+    dtype: str | None = None,
+    codec: str = "zstd:1",
+    dictionary: Dictionary | None = None,
+    block_bytes: int | None = None,
+    search: bool = True,
+    threads: int = 1,
+) -> int:
+    """Write the patch that turns `old` into `new` to a buffer of the caller's, best one that is used again.
+
+    Args:
+        old: As for :func:`encode`, as all that is not told here.
+        new: As for :func:`encode`.
+        out: A writable buffer that shares no memory with the others; :func:`max_patch_length` tells a length
+            that always suffices. After an error its content is unspecified.
+        dtype: As for :func:`encode`.
+        codec: As for :func:`encode`.
+        dictionary: As for :func:`encode`.
+        block_bytes: As for :func:`encode`.
+        search: As for :func:`encode`.
+        threads: As for :func:`encode`.
+
+    Returns:
+        How many bytes the patch has, at the start of `out`; it is the one that :func:`encode` makes.
+
+    Raises:
+        ConfigError: `out` is too small, or an option cannot be used.
+        BufferError: A buffer is not C-contiguous, or `out` is read-only.
+        ValueError: `out` shares memory with another buffer.
+
+    >>> out = bytearray(max_patch_length(9))
+    >>> length = encode_into(b"version 1", b"version 2", out)
+    >>> apply(memoryview(out)[:length], b"version 1")
+    b'version 2'
+    """
+    if block_bytes is not None:
+        check_block_bytes(block_bytes)
+    check_threads(threads)
+    known = native(dictionary)
+    return _core.patch_encode_into(old, new, out, width_of(dtype), codec, known, block_bytes, search, threads)
 
 
 def apply(

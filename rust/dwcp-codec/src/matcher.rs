@@ -189,28 +189,52 @@ impl Index {
     ///
     /// Of equal content the first place and the last one are kept.
     pub fn add(&mut self, origin: Origin, offset: u64, bytes: &[u8]) {
-        if self.buckets.is_empty() {
-            return;
-        }
-        let start = match origin {
-            Origin::Base => offset,
-            Origin::Target => offset.saturating_add(self.base_size),
-        };
-        if start.saturating_add(bytes.len() as u64) >= 1 << self.position_bits {
-            return;
-        }
+        let Some(start) = self.position(origin, offset, bytes.len()) else { return };
         let mut samples = [Sample::default(); BATCH];
         let mut from = 0;
         while from < bytes.len() {
             let count;
             (count, from) = self.sampler.scan(bytes, from, bytes.len(), &mut samples);
-            let samples = &samples[..count];
-            self.touch(samples);
-            for sample in samples {
-                let bucket = self.bucket_of(sample.fingerprint);
-                let entry = self.tag_of(sample.fingerprint) | (start + sample.at as u64 + 1);
-                insert(&mut self.buckets[bucket], entry, self.position_bits);
-            }
+            self.insert(start, &samples[..count]);
+        }
+    }
+
+    /// Puts what of `bytes` is to be remembered into `samples`, for [`Index::add_samples`].
+    pub(crate) fn sample(&self, bytes: &[u8], samples: &mut Vec<Sample>) {
+        samples.clear();
+        let mut some = [Sample::default(); BATCH];
+        let mut from = 0;
+        while from < bytes.len() && !self.buckets.is_empty() {
+            let count;
+            (count, from) = self.sampler.scan(bytes, from, bytes.len(), &mut some);
+            samples.extend_from_slice(&some[..count]);
+        }
+    }
+
+    /// [`Index::add`] of `length` bytes whose samples are there already.
+    pub(crate) fn add_samples(&mut self, origin: Origin, offset: u64, length: usize, samples: &[Sample]) {
+        if let Some(start) = self.position(origin, offset, length) {
+            samples.chunks(BATCH).for_each(|samples| self.insert(start, samples));
+        }
+    }
+
+    /// The position of `offset` of `origin`, if `length` bytes there can be remembered.
+    fn position(&self, origin: Origin, offset: u64, length: usize) -> Option<u64> {
+        let start = match origin {
+            Origin::Base => offset,
+            Origin::Target => offset.saturating_add(self.base_size),
+        };
+        let end = start.saturating_add(length as u64);
+        (!self.buckets.is_empty() && end < 1 << self.position_bits).then_some(start)
+    }
+
+    /// Remembers samples of bytes that begin at position `start`, at most [`BATCH`].
+    fn insert(&mut self, start: u64, samples: &[Sample]) {
+        self.touch(samples);
+        for sample in samples {
+            let bucket = self.bucket_of(sample.fingerprint);
+            let entry = self.tag_of(sample.fingerprint) | (start + sample.at as u64 + 1);
+            insert(&mut self.buckets[bucket], entry, self.position_bits);
         }
     }
 

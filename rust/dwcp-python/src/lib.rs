@@ -46,8 +46,9 @@ mod _core {
     use super::decompress::{decompress, decompress_into, needed_dictionary, raw_length};
     #[pymodule_export]
     use super::delta::{
-        Snapshot, patch_apply, patch_apply_files, patch_apply_in_place, patch_apply_in_place_files,
-        patch_apply_onto, patch_encode, patch_encode_files, patch_info, patch_recover, snapshots_apply,
+        Snapshot, max_patch_length, patch_apply, patch_apply_files, patch_apply_in_place,
+        patch_apply_in_place_files, patch_apply_onto, patch_encode, patch_encode_files, patch_encode_into,
+        patch_info, patch_recover, snapshots_apply,
     };
     #[pymodule_export]
     use super::dictionary::Dictionary;

@@ -3,7 +3,7 @@
 //! The digest is XXH3-128 with its default secret, for which the vector levels have loops of their own here. As long as
 //! both versions are equal one state is the state of both.
 
-use super::lines::{dirty_lines, set_bits, words_for};
+use super::lines::{dirty_lines, set_bits, used_lines, words_for};
 use super::{LINE_BYTES, Level, Line};
 use crate::digest::{BlockHasher, Digest};
 
@@ -29,6 +29,20 @@ pub(crate) fn hash_and_compare(level: Level, old: &[u8], new: &[u8], lines: &mut
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => super::x86::hash_and_compare_avx512(old, new, lines),
         _ => by_pieces(level, old, new, lines),
+    }
+}
+
+/// Hashes a block, and marks the lines in which there is a byte that is not 0, as [`used_lines`] does: its digest, and how
+/// many these are.
+pub(crate) fn hash_and_mark(level: Level, bytes: &[u8], lines: &mut Vec<u64>) -> (Digest, usize) {
+    lines.clear();
+    lines.resize(words_for(bytes.len()), 0);
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => super::x86::hash_and_mark_avx2(bytes, lines),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => super::x86::hash_and_mark_avx512(bytes, lines),
+        _ => mark_by_pieces(level, bytes, lines),
     }
 }
 
@@ -78,6 +92,16 @@ fn by_pieces(level: Level, old: &[u8], new: &[u8], lines: &mut [u64]) -> Pair {
     let old_digest = old_hasher.digest_with(&old[common..]);
     let new_digest = if is_same { old_digest } else { new_hasher.digest_with(&new[common..]) };
     Pair { old: old_digest, new: new_digest, dirty }
+}
+
+fn mark_by_pieces(level: Level, bytes: &[u8], lines: &mut [u64]) -> (Digest, usize) {
+    let mut hasher = BlockHasher::new();
+    let mut used = 0;
+    for (lines, bytes) in lines.chunks_mut(PIECE_WORDS).zip(bytes.chunks(PIECE_BYTES)) {
+        hasher.update(bytes);
+        used += used_lines(level, bytes, lines);
+    }
+    (hasher.digest_with(&[]), used)
 }
 
 fn take_by_pieces(
@@ -151,6 +175,39 @@ const LAST_KEY: usize = 121;
 const LOW_KEY: usize = 11;
 const HIGH_KEY: usize = 117;
 
+const NO_BYTES: Line = [0; LINE_BYTES];
+static NO_ROUND: Round = [NO_BYTES; ROUND_LINES];
+
+/// A line that adds to the state, mixed with itself as its key, what a round of zeros adds line by line: of a zero only its
+/// product with nothing but the key is left, and of this line only itself.
+static ZERO_ROUND: Line = {
+    let mut line = NO_BYTES;
+    let mut lane = 0;
+    while lane < 8 {
+        let mut sum = 0_u64;
+        let mut i = 0;
+        while i < ROUND_LINES {
+            let at = 8 * (i + lane);
+            let mut key = 0;
+            let mut byte = 8;
+            while byte > 0 {
+                byte -= 1;
+                key = key << 8 | SECRET[at + byte] as u64;
+            }
+            sum = sum.wrapping_add((key & u32::MAX as u64) * (key >> 32));
+            i += 1;
+        }
+        // Lines are added with their lanes in pairs changed over.
+        let (bytes, mut byte) = (sum.to_le_bytes(), 0);
+        while byte < 8 {
+            line[8 * (lane ^ 1) + byte] = bytes[byte];
+            byte += 1;
+        }
+        lane += 1;
+    }
+    line
+};
+
 /// [`hash_and_compare`] by what a level has instructions for: `differ` tells whether two lines differ, `add` adds a line,
 /// mixed with its key, to the state. All words of `lines` are 0.
 #[inline(always)]
@@ -170,7 +227,9 @@ pub(super) fn hash_and_compare_with(
     let mut equal = 0;
     for (old, new) in old_rounds.iter().zip(new_rounds) {
         let mut lanes = both;
-        if compare_round(old, new, differ, |i, line, _| add(&mut lanes, line, key(8 * i))) != 0 {
+        if is_zero(old, differ) && is_zero(new, differ) {
+            add(&mut lanes, &ZERO_ROUND, &ZERO_ROUND);
+        } else if compare_round(old, new, differ, |i, line, _| add(&mut lanes, line, key(8 * i))) != 0 {
             break;
         }
         stir(&mut lanes);
@@ -179,10 +238,16 @@ pub(super) fn hash_and_compare_with(
     }
     let (mut old_lanes, mut new_lanes) = (both, both);
     for (index, (old, new)) in old_rounds.iter().zip(new_rounds).enumerate().skip(equal) {
-        let bits = compare_round(old, new, differ, |i, old, new| {
-            add(&mut old_lanes, old, key(8 * i));
-            add(&mut new_lanes, new, key(8 * i));
-        });
+        let mut bits = 0;
+        if is_zero(old, differ) && is_zero(new, differ) {
+            add(&mut old_lanes, &ZERO_ROUND, &ZERO_ROUND);
+            add(&mut new_lanes, &ZERO_ROUND, &ZERO_ROUND);
+        } else {
+            bits = compare_round(old, new, differ, |i, old, new| {
+                add(&mut old_lanes, old, key(8 * i));
+                add(&mut new_lanes, new, key(8 * i));
+            });
+        }
         stir(&mut old_lanes);
         stir(&mut new_lanes);
         lines[index / 4] |= bits << (ROUND_LINES * (index % 4));
@@ -198,6 +263,37 @@ pub(super) fn hash_and_compare_with(
     let is_same = dirty == 0 && old.len() == new.len();
     let new_digest = if is_same { old_digest } else { finish(new_lanes, new, in_rounds, add) };
     Pair { old: old_digest, new: new_digest, dirty }
+}
+
+/// [`hash_and_mark`] by what a level has instructions for, as in [`hash_and_compare_with`].
+#[inline(always)]
+pub(super) fn hash_and_mark_with(
+    bytes: &[u8],
+    lines: &mut [u64],
+    differ: impl Fn(&Line, &Line) -> bool + Copy,
+    add: impl Fn(&mut Lanes, &Line, &Line) + Copy,
+) -> (Digest, usize) {
+    let in_rounds = bytes.len().saturating_sub(1) / ROUND_BYTES * ROUND_BYTES;
+    let mut used = 0;
+    let mut lanes = START;
+    for (index, round) in rounds(&bytes[..in_rounds]).iter().enumerate() {
+        if is_zero(round, differ) {
+            add(&mut lanes, &ZERO_ROUND, &ZERO_ROUND);
+        } else {
+            let bits =
+                compare_round(&NO_ROUND, round, differ, |i, _, line| add(&mut lanes, line, key(8 * i)));
+            lines[index / 4] |= bits << (ROUND_LINES * (index % 4));
+            used += bits.count_ones() as usize;
+        }
+        stir(&mut lanes);
+    }
+    let rest = bytes[in_rounds..].chunks(LINE_BYTES);
+    for (line, _) in (in_rounds / LINE_BYTES..).zip(rest).filter(|(_, rest)| **rest != NO_BYTES[..rest.len()])
+    {
+        lines[line / 64] |= 1 << (line % 64);
+        used += 1;
+    }
+    (finish(lanes, bytes, in_rounds, add), used)
 }
 
 /// [`hash_and_take`] by what a level has instructions for, as in [`hash_and_compare_with`].
@@ -268,6 +364,12 @@ fn rounds(bytes: &[u8]) -> &[Round] {
 
 fn rounds_mut(bytes: &mut [u8]) -> &mut [Round] {
     bytes.as_chunks_mut().0.as_chunks_mut().0
+}
+
+/// Whether there is nothing but zeros in a round.
+#[inline(always)]
+fn is_zero(round: &Round, differ: impl Fn(&Line, &Line) -> bool) -> bool {
+    round.iter().all(|line| !differ(line, &NO_BYTES))
 }
 
 /// Calls `add` with every line of a round and its number, and returns a bit for each, set if both versions differ.

@@ -63,6 +63,37 @@ proptest! {
     }
 
     #[test]
+    fn zeros_are_hashed_like_all_else_and_other_lines_marked(
+        used in prop::collection::vec((any::<prop::sample::Index>(), 1..2_000_usize), 0..6),
+        changed in prop::collection::vec((any::<prop::sample::Index>(), 1..200_usize), 0..4),
+        length in 0..20_000_usize,
+        cut in 0..3_000_usize,
+    ) {
+        let put = |parts: &[(prop::sample::Index, usize)], byte, bytes: &mut Vec<u8>| {
+            for (at, count) in parts.iter().filter(|_| length > 0) {
+                bytes[at.index(length)..].iter_mut().take(*count).for_each(|b| *b = byte);
+            }
+        };
+        let mut bytes = vec![0; length];
+        put(&used, 1, &mut bytes);
+        let mut new = bytes.clone();
+        put(&changed, 0, &mut new);
+        put(&changed[changed.len() / 2..], 0x80, &mut new);
+        new.truncate(length.saturating_sub(cut / 2 * (cut % 2)));
+        for level in Level::available() {
+            let mut words = vec![1; 3];
+            let marked = pair::hash_and_mark(level, &bytes, &mut words);
+            prop_assert_eq!(marked.0, Digest::of(&bytes), "{:?} {}", level, length);
+            prop_assert_eq!((words, marked.1), dirty(level, &vec![0; length], &bytes), "{:?}", level);
+            let mut words = vec![1; 3];
+            let found = pair::hash_and_compare(level, &bytes, &new, &mut words);
+            prop_assert_eq!(found.old, Digest::of(&bytes), "{:?} {}", level, length);
+            prop_assert_eq!(found.new, Digest::of(&new), "{:?} {}", level, new.len());
+            prop_assert_eq!((words, found.dirty), dirty(level, &bytes[..new.len()], &new), "{:?}", level);
+        }
+    }
+
+    #[test]
     fn what_is_taken_is_held_hashed_and_what_it_was_is_kept(
         (old, new) in versions(),
         repeat in 1..6_usize,

@@ -1,5 +1,6 @@
 //! The loops for AVX2 and AVX-512.
 
+mod halves;
 mod pairs;
 
 use std::arch::x86_64::*;
@@ -7,10 +8,11 @@ use std::arch::x86_64::*;
 use super::changes::{Changed, apply_in_rounds, change_line, find_with, gaps_in_word, gaps_with, take_with};
 use super::element::{Element, with_element};
 use super::lines::{byte_masks_with, dirty_lines_with, line, set_bits, set_bytes_with};
-use super::pair::{Lanes, Pair, hash_and_compare_with, hash_and_take_with};
+use super::pair::{Lanes, Pair, hash_and_compare_with, hash_and_mark_with, hash_and_take_with};
 use super::planes::{Transform, join_from, join_portable, split_from, split_portable};
 use super::{LINE_BYTES, Line};
 use crate::digest::Digest;
+use halves::{differ_avx2, differing_bytes_avx2};
 use pairs::{change_pairs, find_pairs};
 
 pub(super) fn has_avx2() -> bool {
@@ -67,6 +69,15 @@ avx2! {
         hash_and_compare_with(
             old,
             new,
+            lines,
+            |old, new| differ_avx2(old, new),
+            |lanes, line, key| add_line_avx2(lanes, line, key),
+        )
+    }
+
+    fn hash_and_mark_avx2(bytes: &[u8], lines: &mut [u64]) -> (Digest, usize) {
+        hash_and_mark_with(
+            bytes,
             lines,
             |old, new| differ_avx2(old, new),
             |lanes, line, key| add_line_avx2(lanes, line, key),
@@ -147,6 +158,15 @@ avx512! {
         hash_and_compare_with(
             old,
             new,
+            lines,
+            |old, new| _mm512_cmpneq_epi64_mask(load(old), load(new)) != 0,
+            |lanes, line, key| add_line(lanes, line, key),
+        )
+    }
+
+    fn hash_and_mark_avx512(bytes: &[u8], lines: &mut [u64]) -> (Digest, usize) {
+        hash_and_mark_with(
+            bytes,
             lines,
             |old, new| _mm512_cmpneq_epi64_mask(load(old), load(new)) != 0,
             |lanes, line, key| add_line(lanes, line, key),
@@ -568,23 +588,4 @@ fn load_part(part: &Part) -> __m128i {
 fn store_part(part: &mut Part, value: __m128i) {
     // SAFETY: a part is 16 bytes, and the store needs no alignment.
     unsafe { _mm_storeu_si128(part.as_mut_ptr().cast(), value) }
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-fn differ_avx2(old: &Line, new: &Line) -> bool {
-    let [a, b] = load_halves(old);
-    let [c, d] = load_halves(new);
-    let differences = _mm256_or_si256(_mm256_xor_si256(a, c), _mm256_xor_si256(b, d));
-    _mm256_testz_si256(differences, differences) == 0
-}
-
-#[target_feature(enable = "avx2")]
-#[inline]
-fn differing_bytes_avx2(old: &Line, new: &Line) -> u64 {
-    let [a, b] = load_halves(old);
-    let [c, d] = load_halves(new);
-    let low = _mm256_movemask_epi8(_mm256_cmpeq_epi8(a, c)) as u32;
-    let high = _mm256_movemask_epi8(_mm256_cmpeq_epi8(b, d)) as u32;
-    !(u64::from(high) << 32 | u64::from(low))
 }

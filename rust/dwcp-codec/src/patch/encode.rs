@@ -16,7 +16,7 @@ use crate::block::{Base, BlockEncoder, BlockKind, DirtyLines};
 use crate::codec::{Codec, CodecId};
 use crate::dictionary::Dictionary;
 use crate::digest::Digest;
-use crate::kernel::{LINE_BYTES, Level, lines, pair};
+use crate::kernel::{LINE_BYTES, Level, pair};
 use crate::matcher::{Found, Index, Origin};
 use crate::segments::{SegmentCoder, SegmentKind};
 use crate::{page, probe};
@@ -225,12 +225,14 @@ where
         let fill;
         if old.is_empty() {
             fill = page::fill_byte(new);
-            slot.digest = Some(fill.map_or_else(|| Digest::of(new), |byte| worker.fills.digest(byte, new)));
-            if fill.is_none() && self.options.width.is_none_or(|width| width == 1) {
-                worker.dirty.clear();
-                worker.dirty.resize(lines::words_for(new.len()), 0);
-                let count = lines::used_lines(Level::detected(), new, &mut worker.dirty);
+            if let Some(byte) = fill {
+                slot.digest = Some(worker.fills.digest(byte, new));
+            } else if self.options.width.is_none_or(|width| width == 1) {
+                let (digest, count) = pair::hash_and_mark(Level::detected(), new, &mut worker.dirty);
+                slot.digest = Some(digest);
                 base = Some(Base::nothing(DirtyLines { words: &worker.dirty, count }));
+            } else {
+                slot.digest = Some(Digest::of(new));
             }
         } else {
             let pair = pair::hash_and_compare(Level::detected(), old, new, &mut worker.dirty);
@@ -328,7 +330,7 @@ where
         slots: &mut [Slot],
     ) -> Result<Option<Index>, O::Error> {
         if self.head.base_size().saturating_add(self.head.target_size()) <= INDEXED_AT_ONCE_BYTES {
-            return self.index_base(&mut workers[0]).map(Some);
+            return self.index_base(workers).map(Some);
         }
         let to_index =
             self.head.base_size() + self.left_out.len() as u64 * u64::from(self.head.block_bytes());
@@ -368,7 +370,7 @@ where
             self.scout = Some(scout);
             return Ok(None);
         }
-        let mut index = self.index_base(&mut workers[0])?;
+        let mut index = self.index_base(workers)?;
         for block in self.left_out.drain(..).take(left_out) {
             let range = self.head.target_range(block);
             index.add(Origin::Target, range.start, read_range(self.new, range, &mut workers[0].new)?);
@@ -438,11 +440,23 @@ where
         self.code_segments(&mut worker.segments, slot, new, &found, origins)
     }
 
-    fn index_base(&self, worker: &mut Worker) -> Result<Index, O::Error> {
+    fn index_base(&self, workers: &mut [Worker]) -> Result<Index, O::Error> {
         let mut index = Index::new(self.head.base_size(), self.head.target_size());
-        for block in 0..self.head.base_size().div_ceil(self.head.block_bytes().into()) {
-            let range = self.head.base_range(block);
-            index.add(Origin::Base, range.start, read_range(self.old, range, &mut worker.old)?);
+        let blocks = self.head.base_size().div_ceil(self.head.block_bytes().into());
+        let step = u64::from(WINDOW_BYTES / self.head.block_bytes());
+        let mut samples = vec![Vec::new(); step.min(blocks) as usize];
+        for start in (0..blocks).step_by(step as usize) {
+            let jobs = (start..blocks).zip(&mut samples);
+            parallel::for_each(workers, jobs, |worker, (block, samples)| {
+                let bytes = read_range(self.old, self.head.base_range(block), &mut worker.old)?;
+                index.sample(bytes, samples);
+                Ok::<(), O::Error>(())
+            })?;
+            // Of equal content the order says which places are kept.
+            for (block, samples) in (start..blocks).zip(&samples) {
+                let range = self.head.base_range(block);
+                index.add_samples(Origin::Base, range.start, (range.end - range.start) as usize, samples);
+            }
         }
         Ok(index)
     }

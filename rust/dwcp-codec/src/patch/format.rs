@@ -41,6 +41,14 @@ const KIND_SAME: u8 = 16;
 const KIND_COPY: u8 = SegmentKind::Copy as u8;
 const KIND_SPLICE: u8 = SegmentKind::Splice as u8;
 
+/// The most bytes that a patch to a target of so many bytes has, whatever its base and its blocks.
+#[must_use]
+pub fn max_length(target_size: u64) -> u64 {
+    // No block has more than one entry, and no payload is longer than its block.
+    let entries = target_size.div_ceil(MIN_BLOCK_BYTES.into()) * ENTRY_BYTES as u64;
+    target_size.saturating_add(entries).saturating_add((HEAD_BYTES + DICTIONARY_BYTES + TAIL_BYTES) as u64)
+}
+
 /// Where a block of the target comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum EntryKind {

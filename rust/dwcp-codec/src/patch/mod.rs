@@ -34,9 +34,10 @@ pub use encode::{PatchOptions, encode, encode_into};
 pub use error::PatchError;
 pub use format::{
     Entry, EntryKind, MAGIC, MAX_BLOCK_BYTES, MAX_OBJECT_BYTES, MIN_BLOCK_BYTES, PatchHead, VERSION,
+    max_length,
 };
 pub use overlay::{ElementNumber, Mask};
-pub use parts::{Encoded, Part};
+pub use parts::{Buffer, Encoded, Part};
 pub use room::{give_back, room};
 pub use snapshot::{Snapshot, SnapshotOptions};
 pub use source::Source;

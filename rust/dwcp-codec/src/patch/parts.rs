@@ -2,6 +2,8 @@
 
 use super::error::PatchError;
 use crate::digest::Digest;
+use crate::error::CodecError;
+use crate::raw::PastCache;
 
 /// A part of a patch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,4 +43,48 @@ pub(super) fn append(patch: &mut Vec<u8>, part: &[u8]) -> Result<(), PatchError>
     patch.try_reserve(bytes).map_err(|_| PatchError::OutOfMemory { bytes: bytes as u64 })?;
     patch.extend_from_slice(part);
     Ok(())
+}
+
+/// From this length on, what a patch is written to is not in the cache when somebody reads it,
+const LONG_BYTES: usize = 16 << 20;
+/// and parts from this length on are written past it.
+const LONG_PART_BYTES: usize = 64 << 10;
+
+/// Memory that a patch is written to, part by part.
+pub struct Buffer<'a> {
+    memory: &'a mut [u8],
+    length: usize,
+    past_cache: PastCache,
+}
+
+impl<'a> Buffer<'a> {
+    /// Memory in which there is nothing of the patch yet.
+    #[must_use]
+    pub fn new(memory: &'a mut [u8]) -> Buffer<'a> {
+        Buffer { memory, length: 0, past_cache: PastCache::new() }
+    }
+
+    /// Writes the next part.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError::OutputTooSmall`].
+    pub fn put(&mut self, part: Part<'_>) -> Result<(), CodecError> {
+        let (capacity, bytes) = (self.memory.len(), part.bytes());
+        let rest = &mut self.memory[self.length..];
+        let place = rest.get_mut(..bytes.len()).ok_or(CodecError::OutputTooSmall { capacity })?;
+        if capacity >= LONG_BYTES && bytes.len() >= LONG_PART_BYTES {
+            self.past_cache.copy(bytes, place);
+        } else {
+            place.copy_from_slice(bytes);
+        }
+        self.length += bytes.len();
+        Ok(())
+    }
+
+    /// Length of what was written.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.length
+    }
 }

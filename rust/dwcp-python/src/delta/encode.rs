@@ -1,15 +1,15 @@
-//! `patch_encode`.
+//! `patch_encode` and `patch_encode_into`.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use dwcp_codec::codec::Codec;
-use dwcp_codec::patch::{Part, PatchOptions, encode_into, give_back, room};
+use dwcp_codec::patch::{Buffer, Part, PatchOptions, encode_into, give_back, max_length, room};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::watch::{self, Watched};
-use crate::buffer::{Input, NewBytes, uninit_copy};
+use crate::buffer::{Input, NewBytes, Output, uninit_copy};
 use crate::dictionary::Dictionary;
 use crate::error::Failure;
 use crate::native;
@@ -50,6 +50,41 @@ pub fn patch_encode<'py>(
     })?;
     // SAFETY: `write` wrote as many bytes as there are.
     Ok(unsafe { patch.finish() })
+}
+
+/// Write the patch that turns `old` into `new` to the start of a buffer that shares no memory with them; its length.
+#[pyfunction]
+#[pyo3(signature = (old, new, out, width, codec, dictionary, block_bytes, search, threads))]
+#[allow(clippy::too_many_arguments)] // As above.
+pub fn patch_encode_into(
+    py: Python<'_>,
+    old: Input,
+    new: Input,
+    mut out: Output,
+    width: Option<u8>,
+    codec: &str,
+    dictionary: Option<&Dictionary>,
+    block_bytes: Option<u32>,
+    search: bool,
+    threads: usize,
+) -> PyResult<usize> {
+    out.refuse_overlap(&old)?;
+    out.refuse_overlap(&new)?;
+    let dictionary = dictionary.map(Dictionary::inner);
+    let options = PatchOptions { block_bytes, width, codec: parse(py, codec)?, dictionary, threads, search };
+    let (old, new, out) = (old.bytes(), new.bytes(), out.bytes_mut());
+    watch::run(py, old.len() + new.len(), |stop| {
+        let mut patch = Buffer::new(out);
+        let (old, new) = (Watched { bytes: old, stop }, Watched { bytes: new, stop });
+        encode_into(&old, &new, None, &options, |part| Ok(patch.put(part)?))?;
+        Ok(patch.length())
+    })
+}
+
+/// The most bytes of a patch to a version of `length` bytes.
+#[pyfunction]
+pub fn max_patch_length(length: u64) -> u64 {
+    max_length(length)
 }
 
 /// The parts of a patch: what was made for it, and where parts of the new version go, which are not copied twice.

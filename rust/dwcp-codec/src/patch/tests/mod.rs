@@ -7,10 +7,12 @@ mod snapshots;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::format::DICTIONARY_BYTES;
 use super::*;
 use crate::block::BlockKind;
 use crate::codec::{Codec, CodecId};
 use crate::digest::{self, Digest};
+use crate::error::CodecError;
 use crate::probe::tests::{noise, text, weights};
 
 const BLOCK: usize = MIN_BLOCK_BYTES as usize;
@@ -194,6 +196,36 @@ fn source_that_fails_ends_the_work_with_its_own_error() {
             assert_eq!(encode_into(&old, &new, None, &options, |_| Ok(())).unwrap_err(), Ended::Stopped);
         }
     }
+}
+
+#[test]
+fn longest_patch_has_the_length_that_is_told() {
+    for length in [0, 1, 65_536, 200_000] {
+        let (old, new) = (noise(3, length), noise(4, length));
+        let patch = encode(&old, &new, &small()).unwrap();
+        // No block of it is short enough for a dictionary, which would be named.
+        assert_eq!(patch.len() as u64 + DICTIONARY_BYTES as u64, max_length(length as u64), "{length}");
+    }
+}
+
+#[test]
+fn parts_are_written_one_behind_the_other_as_far_as_there_is_room() {
+    let bytes = noise(5, 17 << 20);
+    let (made, target) = bytes.split_at(1_000);
+    for capacity in [bytes.len(), bytes.len() + 7] {
+        let mut memory = vec![7; capacity];
+        let mut buffer = Buffer::new(&mut memory);
+        buffer.put(Part::Made(made)).unwrap();
+        buffer.put(Part::Target(1_000, target)).unwrap();
+        assert_eq!(buffer.length(), bytes.len());
+        assert!(memory[..bytes.len()] == bytes && memory[bytes.len()..].iter().all(|byte| *byte == 7));
+    }
+    let mut memory = [0; 1_001];
+    let mut buffer = Buffer::new(&mut memory);
+    buffer.put(Part::Made(made)).unwrap();
+    let refused = buffer.put(Part::Made(&[1, 2]));
+    assert_eq!(refused, Err(CodecError::OutputTooSmall { capacity: 1_001 }));
+    assert_eq!(buffer.length(), 1_000);
 }
 
 #[test]

@@ -68,6 +68,7 @@ proptest! {
         let one = PatchOptions { block_bytes: Some(1 << block_log), width, codec, threads: 1, search, dictionary: None };
         let patch = encode(&old, &new, &one).unwrap();
         let three = encode(&old, &new, &PatchOptions { threads: 3, ..one }).unwrap();
+        prop_assert!(patch.len() as u64 <= max_length(new.len() as u64));
         prop_assert!(patch == three);
         let parsed = Patch::parse(&patch).unwrap();
         for threads in [1, 3] {
