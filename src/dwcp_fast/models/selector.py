@@ -1,6 +1,5 @@
 """The model that chooses compressors."""
 
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +24,8 @@ def selector_bytes(path: Path | None = None) -> bytes:
         OSError: It cannot be read.
     """
     if path is None:
-        return resources.files(__package__).joinpath(SELECTOR_MODEL).read_bytes()
+        # Not as a resource: what finds those takes longer to import than the model to read.
+        return Path(__file__).with_name(SELECTOR_MODEL).read_bytes()
     with path.open("rb") as file:
         data = file.read(MOST_MODEL_BYTES + 1)
     if len(data) > MOST_MODEL_BYTES:
