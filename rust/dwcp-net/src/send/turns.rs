@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use dwcp_proto::frame::ErrorFrame;
+use dwcp_proto::limits::MIN_BLOCK;
 use dwcp_proto::sender::{LaneId, Pace, SenderSession, Step};
 
 use super::shared::State;
@@ -58,11 +59,13 @@ impl Beat {
     fn acknowledged(&mut self, bytes: u64, now: Instant) {
         /// Acknowledgements come in bunches.
         const LEAST: Duration = Duration::from_millis(50);
+        /// The answer to less shows how long answers take, and not how fast a lane is.
+        const LEAST_BYTES: u64 = MIN_BLOCK as u64;
         const WEIGHT: f64 = 0.4;
         self.since = now;
         self.recent.0 += bytes;
         let span = now.saturating_duration_since(self.recent.1);
-        if span < LEAST && self.bytes_per_s > 0.0 {
+        if self.recent.0 < LEAST_BYTES || (span < LEAST && self.bytes_per_s > 0.0) {
             return;
         }
         let rate = self.recent.0 as f64 / span.as_secs_f64().max(1e-4);
@@ -197,5 +200,33 @@ impl State {
         let left = self.session.as_ref().map_or(0, SenderSession::blocks_left);
         let lanes = || self.lanes.iter().map(|(id, lane)| (*id, lane.closer.clone())).collect();
         (left > 2 * u64::from(self.wanted)).then(|| (job.started, lanes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A lane on which so many bytes were acknowledged, each after so long, with nothing under way between them.
+    fn answered(times: &[(u64, Duration)]) -> Beat {
+        let mut now = Instant::now();
+        let mut beat = Beat::new(now);
+        for (bytes, after) in times {
+            beat.rest(now);
+            now += *after;
+            beat.acknowledged(*bytes, now);
+        }
+        beat
+    }
+
+    #[test]
+    fn the_answer_to_a_short_state_does_not_tell_how_fast_a_lane_is() {
+        let trip = Duration::from_millis(10);
+        let block = u64::from(MIN_BLOCK);
+        assert_eq!(answered(&[(5, trip), (block / 2, trip)]).bytes_per_s.to_bits(), 0.0_f64.to_bits());
+        let known = answered(&[(block, trip)]).bytes_per_s;
+        assert!(known > 0.0);
+        let later = answered(&[(block, trip), (5, trip), (7, 10 * trip)]).bytes_per_s;
+        assert_eq!(later.to_bits(), known.to_bits());
     }
 }
