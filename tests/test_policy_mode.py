@@ -63,6 +63,16 @@ def test_each_kind_of_link_has_its_mode_and_what_is_not_known_has_none(shown: Sh
     assert detector.mode == mode
 
 
+def test_a_better_mode_is_told_with_the_longest_round_trip_of_its_window() -> None:
+    fast: Shown = (5.0, 2 * GBPS, False)
+    detector = ModeDetector()
+    follow(detector, [FAR] * 10)
+    # Ten more windows, so that the cooldown is over before a round trip was long for once.
+    switches, _ = follow(detector, [FAR] * 150 + [fast] * 3 + [(20.0, None, False)] + [fast] * 6, from_s=2.0)
+    assert [(switch.mode, switch.rtt_ms) for switch in switches] == [("hybrid", 20.0)]
+    assert switches[0].carried_bits_per_s == fast[1] and "20.0 ms" in switches[0].why
+
+
 @given(
     st.lists(
         st.tuples(

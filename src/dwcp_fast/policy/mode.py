@@ -99,7 +99,8 @@ class ModeSwitch:
         seconds: When, by the clock of the samples; in a report, from the beginning of the session on.
         before: The mode before.
         mode: The mode from then on.
-        rtt_ms: Milliseconds of a round trip that were measured last, None if none was.
+        rtt_ms: Milliseconds of a round trip that were measured last, the most of the window where the mode
+            became better; None if none was.
         carried_bits_per_s: Bits per second that arrived last, None if nothing did.
         limited: Whether the link was what limited that.
     """
@@ -164,11 +165,16 @@ class ModeDetector:
         self._window.append(sample)
         if is_stale and self._mode != "unknown":
             return self._switch("unknown", LinkSample(sample.at_s, None, None, False))
-        target = self._worse() or self._better(sample.at_s)
+        worse = self._worse()
+        target = worse or self._better(sample.at_s)
         if target is None:
             return None
-        shown = next((told for told in reversed(self._window) if told.rtt_ms is not None), sample)
-        return self._switch(target, replace(shown, at_s=sample.at_s))
+        measured = [(told.rtt_ms, told) for told in self._window if told.rtt_ms is not None]
+        rtt_ms, shown = measured[-1] if measured else (None, sample)
+        if worse is None and measured:
+            # All of the window has to speak for it, so the longest round trip says how much better it may be.
+            rtt_ms = max(rtt for rtt, _ in measured)
+        return self._switch(target, replace(shown, at_s=sample.at_s, rtt_ms=rtt_ms))
 
     def _worse(self) -> KnownMode | None:
         """The mildest worse mode that the last samples all show, if they do."""
