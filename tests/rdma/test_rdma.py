@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import INSIDE
+from .conftest import GUEST_S, INSIDE
 
 
 def case_names() -> list[str]:
@@ -22,6 +22,8 @@ def case_names() -> list[str]:
     ]
 
 
+# Whichever is first boots the guest, which has a deadline of its own.
+@pytest.mark.timeout(GUEST_S + 60)
 @pytest.mark.parametrize("name", case_names())
 def test_over_rdma(name: str, outcomes: dict[str, dict[str, Any]]) -> None:
     assert name in outcomes, "the guest has ended before"
