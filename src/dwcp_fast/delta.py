@@ -95,11 +95,8 @@ def encode(
     >>> len(patch) < 1000, apply(patch, old) == new
     (True, True)
     """
-    if block_bytes is not None:
-        check_block_bytes(block_bytes)
-    check_threads(threads)
-    known = native(dictionary)
-    return _core.patch_encode(old, new, width_of(dtype), codec, known, block_bytes, search, threads)
+    options = checked(dtype, codec, dictionary, block_bytes, search, threads)
+    return _core.patch_encode(old, new, *options)
 
 
 def encode_into(
@@ -141,11 +138,8 @@ def encode_into(
     >>> apply(memoryview(out)[:length], b"version 1")
     b'version 2'
     """
-    if block_bytes is not None:
-        check_block_bytes(block_bytes)
-    check_threads(threads)
-    known = native(dictionary)
-    return _core.patch_encode_into(old, new, out, width_of(dtype), codec, known, block_bytes, search, threads)
+    options = checked(dtype, codec, dictionary, block_bytes, search, threads)
+    return _core.patch_encode_into(old, new, out, *options)
 
 
 def apply(
@@ -489,21 +483,9 @@ def diff_files(
         DeltaError: A file was being changed in place when that ended: see :func:`recover`.
         ConfigError: An option cannot be used.
     """
-    if block_bytes is not None:
-        check_block_bytes(block_bytes)
-    check_threads(threads)
+    options = checked(dtype, codec, dictionary, block_bytes, search, threads)
     with staged(Path(patch)) as out:
-        told = _core.patch_encode_files(
-            Path(old),
-            Path(new),
-            out,
-            width_of(dtype),
-            codec,
-            native(dictionary),
-            block_bytes,
-            search,
-            threads,
-        )
+        told = _core.patch_encode_files(Path(old), Path(new), out, *options)
     return PatchInfo(**told)
 
 
@@ -570,6 +552,21 @@ def recover(file: str | PathLike[str]) -> Literal["nothing", "discarded", "finis
         IntegrityError: The journal is not of this file as it is now; both are left as they are.
     """
     return _core.patch_recover(Path(file))
+
+
+def checked(
+    dtype: str | None,
+    codec: str,
+    dictionary: Dictionary | None,
+    block_bytes: int | None,
+    search: bool,
+    threads: int,
+) -> tuple[int | None, str, _core.Dictionary | None, int | None, bool, int]:
+    """Give the options of :func:`encode` as the native module takes them."""
+    if block_bytes is not None:
+        check_block_bytes(block_bytes)
+    check_threads(threads)
+    return width_of(dtype), codec, native(dictionary), block_bytes, search, threads
 
 
 def width_of(dtype: str | None) -> int | None:
