@@ -253,10 +253,14 @@ impl Telemetry {
         }
     }
 
-    /// A lane has ended.
+    /// A lane has ended. What it showed last counts: a short transfer may be over before there was another look.
     pub(super) fn leave(&mut self, lane: LaneId) {
-        if let Some(lane) = self.lanes.remove(&lane) {
-            let last = lane.closer.path().unwrap_or(lane.last);
+        if let Some(mut lane) = self.lanes.remove(&lane) {
+            let mut last = lane.closer.path().unwrap_or(lane.last);
+            if let Some(baseline) = &mut lane.baseline {
+                last.min_rtt = baseline.see(last.rtt, Instant::now());
+            }
+            self.sums.see(&last);
             self.sums.counts.add(&lane.first, &last, lane.since.elapsed());
         }
     }
@@ -475,18 +479,30 @@ mod tests {
         assert_eq!((link.arrived_bytes, link.lost_segments), (4_000, 2));
     }
 
+    fn connect(listener: &std::net::TcpListener) -> Closer {
+        use crate::transport::{TcpTransport, Transport};
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        TcpTransport::new(stream).unwrap().closer()
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_transfer_whose_lane_ended_before_the_first_look_has_a_path_all_the_same() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut telemetry = Telemetry::default();
+        telemetry.watch(0, connect(&listener));
+        telemetry.begin();
+        telemetry.leave(0);
+        assert!(telemetry.conclude().unwrap().rtt_ms > 0.0);
+    }
+
     #[test]
     fn the_shortest_round_trip_of_an_earlier_way_is_not_taken_for_that_of_the_present_one() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let connect = || {
-            use crate::transport::{TcpTransport, Transport};
-            let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            TcpTransport::new(stream).unwrap().closer()
-        };
         let (mut telemetry, now) = (Telemetry::default(), Instant::now());
-        telemetry.watch(0, connect());
+        telemetry.watch(0, connect(&listener));
         telemetry.relocate();
-        telemetry.watch(1, connect());
+        telemetry.watch(1, connect(&listener));
         let millis = |ms| Some(Duration::from_millis(ms));
         let far = PathInfo { rtt: millis(80), min_rtt: millis(1), ..PathInfo::default() };
         let mut sights: Vec<Sight> = [0, 1].map(|lane| (lane, Some(far), None)).into();
