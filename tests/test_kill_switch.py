@@ -371,6 +371,20 @@ def test_a_session_that_is_made_while_the_switch_goes_on_is_stopped_too() -> Non
     assert ended.wait(WAIT_S) and guard.why is not None
 
 
+def test_what_a_peer_ends_that_read_the_same_flags_first_is_told_as_stopped_by_the_switch() -> None:
+    flags = RolloutFlags()
+    switch = KillSwitch(lambda: flags, look_s=2 * WAIT_S)
+    guard = switch.guard(lambda: None)
+    refusal = errors.PeerError("the peer reports: it uses no v3")
+    with pytest.raises(errors.PeerError), guard.told():
+        raise refusal
+    flags = RolloutFlags(forceV1Mode=True)
+    with pytest.raises(errors.IntegrityError), guard.told():
+        raise errors.IntegrityError("altered")
+    with pytest.raises(errors.V3StoppedError, match="forceV1Mode"), guard.told():
+        raise refusal
+
+
 def test_a_child_of_a_fork_has_sessions_of_its_own() -> None:
     ended = threading.Event()
     guard = SWITCH.guard(ended.set)

@@ -17,8 +17,12 @@ use crate::transport::{Closer, IO_BYTES, Patience, Transport, WakeReceiver};
 /// The longest silence of a side that has nothing to say.
 const MAX_SILENCE: Duration = Duration::from_secs(5);
 
-/// How long the end of a lane may take, so that the peer still gets the last frame.
+/// How long the end of a lane may take, so that the peer still gets the last frame: at least this long, and no longer than
+/// TCP takes to send twice again what was lost, after its timeout and after twice as long. A peer that is there ends it
+/// a round trip after that frame.
 const LINGER: Duration = Duration::from_millis(500);
+const MOST_LINGER: Duration = Duration::from_secs(3);
+const LINGER_TIMEOUTS: u32 = 3;
 
 /// A transport with the framing of both directions.
 pub(crate) struct Lane {
@@ -256,10 +260,31 @@ impl Lane {
     }
 
     fn end(&mut self, last: &Frame) {
-        self.patience = Patience::for_time(LINGER);
+        let timeout = self.transport.path().and_then(|path| path.retransmit_after);
+        let most = linger(timeout);
+        self.patience = Patience::for_time(most);
         // The lane ends whether or not the peer can still be told.
         if self.send(last).is_ok() {
-            self.transport.finish(LINGER);
+            self.transport.finish(most);
         }
+    }
+}
+
+/// How long a lane may take to end where TCP sends again what was lost after `timeout`.
+fn linger(timeout: Option<Duration>) -> Duration {
+    timeout.map_or(LINGER, |timeout| (timeout * LINGER_TIMEOUTS).clamp(LINGER, MOST_LINGER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_frame_may_be_lost_twice_on_a_long_path_and_holds_nobody_up_for_long() {
+        let of = |ms| linger(Some(Duration::from_millis(ms)));
+        assert_eq!(linger(None), LINGER);
+        assert_eq!(of(10), LINGER);
+        assert_eq!(of(700), Duration::from_millis(700 + 1_400));
+        assert_eq!(of(60_000), MOST_LINGER);
     }
 }

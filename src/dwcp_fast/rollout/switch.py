@@ -84,7 +84,7 @@ class KillSwitch:
         Raises:
             ConfigError: No thread can be started.
         """
-        guard = Guard(stop)
+        guard = Guard(stop, self.look)
         with self._lock:
             self._guards.add(guard)
             if self._thread is None:
@@ -142,9 +142,10 @@ class KillSwitch:
 class Guard:
     """One v3 session under the kill switch; made by :meth:`KillSwitch.guard`."""
 
-    def __init__(self, stop: Callable[[], object]) -> None:
-        """Note how it is ended."""
+    def __init__(self, stop: Callable[[], object], look: Callable[[], None]) -> None:
+        """Note how it is ended, and how the switch is looked at before it does so by itself."""
         self._stop = stop
+        self._look = look
         self._lock = threading.Lock()
         self._released = False
         self.why: str | None = None
@@ -192,7 +193,10 @@ class Guard:
         try:
             yield
         except DwcpError as exc:
-            if self.why is None or exc.code not in {"cancelled", "closed"}:
+            if exc.code == "peer-failed":
+                # A peer with the same flags may have read them first, and turns away what is to end here too.
+                self._look()
+            if self.why is None or exc.code not in {"cancelled", "closed", "peer-failed"}:
                 raise
             raise V3StoppedError(
                 f"this v3 session was stopped: {self.why}",

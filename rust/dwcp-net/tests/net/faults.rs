@@ -89,6 +89,7 @@ fn a_path_that_keeps_altering_bytes_ends_the_transfer() {
 fn all_lanes_cut_at_once_come_back_to_the_same_session() {
     let receiver = paired_receiver();
     let link = Link::new(receiver.listener.local_addr(), DELAY, &[]);
+    link.hold_at(900_000);
     let bytes = noise(8, 2_000_000);
     let sink = memory_sink();
     let received = receiver.receive_one(sink.clone());
@@ -96,7 +97,7 @@ fn all_lanes_cut_at_once_come_back_to_the_same_session() {
     let (address, dial) = (link.address(), receiver.dial.clone());
     let sending = std::thread::spawn(move || send_once(&address, &dial, quick_send(), &state));
     link.wait_for(900_000);
-    link.cut();
+    link.cut_and_go_on();
     let sent = join(sending).unwrap();
     join(received).unwrap();
     assert!(contents(&sink) == [("a".to_owned(), bytes)]);
@@ -112,6 +113,7 @@ fn a_receiver_that_starts_again_keeps_what_it_had() {
     let (listen, dial) = pairing();
     let first = receiver(listen.clone(), dial.clone(), quick_receive());
     let link = Link::new(first.listener.local_addr(), DELAY, &[]);
+    link.hold_at(2_000_000);
     let interrupted = first.receive_one(tree_sink(to.path().to_path_buf()));
     let address = link.address();
     let sending = {
@@ -127,7 +129,7 @@ fn a_receiver_that_starts_again_keeps_what_it_had() {
     let second = receiver(listen, DialSecurity::Insecure, quick_receive());
     link.retarget(second.listener.local_addr());
     let received = second.receive_one(tree_sink(to.path().to_path_buf()));
-    link.cut();
+    link.cut_and_go_on();
     let sent = join(sending).unwrap();
     let received = join(received).unwrap();
     assert!(fs::read(to.path().join("image")).unwrap() == fs::read(&file).unwrap());
@@ -146,6 +148,7 @@ fn a_sender_that_starts_again_goes_on_where_it_was() {
     fs::write(&file, noise(10, 4_000_000)).unwrap();
     let receiver = paired_receiver();
     let link = Link::new(receiver.listener.local_addr(), DELAY, &[]);
+    link.hold_at(2_000_000);
     let received = receiver.receive_one(tree_sink(to.path().to_path_buf()));
     let cancel = Cancel::new();
     let sending = {
@@ -317,6 +320,7 @@ fn a_file_that_is_written_while_it_is_sent_is_told_by_name_and_not_committed() {
     fs::write(&file, noise(16, 24_000_000)).unwrap();
     let receiver = paired_receiver();
     let link = Link::new(receiver.listener.local_addr(), DELAY, &[]);
+    link.hold_at(900_000);
     let received = receiver.receive_one(tree_sink(to.path().to_path_buf()));
     let (manifest, source) = tree(&file, BaseChoice::None);
     let (address, dial) = (link.address(), receiver.dial.clone());
@@ -331,6 +335,7 @@ fn a_file_that_is_written_while_it_is_sent_is_told_by_name_and_not_committed() {
         23_999_000,
     )
     .unwrap();
+    link.hold_at(u64::MAX);
     let error = join(sending).unwrap_err();
     assert!(
         matches!(&error, NetError::Store(StoreError::SourceChanged { path }) if *path == file),

@@ -258,6 +258,7 @@ fn a_tree_is_resumed_where_it_was_when_the_listener_is_started_again() {
     let (listen, paired) = pairing();
     let first = receiver(listen.clone(), paired.clone(), serving());
     let link = Link::back(first.listener.local_addr(), DELAY, &[]);
+    link.hold_at(2_000_000);
     let send = |server: &Receiver| {
         let (listener, file) = (Arc::clone(&server.listener), file.clone());
         std::thread::spawn(move || {
@@ -276,7 +277,7 @@ fn a_tree_is_resumed_where_it_was_when_the_listener_is_started_again() {
     assert!(join(interrupted).is_err());
     let second = receiver(listen, paired, serving());
     link.retarget(second.listener.local_addr());
-    link.cut();
+    link.cut_and_go_on();
     let sending = send(&second);
     let report = join(fetching).unwrap();
     let sent = join(sending).unwrap();

@@ -36,6 +36,8 @@ struct Path {
     passed: AtomicU64,
     dead: AtomicBool,
     frozen: AtomicBool,
+    /// Nothing passes from this byte on.
+    most: AtomicU64,
     /// Slows the path down, per piece.
     delay: Duration,
 }
@@ -67,6 +69,7 @@ impl Link {
             passed: AtomicU64::new(0),
             dead: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
+            most: AtomicU64::new(u64::MAX),
             delay,
         });
         let shared = Arc::clone(&path);
@@ -106,6 +109,18 @@ impl Link {
         self.path.frozen.store(true, Ordering::SeqCst);
     }
 
+    /// From this byte on everything waits until another limit is set: a test comes in the middle of a transfer then,
+    /// however late it comes.
+    pub fn hold_at(&self, bytes: u64) {
+        self.path.most.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Cuts every connection, and holds nothing back any more.
+    pub fn cut_and_go_on(&self) {
+        self.hold_at(u64::MAX);
+        self.cut();
+    }
+
     pub fn passed(&self) -> u64 {
         self.path.passed.load(Ordering::SeqCst)
     }
@@ -138,11 +153,14 @@ impl Path {
 fn carry(path: &Path, mut near: TcpStream, mut far: TcpStream) {
     let mut piece = vec![0; 16 * 1024];
     while let Ok(count @ 1..) = near.read(&mut piece) {
+        let start = path.passed.fetch_add(count as u64, Ordering::SeqCst);
+        while start >= path.most.load(Ordering::SeqCst) && !path.frozen.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         if path.frozen.load(Ordering::SeqCst) {
             // The clones in `open` keep the connections.
             return;
         }
-        let start = path.passed.fetch_add(count as u64, Ordering::SeqCst);
         let mut whole = count;
         if let Some(fault) = path.fault_before(start + count as u64) {
             let place = fault.at().saturating_sub(start) as usize;

@@ -191,6 +191,7 @@ fn streams_go_both_ways_at_once_and_end_by_themselves() {
 
 #[test]
 fn lost_lanes_cost_nothing_but_time() {
+    const CUTS: [u64; 3] = [2 << 20, 5 << 20, 9 << 20];
     let mut link = None;
     let pair = Pair::through(
         &[MIGRATION],
@@ -201,12 +202,14 @@ fn lost_lanes_cost_nothing_but_time() {
         },
     );
     let link = link.unwrap();
+    link.hold_at(CUTS[0]);
     let (here, there) = pair.stream(MIGRATION);
     let bytes = migration(4_000, 7);
     let sent = bytes.clone();
     let carried = std::thread::spawn(move || carry(&here, &there, &sent) == sent);
-    for megabytes in [2_u64, 5, 9] {
-        link.wait_for(megabytes << 20);
+    for (cut, next) in [(CUTS[0], CUTS[1]), (CUTS[1], CUTS[2]), (CUTS[2], u64::MAX)] {
+        link.wait_for(cut);
+        link.hold_at(next);
         link.cut();
     }
     assert!(join(carried));
