@@ -11,16 +11,17 @@ import pytest
 
 from dwcp_fast import delta
 from dwcp_fast.cli.program import program, run
+from dwcp_fast.cli.settings import members_of
 
-MEMBERS = [
-    (name, member)
-    for name, group in program.commands.items()
-    if isinstance(group, click.Group)
-    for member in group.commands
-]
+COMMANDS = members_of(program)
+MEMBERS = [(name, member) for name, group in COMMANDS.items() for member in members_of(group)]
 
 
-@pytest.mark.parametrize("name", [(), *((name,) for name in program.commands), *MEMBERS])
+def test_every_command_is_found_by_its_own_name() -> None:
+    assert {name: command.name for name, command in COMMANDS.items()} == {name: name for name in COMMANDS}
+
+
+@pytest.mark.parametrize("name", [(), *((name,) for name in COMMANDS), *MEMBERS])
 def test_help_begins_with_an_example(name: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*name, "-h"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
@@ -108,8 +109,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_every_option_has_the_variable_of_its_own_name() -> None:
-    groups = [program, *(one for one in program.commands.values() if isinstance(one, click.Group))]
-    commands = [command for group in groups for command in group.commands.values()]
+    commands = [command for group in (program, *COMMANDS.values()) for command in members_of(group).values()]
     options = [one for command in commands for one in command.params if isinstance(one, click.Option)]
     assert len(options) > 50
     for option in options:

@@ -1,10 +1,8 @@
 """Moves large changing state between machines: compressed per block, resumable, verified."""
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from dwcp_fast import delta, snap
 from dwcp_fast.codec import (
     compress,
     compress_into,
@@ -46,16 +44,21 @@ from dwcp_fast.session import Session, connect, connect_async
 from dwcp_fast.trust import INSECURE, MutualTls
 
 if TYPE_CHECKING:
-    from dwcp_fast import versions
+    from dwcp_fast import delta, snap, versions
     from dwcp_fast.versions import DeltaPublisher, DeltaSubscriber
+
+    __version__: str
 else:
 
     def __getattr__(name):
-        """Import versions when they are first asked for: they need numpy, half the time of the import."""
-        if name not in {"DeltaPublisher", "DeltaSubscriber", "versions"}:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        late = import_module("dwcp_fast.versions")
-        return late if name == "versions" else getattr(late, name)
+        """Look for what takes long to import, such as numpy for versions, when it is first asked for."""
+        if name in {"delta", "snap", "versions"}:
+            return import_module(f"dwcp_fast.{name}")
+        if name in {"DeltaPublisher", "DeltaSubscriber"}:
+            return getattr(import_module("dwcp_fast.versions"), name)
+        if name == "__version__":
+            return installed_version()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
@@ -111,8 +114,14 @@ __all__ = [
     "versions",
 ]
 
-try:
-    __version__ = version("dwcp-fast")
-except PackageNotFoundError:
-    # Run from a source tree that was never installed.
-    __version__ = "0+unknown"
+
+def installed_version() -> str:
+    """Give the version that is installed."""
+    # Imported late: it parses mail.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("dwcp-fast")
+    except PackageNotFoundError:
+        # Run from a source tree that was never installed.
+        return "0+unknown"

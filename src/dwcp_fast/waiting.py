@@ -1,11 +1,13 @@
-"""Blocking calls awaited from coroutines."""
+"""Blocking calls awaited from coroutines. Who awaits has asyncio; who does not is spared its import."""
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["Worker"]
 
@@ -36,6 +38,8 @@ class Worker:
         Returns:
             What `call` returns.
         """
+        import asyncio
+
         loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._calls, call)
         try:
@@ -60,6 +64,8 @@ class Worker:
             cancel: Makes `close` hurry. It is called, in another thread, when the awaiting task is cancelled;
                 the end of both is then awaited.
         """
+        import asyncio
+
         loop = asyncio.get_running_loop()
         closing = loop.run_in_executor(self._cancels, close)
         try:
@@ -81,6 +87,8 @@ class Worker:
 
 async def end_of(running: "asyncio.Future[Any]") -> bool:
     """Await the end of what runs in a thread, however often that is cancelled, and tell if it went well."""
+    import asyncio
+
     while not running.done():
         # A second cancellation must not leave the native work behind.
         with contextlib.suppress(asyncio.CancelledError):

@@ -1,32 +1,35 @@
 """The program: its commands, and how each way of ending becomes an exit code."""
 
 import sys
-from typing import NoReturn
+from importlib import import_module
+from typing import Final, NoReturn
 
 import click
 
-from dwcp_fast import __version__
-from dwcp_fast.cli.config import config
-from dwcp_fast.cli.delta import delta
-from dwcp_fast.cli.demo import demo
-from dwcp_fast.cli.dictionary import dictionary
-from dwcp_fast.cli.doctor import doctor
-from dwcp_fast.cli.link import link
 from dwcp_fast.cli.output import report_failure, report_usage
-from dwcp_fast.cli.pull import pull
-from dwcp_fast.cli.recv import recv
-from dwcp_fast.cli.rollout import rollout
-from dwcp_fast.cli.select import select
-from dwcp_fast.cli.send import send
-from dwcp_fast.cli.serve import serve
 from dwcp_fast.cli.settings import default_map
-from dwcp_fast.cli.snap import snap
 from dwcp_fast.cli.units import help_with_example
-from dwcp_fast.cli.vm import vm
 from dwcp_fast.errors import ConfigError, exit_code_for
 
 __all__ = ["main", "program"]
 
+COMMANDS: Final = {
+    "config": "config",
+    "delta": "delta",
+    "demo": "demo",
+    "dict": "dictionary",
+    "doctor": "doctor",
+    "link": "link",
+    "pull": "pull",
+    "recv": "recv",
+    "rollout": "rollout",
+    "select": "select",
+    "send": "send",
+    "serve": "serve",
+    "snap": "snap",
+    "vm": "vm",
+}
+"""Where each command is: the module, and what it is called there."""
 EPILOG = """\b
 Exit codes:
   0 ok                  1 other              2 usage
@@ -38,7 +41,24 @@ Exit codes:
 
 
 class Program(click.Group):
-    """Takes what no flag says from the environment and from files."""
+    """Takes what no flag says from the environment and from files.
+
+    A command is imported when it is asked for: what the others need takes longer than many a transfer.
+    """
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """Name the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = COMMANDS[cmd_name]
+        command = getattr(import_module(f"dwcp_fast.cli.{module}"), module)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{cmd_name} is no command")
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -46,13 +66,23 @@ class Program(click.Group):
         """Find the command that is meant, and read the files for it."""
         name, command, rest = super().resolve_command(ctx, args)
         # Help is to be had, and mistakes to be looked for, whatever the files say.
-        if command is not config and not {"-h", "--help"} & set(rest):
+        if name != "config" and not {"-h", "--help"} & set(rest):
             try:
                 ctx.default_map = default_map(self)
             except ConfigError as error:
                 told = f"{error} ({error.hint})" if error.hint else str(error)
                 raise click.UsageError(told, ctx) from error
         return name, command, rest
+
+
+def show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    """Tell the version and end."""
+    if wanted and not ctx.resilient_parsing:
+        # Only now: to find it takes longer than the rest of the start.
+        from dwcp_fast import __version__
+
+        print(f"dwcp, version {__version__}")
+        ctx.exit()
 
 
 @click.group(
@@ -67,25 +97,16 @@ class Program(click.Group):
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "DWCP"},
 )
-@click.version_option(__version__, prog_name="dwcp")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_version,
+    help="Show the version and exit.",
+)
 def program() -> None:
     """Move large changing state between machines: compressed, resumable, verified."""
-
-
-program.add_command(send)
-program.add_command(recv)
-program.add_command(serve)
-program.add_command(pull)
-program.add_command(delta)
-program.add_command(dictionary)
-program.add_command(snap)
-program.add_command(vm)
-program.add_command(select)
-program.add_command(rollout)
-program.add_command(link)
-program.add_command(doctor)
-program.add_command(config)
-program.add_command(demo)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -13,7 +13,6 @@ its options a key of the same name without the dashes::
 
 import difflib
 import os
-import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,16 @@ from dwcp_fast.rollout.flags import FILE_VARIABLE, FLAGS_VARIABLE, NODE_VARIABLE
 from dwcp_fast.rollout.outcomes import OUTCOMES_VARIABLE
 from dwcp_fast.state import STATE_VARIABLE
 
-__all__ = ["PROJECT_FILE", "Setting", "default_map", "environment_faults", "faults", "settings", "user_file"]
+__all__ = [
+    "PROJECT_FILE",
+    "Setting",
+    "default_map",
+    "environment_faults",
+    "faults",
+    "members_of",
+    "settings",
+    "user_file",
+]
 
 PROJECT_FILE: Final = Path("dwcp.toml")
 MAX_FILE_BYTES: Final = 1 << 20
@@ -84,6 +92,9 @@ def read_file(path: Path) -> Table:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{path} has more than {MAX_FILE_BYTES} bytes")
+    # Imported late: most have no such file.
+    import tomllib
+
     try:
         return tomllib.loads(data.decode())
     except (ValueError, RecursionError) as exc:
@@ -135,7 +146,7 @@ def faults(program: click.Group) -> list[ConfigError | OSError]:
 
 def table_faults(command: click.Command, table: Table, where: str, path: Path_ = ()) -> Iterator[ConfigError]:
     """Find what is wrong in a table of a file, whether or not the command is ever run."""
-    members = command.commands if isinstance(command, click.Group) else {}
+    members = members_of(command)
     known = {key_of(option): option for option in options_of(command)}
     for key, value in table.items():
         name = " ".join([*path, key])
@@ -169,6 +180,12 @@ def environment_faults(program: click.Group, *, values: bool = False) -> list[Co
         program: The program.
         values: Whether the values of those that are known are looked at too.
     """
+    variables = [
+        name for name in sorted(os.environ) if name.startswith(f"{PREFIX}_") and name not in KNOWN_VARIABLES
+    ]
+    if not variables:
+        # Spares the import of every command.
+        return []
     leaves = dict(leaves_of(program))
     known = {
         variable_of(path, option): (path, option)
@@ -177,7 +194,7 @@ def environment_faults(program: click.Group, *, values: bool = False) -> list[Co
     }
     prefixes = tuple(f"{'_'.join([PREFIX, *map(variable_word, path)])}_" for path in leaves)
     found = []
-    for variable in sorted(os.environ):
+    for variable in variables:
         if variable in known:
             path, option = known[variable]
             fault = None
@@ -186,9 +203,9 @@ def environment_faults(program: click.Group, *, values: bool = False) -> list[Co
                 fault = value_fault(leaves[path], option, raw, path)
             if fault is not None:
                 found.append(ConfigError(f"{variable} is {shown(os.environ[variable])!r}: {fault}"))
-        elif variable.startswith(prefixes) and variable not in KNOWN_VARIABLES:
+        elif variable.startswith(prefixes):
             found.append(unknown(f"{variable} is no option of a command", variable, known))
-        elif values and variable.startswith(f"{PREFIX}_") and variable not in KNOWN_VARIABLES:
+        elif values:
             # It may be for another program, unless it looks very much like one of ours.
             close = difflib.get_close_matches(variable, [*known, *KNOWN_VARIABLES], 1, 0.85)
             found += [unknown(f"{variable} is not known", variable, close)] if close else []
@@ -221,10 +238,19 @@ def leaves_of(command: click.Command, path: Path_ = ()) -> Iterator[tuple[Path_,
     if isinstance(command, click.Group):
         if command.invoke_without_command and path:
             yield path, command
-        for name, member in command.commands.items():
+        for name, member in members_of(command).items():
             yield from leaves_of(member, (*path, name))
     else:
         yield path, command
+
+
+def members_of(command: click.Command) -> dict[str, click.Command]:
+    """Give the commands of a group by their names; a command has none."""
+    if not isinstance(command, click.Group):
+        return {}
+    ctx = click.Context(command)
+    found = {name: command.get_command(ctx, name) for name in command.list_commands(ctx)}
+    return {name: member for name, member in found.items() if member is not None}
 
 
 def options_of(command: click.Command) -> list[click.Option]:
@@ -282,7 +308,7 @@ def value_fault(command: click.Command, option: click.Option, value: Any, path: 
 
 def named_as_parameters(command: click.Command, table: Table) -> Table:
     """Give a table of a file with the names that click has for the options."""
-    members = command.commands if isinstance(command, click.Group) else {}
+    members = members_of(command)
     known = {key_of(option): option.name or "" for option in options_of(command)}
     inner = {key: named_as_parameters(members[key], table[key]) for key in table if key in members}
     return inner | {known[key]: value for key, value in table.items() if key in known}
