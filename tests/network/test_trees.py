@@ -5,6 +5,7 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,20 +66,26 @@ def test_a_tree_arrives_as_it_was(machine: Machine, recv: Recv) -> None:
     assert recv.end() == 0 and not (recv.into / ".dwcp" / "pairing.json").exists()
 
 
+def sent_once(report: dict[str, Any]) -> int:
+    """Blocks of a MiB that went as they are; an idle lane may have sent the last ones a second time."""
+    assert report["bytes_wire"] == report["blocks_sent"] * MIB
+    return int(report["blocks_sent"] - report["blocks_helped"])
+
+
 def test_what_the_receiver_has_is_not_sent_again(machine: Machine, recv: Recv) -> None:
     state = machine.folder / "state"
     content = bytearray(np.random.default_rng(2).bytes(8 * MIB))
     state.write_bytes(content)
     first = machine.send(state, "--to", recv.pairing, "--json")
-    assert first.code == 0 and first.json["bytes_wire"] == 8 * MIB
+    assert first.code == 0 and sent_once(first.json) == 8
     content[5 * MIB] ^= 1
     state.write_bytes(content)
     second = machine.send(state, "--to", recv.pairing, "--json")
     assert second.code == 0, second.err
-    assert (second.json["blocks_same"], second.json["blocks_sent"]) == (7, 1)
+    assert (second.json["blocks_same"], sent_once(second.json)) == (7, 1)
     assert (recv.into / "state").read_bytes() == content
     none = machine.send(state, "--to", recv.pairing, "--json", "--base", "none")
-    assert none.json["bytes_wire"] == 8 * MIB
+    assert sent_once(none.json) == 8
 
 
 def test_a_base_by_path_turns_changed_blocks_into_differences(machine: Machine, recv: Recv) -> None:

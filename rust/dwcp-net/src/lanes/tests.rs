@@ -13,7 +13,7 @@ use crate::distance::{Distance, Relocation};
 use crate::fetch::{FetchOptions, FetchSession};
 use crate::listen::{Arrival, Listener};
 use crate::receive::ReceiveOptions;
-use crate::report::Unobserved;
+use crate::report::{SendReport, Unobserved};
 use crate::security::{DialSecurity, ListenSecurity};
 use crate::send::{SendOptions, SendSession};
 
@@ -56,6 +56,11 @@ fn join<T>(thread: JoinHandle<T>) -> T {
     thread.join().unwrap()
 }
 
+/// Blocks that were sent; an idle lane may have sent the last ones a second time.
+fn once(report: &SendReport) -> u64 {
+    report.blocks_sent - report.blocks_helped
+}
+
 /// Has lanes given up and made again; `lanes` counts them.
 fn vary(want: impl Fn(u16), lanes: impl Fn() -> u32) {
     for count in [LANES, 2, 5, 1] {
@@ -93,7 +98,7 @@ fn sender_gives_lanes_up_and_makes_them_again_at_no_cost() {
         });
         vary(|count| session.want(count), || session.progress().lanes);
         let sent = join(sent);
-        assert_eq!((sent.sessions, sent.lanes_lost, sent.blocks_resent, sent.blocks_sent), (1, 0, 0, 92));
+        assert_eq!((sent.sessions, sent.lanes_lost, sent.blocks_resent, once(&sent)), (1, 0, 0, 92));
     }
     session.close();
     let received = join(receiving);
@@ -140,7 +145,7 @@ fn side_that_fetches_gives_lanes_up_and_makes_them_again_at_no_cost() {
     let sent = join(serving);
     assert_eq!(sent.len(), 2);
     for report in sent {
-        assert_eq!((report.lanes_lost, report.blocks_resent, report.blocks_sent), (0, 0, 92));
+        assert_eq!((report.lanes_lost, report.blocks_resent, once(&report)), (0, 0, 92));
     }
 }
 
@@ -174,7 +179,7 @@ fn sender_whose_way_becomes_another_under_way_loses_and_repeats_nothing() {
     let wrong = Relocation { lanes: fixed(0), distance: Distance::Near, round_trip: Duration::ZERO };
     assert!(session.relocate(wrong).is_err());
     let sent = join(sent);
-    assert_eq!((sent.sessions, sent.lanes_lost, sent.blocks_resent, sent.blocks_sent), (1, 0, 0, 92));
+    assert_eq!((sent.sessions, sent.lanes_lost, sent.blocks_resent, once(&sent)), (1, 0, 0, 92));
     let changes: Vec<_> = sent.lane_changes.iter().map(|change| (change.lanes, change.reason)).collect();
     assert_eq!(changes, [(2, LaneReason::Start), (6, LaneReason::Moved), (3, LaneReason::Moved)]);
     session.close();

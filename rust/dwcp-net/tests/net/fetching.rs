@@ -368,7 +368,9 @@ fn a_changed_file_is_pulled_as_its_difference_to_what_is_there() {
     assert!(fs::read(to.path().join("image")).unwrap() == bytes);
     let against_base = sent.codec_mix.iter().filter(|share| share.kind.needs_base());
     let against_base: u64 = against_base.map(|share| share.blocks).sum();
-    assert_eq!((against_base, sent.blocks_sent, sent.blocks_same), (4, 4, 27));
+    // An idle lane may have sent the last ones a second time.
+    assert_eq!((against_base, sent.blocks_sent - sent.blocks_helped), (sent.blocks_sent, 4));
+    assert_eq!(sent.blocks_same, 27);
 }
 
 #[test]
