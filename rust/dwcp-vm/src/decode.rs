@@ -167,42 +167,51 @@ impl PageDecoder {
             out.push(name.len() as u8);
             out.extend_from_slice(name);
         }
-        let mut made: Page = [0; PAGE_BYTES];
         *self.counts.told(op) += 1;
         let before = self.cache.find(key);
-        match op {
+        let mut made: Page;
+        let page = match op {
             Op::Zero => {
                 out.push(0);
                 return Ok(());
             }
-            Op::Bytes | Op::Full => made = *literals.page()?,
+            Op::Bytes | Op::Full => literals.page()?,
             Op::Same => {
                 let slot = before.ok_or(missing)?;
-                made = *self.cache.content(slot).ok_or(VmError::NotHeld { block: block.into(), number })?;
+                let held = self.cache.content(slot);
+                out.extend_from_slice(held.ok_or(VmError::NotHeld { block: block.into(), number })?);
                 self.cache.touch(slot);
+                return Ok(());
             }
             Op::Copy => {
                 let slot = ops.number("a slot", u64::from(u32::MAX))? as u32;
                 made = *self.cache.content(slot).ok_or(missing)?;
+                &made
             }
             Op::Delta => {
                 let kind = BlockKind::try_from(ops.number("a kind", u64::from(u8::MAX))? as u8)?;
                 let length = ops.number("the length of what differs", PAGE_BYTES as u64)? as usize;
                 let base = before.and_then(|slot| self.cache.content(slot)).ok_or(missing)?;
                 let wire = literals.take("what differs", length)?;
+                made = [0; PAGE_BYTES];
                 self.decoder.decode(kind, CodecId::None, wire, Some(base), &mut made)?;
+                &made
             }
-            Op::Base => self.base.read(name, number, &mut made)?,
+            Op::Base => {
+                made = [0; PAGE_BYTES];
+                self.base.read(name, number, &mut made)?;
+                &made
+            }
             Op::BaseCopy => {
                 let block = ops.number("a block of the base", u64::from(u16::MAX))? as u16;
                 let number = ops.number("a page of the base", u64::from(u32::MAX))? as u32;
+                made = [0; PAGE_BYTES];
                 self.base.read_at(block, number, &mut made)?;
+                &made
             }
-        }
-        out.extend_from_slice(&made);
-        if op != Op::Same {
-            self.cache.insert(key, &made);
-        }
+        };
+        out.extend_from_slice(page);
+        self.cache.insert(key, before, page);
         Ok(())
     }
 }

@@ -276,7 +276,7 @@ impl PageEncoder {
             self.tell(Op::Full, key, header, &[]);
             self.literals.extend_from_slice(page);
         }
-        self.hold(key, page, check);
+        self.hold(key, before, page, check);
     }
 
     fn in_base(&self, key: Key, page: &Page, extra: &mut Vec<u8>) -> Option<Op> {
@@ -305,8 +305,8 @@ impl PageEncoder {
         true
     }
 
-    fn hold(&mut self, key: Key, page: &Page, check: u64) {
-        let Some(slot) = self.cache.insert(key, page) else { return };
+    fn hold(&mut self, key: Key, before: Option<u32>, page: &Page, check: u64) {
+        let Some(slot) = self.cache.insert(key, before, page) else { return };
         let at = slot as usize;
         if let Some(old) = self.checks.get(at) {
             if self.by_check.get(old) == Some(&slot) {

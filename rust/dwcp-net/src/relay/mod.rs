@@ -4,6 +4,7 @@
 //! other side to the socket of the same channel. Both directions of each stream are carried in records over all lanes.
 
 mod base;
+mod pool;
 mod report;
 mod shared;
 mod source;

@@ -16,6 +16,7 @@ use dwcp_vm::{BaseIndex, PageCounts};
 
 use super::RelayOptions;
 use super::base::Base;
+use super::pool::{Buffer, Pool};
 use super::report::{RelayReport, RelayTick, again};
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::error::NetError;
@@ -86,8 +87,8 @@ impl Stream {
 }
 
 pub(super) struct State {
-    pub(super) outbox: Outbox<Arc<Vec<u8>>>,
-    pub(super) inbox: Inbox<Vec<u8>>,
+    pub(super) outbox: Outbox<Arc<Buffer>>,
+    pub(super) inbox: Inbox<Buffer>,
     pub(super) lanes: HashMap<LaneId, LaneHandle>,
     next_lane: LaneId,
     pub(super) wanted: u16,
@@ -136,6 +137,7 @@ pub(crate) struct Shared {
     pub(super) cache_bytes: OnceLock<u64>,
     pub(super) index: Mutex<Option<BaseIndex>>,
     pub(super) base: Option<Arc<Base>>,
+    pub(super) pool: Arc<Pool>,
     pub(super) ignores_losses: AtomicBool,
     pub(super) state: Mutex<State>,
     pub(super) changed: Condvar,
@@ -172,6 +174,7 @@ impl Shared {
             cache_bytes: OnceLock::new(),
             index: Mutex::default(),
             base,
+            pool: Arc::default(),
             ignores_losses: AtomicBool::new(false),
             state: Mutex::new(State {
                 outbox: Outbox::default(),
@@ -511,9 +514,9 @@ mod tests {
         Shared::new(Side::Source, names, RelayOptions::default(), halts, Arc::new(Unobserved), None)
     }
 
-    fn push(state: &mut State) {
-        let record = Record { word: RecordWord::Data, bytes: Arc::default(), raw_len: 0 };
-        state.outbox.push(0, record);
+    fn push(shared: &Shared, state: &mut State) {
+        let bytes = Arc::new(shared.pool.empty());
+        state.outbox.push(0, Record { word: RecordWord::Data, bytes, raw_len: 0 });
     }
 
     /// Two lanes of a path of 100 ms, where TCP waits for 300 ms. The second asks for what is late every 50 ms while the
@@ -522,13 +525,13 @@ mod tests {
         let shared = shared();
         let mut state = lock(&shared.state);
         state.timeout = Some(Duration::from_millis(300));
-        push(&mut state);
+        push(&shared, &mut state);
         state.outbox.next(1, 0.0).unwrap();
         state.outbox.taken(1, Taken { stream: 0, count: 1, come: 1 }, 0.1).unwrap();
-        push(&mut state);
+        push(&shared, &mut state);
         state.outbox.next(1, 1.0).unwrap();
         if is_busy {
-            push(&mut state);
+            push(&shared, &mut state);
         }
         for step in 0..100 {
             let now_s = 1.0 + f64::from(step) * 0.05;

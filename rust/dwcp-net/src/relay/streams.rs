@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use dwcp_proto::frame::RecordWord;
 use dwcp_proto::relay::{MAX_STREAMS, Record};
 use dwcp_vm::{NoBase, PageDecoder, PageEncoder};
-use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
 use super::MIGRATION;
 use super::base::{BaseReader, KeepFiles};
+use super::pool::Buffer;
 use super::shared::{Shared, Side, State, Stream};
 use super::worker::refused;
 use crate::cancel::{CANCEL_SLICE, lock, wait};
@@ -65,7 +65,7 @@ pub(super) fn open(shared: &Arc<Shared>, channel: &str, socket: UnixStream) -> R
         if is_migration {
             state.paged.get_or_insert(number);
         }
-        let bytes = channel.as_bytes().to_vec();
+        let bytes = shared.pool.holding(channel.as_bytes().to_vec());
         push(&mut state, number, RecordWord::Opens, bytes);
         number
     };
@@ -106,7 +106,7 @@ fn answer(shared: &Arc<Shared>, number: u32) -> Result<(), NetError> {
         Ok(None) => return Ok(()),
         Err(error) if !is_migration => {
             log::warn!("channel {channel} of the relay cannot be connected: {error}");
-            push(&mut state, number, RecordWord::Reset, Vec::new());
+            push(&mut state, number, RecordWord::Reset, shared.pool.holding(Vec::new()));
             if let Some(stream) = state.streams.get_mut(&number) {
                 (stream.read_over, stream.write_over) = (true, true);
             }
@@ -169,14 +169,14 @@ fn connect(shared: &Shared, path: &Path) -> io::Result<Option<UnixStream>> {
     }
 }
 
-fn push(state: &mut State, stream: u32, word: RecordWord, bytes: Vec<u8>) {
+fn push(state: &mut State, stream: u32, word: RecordWord, bytes: Buffer) {
     let raw_len = bytes.len() as u32;
     state.outbox.push(stream, Record { word, bytes: Arc::new(bytes), raw_len });
     state.wake_one();
 }
 
 /// The next record of a stream; none once the relay is over.
-fn next(shared: &Shared, number: u32) -> Option<Record<Vec<u8>>> {
+fn next(shared: &Shared, number: u32) -> Option<Record<Buffer>> {
     let mut state = lock(&shared.state);
     let came = Arc::clone(&state.streams.get(&number)?.came);
     loop {
@@ -236,13 +236,13 @@ fn write(
                     decoder.as_mut().ok_or(NetError::Internal { what: "a stream without pages" })?;
                 plain.clear();
                 decoder.decode(&record.bytes, &mut plain)?;
-                &plain
+                plain.as_slice()
             }
             word => {
                 if let Some(decoder) = decoder.as_mut().filter(|_| word == RecordWord::Data) {
                     decoder.pass(&record.bytes);
                 }
-                &record.bytes
+                record.bytes.as_slice()
             }
         };
         match write_all(shared, socket, bytes) {
@@ -345,7 +345,7 @@ fn read(shared: &Arc<Shared>, number: u32, channel: &str, socket: &UnixStream) -
         None
     };
     let most = if is_source { READ_BYTES } else { RETURN_BYTES };
-    let mut held = Vec::new();
+    let mut held = shared.pool.empty();
     let mut end = false;
     while !end {
         if !await_bytes(shared, socket).map_err(failed("wait for", channel))?
@@ -375,13 +375,13 @@ fn read(shared: &Arc<Shared>, number: u32, channel: &str, socket: &UnixStream) -
             if !await_room(shared, number, held.len() as u64) {
                 return Ok(());
             }
-            let mut bytes = Vec::new();
+            let mut coded: Option<Buffer> = None;
             let (word, count) = match &mut encoder {
                 None => (RecordWord::Data, held.len()),
                 Some(encoder) if effort.passes(shared) => (RecordWord::Data, encoder.pass(&held, end)),
                 Some(encoder) => {
                     let begun = thread_cpu();
-                    let count = encoder.encode(&held, end, &mut bytes);
+                    let count = encoder.encode(&held, end, &mut *coded.insert(shared.pool.empty()));
                     effort.spent(count, thread_cpu().saturating_sub(begun));
                     (RecordWord::Pages, count)
                 }
@@ -389,11 +389,15 @@ fn read(shared: &Arc<Shared>, number: u32, channel: &str, socket: &UnixStream) -
             if count == 0 {
                 break;
             }
-            let rest = held.split_off(count);
-            let front = std::mem::replace(&mut held, rest);
-            if word == RecordWord::Data {
-                bytes = front;
-            }
+            let bytes = if let Some(coded) = coded {
+                held.drain(..count);
+                coded
+            } else {
+                let mut rest = shared.pool.empty();
+                rest.extend_from_slice(&held[count..]);
+                held.truncate(count);
+                std::mem::replace(&mut held, rest)
+            };
             let mut state = lock(&shared.state);
             if is_source {
                 state.report.stream_bytes += count as u64;
@@ -435,7 +439,7 @@ impl Effort {
 
 fn over(shared: &Shared, number: u32, word: RecordWord) {
     let mut state = lock(&shared.state);
-    push(&mut state, number, word, Vec::new());
+    push(&mut state, number, word, shared.pool.holding(Vec::new()));
     if let Some(stream) = state.streams.get_mut(&number) {
         stream.read_over = true;
     }
@@ -473,10 +477,14 @@ fn await_room(shared: &Shared, stream: u32, raw_len: u64) -> bool {
     }
 }
 
-/// Appends what is there to `held`, up to about `most` bytes in all; none if there is nothing now.
+/// Appends what is there to `held`, up to `most` bytes in all; none if there is nothing now. A buffer that was used before
+/// may have room for more: a record of more than fits what may be under way would wait for ever.
 fn read_now(socket: &UnixStream, held: &mut Vec<u8>, most: usize) -> io::Result<Option<usize>> {
-    held.reserve_exact(most.saturating_sub(held.len()));
-    match recv(socket, spare_capacity(held), RecvFlags::DONTWAIT) {
+    let before = held.len();
+    held.resize(most.max(before), 0);
+    let came = recv(socket, &mut held[before..], RecvFlags::DONTWAIT);
+    held.truncate(before + came.map_or(0, |(_, count)| count));
+    match came {
         Ok((_, count)) => Ok(Some(count)),
         Err(Errno::INTR | Errno::AGAIN) => Ok(None),
         Err(error) => Err(error.into()),
@@ -512,7 +520,7 @@ mod tests {
 
     fn come(shared: &Shared, number: u64, word: RecordWord, bytes: &[u8]) {
         let mut state = lock(&shared.state);
-        let record = Record { word, bytes: bytes.to_vec(), raw_len: bytes.len() as u32 };
+        let record = Record { word, bytes: shared.pool.holding(bytes.to_vec()), raw_len: bytes.len() as u32 };
         assert!(state.inbox.accept((0, number), record).unwrap());
         state.tell_writer(0);
     }
@@ -535,6 +543,24 @@ mod tests {
             assert_eq!(state.inbox.tell(2), Some(Taken { stream: 0, count: 2, come: 2 }));
             assert!(state.is_quiet());
         }
+    }
+
+    #[test]
+    fn buffer_with_more_room_is_read_into_no_further_than_a_record_may_be_long() {
+        let (socket, mut machine) = UnixStream::pair().unwrap();
+        machine.write_all(&[7; 5_000]).unwrap();
+        let mut held = Vec::with_capacity(8_192);
+        assert_eq!(read_now(&socket, &mut held, 3_000).unwrap(), Some(3_000));
+        assert_eq!(held, [7; 3_000]);
+        held.drain(..1_000);
+        assert_eq!(read_now(&socket, &mut held, 3_000).unwrap(), Some(1_000));
+        assert_eq!(read_now(&socket, &mut held, 8_000).unwrap(), Some(1_000));
+        assert_eq!(held, [7; 4_000]);
+        // Nothing is there now, and then the end.
+        assert_eq!(read_now(&socket, &mut held, 8_000).unwrap(), None);
+        drop(machine);
+        assert_eq!(read_now(&socket, &mut held, 8_000).unwrap(), Some(0));
+        assert_eq!(held, [7; 4_000]);
     }
 
     #[test]

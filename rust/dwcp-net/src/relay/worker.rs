@@ -10,6 +10,7 @@ use dwcp_proto::frame::{ErrorFrame, Frame, RecordHead, RecordWord, Taken};
 use dwcp_proto::relay::{Record, RecordId};
 use dwcp_proto::{ProtoError, SessionError};
 
+use super::pool::Buffer;
 use super::shared::{Shared, Side, State};
 use super::streams;
 use crate::cancel::lock;
@@ -38,7 +39,7 @@ enum Turn {
     /// It is over, or this lane is not wanted any more.
     Leave,
     Tell(Taken),
-    Send(RecordId, Record<Arc<Vec<u8>>>),
+    Send(RecordId, Record<Arc<Buffer>>),
     Wait,
 }
 
@@ -224,9 +225,18 @@ impl Worker<'_> {
     fn take(&mut self, lane: &mut Lane, frame: Frame, body_len: usize) -> Result<(), NetError> {
         match frame {
             Frame::Record(head) => {
-                self.body.resize(body_len, 0);
-                lane.recv_bytes(&mut self.body)?;
-                self.record(&head)
+                // The format bounds the length.
+                let raw_len = head.raw_len as usize;
+                let mut bytes = self.shared.pool.any();
+                bytes.resize(raw_len, 0);
+                if head.kind == BlockKind::Plain && head.codec == CodecId::None && body_len == raw_len {
+                    lane.recv_bytes(&mut bytes)?;
+                } else {
+                    self.body.resize(body_len, 0);
+                    lane.recv_bytes(&mut self.body)?;
+                    self.decoder.decode(head.kind, head.codec, &self.body, None, &mut bytes)?;
+                }
+                self.record(&head, body_len, bytes)
             }
             Frame::Taken(taken) => {
                 let at_s = self.shared.started.elapsed().as_secs_f64();
@@ -254,11 +264,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Takes the record whose body has come.
-    fn record(&mut self, head: &RecordHead) -> Result<(), NetError> {
-        // The format bounds the length.
-        let mut bytes = vec![0; head.raw_len as usize];
-        self.decoder.decode(head.kind, head.codec, &self.body, None, &mut bytes)?;
+    /// Takes the record that has come in a body of so many bytes.
+    fn record(&mut self, head: &RecordHead, body_len: usize, bytes: Buffer) -> Result<(), NetError> {
         if Digest::of(&bytes) != head.digest {
             let reason = "a record does not have its digest".to_owned();
             return Err(NetError::Integrity { times: 1, reason });
@@ -271,7 +278,7 @@ impl Worker<'_> {
         let is_new = state.inbox.accept((head.stream, head.number), record)?;
         (self.come, self.come_of) = (self.come + 1, head.stream);
         if self.shared.side == Side::Target {
-            state.report.wire_bytes += self.body.len() as u64 + HEAD_BYTES;
+            state.report.wire_bytes += body_len as u64 + HEAD_BYTES;
         }
         if is_new && self.shared.side == Side::Target && !state.streams.contains_key(&head.stream) {
             streams::expect(self.shared, &mut state, head.stream)?;
@@ -283,8 +290,8 @@ impl Worker<'_> {
         Ok(())
     }
 
-    fn send(&mut self, lane: &mut Lane, id: RecordId, record: &Record<Arc<Vec<u8>>>) -> Result<(), NetError> {
-        let raw: &[u8] = &record.bytes;
+    fn send(&mut self, lane: &mut Lane, id: RecordId, record: &Record<Arc<Buffer>>) -> Result<(), NetError> {
+        let raw: &[u8] = record.bytes.as_slice();
         if let Some(gauge) = &mut self.gauge {
             gauge.read();
         }
