@@ -14,7 +14,6 @@ pub(super) struct Forest {
     base: f32,
     slope: f32,
     feature: u8,
-    trees: usize,
     /// Leaves of each tree, a power of two.
     leaves_each: usize,
     /// Of each tree as many as it has leaves: node 1 is the root, node `n` leads to nodes `2n` and `2n + 1`.
@@ -23,50 +22,54 @@ pub(super) struct Forest {
     leaves: Vec<f32>,
 }
 
-/// A node of a tree as it was read.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Node {
-    /// Where a walk ends.
-    Leaf(f32),
-    /// Where it goes to one of two nodes further on: to the first if the feature is at most the threshold.
-    Branch { feature: u8, threshold: f32, next: [u16; 2] },
+/// The room of a tree in a forest, where all walks lead to 0 at first.
+pub(super) struct Room<'a> {
+    features: &'a mut [u8],
+    thresholds: &'a mut [f32],
+    leaves: &'a mut [f32],
+}
+
+impl Room<'_> {
+    /// The place of the root. What is in place `n` leads to places `2n` and `2n + 1`.
+    pub(super) const ROOT: u16 = 1;
+
+    /// Has walks that come to a place go to the first of two others if the feature is at most the threshold. Tells whether
+    /// that is deep enough in the tree for it to have others.
+    pub(super) fn branch(&mut self, place: u16, feature: u8, threshold: f32) -> bool {
+        let place = usize::from(place);
+        let (Some(at), Some(limit)) = (self.features.get_mut(place), self.thresholds.get_mut(place)) else {
+            return false;
+        };
+        (*at, *limit) = (feature, threshold);
+        true
+    }
+
+    /// Has walks that come to a place end with a value: all ways from there lead to it.
+    pub(super) fn end(&mut self, place: u16, value: f32) {
+        let place = usize::from(place);
+        let each = self.leaves.len() >> place.ilog2();
+        let first = place * each - self.leaves.len();
+        self.leaves[first..first + each].fill(value);
+    }
 }
 
 impl Forest {
-    /// A forest of no tree: `base` and, for each unit of the natural logarithm of a feature, `slope`.
-    pub(super) fn new(base: f32, slope: f32, feature: u8, depth: usize) -> Forest {
+    /// A forest with room for so many trees: `base` and, for each unit of the natural logarithm of a feature, `slope`.
+    pub(super) fn new(base: f32, slope: f32, feature: u8, depth: usize, trees: usize) -> Forest {
         let leaves_each = 1 << depth;
-        let (features, thresholds, leaves) = (vec![], vec![], vec![]);
-        Forest { base, slope, feature, trees: 0, leaves_each, features, thresholds, leaves }
+        // The trees that a group lacks lead to zeros.
+        let length = trees.next_multiple_of(GROUP) * leaves_each;
+        let (features, thresholds, leaves) = (vec![0; length], vec![0.0; length], vec![0.0; length]);
+        Forest { base, slope, feature, leaves_each, features, thresholds, leaves }
     }
 
-    /// Adds a tree of no more depth than was said, whose branches lead to nodes that there are.
-    pub(super) fn push(&mut self, nodes: &[Node]) {
-        let first = self.trees * self.leaves_each;
-        self.trees += 1;
-        // The trees that a group lacks lead to zeros.
-        let length = self.trees.next_multiple_of(GROUP) * self.leaves_each;
-        self.features.resize(length, 0);
-        self.thresholds.resize(length, 0.0);
-        self.leaves.resize(length, 0.0);
-        let mut open = vec![(1_usize, 0_usize)];
-        while let Some((place, number)) = open.pop() {
-            let node = nodes.get(number).copied().unwrap_or(Node::Leaf(0.0));
-            if let Some(leaf) = place.checked_sub(self.leaves_each) {
-                if let (Some(leaf), Node::Leaf(value)) = (self.leaves.get_mut(first + leaf), node) {
-                    *leaf = value;
-                }
-                continue;
-            }
-            let (feature, threshold, next) = match node {
-                Node::Branch { feature, threshold, next } => (feature, threshold, next.map(usize::from)),
-                // Both ways lead to the same leaf.
-                Node::Leaf(_) => (0, 0.0, [number; 2]),
-            };
-            self.features[first + place] = feature;
-            self.thresholds[first + place] = threshold;
-            open.extend([(2 * place, next[0]), (2 * place + 1, next[1])]);
-        }
+    /// The rooms of its trees, and of those that the last group lacks.
+    pub(super) fn rooms(&mut self) -> impl Iterator<Item = Room<'_>> {
+        let features = self.features.chunks_exact_mut(self.leaves_each);
+        let thresholds = self.thresholds.chunks_exact_mut(self.leaves_each);
+        let leaves = self.leaves.chunks_exact_mut(self.leaves_each);
+        let rooms = features.zip(thresholds).zip(leaves);
+        rooms.map(|((features, thresholds), leaves)| Room { features, thresholds, leaves })
     }
 
     /// The sum for `values`, of which those that no feature has are not looked at.

@@ -2,7 +2,7 @@
 
 use super::actions::Action;
 use super::features::{FEATURES, Features};
-use super::forest::{FEATURES_ROOM, Forest, MAX_DEPTH, Node};
+use super::forest::{FEATURES_ROOM, Forest, MAX_DEPTH, Room};
 use crate::digest::Digest;
 
 const MAGIC: [u8; 4] = *b"DWSM";
@@ -328,22 +328,11 @@ impl<'a> Reader<'a> {
         within("feature of the slope", usize::from(feature), 0, FEATURES.len() - 1)?;
         let depth = within("depth", usize::from(self.byte("depth")?), 0, MAX_DEPTH)?;
         let trees = self.count("number of trees", 0, MAX_TREES)?;
-        let mut forest = Forest::new(base, slope, feature, depth);
-        let mut nodes = Vec::new();
-        for tree in 0..trees {
+        let mut forest = Forest::new(base, slope, feature, depth, trees);
+        for (tree, mut room) in forest.rooms().take(trees).enumerate() {
             let count = self.count("number of nodes", 1, MAX_NODES)?;
-            nodes.clear();
-            for bytes in self.bytes("nodes", count * NODE_BYTES)?.as_chunks::<NODE_BYTES>().0 {
-                nodes.push(read_node(bytes)?);
-            }
-            check_tree(&nodes, depth).map_err(|(node, reason)| ModelError::Tree {
-                action,
-                sum,
-                tree,
-                node,
-                reason,
-            })?;
-            forest.push(&nodes);
+            let nodes = self.bytes("nodes", count * NODE_BYTES)?.as_chunks().0;
+            fill(&mut room, nodes, |node, reason| ModelError::Tree { action, sum, tree, node, reason })?;
         }
         Ok(forest)
     }
@@ -364,34 +353,39 @@ fn read_float(what: &'static str, bytes: [u8; 4], low: f32, high: f32) -> Result
     Err(ModelError::Float { what, value, low, high })
 }
 
-fn read_node(bytes: &[u8; NODE_BYTES]) -> Result<Node, ModelError> {
-    let [feature, a, b, c, d, left_low, left_high, right_low, right_high] = *bytes;
-    if feature == LEAF {
-        return Ok(Node::Leaf(read_float("value of a leaf", [a, b, c, d], -FAR, FAR)?));
-    }
-    within("feature of a node", usize::from(feature), 0, FEATURES.len() - 1)?;
-    let next = [[left_low, left_high], [right_low, right_high]].map(u16::from_le_bytes);
-    let threshold = read_float("threshold", [a, b, c, d], -FAR, FAR)?;
-    Ok(Node::Branch { feature, threshold, next })
-}
-
-/// Checks that every node is reached from the first, once, and none by more than `depth` branches.
-fn check_tree(nodes: &[Node], depth: usize) -> Result<(), (usize, &'static str)> {
-    // Branches lead onwards only, so that the depth of a node is known when it is come to.
-    let mut depths = vec![None; nodes.len()];
-    depths[0] = Some(0);
-    for (number, node) in nodes.iter().enumerate() {
-        let Some(here) = depths[number] else { return Err((number, "is led to by none")) };
-        let Node::Branch { next, .. } = node else { continue };
-        if here == depth {
-            return Err((number, "leads deeper than was said"));
+/// Fills a room with the nodes of a tree: every one is reached from the first, once, and none by more branches than the
+/// room is deep. `wrong` tells of a node with which it is not so.
+fn fill(
+    room: &mut Room<'_>,
+    nodes: &[[u8; NODE_BYTES]],
+    wrong: impl Fn(usize, &'static str) -> ModelError,
+) -> Result<(), ModelError> {
+    // Branches lead onwards only, so that the place of a node is known when it is come to; 0 is none.
+    let mut places = [0_u16; MAX_NODES];
+    let places = &mut places[..nodes.len()];
+    places[0] = Room::ROOT;
+    for (number, bytes) in nodes.iter().enumerate() {
+        let [feature, a, b, c, d, left_low, left_high, right_low, right_high] = *bytes;
+        let place = places[number];
+        if place == 0 {
+            return Err(wrong(number, "is led to by none"));
         }
-        for next in next.map(usize::from) {
-            match depths.get_mut(next) {
-                _ if next <= number => return Err((number, "leads back")),
-                None => return Err((number, "leads to none")),
-                Some(Some(_)) => return Err((number, "leads where another does")),
-                Some(depth) => *depth = Some(here + 1),
+        if feature == LEAF {
+            room.end(place, read_float("value of a leaf", [a, b, c, d], -FAR, FAR)?);
+            continue;
+        }
+        within("feature of a node", usize::from(feature), 0, FEATURES.len() - 1)?;
+        let threshold = read_float("threshold", [a, b, c, d], -FAR, FAR)?;
+        if !room.branch(place, feature, threshold) {
+            return Err(wrong(number, "leads deeper than was said"));
+        }
+        let next = [[left_low, left_high], [right_low, right_high]].map(u16::from_le_bytes);
+        for (way, next) in (0..).zip(next.map(usize::from)) {
+            match places.get_mut(next) {
+                _ if next <= number => return Err(wrong(number, "leads back")),
+                None => return Err(wrong(number, "leads to none")),
+                Some(empty @ 0) => *empty = 2 * place + way,
+                Some(_) => return Err(wrong(number, "leads where another does")),
             }
         }
     }
