@@ -38,11 +38,6 @@ const MOST_BACKLOG: f64 = 50.0;
 const MOST_CARRIED_S: f64 = 1.0;
 /// The weight of the newest block in running means.
 const WEIGHT: f64 = 0.1;
-/// The most that a link is taken to carry before anything was acknowledged, in bytes a second: to a receiver on this
-/// machine, and to another one.
-const UNKNOWN_RATE: [f64; 2] = [5e9, 3e8];
-/// About what a connection carries for each round trip in the beginning, in bytes, all lanes together.
-const SLOW_START_BYTES: f64 = 1e6;
 /// How long lanes wait for the first acknowledgement, which tells how fast a near link is: while it takes long, it is
 /// the link that is busy.
 const FIRST_WAIT_S: f64 = 0.05;
@@ -95,11 +90,9 @@ impl Controller {
     #[must_use]
     pub fn new(settings: Settings) -> Controller {
         let settings = Settings { lanes: settings.lanes.max(1), cores: settings.cores.max(1), ..settings };
-        // One acknowledgement over a long way tells of the queues on it, too, which may take all at once.
-        let first_rate = if settings.is_near() { f64::INFINITY } else { unknown_rate(&settings) };
         Controller {
             settings,
-            link: Link::new(&settings, first_rate),
+            link: Link::new(&settings),
             corrections: Corrections::default(),
             guard: Guard::new(settings.lanes),
             price: 0.5,
@@ -364,11 +357,10 @@ impl Controller {
 
     /// What the link is taken to carry while nothing was acknowledged: the longer that takes, the less.
     fn presumed_rate(&self, at_s: f64) -> f64 {
-        let unknown = unknown_rate(&self.settings);
-        let unknown = unknown.max(self.link.taken(at_s));
+        let unknown = self.link.unknown_rate().max(self.link.taken(at_s));
         let Some((bytes, since_s)) = self.link.telling() else { return unknown };
         let waited_s = at_s - since_s - self.settings.round_trip_s.unwrap_or(0.0);
-        if waited_s > 0.0 { unknown.min(bytes / waited_s) } else { unknown }
+        if waited_s > 0.0 { unknown.min(self.link.first_told(bytes / waited_s)) } else { unknown }
     }
 
     fn choose(
@@ -386,7 +378,7 @@ impl Controller {
         let even_s = self.even_s();
         let backlog_s = (self.link.backlog_s(at_s, rate) - meanwhile_s).clamp(0.0, MOST_BACKLOG * even_s);
         // How long a round trip takes tells nothing of how much fits in it.
-        let is_surely_slow = known.is_none() && rate < SURELY_SLOW.min(unknown_rate(&self.settings));
+        let is_surely_slow = known.is_none() && rate < SURELY_SLOW.min(self.link.unknown_rate());
         let terms = Terms { estimates, width, raw_bytes, rate, is_surely_slow, backlog_s };
         self.price += WEIGHT * (even_s / (even_s + backlog_s) - self.price);
         let best = match look {
@@ -444,14 +436,4 @@ struct Terms<'a> {
     /// Whether it has kept quiet for so long that it carries no more than that for sure.
     is_surely_slow: bool,
     backlog_s: f64,
-}
-
-/// What a link of which nothing but its round trip is known is taken to carry, in bytes a second.
-fn unknown_rate(settings: &Settings) -> f64 {
-    let [local, near] = UNKNOWN_RATE;
-    match settings.round_trip_s {
-        _ if settings.is_local => local,
-        Some(time) => near.min(SLOW_START_BYTES / time.max(1e-6)),
-        None => near,
-    }
 }

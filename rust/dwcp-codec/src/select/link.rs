@@ -43,6 +43,11 @@ const FIRST_ANSWER_S: f64 = 0.008;
 const CERTAIN_ANSWERS: f64 = 2.5;
 /// Fewer bytes under way than this bound nothing: they tell more of the receiver than of the link.
 const BOUNDING_BYTES: f64 = 262_144.0;
+/// The most that it is taken to carry before anything was acknowledged, in bytes a second: to a receiver on this
+/// machine, and to another one.
+const UNKNOWN_RATE: [f64; 2] = [5e9, 3e8];
+/// About what a connection carries for each round trip in the beginning, in bytes, all lanes together.
+const SLOW_START_BYTES: f64 = 1e6;
 /// What a connection may have sent in its first round trip whatever the link carries, in bytes.
 const UNSEEN_BYTES: f64 = 16_384.0;
 /// How fast it follows what is seen while the link does.
@@ -58,7 +63,9 @@ pub(super) struct Link {
     allowed: f64,
     /// How long a round trip takes that nothing delays, in seconds.
     round_trip_s: f64,
-    /// The most that it is taken to carry by the first acknowledgement, in bytes a second.
+    /// What it is taken to carry before anything was acknowledged, and at most by the first acknowledgement, in bytes a
+    /// second.
+    unknown_rate: f64,
     first_rate: f64,
     rate: Option<f64>,
     /// The share by which it grows with the next block that the link keeps waiting for nothing.
@@ -119,15 +126,18 @@ impl Link {
         self.allowed = allowed;
     }
 
-    pub(super) fn new(settings: &Settings, first_rate: f64) -> Link {
+    pub(super) fn new(settings: &Settings) -> Link {
         let (lanes, allowed) = (settings.lanes, settings.limit_bytes_per_s.map(|rate| rate.max(1.0)));
         let known = settings.known.filter(|known| known.bytes_per_s >= 1.0);
         let rate = known.map(|known| known.bytes_per_s.min(allowed.unwrap_or(f64::INFINITY))).or(allowed);
+        let unknown_rate = unknown_rate(settings);
         Link {
             is_local: settings.is_local,
             lanes: f64::from(lanes),
             round_trip_s: settings.round_trip_s.unwrap_or(0.0),
-            first_rate,
+            unknown_rate,
+            // One acknowledgement over a long way tells of the queues on it, too, which may take all at once.
+            first_rate: if settings.is_near() { f64::INFINITY } else { unknown_rate },
             allowed: allowed.unwrap_or(f64::INFINITY),
             rate,
             growth: MOST_GROWTH,
@@ -281,6 +291,18 @@ impl Link {
         self.rate
     }
 
+    /// What it is taken to carry while nothing but its round trip is known of it, in bytes a second.
+    pub(super) fn unknown_rate(&self) -> f64 {
+        self.unknown_rate
+    }
+
+    /// What it is taken to carry if it seems to carry so much by the first acknowledgement, or for want of one.
+    pub(super) fn first_told(&self, rate: f64) -> f64 {
+        let [.., other] = UNKNOWN_RATE;
+        // That a receiver on this machine takes a few milliseconds to begin tells nothing of the way to it.
+        if self.is_local && rate > other { rate.max(self.unknown_rate) } else { rate }
+    }
+
     /// Whether anything was acknowledged.
     pub(super) fn has_answered(&self) -> bool {
         self.has_answered
@@ -389,7 +411,10 @@ impl Link {
             let since_s = delivery.since_s - self.round_trip_s;
             let least_s = (since_s - FIRST_ANSWER_S).max(0.5 * since_s).max(1e-6);
             self.rate = Some(
-                (carried / least_s).min(self.first_rate).max(self.taken(delivery.at_s)).min(self.allowed),
+                self.first_told(carried / least_s)
+                    .min(self.first_rate)
+                    .max(self.taken(delivery.at_s))
+                    .min(self.allowed),
             );
             self.is_confirmed |= since_s > CERTAIN_ANSWERS * FIRST_ANSWER_S;
             return between;
@@ -440,6 +465,16 @@ impl Link {
     }
 }
 
+/// What a link of which nothing but its round trip is known is taken to carry, in bytes a second.
+fn unknown_rate(settings: &Settings) -> f64 {
+    let [local, other] = UNKNOWN_RATE;
+    match settings.round_trip_s {
+        _ if settings.is_local => local,
+        Some(time) => other.min(SLOW_START_BYTES / time.max(1e-6)),
+        None => other,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -449,7 +484,7 @@ mod tests {
         let (round_trip_s, limit_bytes_per_s) = (Some(0.0005), None);
         let settings =
             Settings { lanes: 4, cores: 4, round_trip_s, is_local: false, limit_bytes_per_s, known: None };
-        let mut link = Link::new(&settings, f64::INFINITY);
+        let mut link = Link::new(&settings);
         let deliver = |link: &mut Link, wire_bytes: u64, since_s: f64, at_s: f64| {
             link.delivered(&Delivery {
                 raw_bytes: 1 << 20,

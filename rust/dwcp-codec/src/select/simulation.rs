@@ -25,6 +25,8 @@ pub(super) struct World {
     pub(super) round_trip_s: f64,
     /// What the receiver takes for a block until it acknowledges it.
     pub(super) answer_s: f64,
+    /// When it has begun to work.
+    pub(super) starting_s: f64,
     /// The receiver works on the same cores.
     pub(super) is_local: bool,
     /// The controller is told that it does.
@@ -49,6 +51,7 @@ impl World {
             queue_bytes: lanes as f64 * 2.5e6,
             round_trip_s: 0.0005,
             answer_s: 0.0,
+            starting_s: 0.0,
             is_local: false,
             is_near: false,
             has_model: true,
@@ -354,7 +357,7 @@ impl<'w> Session<'w> {
                 } else {
                     arrived + world.answer_s
                 };
-                let acked = stored + world.round_trip_s;
+                let acked = stored.max(world.starting_s) + world.round_trip_s;
                 self.end = self.end.max(acked);
                 if let Some(decision) = &block.decision {
                     self.controller.encoded(decision, block.raw, wire as u64, block.encode_cpu);
