@@ -221,7 +221,13 @@ impl Shared {
         if state.is_over() {
             return;
         }
-        log::warn!("the relay fails: {error}");
+        match &error {
+            // Somebody wanted it.
+            NetError::Cancelled | NetError::Relay { code: ErrorCode::Cancelled, .. } => {
+                log::info!("the relay is ended: {error}");
+            }
+            error => log::warn!("the relay fails: {error}"),
+        }
         state.parting = match &error {
             NetError::Peer { .. } => None,
             error => {
