@@ -20,10 +20,9 @@ use super::told::{Decision, Delivery, Estimate, Look, Outcome, Reason, Settings}
 
 /// How much work for the link, in seconds of it, waits where a second of processor time is worth as much as one of the
 /// link: enough not to let the link run dry between two blocks, of which it is so many, and little enough not to matter
-/// at the end. How many blocks it is where the link is as slow as it was seen to be, and where an earlier session only told
-/// so: that more waits then shows sooner that it is not.
+/// at the end.
 const EVEN_S: f64 = 0.004;
-const EVEN_BLOCKS: [f64; 2] = [0.75, 1.5];
+const EVEN_BLOCKS: f64 = 1.5;
 /// What is left of that with each block while the link is what everything waits for, since a full queue in front of a
 /// fast link is short; how it comes back when it is not; and the least of it.
 const IMPATIENCE: f64 = 0.97;
@@ -286,9 +285,7 @@ impl Controller {
 
     /// The backlog with which a second of the processors is worth as much as one of the link.
     fn even_s(&self) -> f64 {
-        let [seen, told] = EVEN_BLOCKS;
-        let blocks = if self.link.is_hearsay() { told } else { seen };
-        self.patience * EVEN_S.max(blocks * self.block_s)
+        self.patience * EVEN_S.max(EVEN_BLOCKS * self.block_s)
     }
 
     /// What a block costs in seconds: of processors, and of the link by what waits for it while the block does.

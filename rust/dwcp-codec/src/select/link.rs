@@ -92,8 +92,6 @@ pub(super) struct Link {
     bound: f64,
     /// Whether it is known for sure to be as slow as it seems.
     is_confirmed: bool,
-    /// Whether an earlier session told what it carries, and it was not the limit since.
-    is_hearsay: bool,
     /// Whether it was the limit by the last acknowledgement, and sums over the last blocks for which it was, in bytes
     /// and seconds.
     was_limit: bool,
@@ -158,7 +156,6 @@ impl Link {
             most_seen: 0.0,
             bound: f64::INFINITY,
             is_confirmed: allowed.is_some() || known.is_some_and(|known| known.was_limit),
-            is_hearsay: known.is_some(),
             was_limit: false,
             busy_bytes: 0.0,
             busy_s: 0.0,
@@ -316,11 +313,6 @@ impl Link {
         self.is_confirmed
     }
 
-    /// Whether only an earlier session has seen it to be as slow as it seems.
-    pub(super) fn is_hearsay(&self) -> bool {
-        self.is_hearsay
-    }
-
     /// How much longer than its processor time work takes.
     pub(super) fn contention(&self) -> f64 {
         if self.busy_cpu_s > 0.0 { (self.busy_wall_s / self.busy_cpu_s).max(1.0) } else { 1.0 }
@@ -439,7 +431,7 @@ impl Link {
         if is_limit {
             self.growth = GROWTH;
             self.since_limit = 0;
-            (self.is_confirmed, self.is_hearsay) = (true, false);
+            self.is_confirmed = true;
             if was_limit && between.is_some() {
                 // It has not idled since the last one.
                 self.busy_bytes = self.busy_bytes * self.decay + wire;
