@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -172,7 +173,7 @@ def publish(name: str, out: Path, *, claims: list[dict[str, Any]], raw: Any) -> 
     ordered = sorted(claims, key=lambda claim: (claim["met"], claim["case"]))
     path = out / f"{name}.json"
     told = [part for part in sys.argv if part not in ("--out", str(out))]
-    body = {"benchmark": name, "command": " ".join(["python", *told]), "machine": machine()}
+    body = {"benchmark": name, "command": shlex.join(["python", *told]), "machine": machine()}
     path.write_text(json.dumps(body | {"claims": ordered, "raw": raw}, indent=1) + "\n")
     return path
 
