@@ -31,7 +31,6 @@ SERVED_MIB = 768
 PLAINLY = ("--codec", "none")
 ACT_S = 2.0
 COOLDOWN_S = 30.0
-STALL_S = 5.0
 WINDOW_S = 3.0
 
 
@@ -95,21 +94,6 @@ def check_near(switch: dict[str, Any]) -> None:
     assert switch["mode"] == "datacenter" or (switch["mode"] == "hybrid" and is_late), switch
 
 
-def check_once(report: dict[str, Any], blocks: int, sending: Running, began: float) -> None:
-    """That nothing was lost or went twice, in one session.
-
-    A lane that is silent for five seconds while others are not is given up for dead, and its blocks go again.
-    A machine that keeps lanes from their processors does that to them; a switch must not.
-    """
-    assert report["sessions"] == 1
-    if report["lanes_lost"]:
-        assert sending.late_s(began) > STALL_S, (report["lanes_lost"], sending.late_s(began))
-    else:
-        # One that was sent twice, at the very end, is written once.
-        once = report["blocks_sent"] - report["blocks_helped"]
-        assert (once, report["blocks_resent"]) == (blocks, 0)
-
-
 @pytest.mark.timeout(240)
 def test_a_transfer_crosses_from_near_to_far_and_back_with_no_byte_lost_or_repeated(
     machine: Machine, tmp_path: Path
@@ -120,7 +104,6 @@ def test_a_transfer_crosses_from_near_to_far_and_back_with_no_byte_lost_or_repea
         lab.bypass(NEAR_BPS)
         # How fast a disk is, is not asked here.
         recv, pairing = start_recv(lab, machine, inbox, "--no-sync")
-        began = time.monotonic()
         sending = Running(lab, machine, "send", state, "--to", pairing, *PLAINLY, "--bwlimit", LIMIT)
         sending.wait_until_near()
         lab.rejoin()
@@ -139,7 +122,9 @@ def test_a_transfer_crosses_from_near_to_far_and_back_with_no_byte_lost_or_repea
     for large in (state, inbox / "state"):
         large.unlink()
     assert compared.returncode == 0
-    check_once(report, STATE_MIB, sending, began)
+    assert (report["sessions"], report["lanes_lost"], report["blocks_resent"]) == (1, 0, 0)
+    # One that was sent twice, at the very end, is written once.
+    assert report["blocks_sent"] - report["blocks_helped"] == STATE_MIB
     modes = [switch["mode"] for switch in report["mode_switches"]]
     at = modes.index("internet")
     assert set(modes[1:at]) <= {"hybrid"}
@@ -161,7 +146,6 @@ def test_a_server_goes_by_the_link_to_whoever_pulls_from_it(machine: Machine, tm
     with Lab([FAR], urgent=True) as lab:
         lab.bypass(NEAR_BPS)
         listen = ["--listen", f"{lab.address(LEFT)}:0", "--once"]
-        began = time.monotonic()
         serving = Running(lab, machine, "serve", state, *listen, *PLAINLY, "--bwlimit", LIMIT)
         pairing = serving.next("listening")["pairing"]
         pulling = lab.start(RIGHT, [*DWCP, "pull", pairing, into, "--quiet"], env=machine.env("puller"))
@@ -176,7 +160,8 @@ def test_a_server_goes_by_the_link_to_whoever_pulls_from_it(machine: Machine, tm
     for large in (state, into / "state"):
         large.unlink()
     assert compared.returncode == 0
-    check_once(report, SERVED_MIB, serving, began)
+    assert (report["sessions"], report["lanes_lost"], report["blocks_resent"]) == (1, 0, 0)
+    assert report["blocks_sent"] - report["blocks_helped"] == SERVED_MIB
     modes = [switch["mode"] for switch in report["mode_switches"]]
     check_near(report["mode_switches"][0])
     assert modes[-1] == report["mode"] == "internet"

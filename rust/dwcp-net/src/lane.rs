@@ -17,11 +17,13 @@ use crate::transport::{Closer, IO_BYTES, Patience, Transport, WakeReceiver};
 /// The longest silence of a side that has nothing to say.
 const MAX_SILENCE: Duration = Duration::from_secs(5);
 
-/// How long the end of a lane may take, so that the peer still gets the last frame: at least this long, and no longer than
-/// TCP takes to send twice again what was lost, after its timeout and after twice as long. A peer that is there ends it
-/// a round trip after that frame.
+/// How long the end of a session lets its lanes tell the peer.
+pub(crate) const PARTING: Duration = Duration::from_millis(1_500);
+
+/// How long the end of a lane may take, so that the peer still gets the last frame: at least this long, and up to
+/// [`PARTING`] as long as TCP takes to send twice again what was lost, after its timeout and after twice as long. A peer
+/// that is there ends it a round trip after that frame.
 const LINGER: Duration = Duration::from_millis(500);
-const MOST_LINGER: Duration = Duration::from_secs(3);
 const LINGER_TIMEOUTS: u32 = 3;
 
 /// A transport with the framing of both directions.
@@ -272,7 +274,7 @@ impl Lane {
 
 /// How long a lane may take to end where TCP sends again what was lost after `timeout`.
 fn linger(timeout: Option<Duration>) -> Duration {
-    timeout.map_or(LINGER, |timeout| (timeout * LINGER_TIMEOUTS).clamp(LINGER, MOST_LINGER))
+    timeout.map_or(LINGER, |timeout| (timeout * LINGER_TIMEOUTS).clamp(LINGER, PARTING))
 }
 
 #[cfg(test)]
@@ -284,7 +286,7 @@ mod tests {
         let of = |ms| linger(Some(Duration::from_millis(ms)));
         assert_eq!(linger(None), LINGER);
         assert_eq!(of(10), LINGER);
-        assert_eq!(of(700), Duration::from_millis(700 + 1_400));
-        assert_eq!(of(60_000), MOST_LINGER);
+        assert_eq!(of(450), Duration::from_millis(450 + 900));
+        assert_eq!(of(60_000), PARTING);
     }
 }

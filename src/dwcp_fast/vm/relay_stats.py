@@ -68,7 +68,7 @@ class RelayStats:
         unacknowledged_bytes: Bytes on the wire that the target's sockets have not taken yet.
         streams: Streams that were opened.
         streams_open: Streams that have not ended in both directions.
-        lanes: Lanes that are up.
+        lanes: Lanes that are up, or were at the end.
         lanes_lost: Lanes that were lost.
         records_resent: Records that were sent again since their lane was lost.
         rtt_ms: Milliseconds of a round trip.

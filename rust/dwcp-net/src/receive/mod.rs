@@ -18,15 +18,13 @@ pub(crate) use worker::run;
 
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::error::NetError;
+use crate::lane::PARTING;
 use crate::relay::RelayOptions;
 use crate::report::{Progress, ReceiveReport};
 use crate::security::Fingerprint;
 use crate::send::SendOptions;
 use crate::transfers::Watched;
 use crate::transport::LinkKind;
-
-/// How long the end of a session waits for its lanes.
-const PARTING: Duration = Duration::from_millis(1_500);
 
 /// The longest time for which the end of a session waits for the sender to learn that its transfer is in place.
 const CONFIRMATION: Duration = Duration::from_secs(10);

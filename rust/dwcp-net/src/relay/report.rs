@@ -30,7 +30,7 @@ pub struct RelayReport {
     pub streams: u32,
     /// Streams that have not ended in both directions.
     pub streams_open: u32,
-    /// Lanes that are up.
+    /// Lanes that are up, or were at the end.
     pub lanes: u32,
     /// Lanes that were lost.
     pub lanes_lost: u32,

@@ -20,7 +20,7 @@ use super::pool::{Buffer, Pool};
 use super::report::{RelayReport, RelayTick, again};
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::error::NetError;
-use crate::lane::guard;
+use crate::lane::{PARTING, guard};
 use crate::limiter::Limiter;
 use crate::report::Observer;
 use crate::send::{LossWatch, Selector};
@@ -28,9 +28,6 @@ use crate::transport::{Closer, Waker};
 
 /// This many times altered bytes are sent again; then the path is not fit for use.
 const MAX_INTEGRITY_FAILURES: u32 = 3;
-
-/// How long a session that has ended lets its lanes tell the peer.
-const PARTING: Duration = Duration::from_millis(1_500);
 
 /// What goes back to the side that dials is under way in no larger amount: the buffers of one connection hold it, so
 /// that neither side can wait for the other to read while both write.
@@ -100,7 +97,8 @@ pub(super) struct State {
     /// No further streams: the session is over once those that are there have ended.
     pub(super) finishing: bool,
     finished: bool,
-    ended: Option<Instant>,
+    /// When it ended, and how many lanes were up then.
+    ended: Option<(Instant, u32)>,
     failure: Option<NetError>,
     parting: Option<ErrorFrame>,
     /// All of it but the time line.
@@ -240,7 +238,7 @@ impl Shared {
         };
         state.report.error = Some(error.to_string());
         state.failure = Some(error);
-        state.ended = Some(Instant::now());
+        state.ended = Some((Instant::now(), state.lanes.len() as u32));
         state.shut_streams();
         state.wake_all();
         drop(state);
@@ -334,7 +332,7 @@ impl State {
     /// The session has ended in peace.
     pub(super) fn conclude(&mut self) {
         self.finished = true;
-        self.ended = Some(Instant::now());
+        self.ended = Some((Instant::now(), self.lanes.len() as u32));
         self.streams.values().for_each(|stream| stream.came.notify_all());
         self.wake_all();
     }
@@ -472,7 +470,7 @@ impl State {
         report.unacknowledged_bytes = self.outbox.wire_bytes();
         report.streams = self.next_stream;
         report.streams_open = self.open_streams();
-        report.lanes = self.lanes.len() as u32;
+        report.lanes = now.lanes;
         report.records_resent = self.outbox.resent();
         report.rtt = self.round_trip;
         report.cpu = self.cpu;
@@ -487,11 +485,12 @@ impl State {
 
     /// Where things stand now, or stood at the end.
     fn present(&self, started: Instant) -> RelayTick {
+        let (at, lanes) = self.ended.unwrap_or_else(|| (Instant::now(), self.lanes.len() as u32));
         RelayTick {
-            at: self.ended.unwrap_or_else(Instant::now).saturating_duration_since(started),
+            at: at.saturating_duration_since(started),
             stream_bytes: self.report.stream_bytes,
             wire_bytes: self.report.wire_bytes,
-            lanes: self.lanes.len() as u32,
+            lanes,
             rtt: self.round_trip,
             unacknowledged_bytes: self.outbox.wire_bytes(),
         }

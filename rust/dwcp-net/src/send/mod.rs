@@ -31,6 +31,7 @@ use crate::congestion::{Congestion, FAR, FIRM, ignore_losses, minds_losses};
 use crate::dial::{DialOptions, Plan, first_failure, open_lane};
 use crate::distance::{Distance, Relocation};
 use crate::error::NetError;
+use crate::lane::PARTING;
 use crate::lanes::{Crew, LaneRange};
 use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
@@ -48,9 +49,6 @@ pub(crate) use shared::{Link, Shared, max_dictionary};
 pub use stall::STALL_READ_BYTES_PER_S;
 use telemetry::look;
 pub(crate) use worker::{Standing, work};
-
-/// How long [`SendSession::close`] lets lanes part in peace.
-const PARTING: Duration = Duration::from_millis(1_500);
 
 /// How a sender works.
 #[derive(Clone, Debug)]

@@ -191,7 +191,7 @@ fn streams_go_both_ways_at_once_and_end_by_themselves() {
 
 #[test]
 fn lost_lanes_cost_nothing_but_time() {
-    const CUTS: [u64; 3] = [2 << 20, 5 << 20, 9 << 20];
+    const CUTS: [u64; 4] = [2 << 20, 5 << 20, 9 << 20, u64::MAX];
     let mut link = None;
     let pair = Pair::through(
         &[MIGRATION],
@@ -207,7 +207,7 @@ fn lost_lanes_cost_nothing_but_time() {
     let bytes = migration(4_000, 7);
     let sent = bytes.clone();
     let carried = std::thread::spawn(move || carry(&here, &there, &sent) == sent);
-    for (cut, next) in [(CUTS[0], CUTS[1]), (CUTS[1], CUTS[2]), (CUTS[2], u64::MAX)] {
+    for (cut, next) in CUTS.into_iter().zip(CUTS.into_iter().skip(1)) {
         link.wait_for(cut);
         link.hold_at(next);
         link.cut();
