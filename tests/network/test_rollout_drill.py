@@ -98,6 +98,8 @@ class Fleet:
                 stdout=log,
                 stderr=log,
             )
+            # After it is killed, so that nothing of it is left for the tests that follow.
+            stack.callback(process.wait, WAIT_S)
             stack.callback(process.kill)
             self.processes[node] = process
 
