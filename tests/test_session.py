@@ -3,7 +3,6 @@
 import asyncio
 import doctest
 import json
-import signal
 import subprocess
 import sys
 import threading
@@ -318,21 +317,6 @@ def test_a_transfer_that_takes_too_long_is_given_up_and_can_be_resumed() -> None
         ):
             sending.send({"state": b"state"})
     assert caught.value.resumable and errors.exit_code_for(caught.value) == 12
-
-
-def test_a_signal_handler_that_raises_ends_a_native_wait() -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        with dwcp.listen(LOCAL) as listener:
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
-            with pytest.raises(KeyboardInterrupt):
-                listener.accept(WAIT_S)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_closed_session_says_so() -> None:

@@ -1,7 +1,6 @@
 """The sessions of peers that were let in by a listener: received from, or sent to."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -245,8 +244,8 @@ class IncomingSession(Closing):
         mode = self._mode
         with mode.keep(ServedWay(self._server())) as before:
             told = counted(self._native, self._guard, send)
-        made = send_report(told, self.peer, self._security, [*choices, mode.choice])
-        return replace(made, mode=mode.choice.value, mode_switches=mode.switches_since(before))
+        switches = mode.switches_since(before)
+        return send_report(told, self.peer, self._security, [*choices, mode.choice], switches)
 
     def _received(self, receive: Callable[[], ReceiveTold | None]) -> ReceiveReport | None:
         told = counted(self._native, self._guard, receive, waits=True)

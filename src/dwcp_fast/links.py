@@ -23,7 +23,7 @@ from dwcp_fast.policy.codec import choose_codec
 from dwcp_fast.policy.engine import Engine
 from dwcp_fast.policy.lanes import LaneChange, choose_congestion, choose_lanes, explain_lanes, lane_range
 from dwcp_fast.policy.link import LinkCounts
-from dwcp_fast.policy.mode import Treatment, far_if_forced
+from dwcp_fast.policy.mode import ModeSwitch, Treatment, far_if_forced
 from dwcp_fast.policy.selection import ActionShare, Selection
 from dwcp_fast.policy.transport import explain_link
 from dwcp_fast.reports import CodecShare, Progress, SendReport, make_progress
@@ -155,6 +155,7 @@ class NativeLink:
         self._guard = SWITCH.guard(cancel.cancel)
         self._choices = choices
         self._security = "tcp" if isinstance(trust, Insecure) else "tls"
+        self._noted_link: tuple[str, str | None] | None = None
 
     def progress(self) -> Progress:
         """Tell where the transfer stands."""
@@ -166,6 +167,9 @@ class NativeLink:
 
     def _note_link(self, order: Choice[tuple[str, ...]], carried_by: str, passed_over: str | None) -> None:
         """Say what carries the lanes, among the choices."""
+        if self._noted_link == (carried_by, passed_over):
+            return
+        self._noted_link = (carried_by, passed_over)
         link = explain_link(order, carried_by, passed_over)
         LOG.info("the link is %s: %s", link.value, link.why)
         self._choices = [link if choice.name == link.name else choice for choice in self._choices]
@@ -275,13 +279,14 @@ class V3Link(NativeLink):
             told = counted(self._native, self._guard, send)
         # A session that was lost may have come back another way.
         self._note_link(self._order, told["link"], told["passed_over"])
-        report = send_report(told, self._peer, self._security, self.choices())
-        self._choices = with_findings(self.choices(), report.selection, report.lane_changes)
+        choices, switches = self.choices(), self._mode.switches_since(before)
+        report = send_report(told, self._peer, self._security, choices, switches)
         selection = report.selection
+        if selection is not None or report.lane_changes:
+            self._choices = with_findings(choices, selection, report.lane_changes)
         if selection is not None and selection.link_bytes_per_s is not None:
             self._link = KnownLink(selection.link_bytes_per_s, selection.link_was_limit)
-        mode = self._mode.choice.value
-        return replace(report, mode=mode, mode_switches=self._mode.switches_since(before))
+        return report
 
 
 class V1Link:
@@ -460,7 +465,13 @@ def send_settings(options: SendOptions, known: KnownLink | None = None) -> SendS
     }
 
 
-def send_report(told: SendTold, peer: str, security: str, choices: Sequence[Choice[Any]]) -> SendReport:
+def send_report(
+    told: SendTold,
+    peer: str,
+    security: str,
+    choices: Sequence[Choice[Any]],
+    switches: tuple[ModeSwitch, ...],
+) -> SendReport:
     """Make a report of what the native side tells, of peers that speak ``"tls"`` or ``"tcp"`` over TCP."""
     shares = tuple(CodecShare(**share) for share in told["codec_mix"])
     selection = make_selection(told["selection"])
@@ -478,8 +489,18 @@ def send_report(told: SendTold, peer: str, security: str, choices: Sequence[Choi
     del plain["link"], plain["passed_over"]
     made = with_findings(choices, selection, changes)
     why = {choice.name: f"{choice.value}: {choice.why}" for choice in made}
+    mode = next(choice.value for choice in choices if choice.name == "mode")
     transport = security if told["link"] == "tcp" else told["link"]
-    return SendReport(protocol="v3", verified=True, peer=peer, transport=transport, why=why, **plain)
+    return SendReport(
+        protocol="v3",
+        verified=True,
+        peer=peer,
+        transport=transport,
+        why=why,
+        mode=mode,
+        mode_switches=switches,
+        **plain,
+    )
 
 
 def with_findings(

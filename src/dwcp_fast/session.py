@@ -128,7 +128,7 @@ class Session(Closing):
 
         Raises:
             BufferError: A buffer is not contiguous.
-            ConfigError: A name cannot be used.
+            ConfigError: A name cannot be used, or a signal handler sends in the middle of another send.
             LimitExceededError: The receiver does not take that much.
             TransportError: The receiver is gone and did not come back, or reports a failure.
             IntegrityError: Bytes were altered on the way, more than once.

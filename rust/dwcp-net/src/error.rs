@@ -191,6 +191,9 @@ pub enum NetError {
     /// An answer to nobody.
     #[error("the peer has asked for nothing that was not answered")]
     NotAsked,
+    /// A call in the middle of another of the same thread, as a signal handler may make it.
+    #[error("this thread is in the middle of another transfer of the session")]
+    Nested,
     /// A thread of this process failed; that is a bug.
     #[error("internal error: {what}")]
     Internal {

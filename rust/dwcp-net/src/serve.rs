@@ -180,7 +180,7 @@ impl ServeSession {
     /// [`NetError::NotAsked`], or any other [`NetError`]; where [`NetError::resumable`] holds, the peer keeps what it
     /// has, and sending the same state again goes on where this ended. A failure ends the session.
     pub fn send(&self, manifest: Arc<Manifest>, source: Arc<dyn Source>) -> Result<SendReport, NetError> {
-        self.served.shared.send(manifest, source)
+        self.served.shared.send(manifest, source, &mut || false)
     }
 
     /// Refuses what the peer asks for, and ends the session.

@@ -283,6 +283,7 @@ fn net_shape(error: &NetError) -> Shape {
         NetError::Peer { code, retryable, .. } => peer_shape(*code).retryable(*retryable),
         NetError::Version { .. } => class("NegotiationError"),
         NetError::NotAsked
+        | NetError::Nested
         | NetError::Address { .. }
         | NetError::Pairing { .. }
         | NetError::Network { .. }

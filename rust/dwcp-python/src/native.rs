@@ -4,7 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
@@ -52,6 +52,31 @@ pub fn run_interruptibly<T: Send>(
         Ok((_, Some(interrupt))) => Err(interrupt),
         Ok((outcome, None)) => outcome.map_err(|failure| failure.raise(py)),
         Err(failure) => Err(failure.raise(py)),
+    }
+}
+
+/// Run `work` on this thread, which asks what it is given every 50 ms at least whether to stop, and comes back soon if so.
+/// If a signal handler raises, that is what it is told, and what the handler raised is raised.
+pub fn run_here<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce(&mut dyn FnMut() -> bool) -> Result<T, Failure> + Send,
+) -> PyResult<T> {
+    let (outcome, interrupt) = py.detach(|| {
+        let mut interrupt = None;
+        let mut looked = Instant::now();
+        let mut stops = || {
+            if interrupt.is_some() || looked.elapsed() < SIGNAL_SLICE / 2 {
+                return false;
+            }
+            looked = Instant::now();
+            interrupt = Python::attach(|py| py.check_signals()).err();
+            interrupt.is_some()
+        };
+        (guarded(|| work(&mut stops)), interrupt)
+    });
+    match interrupt {
+        Some(interrupt) => Err(interrupt),
+        None => outcome.map_err(|failure| failure.raise(py)),
     }
 }
 

@@ -211,8 +211,7 @@ impl Receiver {
     ) -> PyResult<Option<ReceiveReport>> {
         let session = self.session.object(py)?;
         let timeout: Option<Duration> = timeout_s.map(seconds).transpose()?;
-        let receive =
-            || native::run_interruptibly(py, || session.close(), || Ok(session.receive(sink, timeout)?));
+        let receive = || native::run_here(py, |stops| Ok(session.receive_unless(sink, timeout, stops)?));
         let report = self.counted.transfer(py, &session, receive, |tally, running, report| match report {
             Some(report) => tally.received(running, report),
             None => tally.withdrawn(&running),

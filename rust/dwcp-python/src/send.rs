@@ -111,7 +111,6 @@ pub fn memory_source(
 pub struct Sender {
     session: Owned<SendSession>,
     counted: Counted,
-    cancel: dwcp_net::Cancel,
 }
 
 #[pymethods]
@@ -133,7 +132,7 @@ impl Sender {
         let connect =
             || SendSession::connect(address, security, options, &cancel, observer).map_err(Failure::Connect);
         let session = native::run_interruptibly(py, || cancel.cancel(), connect)?;
-        Ok(Sender { session: Owned::new(session), counted: Counted::new(Direction::Sent), cancel })
+        Ok(Sender { session: Owned::new(session), counted: Counted::new(Direction::Sent) })
     }
 
     /// Send named buffers.
@@ -207,8 +206,8 @@ impl Sender {
 impl Sender {
     fn send(&self, py: Python<'_>, manifest: Arc<Manifest>, source: Arc<dyn Source>) -> PyResult<SendReport> {
         let session = self.session.object(py)?;
-        let send =
-            || native::run_interruptibly(py, || self.cancel.cancel(), || Ok(session.send(manifest, source)?));
+        // A thread for the call alone would take longer than a short state.
+        let send = || native::run_here(py, |stops| Ok(session.send_unless(manifest, source, stops)?));
         Ok(self.counted.transfer(py, &session, send, TransferTally::sent)?.into())
     }
 }

@@ -176,7 +176,8 @@ impl FetchSession {
             let began = Instant::now();
             crew.session().ask(Arc::clone(&request));
             let left = timeout.map(|limit| limit.saturating_sub(asked.elapsed()));
-            let outcome = crew.receiver.receive_before(Arc::clone(sink), left, end, &self.cancel);
+            let outcome =
+                crew.receiver.receive_before(Arc::clone(sink), left, end, &self.cancel, &mut || false);
             if let Ok(Some(report)) = outcome {
                 return Ok(report);
             }

@@ -123,7 +123,20 @@ impl ReceiveSession {
         sink: Arc<dyn Sink>,
         timeout: Option<Duration>,
     ) -> Result<Option<ReceiveReport>, NetError> {
-        self.receive_before(sink, timeout, None, &self.session.cancel)
+        self.receive_before(sink, timeout, None, &self.session.cancel, &mut || false)
+    }
+
+    /// The same, asking every 50 ms at least whether to stop; then, as after [`ReceiveSession::close`], the session is over.
+    ///
+    /// # Errors
+    /// As for [`ReceiveSession::receive`].
+    pub fn receive_unless(
+        &self,
+        sink: Arc<dyn Sink>,
+        timeout: Option<Duration>,
+        stops: &mut dyn FnMut() -> bool,
+    ) -> Result<Option<ReceiveReport>, NetError> {
+        self.receive_before(sink, timeout, None, &self.session.cancel, stops)
     }
 
     /// Takes the next transfer, which has to be in place at a moment; the duration is what a report says. The sender
@@ -134,6 +147,7 @@ impl ReceiveSession {
         timeout: Option<Duration>,
         end: Option<(Instant, Duration)>,
         stop: &Cancel,
+        stops: &mut dyn FnMut() -> bool,
     ) -> Result<Option<ReceiveReport>, NetError> {
         let session = &*self.session;
         let started = Instant::now();
@@ -161,6 +175,14 @@ impl ReceiveSession {
             }
             session.expire(&mut state);
             state = wait(&session.changed, state, CANCEL_SLICE);
+            if state.done.is_none() {
+                // Whoever is asked may call this session.
+                drop(state);
+                if stops() {
+                    self.close();
+                }
+                state = lock(&session.state);
+            }
         }
         let failure = state.take_failure();
         drop(state);

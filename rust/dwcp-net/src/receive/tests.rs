@@ -130,12 +130,13 @@ fn a_transfer_in_place_of_which_the_sender_is_still_being_told_is_neither_late_n
     let takes: [(&str, Take); 3] = [
         ("the time for the offer is over", |session, sink| session.receive(sink, Some(Duration::ZERO))),
         ("the time for the transfer is over", |session, sink| {
-            session.receive_before(sink, None, Some((Instant::now(), Duration::ZERO)), &Cancel::new())
+            let end = Some((Instant::now(), Duration::ZERO));
+            session.receive_before(sink, None, end, &Cancel::new(), &mut || false)
         }),
         ("it is stopped", |session, sink| {
             let stop = Cancel::new();
             stop.cancel();
-            session.receive_before(sink, None, None, &stop)
+            session.receive_before(sink, None, None, &stop, &mut || false)
         }),
     ];
     for (case, take) in takes {

@@ -5,6 +5,7 @@ mod lanes;
 mod losses;
 mod making;
 mod probe;
+mod queue;
 mod shared;
 mod stall;
 mod telemetry;
@@ -221,7 +222,20 @@ impl SendSession {
     /// # Errors
     /// [`NetError`]; where [`NetError::resumable`] holds, sending the same state again goes on where this ended.
     pub fn send(&self, manifest: Arc<Manifest>, source: Arc<dyn Source>) -> Result<SendReport, NetError> {
-        self.shared.send(manifest, source)
+        self.shared.send(manifest, source, &mut || false)
+    }
+
+    /// The same, asking every 50 ms at least whether to stop; then, as after a [`Cancel`], the session is of no more use.
+    ///
+    /// # Errors
+    /// As for [`SendSession::send`]; [`NetError::Cancelled`] after a stop.
+    pub fn send_unless(
+        &self,
+        manifest: Arc<Manifest>,
+        source: Arc<dyn Source>,
+        stops: &mut dyn FnMut() -> bool,
+    ) -> Result<SendReport, NetError> {
+        self.shared.send(manifest, source, stops)
     }
 
     /// Where the transfer stands that is under way.
@@ -284,8 +298,9 @@ impl Shared {
         &self,
         manifest: Arc<Manifest>,
         source: Arc<dyn Source>,
+        stops: &mut dyn FnMut() -> bool,
     ) -> Result<SendReport, NetError> {
-        let _one_at_a_time = lock(&self.sending);
+        let _one_at_a_time = self.queue.enter(&mut || self.check(stops))?;
         let started = Instant::now();
         self.cancel.check()?;
         {
@@ -306,7 +321,7 @@ impl Shared {
             state.begin(Job::new(manifest, source, self.options.base_allowed, (started, before)));
             self.changed.notify_all();
         }
-        let (committed, job) = self.await_end(started)?;
+        let (committed, job) = self.await_end(started, stops)?;
         if let Err(error) = job.source.remember(job.tree_digests()) {
             // The transfer is good; only a later one has one base less to choose from.
             log::warn!("cannot remember what was sent: {error}");
@@ -319,7 +334,19 @@ impl Shared {
         Ok(SendReport { path, link, passed_over, ..report })
     }
 
-    fn await_end(&self, started: Instant) -> Result<(Committed, Job), NetError> {
+    /// An error once the session was cancelled, or is to be.
+    fn check(&self, stops: &mut dyn FnMut() -> bool) -> Result<(), NetError> {
+        if stops() {
+            self.cancel.cancel();
+        }
+        self.cancel.check()
+    }
+
+    fn await_end(
+        &self,
+        started: Instant,
+        stops: &mut dyn FnMut() -> bool,
+    ) -> Result<(Committed, Job), NetError> {
         let mut state = lock(&self.state);
         loop {
             state = self.look_at_lanes(state);
@@ -344,6 +371,14 @@ impl Shared {
                 NetError::Deadline { what: "a step of the transfer", after }
             } else {
                 state = wait(&self.changed, state, CANCEL_SLICE);
+                if state.busy() {
+                    // Whoever is asked may call this session.
+                    drop(state);
+                    if stops() {
+                        self.cancel.cancel();
+                    }
+                    state = lock(&self.state);
+                }
                 continue;
             };
             let failure = if self.cancel.is_cancelled() { NetError::Cancelled } else { failure };

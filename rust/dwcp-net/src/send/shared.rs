@@ -18,6 +18,7 @@ use dwcp_store::Source;
 
 use super::SendOptions;
 use super::choice::Selector;
+use super::queue::Queue;
 use super::telemetry::Telemetry;
 use super::turns::LaneHandle;
 use crate::cancel::Cancel;
@@ -52,8 +53,8 @@ pub(crate) struct Shared {
     pub(super) can_ignore_losses: OnceLock<bool>,
     /// Lanes were asked not to mind losses; whether they do is another matter.
     pub(super) asked_to_ignore_losses: AtomicBool,
-    /// Held by the transfer that is under way.
-    pub(super) sending: Mutex<()>,
+    /// The first in it has the transfer that is under way.
+    pub(super) queue: Queue,
     pub(crate) state: Mutex<State>,
     /// Signals new work, the end of work, and changes of the session.
     pub(crate) changed: Condvar,
@@ -78,7 +79,7 @@ impl Shared {
             observer,
             can_ignore_losses: OnceLock::new(),
             asked_to_ignore_losses: AtomicBool::new(false),
-            sending: Mutex::default(),
+            queue: Queue::default(),
             state: Mutex::new(State {
                 asked: registry.as_ref().map(|_| Asked::default()),
                 dictionary: options.dictionary.clone(),
@@ -537,7 +538,8 @@ impl State {
                 }
             };
         };
-        let wakes = matches!(frame, Frame::Accept(_) | Frame::Nack(_));
+        // The lane itself asks again anyway.
+        let wakes = matches!(frame, Frame::Accept(_) | Frame::Nack(_)) && self.lanes.len() > 1;
         let done = |session: &SenderSession| {
             let progress = session.progress();
             progress.blocks_sent + progress.blocks_same
