@@ -128,6 +128,7 @@ def iperf3(size: int) -> float:
             "-O",
             str(IPERF_WARM_UP_S),
             "-J",
+            *harness.unpaced(),
         ]
         out = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         server.wait(TIMEOUT_S)

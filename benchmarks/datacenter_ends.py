@@ -256,7 +256,7 @@ def iperf3(size: int, streams: int) -> dict[str, float]:
     with subprocess.Popen(["iperf3", "-s", "-1", "-p", str(IPERF_PORT)], stdout=quiet) as server:
         wait_for_port(IPERF_PORT, listen_only=True)
         command = ["iperf3", "-c", "127.0.0.1", "-p", str(IPERF_PORT), "-P", str(streams)]
-        command += ["-n", str(size), "-O", "1", "-J"]
+        command += ["-n", str(size), "-O", "1", "-J", *harness.unpaced()]
         out = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         server.wait(TIMEOUT_S)
     received, used = out["end"]["sum_received"], out["end"]["cpu_utilization_percent"]

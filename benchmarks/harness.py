@@ -133,6 +133,12 @@ def ratio(samples: Samples, name: str, against: str) -> float:
     return statistics.median(samples[against]) / statistics.median(samples[name])
 
 
+def unpaced() -> list[str]:
+    """Have iperf3 use CUBIC, as `dwcp` does on fast links: BBR, the default of some systems, halves it there."""
+    offered = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
+    return ["-C", "cubic"] if offered.exists() and "cubic" in offered.read_text().split() else []
+
+
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
     cpu = platform.processor() or platform.machine()

@@ -84,7 +84,7 @@ class Treatment:
         lanes: Fewest, first and most lanes; all the same where their number is fixed.
         far: Whether the path is a long one: then ``congestion="auto"`` is CUBIC, and BBR once losses have
             shown to be random, and the sockets' buffers are as large as the system lets them be. Else all
-            of that is the system's own choice.
+            of that is the system's own choice, but never BBR.
     """
 
     lanes: tuple[int, int, int]
