@@ -49,6 +49,15 @@ def test_a_writing_guest_moves_and_finds_its_memory_right(pair: Pair) -> None:
     assert report.downtime_s >= (report.qemu_downtime_s or 0) * 0.5
 
 
+def test_a_move_goes_on_when_it_is_told_of_and_not_when_somebody_looks(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for side in ("migrate", "accept"):
+        monkeypatch.setattr(importlib.import_module(f"dwcp_fast.vm.{side}"), "LOOK_S", 600.0)
+    move(pair)
+    pair.check_moved()
+
+
 def test_a_guest_moves_over_several_connections_of_qemu_and_from_a_coroutine(pair: Pair) -> None:
     pair.source.console.ask("r 500", "RATE")
     with Acceptor(pair.target, listen=None) as acceptor:

@@ -33,7 +33,8 @@ __all__ = ["Acceptance", "accept"]
 
 LOG: Final = logging.getLogger(__name__)
 DEFAULTS: Final = AcceptOptions()
-POLL_S: Final = 0.01
+LOOK_S: Final = 0.1
+"""The longest time between two looks at the relay while the other side says nothing."""
 HELLO_S: Final = 30.0
 PARTING_S: Final = 10.0
 ACCEPT_POLL_S: Final = 0.5
@@ -241,7 +242,7 @@ class Acceptance(Closing):
         """Do what the other side says, until the guest runs here."""
         while True:
             self._check_stopped()
-            message = control.receive(POLL_S)
+            message = control.receive(LOOK_S)
             if message is None:
                 self._check_relay()
                 continue

@@ -21,11 +21,13 @@ __all__ = [
     "capabilities_of_a_move",
     "check_move",
     "only",
+    "pauses",
 ]
 
 ENDED: Final = frozenset({"none", "completed", "failed", "cancelled"})
 """The states in which QEMU has no migration under way."""
-POLL_S: Final = 0.02
+PAUSES_S: Final = (0.001, 0.02)
+"""Between looks at what QEMU does not tell of by itself: at first, and at most."""
 MIB: Final = 1 << 20
 PAUSED: Final = "dwcp-paused"
 """A note that is there if the guest was paused before it left."""
@@ -227,10 +229,11 @@ class Machine(Closing):
             DeadlineError: It is not in time.
         """
         deadline = time.monotonic() + timeout_s
+        waiting = pauses()
         while (status := self.status()) not in statuses:
             if time.monotonic() > deadline:
                 raise DeadlineError(f"the guest is {status} and not {' or '.join(sorted(statuses))} in time")
-            time.sleep(POLL_S)
+            time.sleep(next(waiting))
         return status
 
     def settings(self) -> Settings:
@@ -243,6 +246,17 @@ class Machine(Closing):
         """Have migrations do what they did before; none may be under way."""
         self.set_capabilities(settings.capabilities)
         self.qmp.execute("migrate-set-parameters", settings.parameters)
+
+
+def pauses() -> Iterator[float]:
+    """Give how long to pause before each further look.
+
+    Most of what is waited for comes at once, and the guest stands still meanwhile.
+    """
+    pause_s, most_s = PAUSES_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, most_s)
 
 
 def capabilities_of_a_move(*, multifd: bool, pause: bool = False, answers: bool = True) -> dict[str, bool]:

@@ -40,6 +40,8 @@ LOG: Final = logging.getLogger(__name__)
 DEFAULTS: Final = MigrateOptions()
 UNLIMITED_BYTES_PER_S: Final = 1 << 50
 POLL_S: Final = 0.02
+LOOK_S: Final = 0.05
+"""The longest time between two looks at a move, of whose states and rounds QEMU tells by itself."""
 ANSWER_S: Final = 60.0
 END_S: Final = 60.0
 PARTING_S: Final = 5.0
@@ -262,7 +264,7 @@ class Migration:
                 raise NotConvergingError(
                     why, hint="allow a longer --max-downtime, or move it when it writes less"
                 )
-            watch.wait(POLL_S)
+            watch.wait(LOOK_S)
 
     def _check(self, watch: Watch, control: Control) -> None:
         """Raise what speaks against going on."""

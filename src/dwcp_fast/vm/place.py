@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from dwcp_fast.errors import DwcpError, QmpError
 from dwcp_fast.vm.control import DISKS, MIGRATION
-from dwcp_fast.vm.machine import CAME, ENDED, Machine, capabilities_of_a_move, check_move, only
+from dwcp_fast.vm.machine import CAME, ENDED, Machine, capabilities_of_a_move, check_move, only, pauses
 from dwcp_fast.vm.mirrors import Exports
 
 __all__ = ["Channels", "Monitored", "Place", "Presence", "refuse_another", "wished_disks"]
@@ -151,10 +151,11 @@ class Monitored:
         if self._is_running():
             return True
         deadline = time.monotonic() + START_S
+        waiting = pauses()
         while not self._has_loaded():
             if time.monotonic() > deadline:
                 raise QmpError(f"the guest is not here after {START_S:g} s: {self._machine.migration()}")
-            time.sleep(POLL_S)
+            time.sleep(next(waiting))
         self._loaded = True
         if not runs:
             return False
