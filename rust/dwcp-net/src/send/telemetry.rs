@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use dwcp_proto::sender::LaneId;
 
 use super::losses::{LossWatch, stands_in_queue};
+use crate::congestion::FAR;
 use crate::lanes::Baseline;
 use crate::report::{Limits, LinkCounts, LivePath, PathReport};
 use crate::transport::{Closer, PathInfo};
@@ -329,6 +330,14 @@ impl Telemetry {
     /// Whether a queue stands in front of the link, or stood there lately.
     pub(super) fn is_queued(&self, now: Instant) -> bool {
         self.losses.has_queued_within(LATELY, now)
+    }
+
+    /// Whether all lanes share one way, which is short, as far as TCP tells.
+    pub(super) fn is_short(&self) -> bool {
+        let mut from = self.lanes.values().map(|lane| lane.from);
+        let is_one = from.next().is_some_and(|first| from.all(|other| other == first));
+        let shortest = self.lanes.values().filter_map(|lane| lane.last.min_rtt).min();
+        is_one && !self.is_relayed && shortest.is_some_and(|trip| trip < FAR)
     }
 
     /// Whether something of what is under way on a lane was acknowledged lately.

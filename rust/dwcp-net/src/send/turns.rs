@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use dwcp_proto::frame::ErrorFrame;
 use dwcp_proto::limits::MIN_BLOCK;
-use dwcp_proto::sender::{LaneId, Pace, SenderSession, Step};
+use dwcp_proto::sender::{LaneId, Pace, SenderSession, Step, Way};
 
 use super::shared::State;
 use crate::lanes::Flow;
@@ -153,12 +153,18 @@ impl State {
         const LEAST_GAIN: Duration = Duration::from_millis(200);
         let gain = self.round_trip.map_or(LEAST_GAIN, |trip| LEAST_GAIN.max(trip * TRIPS));
         let (lanes, telemetry) = (&self.lanes, &self.telemetry);
-        let is_full = telemetry.is_queued(now);
+        let is_short = !self.distance.is_far(!telemetry.is_short());
+        let way = match telemetry.is_queued(now) {
+            // A queue does not show where something near takes bytes sooner than it passes them on.
+            _ if is_short => Way::Short,
+            true => Way::Full,
+            false => Way::Open,
+        };
         let pace = |lane: LaneId| {
             lanes.get(&lane).map_or(STILL, |handle| handle.beat.pace(telemetry.moves(lane, now), now))
         };
         let Some(session) = &mut self.session else { return Turn::Linger };
-        if let Some(task) = session.help(lane, pace, gain.as_secs_f64(), is_full) {
+        if let Some(task) = session.help(lane, pace, gain.as_secs_f64(), way) {
             return Turn::Step(Step::Block(task));
         }
         if session.tell_for(lane, pace) { Turn::Step(session.next(lane)) } else { Turn::Linger }
@@ -205,7 +211,16 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use dwcp_codec::block::BlockKind;
+    use dwcp_codec::{CodecId, Digest};
+    use dwcp_proto::frame::{Accept, Frame};
+    use dwcp_proto::sender::Resolution;
+
+    use super::super::shared::Shared;
+    use super::super::tests::sender;
     use super::*;
+    use crate::cancel::lock;
+    use crate::distance::Distance;
 
     /// A lane on which so many bytes were acknowledged, each after so long, with nothing under way between them.
     fn answered(times: &[(u64, Duration)]) -> Beat {
@@ -217,6 +232,60 @@ mod tests {
             beat.acknowledged(*bytes, now);
         }
         beat
+    }
+
+    /// A sender of which lane 0 has nothing left to do, and lanes 1 to 3 have five blocks each under way.
+    #[cfg(target_os = "linux")]
+    fn tail() -> Shared {
+        let (shared, manifest) = sender();
+        let mut state = lock(&shared.state);
+        for lane in 0..4 {
+            state.watch(lane, 0);
+        }
+        let turn = |state: &mut State, lane| state.turn(lane, 0, Duration::ZERO, &shared.limiter);
+        while !matches!(turn(&mut state, 0), Turn::Step(Step::Wait)) {}
+        let accept = Accept { transfer_id: manifest.transfer_id(), staged_bytes: 0 };
+        state.receive(0, 0, Frame::Accept(accept)).unwrap();
+        for block in 0..16 {
+            // One block on the first lane, and five on each other.
+            let lane = block % 3 + u32::from(block > 0);
+            let Turn::Step(Step::Block(task)) = turn(&mut state, lane) else { panic!("block {block}") };
+            let (kind, codec) = (BlockKind::Plain, CodecId::None);
+            let digest = Digest::of(&block.to_le_bytes());
+            let outcome =
+                Resolution::Block { digest, base_digest: None, kind, codec, wire_len: task.raw_len };
+            state.session.as_mut().unwrap().resolve(lane, &task, outcome).unwrap();
+        }
+        state.receive(0, 0, Frame::Ack(1)).unwrap();
+        drop(state);
+        shared
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn blocks_of_lanes_that_move_go_twice_only_over_a_long_way() {
+        for (distance, is_relayed, copies) in [
+            (Distance::Measured, false, false),
+            (Distance::Near, true, false),
+            (Distance::Far, false, true),
+            // A round trip to what answers for the peer says nothing of the way.
+            (Distance::Measured, true, true),
+        ] {
+            // Lanes as fast as the one that is idle, and much slower.
+            for slowness in [1.0, 20.0] {
+                let shared = tail();
+                let mut state = lock(&shared.state);
+                (state.distance, state.telemetry.is_relayed) = (distance, is_relayed);
+                let now = Instant::now();
+                for (lane, handle) in &mut state.lanes {
+                    handle.beat.rest(now);
+                    handle.beat.bytes_per_s = f64::from(MIN_BLOCK) / if *lane == 0 { 1.0 } else { slowness };
+                }
+                let help = state.help(0, now);
+                let case = format!("{distance:?}, relayed: {is_relayed}, {slowness} times as slow");
+                assert_eq!(matches!(help, Turn::Step(Step::Block(_))), copies, "{case}");
+            }
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use dwcp_codec::{CodecId, Dictionary, Digest};
 
 pub use crate::LaneId;
 use lane::{Carried, InFlight, Lane, count_done};
-pub use step::{BlockTask, Pace, Resolution, SenderOptions, SenderPhase, SenderProgress, Step};
+pub use step::{BlockTask, Pace, Resolution, SenderOptions, SenderPhase, SenderProgress, Step, Way};
 
 use crate::blocks::{
     Announced, BlockIndex, BlockTable, DONE, HELD, KNOWN, PLAIN, REPLACES, STAGED, out_of_range,

@@ -1,7 +1,7 @@
 //! Which block goes on which lane.
 
 use super::lane::{Carried, InFlight};
-use super::{BlockTask, LaneId, Pace, Phase, SenderSession, Step};
+use super::{BlockTask, LaneId, Pace, Phase, SenderSession, Step, Way};
 use crate::blocks::{Base, BlockIndex, DONE, HELD, HELPED, PLAIN, REPLACES, STAGED};
 
 /// A lane without an acknowledgement for so long stands still, if it should have had one by its rate.
@@ -34,8 +34,8 @@ impl SenderSession {
 
     /// Whether a block is to be sent again on `lane`, since nothing else is to do and the lane that it is under way on
     /// would take much longer: then it gives the task. Of such blocks it is the one that would be there last; each is
-    /// sent again at most once. `pace` tells how lanes get on, `least_gain_s` what is to be gained at least, and `is_full`
-    /// whether a queue stands in front of the link.
+    /// sent again at most once. `pace` tells how lanes get on, `least_gain_s` what is to be gained at least, and `way` what
+    /// is known of the way that lanes share.
     ///
     /// To be asked after [`Step::Wait`], and again after a while, since lanes may come to a standstill.
     pub fn help(
@@ -43,7 +43,7 @@ impl SenderSession {
         lane: LaneId,
         pace: impl Fn(LaneId) -> Pace,
         least_gain_s: f64,
-        is_full: bool,
+        way: Way,
     ) -> Option<BlockTask> {
         /// A lane is so many times as slow, or it is let alone.
         const SLOWER: f64 = 1.5;
@@ -62,7 +62,7 @@ impl SenderSession {
             return None;
         }
         let blocks = self.table.manifest().total_blocks();
-        let least = [if is_full { 0 } else { LEAST_COPIES }, LEAST_COPIES];
+        let least = [if way == Way::Open { LEAST_COPIES } else { 0 }, LEAST_COPIES];
         let may_copy =
             [0, 1].map(|kind| self.progress.helped_blocks < (blocks / COPIES[kind]).max(least[kind]));
         let mut last: Option<(f64, LaneId, usize)> = None;
@@ -92,7 +92,9 @@ impl SenderSession {
                 let here_s = (before + f64::from(frame.raw_len)) / own;
                 let stands_s = if moves { 0.0 } else { waited_s };
                 let is_other = stands_s >= STILL_S || !is_alike;
-                if (may_copy[usize::from(is_other)] || stands_s >= 2.0 * STILL_S)
+                let may_gain = way != Way::Short || stands_s >= STILL_S;
+                if may_gain
+                    && (may_copy[usize::from(is_other)] || stands_s >= 2.0 * STILL_S)
                     && left_s > SLOWER * here_s
                     && left_s - here_s > least_gain_s
                     && last.is_none_or(|(most_s, ..)| left_s > most_s)

@@ -32,6 +32,17 @@ pub struct Pace {
     pub moves: bool,
 }
 
+/// What is known of the way that the lanes of a session share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Nothing that speaks against room for more.
+    Open,
+    /// A queue stands in front of it.
+    Full,
+    /// It is short: what moves on it waits for the link, which a copy would keep busy as well, and not for TCP.
+    Short,
+}
+
 /// What a lane should do now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {

@@ -1,6 +1,6 @@
 //! What a sender does with what the receiver tells it.
 
-use dwcp_proto::sender::Pace;
+use dwcp_proto::sender::{Pace, Way};
 
 use super::*;
 
@@ -126,7 +126,7 @@ fn end_that_was_told_on_a_lane_that_stands_still_is_told_again_on_another() {
     told(&mut sender, 0);
     sender.receive(1, Frame::Ack(1)).unwrap();
     assert!(!sender.tell_for(1, still), "the block on lane 0 may still come");
-    let copy = sender.help(1, still, 0.1, false).unwrap();
+    let copy = sender.help(1, still, 0.1, Way::Open).unwrap();
     sender.resolve(1, &copy, in_full(0)).unwrap();
     sender.receive(1, Frame::Ack(2)).unwrap();
     assert!(!sender.tell_for(0, still) && sender.tell_for(1, still));
@@ -138,15 +138,19 @@ fn end_that_was_told_on_a_lane_that_stands_still_is_told_again_on_another() {
 #[test]
 fn few_blocks_are_sent_twice_where_lanes_seem_to_share_a_way() {
     // A lane that has had no block acknowledged in a while may be as fast, unless it stands still.
-    for (blocks, is_full, rate, waited_s, moves, copies) in [
-        (64, true, 1e6, 0.0, true, 2),
-        (64, true, 1e5, 0.0, true, 4),
-        (64, true, 0.0, 9.0, true, 2),
-        (64, true, 0.0, 1.5, false, 4),
-        (64, true, 0.0, 2.0, false, 63),
-        (8, false, 1e6, 0.0, true, 2),
-        (8, true, 1e6, 0.0, true, 0),
-        (8, true, 1e5, 0.0, true, 2),
+    for (blocks, way, rate, waited_s, moves, copies) in [
+        (64, Way::Full, 1e6, 0.0, true, 2),
+        (64, Way::Full, 1e5, 0.0, true, 4),
+        (64, Way::Full, 0.0, 9.0, true, 2),
+        (64, Way::Full, 0.0, 1.5, false, 4),
+        (64, Way::Full, 0.0, 2.0, false, 63),
+        (8, Way::Open, 1e6, 0.0, true, 2),
+        (8, Way::Full, 1e6, 0.0, true, 0),
+        (8, Way::Full, 1e5, 0.0, true, 2),
+        (64, Way::Short, 1e6, 0.0, true, 0),
+        (64, Way::Short, 1e5, 0.0, true, 0),
+        (64, Way::Short, 0.0, 1.5, false, 4),
+        (64, Way::Short, 0.0, 2.0, false, 63),
     ] {
         let file = entry(EntryKind::File, "f", u64::from(blocks) * u64::from(BLOCK));
         let manifest = Arc::new(manifest_of(vec![file]).unwrap());
@@ -162,12 +166,12 @@ fn few_blocks_are_sent_twice_where_lanes_seem_to_share_a_way() {
             _ => Pace { bytes_per_s: 2e6, waited_s: 0.0, moves: true },
         };
         let mut helped = 0;
-        while let Some(copy) = sender.help(0, pace, 0.0, is_full) {
+        while let Some(copy) = sender.help(0, pace, 0.0, way) {
             sender.resolve(0, &copy, in_full((copy.offset / u64::from(BLOCK)) as u8)).unwrap();
             helped += 1;
             sender.receive(0, Frame::Ack(1 + helped)).unwrap();
         }
-        let case = format!("{blocks} blocks, full: {is_full}, {rate} bytes/s, moves: {moves}");
+        let case = format!("{blocks} blocks, {way:?}, {rate} bytes/s, moves: {moves}");
         assert_eq!(helped, copies, "{case}");
     }
 }

@@ -9,7 +9,7 @@ use dwcp_proto::frame::{BlockHead, Frame};
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::{Entry, EntryKind, Manifest};
 use dwcp_proto::receiver::{Action, ReceiverSession};
-use dwcp_proto::sender::{BlockTask, Pace, Resolution, SenderOptions, SenderSession, Step};
+use dwcp_proto::sender::{BlockTask, Pace, Resolution, SenderOptions, SenderSession, Step, Way};
 
 const BLOCK: u32 = 1 << 20;
 const BLOCKS: u32 = 128;
@@ -117,7 +117,7 @@ impl Link {
                         let lane = &lanes[lane as usize];
                         Pace { bytes_per_s: lane.bytes_per_s, waited_s: now_s - lane.since_s, moves: true }
                     };
-                    let Some(task) = self.sender.help(id, pace, TRIP_S, false) else { return };
+                    let Some(task) = self.sender.help(id, pace, TRIP_S, Way::Open) else { return };
                     self.send_block(number, &task);
                 }
                 _ => return,

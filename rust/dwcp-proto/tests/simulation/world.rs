@@ -11,7 +11,7 @@ use dwcp_proto::frame::{BlockHead, DictionaryWord, Frame, NackReason, Same, Sess
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::{Candidate, Entry, EntryKind, Manifest};
 use dwcp_proto::receiver::{Action, ReceiverSession};
-use dwcp_proto::sender::{BlockTask, Pace, Resolution, SenderOptions, SenderSession, Step};
+use dwcp_proto::sender::{BlockTask, Pace, Resolution, SenderOptions, SenderSession, Step, Way};
 
 use crate::disk::{Disk, padded};
 use crate::link::{Pipe, Random};
@@ -358,7 +358,7 @@ impl World {
             waited_s: draws.get(&lane).map_or(0.0, |draw| *draw as f64 / 50.0),
             moves: draws.get(&lane).is_some_and(|draw| *draw % 2 == 0),
         };
-        if let Some(task) = self.sender.help(number, pace, 0.01, false) {
+        if let Some(task) = self.sender.help(number, pace, 0.01, Way::Open) {
             self.send_block(number, &task);
         }
     }
