@@ -51,6 +51,9 @@ pub use stall::STALL_READ_BYTES_PER_S;
 use telemetry::look;
 pub(crate) use worker::{Standing, work};
 
+/// How long the next transfer waits for answers to copies: about what a new session takes over the longest of links.
+const COPIES_WAIT: Duration = Duration::from_secs(1);
+
 /// How a sender works.
 #[derive(Clone, Debug)]
 pub struct SendOptions {
@@ -303,6 +306,7 @@ impl Shared {
         let _one_at_a_time = self.queue.enter(&mut || self.check(stops))?;
         let started = Instant::now();
         self.cancel.check()?;
+        self.await_copies(COPIES_WAIT, stops)?;
         {
             let mut state = lock(&self.state);
             if state.closing {
@@ -340,6 +344,19 @@ impl Shared {
             self.cancel.cancel();
         }
         self.cancel.check()
+    }
+
+    /// Waits a while for answers to blocks of the last transfer that went twice. Without them the next one would need a
+    /// session of its own, which takes as long, and to a receiver looks as if nothing more came in this one.
+    fn await_copies(&self, limit: Duration, stops: &mut dyn FnMut() -> bool) -> Result<(), NetError> {
+        let started = Instant::now();
+        let mut state = lock(&self.state);
+        while state.awaits_copies() && started.elapsed() < limit {
+            drop(wait(&self.changed, state, CANCEL_SLICE));
+            self.check(stops)?;
+            state = lock(&self.state);
+        }
+        Ok(())
     }
 
     fn await_end(

@@ -395,6 +395,11 @@ impl State {
         self.session.as_ref().is_none_or(SenderSession::is_reusable)
     }
 
+    /// Whether it could, but for answers that are on their way.
+    pub(super) fn awaits_copies(&self) -> bool {
+        !self.closing && self.session.as_ref().is_some_and(SenderSession::awaits_copies)
+    }
+
     /// Whether there are lanes, or the first is about to be there.
     pub(super) fn has_lanes(&self) -> bool {
         self.is_first_due || !self.lanes.is_empty()

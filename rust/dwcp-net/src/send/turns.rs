@@ -213,7 +213,7 @@ impl State {
 mod tests {
     use dwcp_codec::block::BlockKind;
     use dwcp_codec::{CodecId, Digest};
-    use dwcp_proto::frame::{Accept, Frame};
+    use dwcp_proto::frame::{Accept, Committed, Frame};
     use dwcp_proto::sender::Resolution;
 
     use super::super::shared::Shared;
@@ -286,6 +286,49 @@ mod tests {
                 assert_eq!(matches!(help, Turn::Step(Step::Block(_))), copies, "{case}");
             }
         }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_next_transfer_waits_for_answers_to_copies_and_no_longer_than_it_is_let() {
+        let shared = tail();
+        let mut state = lock(&shared.state);
+        state.distance = Distance::Far;
+        let now = Instant::now();
+        for (lane, handle) in &mut state.lanes {
+            handle.beat.rest(now);
+            handle.beat.bytes_per_s = f64::from(MIN_BLOCK) / if *lane == 0 { 1.0 } else { 20.0 };
+        }
+        let Turn::Step(Step::Block(task)) = state.help(0, now) else { panic!("nobody is helped") };
+        let digest = Digest::of(&((task.offset / u64::from(MIN_BLOCK)) as u32).to_le_bytes());
+        let (kind, codec, wire_len) = (BlockKind::Plain, CodecId::None, task.raw_len);
+        let outcome = Resolution::Block { digest, base_digest: None, kind, codec, wire_len };
+        state.session.as_mut().unwrap().resolve(0, &task, outcome).unwrap();
+        let finish = loop {
+            match state.turn(0, 0, Duration::ZERO, &shared.limiter) {
+                Turn::Step(Step::Send(Frame::Finish(finish))) => break finish,
+                Turn::Step(Step::Send(_)) => {}
+                _ => panic!("the end is not told"),
+            }
+        };
+        let (transfer_id, transfer_digest) = (finish.transfer_id, finish.transfer_digest);
+        let committed = Committed { transfer_id, transfer_digest, body_bytes: 0 };
+        state.receive(0, 0, Frame::Committed(committed)).unwrap();
+        assert!(!state.is_reusable());
+        drop(state);
+        let waits = |limit| shared.await_copies(limit, &mut || false).unwrap();
+        waits(Duration::ZERO);
+        assert!(!lock(&shared.state).is_reusable());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| waits(Duration::MAX));
+            lock(&shared.state).receive(0, 0, Frame::Ack(2)).unwrap();
+            assert!(!waiting.is_finished(), "the block may still be read where it was first");
+            for lane in 1..4 {
+                lock(&shared.state).receive(lane, 0, Frame::Ack(5)).unwrap();
+            }
+            waiting.join().unwrap();
+        });
+        assert!(lock(&shared.state).is_reusable());
     }
 
     #[test]

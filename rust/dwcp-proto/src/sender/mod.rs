@@ -134,6 +134,13 @@ impl SenderSession {
         !self.lost_frames && !self.lanes.values().any(late)
     }
 
+    /// Whether answers are all that keeps it from being used again: blocks of a committed transfer went twice, or are about
+    /// to, on lanes that are all there.
+    #[must_use]
+    pub fn awaits_copies(&self) -> bool {
+        self.phase == Phase::Done && !self.lost_frames && !self.is_reusable()
+    }
+
     /// Adds a lane after its WELCOME.
     pub fn attach(&mut self, lane: LaneId) {
         self.detach(lane);

@@ -136,6 +136,37 @@ fn end_that_was_told_on_a_lane_that_stands_still_is_told_again_on_another() {
 }
 
 #[test]
+fn another_transfer_may_follow_once_copies_are_answered_but_not_those_of_a_lost_lane() {
+    for is_lost in [false, true] {
+        let (mut sender, _) = sender_with_blocks_due(vec![], 0);
+        for lane in [0, 1] {
+            let block = task(sender.next(lane));
+            sender.resolve(lane, &block, in_full(lane as u8)).unwrap();
+        }
+        sender.receive(1, Frame::Ack(1)).unwrap();
+        let still =
+            |lane| Pace { bytes_per_s: 1e6, waited_s: if lane == 0 { 2.0 } else { 0.0 }, moves: false };
+        let copy = sender.help(1, still, 0.1, Way::Open).unwrap();
+        sender.resolve(1, &copy, in_full(0)).unwrap();
+        let (transfer_id, transfer_digest) = told(&mut sender, 1);
+        assert!(!sender.awaits_copies(), "it is not over yet");
+        let committed = Committed { transfer_id, transfer_digest, body_bytes: 2 };
+        sender.receive(1, Frame::Committed(committed)).unwrap();
+        assert!(sender.awaits_copies() && !sender.is_reusable());
+        sender.receive(1, Frame::Ack(2)).unwrap();
+        assert!(sender.awaits_copies(), "the block may still be read on lane 0");
+        if is_lost {
+            sender.detach(0);
+            assert!(!sender.awaits_copies() && !sender.is_reusable(), "nobody answers on it any more");
+        } else {
+            sender.receive(0, Frame::Ack(1)).unwrap();
+            assert!(!sender.awaits_copies() && sender.is_reusable());
+            sender.begin(sample(), true).unwrap();
+        }
+    }
+}
+
+#[test]
 fn few_blocks_are_sent_twice_where_lanes_seem_to_share_a_way() {
     // A lane that has had no block acknowledged in a while may be as fast, unless it stands still.
     for (blocks, way, rate, waited_s, moves, copies) in [
