@@ -322,10 +322,12 @@ impl Worker<'_> {
         let frame = Frame::Record(RecordHead { stream, word, kind, codec, number, raw_len, digest });
         lane.send_block(&frame, body, &self.shared.limiter, &self.shared.halt)?;
         if let Some(gauge) = &mut self.gauge {
-            let worth_waiting = gauge.written();
+            gauge.written();
             // A record is not waited for: the machine that moves is.
-            if !worth_waiting.is_zero() && record.word == RecordWord::Pages {
-                lane.listen(&self.wake, worth_waiting)?;
+            if let Some(time) = gauge.worth_waiting()
+                && record.word == RecordWord::Pages
+            {
+                lane.listen(&self.wake, time)?;
                 gauge.waited();
             }
         }

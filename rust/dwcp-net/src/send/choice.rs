@@ -4,21 +4,19 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockEncoder, BlockKind, EncodedBlock};
 use dwcp_codec::select::{
     Action, Controller, Decision, Delivery, Estimate, Features, KnownLink, Look, Model, Outcome, Settings,
-    Summary, calibration_sample,
+    Summary,
 };
 use dwcp_codec::{Codec, CodecError, page, probe};
 
+use super::calibration::{measured, slowness};
 use crate::cancel::{lock, wait};
 use crate::report::thread_cpu;
-
-/// What is timed to compare this machine with that of a model's times.
-const CALIBRATED: [Action; 2] = [Action::Lz4, Action::Zstd1];
 
 /// How blocks are compressed where it helps.
 #[derive(Clone, Debug)]
@@ -66,6 +64,8 @@ pub(crate) struct Selector {
     lanes: u16,
     limit_bytes_per_s: Mutex<Option<u64>>,
     known: Option<KnownLink>,
+    /// How long the peer took to answer at least, where this side has dialled.
+    answer_time: Mutex<Option<Duration>>,
     controller: Mutex<Option<Controller>>,
     /// Something was acknowledged.
     answered: Condvar,
@@ -87,6 +87,7 @@ impl Selector {
             epoch: Instant::now(),
             lanes,
             known,
+            answer_time: Mutex::default(),
             limit_bytes_per_s: Mutex::new(limit_bytes_per_s),
             controller: Mutex::default(),
             answered: Condvar::new(),
@@ -123,11 +124,22 @@ impl Selector {
         Selection { has_model: self.model.is_some(), summary: summary.since(earlier) }
     }
 
+    /// The peer took so long to answer this side, which has dialled. To be told before there are lanes: whichever of them
+    /// makes the controller need not be the one that has waited for the answer.
+    pub(crate) fn answered_after(&self, answer_time: Duration) {
+        let mut least = lock(&self.answer_time);
+        *least = Some(least.map_or(answer_time, |known| known.min(answer_time)));
+    }
+
     /// Makes the controller on the first lane, of which is known whether the peer has an address of this machine, and
-    /// how long it took to answer where this side has dialled.
+    /// how long it took to answer where it has just been dialled.
     pub(crate) fn settle(&self, is_here: bool, answer_time: Option<Duration>) {
         /// Who takes longer is elsewhere, behind something on this machine that passes the connection on.
         const LOCAL: Duration = Duration::from_millis(10);
+        if let Some(time) = answer_time {
+            self.answered_after(time);
+        }
+        let answer_time = *lock(&self.answer_time);
         let is_local = is_here && answer_time.is_none_or(|time| time < LOCAL);
         // Before the lock, which whoever sends waits for: this takes milliseconds where nothing was measured yet. To a
         // receiver on this machine little is compressed, and so it is not waited for.
@@ -175,32 +187,6 @@ impl Selector {
     fn with<T>(&self, work: impl FnOnce(&mut Controller) -> T) -> Option<T> {
         lock(&self.controller).as_mut().map(work)
     }
-}
-
-/// How many nanoseconds compressing takes here for each byte of the sample, measured once in a process.
-fn measured() -> &'static [f64; CALIBRATED.len()] {
-    static MEASURED: OnceLock<[f64; CALIBRATED.len()]> = OnceLock::new();
-    const REPEATS: usize = 3;
-    MEASURED.get_or_init(|| {
-        let sample = calibration_sample();
-        let mut encoder = BlockEncoder::new();
-        CALIBRATED.map(|action| {
-            let once = || {
-                let begin = thread_cpu();
-                // Compressing cannot fail but for want of memory, of which the first block would tell.
-                let _ = encoder.encode_action(action, &sample, None, None);
-                thread_cpu().saturating_sub(begin).as_nanos() as f64 / sample.len() as f64
-            };
-            std::iter::repeat_with(once).take(REPEATS).fold(f64::INFINITY, f64::min)
-        })
-    })
-}
-
-/// How many times as long as in a model's times compressing takes here.
-fn slowness(model: &Model) -> f64 {
-    let there = CALIBRATED.map(|action| f64::from(model.reference(action).compress_ns_per_byte));
-    let logarithms = measured().iter().zip(there).map(|(here, there)| (here / there.max(1e-3)).ln());
-    (logarithms.sum::<f64>() / CALIBRATED.len() as f64).exp()
 }
 
 /// What was chosen for the blocks of a transfer, and why.
@@ -422,11 +408,10 @@ impl<'a> Gauge<'a> {
             Some(Sent { transfer, raw_bytes, wire_bytes, phase, ahead_bytes, from, written: from });
     }
 
-    /// The block in hand was written, in a frame that the peer acknowledges. Tells how long its answer is worth
-    /// waiting for.
-    pub(crate) fn written(&mut self) -> Duration {
+    /// The block in hand was written, in a frame that the peer acknowledges.
+    pub(crate) fn written(&mut self) {
         let now = Mark::now();
-        let Some(sent) = self.in_hand.take() else { return Duration::ZERO };
+        let Some(sent) = self.in_hand.take() else { return };
         let (raw_bytes, wire_bytes) = (sent.raw_bytes, sent.wire_bytes);
         self.sent.push_back(Sent { written: now.wall, ..sent });
         let (write_wall_s, write_cpu_s) = now.since(&self.encoded);
@@ -448,12 +433,14 @@ impl<'a> Gauge<'a> {
         };
         let decision = self.decision.take();
         self.cycle = now;
-        let at_s = self.selector.since_epoch(now.wall);
-        let worth_s = self.selector.with(|controller| {
-            controller.observe(decision.as_ref(), &outcome);
-            controller.wait(at_s)
-        });
-        Duration::from_secs_f64(worth_s.unwrap_or(0.0))
+        self.selector.with(|controller| controller.observe(decision.as_ref(), &outcome));
+    }
+
+    /// How long the answer to what was written is worth waiting for, if it is.
+    pub(crate) fn worth_waiting(&self) -> Option<Duration> {
+        let at_s = self.selector.since_epoch(Instant::now());
+        let worth_s = self.selector.with(|controller| controller.wait(at_s)).filter(|worth_s| *worth_s > 0.0);
+        worth_s.map(Duration::from_secs_f64)
     }
 
     fn decide(&self, src: &[u8], width: Option<u8>) -> Option<Decision> {
@@ -549,6 +536,20 @@ mod tests {
 
     fn under_way(selector: &Selector) -> Option<f64> {
         selector.with(|controller| controller.sending(0, 0.0))
+    }
+
+    #[test]
+    fn lane_that_has_asked_nothing_knows_how_near_the_peer_is() {
+        let answered = automatic(4);
+        answered.answered_after(Duration::from_millis(2));
+        for (selector, is_near) in [(answered, true), (automatic(4), false)] {
+            selector.settle(false, None);
+            let waits = selector.with(|controller| {
+                controller.sending(65_536, 0.0);
+                controller.wait(0.001) > 0.0
+            });
+            assert_eq!(waits, Some(is_near));
+        }
     }
 
     fn selector() -> Selector {

@@ -1,5 +1,6 @@
 //! The sending side: dials lanes, feeds them blocks, and replaces what breaks.
 
+mod calibration;
 mod choice;
 mod lanes;
 mod losses;
@@ -198,6 +199,9 @@ impl SendSession {
         let limiter = Arc::new(Limiter::new(options.bandwidth_limit));
         let link = Link::new(&first.welcome);
         let shared = Arc::new(Shared::new(options, limiter, (cancel, halt), observer, link, None));
+        if let Some(selector) = &shared.selector {
+            selector.answered_after(first.answer_time);
+        }
         {
             let mut state = lock(&shared.state);
             state.telemetry.is_relayed = first.is_relayed();

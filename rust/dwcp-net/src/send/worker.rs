@@ -352,9 +352,13 @@ impl Worker<'_> {
             lane.send(&frame)?;
         }
         if let Some(gauge) = &mut self.gauge {
-            let worth_waiting = gauge.written();
-            if !worth_waiting.is_zero() {
-                lane.listen(&self.wake, worth_waiting)?;
+            gauge.written();
+            // A ring may tell of what was before, and is no answer.
+            while let Some(time) = gauge.worth_waiting()
+                && !lane.readable()?
+            {
+                self.shared.halt.check()?;
+                lane.listen(&self.wake, time)?;
                 gauge.waited();
             }
         }
