@@ -45,8 +45,8 @@ struct UnderWay<B> {
     at_s: f64,
     /// It was sent a second time although its lane is not lost.
     helped: bool,
-    /// The other side has it, and has not taken it yet.
-    come: bool,
+    /// Since when it is known that the other side has it, and it has not taken it yet.
+    come_s: Option<f64>,
 }
 
 /// What a lane was given, in the order in which it was.
@@ -69,6 +69,8 @@ struct Outgoing {
     next: u64,
     taken: u64,
     pending_bytes: u64,
+    /// Since when it is known that all have come that were taken.
+    come_s: f64,
 }
 
 /// What this side sends.
@@ -117,7 +119,7 @@ impl<B: Clone> Outbox<B> {
         outgoing.next += 1;
         outgoing.pending_bytes += u64::from(record.raw_len);
         self.pending_bytes += u64::from(record.raw_len);
-        let under_way = UnderWay { record, lane: None, wire_len: 0, at_s: 0.0, helped: false, come: false };
+        let under_way = UnderWay { record, lane: None, wire_len: 0, at_s: 0.0, helped: false, come_s: None };
         self.records.insert(id, under_way);
         self.waiting.push_back(id);
     }
@@ -126,7 +128,8 @@ impl<B: Clone> Outbox<B> {
     pub fn next(&mut self, lane: LaneId, at_s: f64) -> Option<(RecordId, Record<B>)> {
         // A record that was taken or has come while it waited to be sent again is not sent.
         while let Some(id) = self.waiting.pop_front() {
-            if let Some(under_way) = self.records.get_mut(&id).filter(|under_way| !under_way.come) {
+            if let Some(under_way) = self.records.get_mut(&id).filter(|under_way| under_way.come_s.is_none())
+            {
                 (under_way.lane, under_way.at_s) = (Some(lane), at_s);
                 self.given.entry(lane).or_default().records.push_back((id, at_s));
                 return Some((id, under_way.record.clone()));
@@ -143,7 +146,7 @@ impl<B: Clone> Outbox<B> {
             let late = self.records.range_mut(front).find(|(_, under_way)| {
                 under_way.lane.is_some_and(|other| other != lane)
                     && !under_way.helped
-                    && !under_way.come
+                    && under_way.come_s.is_none()
                     && at_s - under_way.at_s > patience_s
             });
             if let Some((id, under_way)) = late {
@@ -189,6 +192,7 @@ impl<B: Clone> Outbox<B> {
                 self.pending_bytes -= u64::from(under_way.record.raw_len);
                 outgoing.pending_bytes -= u64::from(under_way.record.raw_len);
                 self.wire_bytes -= under_way.wire_len;
+                outgoing.come_s = outgoing.come_s.max(under_way.come_s.unwrap_or_default());
             }
         }
         Ok(())
@@ -209,7 +213,7 @@ impl<B: Clone> Outbox<B> {
             way.usual_s += WEIGHT * (took_s - way.usual_s);
             way.least_s = took_s.min(way.least_s * FORGET);
             if let Some(under_way) = self.records.get_mut(&id) {
-                under_way.come = true;
+                under_way.come_s.get_or_insert(at_s);
             }
         }
         Ok(())
@@ -219,7 +223,7 @@ impl<B: Clone> Outbox<B> {
     pub fn lose(&mut self, lane: LaneId) {
         self.given.remove(&lane);
         let lost = self.records.iter_mut();
-        let lost = lost.filter(|(_, under_way)| under_way.lane == Some(lane) && !under_way.come);
+        let lost = lost.filter(|(_, under_way)| under_way.lane == Some(lane) && under_way.come_s.is_none());
         let mut again = Vec::new();
         for (id, under_way) in lost {
             self.wire_bytes -= std::mem::take(&mut under_way.wire_len);
@@ -234,6 +238,16 @@ impl<B: Clone> Outbox<B> {
     #[must_use]
     pub fn way(&self) -> Option<Way> {
         self.way
+    }
+
+    /// For how long, at a moment in seconds, the other side has had the next record of a stream that it is to take, and all
+    /// before that: no time while that record is on its way.
+    #[must_use]
+    pub fn held_s(&self, stream: u32, at_s: f64) -> f64 {
+        let Some(outgoing) = self.streams.get(&stream) else { return 0.0 };
+        let front = self.records.get(&(stream, outgoing.taken));
+        let since_s = front.and_then(|under_way| under_way.come_s);
+        since_s.map_or(0.0, |since_s| (at_s - since_s.max(outgoing.come_s)).max(0.0))
     }
 
     /// How many records wait for a lane.
@@ -490,6 +504,25 @@ mod tests {
         assert_eq!(outbox.waiting(), 0);
         outbox.lose(2);
         assert_eq!((outbox.next(3, 9.0).unwrap().0, outbox.waiting()), ((0, 2), 0));
+    }
+
+    #[test]
+    fn what_the_other_side_does_not_take_is_held_from_when_nothing_before_it_was_missing() {
+        let mut outbox = Outbox::default();
+        (0..3).for_each(|byte| outbox.push(0, data(byte)));
+        assert!(
+            outbox.next(1, 0.0).is_some() && outbox.next(2, 0.0).is_some() && outbox.next(2, 0.0).is_some()
+        );
+        assert_eq!(outbox.held_s(0, 1.0), 0.0);
+        // The first one is missing, and the others wait for it.
+        outbox.taken(2, Taken { stream: 0, count: 0, come: 2 }, 2.0).unwrap();
+        assert_eq!(outbox.held_s(0, 4.0), 0.0);
+        outbox.taken(1, Taken { stream: 0, count: 0, come: 1 }, 5.0).unwrap();
+        assert_eq!((outbox.held_s(0, 5.0), outbox.held_s(0, 7.0)), (0.0, 2.0));
+        outbox.taken(1, Taken { stream: 0, count: 1, come: 1 }, 8.0).unwrap();
+        assert_eq!(outbox.held_s(0, 9.0), 4.0);
+        outbox.taken(1, Taken { stream: 0, count: 3, come: 1 }, 9.0).unwrap();
+        assert_eq!((outbox.held_s(0, 20.0), outbox.held_s(1, 20.0)), (0.0, 0.0));
     }
 
     #[test]

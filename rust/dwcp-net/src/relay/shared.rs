@@ -38,6 +38,11 @@ const MOST_RETURNING: u64 = 128 << 10;
 const LEAST_PENDING: f64 = 2e6;
 const FASTEST_LINK: f64 = 1.25e9;
 
+/// What has come is taken within so much more than the time that records take to come, or nothing is added to it: few bytes
+/// on the wire may be many to the machine there, and what it is late by when the other one is stopped, that one stands still
+/// for longer. In the time that records take, the word that it is less late has come, and what is sent then.
+const MOST_LATE_S: f64 = 0.05;
+
 /// Records that wait for a lane: what waits when a machine is stopped is added to the time for which it stands still.
 const MOST_WAITING: usize = 2;
 
@@ -434,15 +439,18 @@ impl State {
         times * usual_s + timeouts * timeout_s
     }
 
-    /// Whether another record of so many bytes may be added to a stream.
-    pub(super) fn has_room(&self, side: Side, stream: u32, raw_len: u64) -> bool {
+    /// Whether another record of so many bytes may be added to a stream at a moment.
+    pub(super) fn has_room(&self, side: Side, stream: u32, raw_len: u64, at_s: f64) -> bool {
         if self.outbox.is_full(raw_len) {
             return false;
         }
         match side {
             Side::Source => {
+                let trip_s = self.outbox.way().map_or(0.0, |way| way.least_s);
                 // What a lane has no room for waits here, and in nobody else's buffers.
-                self.outbox.waiting() < MOST_WAITING && self.outbox.pending_of(stream) < self.most_pending()
+                self.outbox.waiting() < MOST_WAITING
+                    && self.outbox.pending_of(stream) < self.most_pending()
+                    && self.outbox.held_s(stream, at_s) < trip_s + MOST_LATE_S
             }
             Side::Target => self.outbox.pending_bytes() + raw_len <= MOST_RETURNING,
         }
@@ -549,6 +557,26 @@ mod tests {
             }
         }
         (1, None)
+    }
+
+    #[test]
+    fn stream_that_the_machine_there_is_late_with_gets_no_more_until_it_has_caught_up() {
+        let shared = shared();
+        let mut state = lock(&shared.state);
+        let room = |state: &State, at_s| state.has_room(Side::Source, 0, 100, at_s);
+        push(&shared, &mut state);
+        push(&shared, &mut state);
+        state.outbox.next(1, 0.0).unwrap();
+        state.outbox.next(1, 0.0).unwrap();
+        // However long it is on its way, that says nothing of the machine.
+        assert!(room(&state, 9.0));
+        state.outbox.taken(1, Taken { stream: 0, count: 0, come: 2 }, 0.1).unwrap();
+        assert!(room(&state, 0.2) && !room(&state, 0.3));
+        assert!(state.has_room(Side::Source, 1, 100, 0.3), "it is another stream's machine");
+        state.outbox.taken(1, Taken { stream: 0, count: 1, come: 2 }, 0.3).unwrap();
+        assert!(!room(&state, 0.3), "the next one has come as long ago");
+        state.outbox.taken(1, Taken { stream: 0, count: 2, come: 2 }, 0.4).unwrap();
+        assert!(room(&state, 0.4));
     }
 
     #[test]

@@ -470,7 +470,7 @@ fn await_room(shared: &Shared, stream: u32, raw_len: u64) -> bool {
         if state.is_over() || shared.cancel.is_cancelled() {
             return false;
         }
-        if state.has_room(shared.side, stream, raw_len) {
+        if state.has_room(shared.side, stream, raw_len, shared.started.elapsed().as_secs_f64()) {
             return true;
         }
         state = wait(&shared.changed, state, CANCEL_SLICE);
