@@ -11,6 +11,7 @@ use crate::cancel::{Cancel, Registration};
 use crate::congestion::{Congestion, is_far};
 use crate::distance::Distance;
 use crate::error::NetError;
+use crate::inbox::{AHEAD_BYTES, Inbox};
 use crate::limiter::Limiter;
 use crate::transport::{Closer, IO_BYTES, Patience, Transport, WakeReceiver};
 
@@ -26,6 +27,9 @@ pub(crate) const PARTING: Duration = Duration::from_millis(1_500);
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_TIMEOUTS: u32 = 3;
 
+/// No body that is longer waits for other frames to go out with.
+const SHORT_BODY_BYTES: usize = 32 * 1024;
+
 /// A transport with the framing of both directions.
 pub(crate) struct Lane {
     transport: Box<dyn Transport>,
@@ -33,7 +37,12 @@ pub(crate) struct Lane {
     decoder: FrameDecoder,
     patience: Patience,
     idle: Duration,
+    /// Frames that are about to go out. Whatever waits for the peer sends them first.
     out: Vec<u8>,
+    inbox: Inbox,
+    /// Whether more is read than is asked for. Behind a long body another is likely: it is read to where it belongs, which is
+    /// faster than to go on in the middle of it.
+    reads_ahead: bool,
     head: Vec<u8>,
     last_sent: Instant,
     last_received: Instant,
@@ -66,6 +75,8 @@ impl Lane {
             patience,
             idle: MAX_SILENCE,
             out: Vec::new(),
+            inbox: Inbox::new(),
+            reads_ahead: true,
             head: Vec::new(),
             last_sent: Instant::now(),
             last_received: Instant::now(),
@@ -131,24 +142,72 @@ impl Lane {
 
     /// Fills `buffer` with bytes that are no frame: the preface, or a body.
     pub(crate) fn recv_bytes(&mut self, buffer: &mut [u8]) -> Result<(), NetError> {
-        self.transport.recv_exact(buffer, self.patience)?;
+        self.fill(buffer, self.patience)?;
         self.last_received = Instant::now();
+        Ok(())
+    }
+
+    fn fill(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError> {
+        let done = self.inbox.take(buffer);
+        let rest = &mut buffer[done..];
+        if rest.is_empty() {
+            return Ok(());
+        }
+        if rest.len() >= AHEAD_BYTES || !self.reads_ahead {
+            return self.transport.recv_exact(rest, patience);
+        }
+        self.inbox.fill(|room| self.transport.recv_at_least(room, rest.len(), patience))?;
+        self.inbox.take(rest);
         Ok(())
     }
 
     /// Sends a frame without a body.
     pub(crate) fn send(&mut self, frame: &Frame) -> Result<(), NetError> {
-        self.send_behind(&[], frame)
+        self.queue(frame)?;
+        self.flush()
     }
 
     /// Sends bytes that are no frame, and a frame without a body right behind them.
     pub(crate) fn send_behind(&mut self, bytes: &[u8], frame: &Frame) -> Result<(), NetError> {
-        self.out.clear();
         self.out.extend_from_slice(bytes);
-        self.encoder.encode(frame, 0, &mut self.out)?;
-        self.transport.send(&[&self.out], self.patience)?;
+        self.send(frame)
+    }
+
+    /// Has a frame without a body go out with the next one that is sent, or before anything is waited for.
+    pub(crate) fn queue(&mut self, frame: &Frame) -> Result<(), NetError> {
+        Ok(self.encoder.encode(frame, 0, &mut self.out)?)
+    }
+
+    /// Whether something is queued that more may go out with.
+    pub(crate) fn is_queueing(&self) -> bool {
+        (1..=SHORT_BODY_BYTES).contains(&self.out.len())
+    }
+
+    /// Sends what was queued.
+    pub(crate) fn flush(&mut self) -> Result<(), NetError> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        let sent = self.transport.send(&[&self.out], self.patience);
+        self.out.clear();
+        sent?;
         self.last_sent = Instant::now();
         Ok(())
+    }
+
+    /// Queues a BLOCK and its body, if that is short and nothing says how fast it is to go. Tells whether it did.
+    pub(crate) fn queue_block(
+        &mut self,
+        frame: &Frame,
+        body: &[u8],
+        limiter: &Limiter,
+    ) -> Result<bool, NetError> {
+        if body.len() > SHORT_BODY_BYTES || self.out.len() > SHORT_BODY_BYTES || limiter.rate().is_some() {
+            return Ok(false);
+        }
+        self.encoder.encode(frame, body.len() as u32, &mut self.out)?;
+        self.out.extend_from_slice(body);
+        Ok(true)
     }
 
     /// Sends a BLOCK and its body, at the rate of `limiter` if it has one.
@@ -159,13 +218,24 @@ impl Lane {
         limiter: &Limiter,
         cancel: &Cancel,
     ) -> Result<(), NetError> {
-        self.out.clear();
         self.encoder.encode(frame, body.len() as u32, &mut self.out)?;
         let pace = limiter.pace();
         if pace != self.pace {
             self.pace = pace;
             self.transport.set_pace(pace);
         }
+        let sent = self.send_pieces(body, limiter, cancel);
+        // A lane on which nothing can be sent any more may still have to hear why.
+        self.out.clear();
+        sent?;
+        self.last_sent = Instant::now();
+        // The peer has taken a body, which may have lasted; meanwhile it had no chance to say that it lives.
+        self.last_received = self.last_sent;
+        Ok(())
+    }
+
+    /// Sends what was queued, and `body` behind it.
+    fn send_pieces(&mut self, body: &[u8], limiter: &Limiter, cancel: &Cancel) -> Result<(), NetError> {
         let mut first: &[u8] = &self.out;
         let mut rest = body;
         while !first.is_empty() || !rest.is_empty() {
@@ -181,9 +251,6 @@ impl Lane {
             };
             self.transport.send(&[std::mem::take(&mut first), piece], self.patience)?;
         }
-        self.last_sent = Instant::now();
-        // The peer has taken a body, which may have lasted; meanwhile it had no chance to say that it lives.
-        self.last_received = self.last_sent;
         Ok(())
     }
 
@@ -195,12 +262,15 @@ impl Lane {
             until @ Patience::Until(..) => until,
         };
         let mut header = [0; HEADER_BYTES];
-        self.transport.recv_exact(&mut header, patience)?;
+        self.fill(&mut header, patience)?;
         let pending = self.decoder.header(&header)?;
         // The decoder has bounded the length by what the type can have.
-        self.head.resize(pending.head_len, 0);
-        self.transport.recv_exact(&mut self.head, patience)?;
+        let mut head = std::mem::take(&mut self.head);
+        head.resize(pending.head_len, 0);
+        self.fill(&mut head, patience)?;
+        self.head = head;
         let body_len = pending.body_len;
+        self.reads_ahead = body_len < AHEAD_BYTES;
         let frame = self.decoder.head(pending, &self.head)?;
         self.last_received = Instant::now();
         Ok((frame, body_len))
@@ -208,12 +278,18 @@ impl Lane {
 
     /// Whether a frame can be read now.
     pub(crate) fn readable(&mut self) -> Result<bool, NetError> {
-        self.transport.poll_readable(Duration::ZERO, None)
+        self.poll(Duration::ZERO, None)
+    }
+
+    /// Whether something has come, or does within `timeout`; also comes back when `wake` is rung.
+    fn poll(&mut self, timeout: Duration, wake: Option<&WakeReceiver>) -> Result<bool, NetError> {
+        self.flush()?;
+        Ok(!self.inbox.is_empty() || self.transport.poll_readable(timeout, wake)?)
     }
 
     /// Waits for a frame or a ring for at most `timeout`, and says nothing meanwhile.
     pub(crate) fn listen(&mut self, wake: &WakeReceiver, timeout: Duration) -> Result<(), NetError> {
-        self.transport.poll_readable(timeout, Some(wake)).map(drop)
+        self.poll(timeout, Some(wake)).map(drop)
     }
 
     /// Waits for a frame or a ring, but no longer than until a KEEPALIVE is due, which it sends then.
@@ -233,7 +309,7 @@ impl Lane {
         let until_keepalive = silence.saturating_sub(self.last_sent.elapsed());
         let until_idle = self.idle.saturating_sub(self.last_received.elapsed());
         let timeout = until_keepalive.min(until_idle).min(most);
-        if self.transport.poll_readable(timeout, Some(wake))? {
+        if self.poll(timeout, Some(wake))? {
             return Ok(());
         }
         if self.last_received.elapsed() >= self.idle {
@@ -279,7 +355,102 @@ fn linger(timeout: Option<Duration>) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    use dwcp_codec::block::BlockKind;
+    use dwcp_codec::{CodecId, Digest};
+    use dwcp_proto::frame::BlockHead;
+
     use super::*;
+    use crate::transport::{TcpTransport, wake_pair};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn lane(stream: TcpStream) -> Lane {
+        let transport = Box::new(TcpTransport::new(stream).unwrap());
+        let mut lane = Lane::new(transport, false, Patience::Idle(PATIENCE), &Cancel::new());
+        lane.enter(&SessionId([1; 16]), PATIENCE, &Cancel::new());
+        lane
+    }
+
+    fn streams() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (stream, listener.accept().unwrap().0)
+    }
+
+    fn block(body: &[u8]) -> Frame {
+        Frame::Block(BlockHead {
+            entry: 0,
+            raw_len: body.len() as u32,
+            offset: 0,
+            kind: BlockKind::Plain,
+            codec: CodecId::None,
+            digest: Digest::of(body),
+            base_digest: None,
+        })
+    }
+
+    #[test]
+    fn frames_and_bodies_of_any_length_arrive_in_order_however_they_are_sent() {
+        let (here, there) = streams();
+        let (mut sending, mut receiving) = (lane(here), lane(there));
+        let lengths = [1, AHEAD_BYTES - 100, AHEAD_BYTES, SHORT_BODY_BYTES, SHORT_BODY_BYTES + 1, 300_000, 7];
+        let (limiter, cancel) = (Limiter::new(None), Cancel::new());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for (number, length) in lengths.into_iter().enumerate() {
+                    let body = vec![number as u8; length];
+                    sending.queue(&Frame::Ack(number as u32)).unwrap();
+                    let queued = sending.queue_block(&block(&body), &body, &limiter).unwrap();
+                    if !queued {
+                        sending.send_block(&block(&body), &body, &limiter, &cancel).unwrap();
+                    }
+                }
+                // Nothing is kept back from whoever waits for the answer.
+                sending.readable().unwrap();
+            });
+            for (number, length) in lengths.into_iter().enumerate() {
+                assert_eq!(receiving.recv().unwrap(), (Frame::Ack(number as u32), 0));
+                let mut body = vec![0; length];
+                let (frame, body_len) = receiving.recv().unwrap();
+                receiving.recv_bytes(&mut body).unwrap();
+                assert_eq!((frame, body_len), (block(&body), length));
+                assert!(body.iter().all(|byte| usize::from(*byte) == number));
+            }
+        });
+    }
+
+    #[test]
+    fn what_was_read_ahead_is_there_to_be_read() {
+        let (here, there) = streams();
+        let (mut sending, mut receiving) = (lane(here), lane(there));
+        sending.queue(&Frame::Ack(1)).unwrap();
+        sending.send(&Frame::Ack(2)).unwrap();
+        let (_waker, wake) = wake_pair().unwrap();
+        for count in 1..=2 {
+            receiving.listen(&wake, PATIENCE).unwrap();
+            assert!(receiving.readable().unwrap());
+            assert_eq!(receiving.recv().unwrap().0, Frame::Ack(count));
+        }
+        assert!(!receiving.readable().unwrap());
+    }
+
+    #[test]
+    fn peer_that_takes_no_more_blocks_is_still_heard() {
+        let (stream, mut peer) = streams();
+        let writing = stream.try_clone().unwrap();
+        let mut lane = lane(stream);
+        peer.write_all(b"why").unwrap();
+        writing.shutdown(Shutdown::Write).unwrap();
+        let body = [7; 100];
+        assert!(lane.send_block(&block(&body), &body, &Limiter::new(None), &Cancel::new()).is_err());
+        assert!(lane.poll(PATIENCE, None).unwrap());
+        let mut told = [0; 3];
+        lane.recv_bytes(&mut told).unwrap();
+        assert_eq!(&told, b"why");
+    }
 
     #[test]
     fn the_last_frame_may_be_lost_twice_on_a_long_path_and_holds_nobody_up_for_long() {

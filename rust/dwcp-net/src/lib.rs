@@ -12,6 +12,7 @@ mod dial;
 mod distance;
 mod error;
 mod fetch;
+mod inbox;
 mod lane;
 mod lanes;
 mod limiter;

@@ -379,6 +379,12 @@ impl State {
         Ok(())
     }
 
+    /// Whether somebody waits for a transfer to begin: who makes lanes for it, or who wants the last one to be confirmed.
+    /// Whoever takes it waits for its end.
+    pub(super) fn is_start_awaited(&self) -> bool {
+        self.asking.is_some() || self.leaving
+    }
+
     /// Notes that a block is verified and written.
     pub(super) fn stored(&mut self, lane: LaneId, entry: u32, offset: u64, digest: Digest, wire_len: u32) {
         self.session.stored(lane, entry, offset, digest, wire_len);

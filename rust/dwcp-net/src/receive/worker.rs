@@ -183,9 +183,14 @@ impl<'a> Worker<'a> {
     }
 
     fn acknowledge(&mut self, lane: &mut Lane) -> Result<(), NetError> {
+        self.queue_acknowledgement(lane)?;
+        lane.flush()
+    }
+
+    fn queue_acknowledgement(&mut self, lane: &mut Lane) -> Result<(), NetError> {
         (self.unacknowledged, self.unacknowledged_bytes) = (0, 0);
         let frame = lock(&self.session.state).session.acknowledge(self.id);
-        frame.map_or(Ok(()), |frame| lane.send(&frame))
+        frame.map_or(Ok(()), |frame| lane.queue(&frame))
     }
 
     /// Where the transfer under way goes; none when it, or the session, has ended.
@@ -299,8 +304,14 @@ impl<'a> Worker<'a> {
     /// Waits for a sink, has it look for what it holds, and tells the sender.
     fn prepare(&self, lane: &mut Lane, manifest: &Arc<Manifest>, base_allowed: bool) -> Result<(), NetError> {
         let transfer = manifest.transfer_id();
-        lock(&self.session.state).begin(transfer)?;
-        self.session.changed.notify_all();
+        let is_awaited = {
+            let mut state = lock(&self.session.state);
+            state.begin(transfer)?;
+            state.is_start_awaited()
+        };
+        if is_awaited {
+            self.session.changed.notify_all();
+        }
         let others = self.session.registry.take_over(manifest, self.session);
         let patience = Instant::now() + TAKE_OVER;
         while Instant::now() < patience
@@ -328,7 +339,8 @@ impl<'a> Worker<'a> {
         let staged_bytes = prepared.staged_bytes;
         let frames = lock(&self.session.state).session.prepared(self.id, prepared.haves, staged_bytes)?;
         drop(gate);
-        frames.iter().try_for_each(|frame| lane.send(frame))?;
+        frames.iter().try_for_each(|frame| lane.queue(frame))?;
+        lane.flush()?;
         let total_bytes = manifest.total_bytes();
         self.session.observer.event(Event::Accepted { transfer, total_bytes, staged_bytes });
         Ok(())
@@ -342,6 +354,7 @@ impl<'a> Worker<'a> {
             self.ticking(lane, |tick| sink.commit(tick))?;
         }
         self.count_cpu();
+        self.queue_acknowledgement(lane)?;
         let (frame, report) = {
             let mut state = lock(&self.session.state);
             let frame = state.session.committed()?;

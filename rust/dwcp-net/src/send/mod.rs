@@ -39,7 +39,7 @@ use crate::limiter::Limiter;
 use crate::report::{Event, Observer, Progress, SendReport};
 use crate::security::DialSecurity;
 use crate::transfers::Watched;
-use crate::transport::{Closer, LinkKind, try_congestion};
+use crate::transport::{Closer, LinkKind, Waker, try_congestion};
 pub use choice::{CodecChoice, Selection};
 pub(crate) use choice::{Gauge, Selector};
 use lanes::Sending;
@@ -311,7 +311,7 @@ impl Shared {
         let started = Instant::now();
         self.cancel.check()?;
         self.await_copies(COPIES_WAIT, stops)?;
-        {
+        let lanes = {
             let mut state = lock(&self.state);
             if state.closing {
                 return Err(NetError::PeerClosed { phase: "closed", hint: Some("this session was closed") });
@@ -327,8 +327,11 @@ impl Shared {
             }
             let before = self.selector.as_ref().map(Selector::begin);
             state.begin(Job::new(manifest, source, self.options.base_allowed, (started, before)));
-            self.changed.notify_all();
-        }
+            state.wakers()
+        };
+        // They look at the state at once, which has to be free by then.
+        lanes.iter().for_each(Waker::wake);
+        self.changed.notify_all();
         let (committed, job) = self.await_end(started, stops)?;
         if let Err(error) = job.source.remember(job.tree_digests()) {
             // The transfer is good; only a later one has one base less to choose from.

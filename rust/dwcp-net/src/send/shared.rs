@@ -279,7 +279,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Makes `job` the work of all lanes, on the present session where that can carry it.
+    /// Makes `job` the work of all lanes, on the present session where that can carry it. They are yet to be woken.
     pub(super) fn begin(&mut self, job: Job) {
         let (manifest, base_allowed) = (Arc::clone(&job.manifest), job.base_allowed);
         if let Some(session) = &mut self.session
@@ -298,7 +298,6 @@ impl State {
             job.tally = Tally::on_lanes(self.lanes.len());
         }
         self.telemetry.begin();
-        self.wake_all();
     }
 
     /// Makes the state machine of the job where there is none.
@@ -569,6 +568,11 @@ impl State {
             self.wake_all();
         }
         Ok(())
+    }
+
+    /// What wakes each lane.
+    pub(super) fn wakers(&self) -> Vec<Waker> {
+        self.lanes.values().map(|lane| lane.waker.clone()).collect()
     }
 
     pub(super) fn wake_all(&self) {

@@ -125,7 +125,7 @@ impl Worker<'_> {
         loop {
             self.shared.halt.check()?;
             self.check_greeting()?;
-            while lane.readable()? {
+            while !lane.is_queueing() && lane.readable()? {
                 if self.hear_greeting(lane)? {
                     continue;
                 }
@@ -182,7 +182,7 @@ impl Worker<'_> {
                     if matches!(frame, Frame::Finish(_)) {
                         self.confirm()?;
                     }
-                    lane.send(&frame)?;
+                    lane.queue(&frame)?;
                 }
                 Turn::Step(Step::Block(task)) => self.send_block(lane, &task)?,
                 Turn::Step(Step::Wait | Step::Done) => {
@@ -346,7 +346,12 @@ impl Worker<'_> {
         if let Some(gauge) = &mut self.gauge {
             gauge.prepared(u64::from(task.raw_len), body.len() as u64);
         }
-        if matches!(frame, Frame::Block(_)) {
+        let is_block = matches!(frame, Frame::Block(_));
+        // What measures how blocks go has to see them go.
+        if is_block && self.gauge.is_none() && lane.queue_block(&frame, body, &self.shared.limiter)? {
+            return Ok(());
+        }
+        if is_block {
             lane.send_block(&frame, body, &self.shared.limiter, &self.shared.halt)?;
         } else {
             lane.send(&frame)?;

@@ -79,6 +79,20 @@ pub trait Transport: Send {
     /// [`NetError::PeerClosed`] when the stream ends first, or any other [`NetError`].
     fn recv_exact(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError>;
 
+    /// Fills `buffer` with at least `least` bytes, and with more if they are there, and tells how many they are.
+    ///
+    /// # Errors
+    /// As [`Transport::recv_exact`].
+    fn recv_at_least(
+        &mut self,
+        buffer: &mut [u8],
+        least: usize,
+        patience: Patience,
+    ) -> Result<usize, NetError> {
+        self.recv_exact(&mut buffer[..least], patience)?;
+        Ok(least)
+    }
+
     /// Waits until [`Transport::recv_exact`] would get at least a byte or an error at once, for at most `timeout`;
     /// also comes back, with `false`, when `wake` is rung.
     ///

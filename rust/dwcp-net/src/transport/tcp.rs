@@ -173,18 +173,28 @@ impl Transport for TcpTransport {
     }
 
     fn recv_exact(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError> {
-        let mut rest = buffer;
-        while !rest.is_empty() {
-            let count = self.recv_some(rest, patience)?;
+        let least = buffer.len();
+        self.recv_at_least(buffer, least, patience).map(drop)
+    }
+
+    fn recv_at_least(
+        &mut self,
+        buffer: &mut [u8],
+        least: usize,
+        patience: Patience,
+    ) -> Result<usize, NetError> {
+        let mut done = 0;
+        while done < least {
+            let count = self.recv_some(&mut buffer[done..], patience)?;
             if count == 0 {
                 return Err(NetError::PeerClosed { phase: "exchanging data", hint: None });
             }
-            rest = &mut rest[count..];
+            done += count;
             if let Patience::Until(..) = patience {
                 patience.check(Instant::now(), "waiting for the peer")?;
             }
         }
-        Ok(())
+        Ok(done)
     }
 
     fn poll_readable(&mut self, timeout: Duration, wake: Option<&WakeReceiver>) -> Result<bool, NetError> {

@@ -379,6 +379,17 @@ impl<R: Role> Transport for TlsTransport<R> {
         self.fill(buffer, patience)
     }
 
+    fn recv_at_least(
+        &mut self,
+        buffer: &mut [u8],
+        least: usize,
+        patience: Patience,
+    ) -> Result<usize, NetError> {
+        self.fill(&mut buffer[..least], patience)?;
+        // What of the record is left over is decrypted already.
+        Ok(least + self.take_plain(&mut buffer[least..]))
+    }
+
     fn poll_readable(&mut self, timeout: Duration, wake: Option<&WakeReceiver>) -> Result<bool, NetError> {
         let patience = Patience::for_time(timeout.max(super::SOCKET_SLICE));
         let mut timeout = timeout;

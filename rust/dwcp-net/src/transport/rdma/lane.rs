@@ -143,14 +143,24 @@ impl Transport for RdmaTransport {
     }
 
     fn recv_exact(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError> {
-        let mut rest = buffer;
+        let least = buffer.len();
+        self.recv_at_least(buffer, least, patience).map(drop)
+    }
+
+    fn recv_at_least(
+        &mut self,
+        buffer: &mut [u8],
+        least: usize,
+        patience: Patience,
+    ) -> Result<usize, NetError> {
+        let mut done = 0;
         let mut last = Instant::now();
-        while !rest.is_empty() {
-            match self.stream.read(rest) {
+        while done < least {
+            match self.stream.read(&mut buffer[done..]) {
                 Ok(None) => self.wait(Interest::Reading, patience, last)?,
                 Ok(Some(0)) => return Err(NetError::PeerClosed { phase: "exchanging data", hint: None }),
                 Ok(Some(count)) => {
-                    rest = &mut rest[count..];
+                    done += count;
                     last = Instant::now();
                     if let Patience::Until(..) = patience {
                         patience.check(last, "waiting for the peer")?;
@@ -159,7 +169,7 @@ impl Transport for RdmaTransport {
                 Err(error) => return Err(self.failed(error)),
             }
         }
-        Ok(())
+        Ok(done)
     }
 
     fn poll_readable(&mut self, timeout: Duration, wake: Option<&WakeReceiver>) -> Result<bool, NetError> {

@@ -188,9 +188,19 @@ impl Transport for ShmTransport {
     }
 
     fn recv_exact(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError> {
+        let least = buffer.len();
+        self.recv_at_least(buffer, least, patience).map(drop)
+    }
+
+    fn recv_at_least(
+        &mut self,
+        buffer: &mut [u8],
+        least: usize,
+        patience: Patience,
+    ) -> Result<usize, NetError> {
         let mut done = 0;
         let mut last = Instant::now();
-        while done < buffer.len() {
+        while done < least {
             if self.bell.is_shut() {
                 return Err(ShmTransport::gone("exchanging data"));
             }
@@ -208,7 +218,7 @@ impl Transport for ShmTransport {
                 patience.check(last, "waiting for the peer")?;
             }
         }
-        Ok(())
+        Ok(done)
     }
 
     fn poll_readable(&mut self, timeout: Duration, wake: Option<&WakeReceiver>) -> Result<bool, NetError> {
