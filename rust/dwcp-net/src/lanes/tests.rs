@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The most lanes that there are.
 const LANES: u16 = 8;
 
+/// What goes out in a second while lanes come and go: of a state that lasts longer than those take on any machine.
+const SLOW: Option<u64> = Some(500_000);
+
 fn options() -> SendOptions {
     // Slow enough for lanes to come and go meanwhile.
     SendOptions {
@@ -91,12 +94,14 @@ fn sender_gives_lanes_up_and_makes_them_again_at_no_cost() {
     );
     let session = Arc::new(session.unwrap());
     for _ in 0..2 {
+        session.set_bandwidth_limit(SLOW);
         let sending = Arc::clone(&session);
         let sent = std::thread::spawn(move || {
             let (manifest, source) = state();
             sending.send(manifest, source).unwrap()
         });
         vary(|count| session.want(count), || session.progress().lanes);
+        session.set_bandwidth_limit(None);
         let sent = join(sent);
         assert_eq!((sent.sessions, sent.lanes_lost, sent.blocks_resent, once(&sent)), (1, 0, 0, 92));
     }
@@ -159,7 +164,7 @@ fn sender_whose_way_becomes_another_under_way_loses_and_repeats_nothing() {
     });
     let fixed = |lanes| LaneRange { least: lanes, start: lanes, most: lanes };
     // Near, and so with a number of lanes that nobody looks for to begin with.
-    let options = SendOptions { lanes: 2, adaptive: Some(fixed(2)), ..options() };
+    let options = SendOptions { lanes: 2, adaptive: Some(fixed(2)), bandwidth_limit: SLOW, ..options() };
     let security = DialSecurity::Insecure;
     let session =
         SendSession::connect(&address, security, options, &Cancel::new(), Arc::new(Unobserved)).unwrap();
@@ -178,6 +183,7 @@ fn sender_whose_way_becomes_another_under_way_loses_and_repeats_nothing() {
     }
     let wrong = Relocation { lanes: fixed(0), distance: Distance::Near, round_trip: Duration::ZERO };
     assert!(session.relocate(wrong).is_err());
+    session.set_bandwidth_limit(None);
     let sent = join(sent);
     assert_eq!((sent.sessions, sent.lanes_lost, sent.blocks_resent, once(&sent)), (1, 0, 0, 92));
     let changes: Vec<_> = sent.lane_changes.iter().map(|change| (change.lanes, change.reason)).collect();
