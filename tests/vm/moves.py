@@ -71,6 +71,7 @@ class Pair:
             raise
         self._same = both
         self.both_ran = False
+        self._ran_s: dict[Machine, float] = {}
         self._done = threading.Event()
         self._watching = threading.Thread(target=self._watch, daemon=True)
         self._watching.start()
@@ -78,9 +79,17 @@ class Pair:
     def _watch(self) -> None:
         while not self._done.wait(0.004):
             source, target = self.source, self.target
+            if source is target or not target.is_running():
+                continue
+            self._ran_s.setdefault(target, time.monotonic())
             # In this order: a source that runs after its target did is one guest too many.
-            if source is not target and target.is_running() and source.is_running():
+            if source.is_running():
                 self.both_ran = True
+
+    @property
+    def ran_there_s(self) -> float | None:
+        """When the guest was first seen to run on the other side, by :func:`time.monotonic`."""
+        return self._ran_s.get(self.target)
 
     def end_watch(self) -> None:
         """Watch no longer, and tell what was seen."""
