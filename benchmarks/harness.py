@@ -134,7 +134,7 @@ def ratio(samples: Samples, name: str, against: str) -> float:
 
 
 def unpaced() -> list[str]:
-    """Have iperf3 use CUBIC, as `dwcp` does on fast links: BBR, the default of some systems, halves it there."""
+    """Have iperf3 use CUBIC, as `dwcp` does on fast links: BBR, some systems' default, halves it there."""
     offered = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
     return ["-C", "cubic"] if offered.exists() and "cubic" in offered.read_text().split() else []
 
