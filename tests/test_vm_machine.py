@@ -1,6 +1,8 @@
 """A QEMU as a move sees it; against a monitor that says what QEMU would."""
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,17 @@ def becoming(path: Path, *statuses: str) -> Monitor:
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made."""
+    """The pauses that this thread would have made; what others do meanwhile is not counted."""
     pauses: list[float] = []
-    monkeypatch.setattr("time.sleep", pauses.append)
+    own, sleep = threading.get_ident(), time.sleep
+
+    def pause(seconds: float) -> None:
+        if threading.get_ident() == own:
+            pauses.append(seconds)
+        else:
+            sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", pause)
     return pauses
 
 
