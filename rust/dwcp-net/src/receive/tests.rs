@@ -38,8 +38,13 @@ impl Transport for Gated {
         self.inner.send(parts, patience)
     }
 
-    fn recv_exact(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError> {
-        self.inner.recv_exact(buffer, patience)
+    fn recv_at_least(
+        &mut self,
+        buffer: &mut [u8],
+        least: usize,
+        patience: Patience,
+    ) -> Result<usize, NetError> {
+        self.inner.recv_at_least(buffer, least, patience)
     }
 
     fn poll_readable(&mut self, timeout: Duration, wake: Option<&WakeReceiver>) -> Result<bool, NetError> {

@@ -77,7 +77,10 @@ pub trait Transport: Send {
     ///
     /// # Errors
     /// [`NetError::PeerClosed`] when the stream ends first, or any other [`NetError`].
-    fn recv_exact(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError>;
+    fn recv_exact(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError> {
+        let least = buffer.len();
+        self.recv_at_least(buffer, least, patience).map(drop)
+    }
 
     /// Fills `buffer` with at least `least` bytes, and with more if they are there, and tells how many they are.
     ///
@@ -88,10 +91,7 @@ pub trait Transport: Send {
         buffer: &mut [u8],
         least: usize,
         patience: Patience,
-    ) -> Result<usize, NetError> {
-        self.recv_exact(&mut buffer[..least], patience)?;
-        Ok(least)
-    }
+    ) -> Result<usize, NetError>;
 
     /// Waits until [`Transport::recv_exact`] would get at least a byte or an error at once, for at most `timeout`;
     /// also comes back, with `false`, when `wake` is rung.

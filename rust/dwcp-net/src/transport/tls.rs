@@ -375,10 +375,6 @@ impl<R: Role> Transport for TlsTransport<R> {
         self.send_parts(parts, patience)
     }
 
-    fn recv_exact(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError> {
-        self.fill(buffer, patience)
-    }
-
     fn recv_at_least(
         &mut self,
         buffer: &mut [u8],

@@ -142,11 +142,6 @@ impl Transport for RdmaTransport {
         Ok(())
     }
 
-    fn recv_exact(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError> {
-        let least = buffer.len();
-        self.recv_at_least(buffer, least, patience).map(drop)
-    }
-
     fn recv_at_least(
         &mut self,
         buffer: &mut [u8],
