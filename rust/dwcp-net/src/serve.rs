@@ -19,7 +19,7 @@ use crate::listen::Registry;
 use crate::receive::Names;
 use crate::report::{Observer, Progress, SendReport};
 use crate::security::Fingerprint;
-use crate::send::{Link, SendOptions, Shared, Standing, work};
+use crate::send::{Link, SendOptions, Shared, work};
 use crate::transfers::Watched;
 use crate::transport::{LinkKind, WakeReceiver, wake_pair};
 
@@ -119,7 +119,7 @@ impl Served {
     pub(crate) fn run(&self, lane: Lane, id: LaneId, wake: WakeReceiver) {
         self.threads.fetch_add(1, Ordering::SeqCst);
         // A session of a peer that dials has one epoch. What was let in is not kept out.
-        let _ = work(&self.shared, lane, (id, 0), wake, Standing::In(None));
+        let _ = work(&self.shared, lane, (id, 0), wake, None);
         self.threads.fetch_sub(1, Ordering::SeqCst);
     }
 }

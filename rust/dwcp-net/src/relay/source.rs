@@ -101,6 +101,9 @@ impl SourceRelay {
         let _ = shared.cache_bytes.set(cache_bytes);
         *lock(&shared.index) = index;
         lock(&shared.state).round_trip = Some(first.round_trip);
+        if let Some(selector) = &shared.selector {
+            selector.answered_after(first.answer_time);
+        }
         let side = Relaying { shared: Arc::clone(&shared), plan, first: Mutex::new(Some(first)) };
         let crew = Crew::start(side, range).inspect_err(|_| remove(&relay_sockets))?;
         let relay = SourceRelay { shared, crew, sockets: relay_sockets };
@@ -278,10 +281,10 @@ impl Dialling for Relaying {
         let mut attempts = 0;
         while !self.is_unwanted(number) {
             let made = ready.take().or_else(|| self.make(number, attempts));
-            let lived = made.is_some_and(|Dialled { lane, answer_time, .. }| {
+            let lived = made.is_some_and(|Dialled { lane, .. }| {
                 let Ok((waker, wake)) = wake_pair() else { return false };
                 let id = lock(&shared.state).attach(number, waker, lane.closer());
-                work(shared, lane, id, wake, Some(answer_time))
+                work(shared, lane, id, wake)
             });
             attempts = if lived { 0 } else { attempts + 1 };
             if attempts > 0 && shared.cancel.sleep(backoff(attempts)).is_err() {

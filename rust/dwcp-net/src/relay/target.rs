@@ -131,7 +131,7 @@ impl Relayed {
 
     /// Works on a lane until it ends.
     pub(crate) fn run(&self, lane: Lane, id: LaneId, wake: WakeReceiver) {
-        work(&self.shared, lane, id, wake, None);
+        work(&self.shared, lane, id, wake);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Work on one lane, the same on both sides.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dwcp_codec::block::{BlockDecoder, BlockEncoder, BlockKind};
 use dwcp_codec::{Codec, CodecId, Digest};
@@ -43,21 +43,14 @@ enum Turn {
     Wait,
 }
 
-/// Works on a lane of the session until it ends, and takes it out. Tells whether it was worth making. `answer_time` is
-/// how long the peer took to answer, where this side has dialled.
-pub(super) fn work(
-    shared: &Arc<Shared>,
-    mut lane: Lane,
-    id: LaneId,
-    wake: WakeReceiver,
-    answer_time: Option<Duration>,
-) -> bool {
+/// Works on a lane of the session until it ends, and takes it out. Tells whether it was worth making.
+pub(super) fn work(shared: &Arc<Shared>, mut lane: Lane, id: LaneId, wake: WakeReceiver) -> bool {
     let start = Instant::now();
     let _seat = shared.limiter.seat();
     let (peer, local) = (lane.transport().peer_addr(), lane.transport().local_addr());
     shared.observer.event(Event::LaneUp { lane: id, peer });
     if let Some(selector) = &shared.selector {
-        selector.settle(peer.ip() == local.ip(), answer_time);
+        selector.settle(peer.ip() == local.ip());
     }
     let mut worker = Worker {
         shared,

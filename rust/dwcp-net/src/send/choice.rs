@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockEncoder, BlockKind, EncodedBlock};
@@ -64,8 +64,8 @@ pub(crate) struct Selector {
     lanes: u16,
     limit_bytes_per_s: Mutex<Option<u64>>,
     known: Option<KnownLink>,
-    /// How long the peer took to answer at least, where this side has dialled.
-    answer_time: Mutex<Option<Duration>>,
+    /// How long the peer took to answer at first, where this side has dialled.
+    answer_time: OnceLock<Duration>,
     controller: Mutex<Option<Controller>>,
     /// Something was acknowledged.
     answered: Condvar,
@@ -87,7 +87,7 @@ impl Selector {
             epoch: Instant::now(),
             lanes,
             known,
-            answer_time: Mutex::default(),
+            answer_time: OnceLock::new(),
             limit_bytes_per_s: Mutex::new(limit_bytes_per_s),
             controller: Mutex::default(),
             answered: Condvar::new(),
@@ -127,19 +127,15 @@ impl Selector {
     /// The peer took so long to answer this side, which has dialled. To be told before there are lanes: whichever of them
     /// makes the controller need not be the one that has waited for the answer.
     pub(crate) fn answered_after(&self, answer_time: Duration) {
-        let mut least = lock(&self.answer_time);
-        *least = Some(least.map_or(answer_time, |known| known.min(answer_time)));
+        // It is told once, by whoever opens the session.
+        let _ = self.answer_time.set(answer_time);
     }
 
-    /// Makes the controller on the first lane, of which is known whether the peer has an address of this machine, and
-    /// how long it took to answer where it has just been dialled.
-    pub(crate) fn settle(&self, is_here: bool, answer_time: Option<Duration>) {
+    /// Makes the controller on the first lane, of which is known whether the peer has an address of this machine.
+    pub(crate) fn settle(&self, is_here: bool) {
         /// Who takes longer is elsewhere, behind something on this machine that passes the connection on.
         const LOCAL: Duration = Duration::from_millis(10);
-        if let Some(time) = answer_time {
-            self.answered_after(time);
-        }
-        let answer_time = *lock(&self.answer_time);
+        let answer_time = self.answer_time.get().copied();
         let is_local = is_here && answer_time.is_none_or(|time| time < LOCAL);
         // Before the lock, which whoever sends waits for: this takes milliseconds where nothing was measured yet. To a
         // receiver on this machine little is compressed, and so it is not waited for.
@@ -507,7 +503,7 @@ mod tests {
     #[test]
     fn block_is_counted_before_the_peer_can_have_it() {
         let selector = automatic(1);
-        selector.settle(true, None);
+        selector.settle(true);
         let before = selector.begin();
         let mut gauge = Gauge::new(&selector);
         let block: Vec<u8> = (0..65_536_u32).map(|at| (at / 300) as u8).collect();
@@ -543,7 +539,7 @@ mod tests {
         let answered = automatic(4);
         answered.answered_after(Duration::from_millis(2));
         for (selector, is_near) in [(answered, true), (automatic(4), false)] {
-            selector.settle(false, None);
+            selector.settle(false);
             let waits = selector.with(|controller| {
                 controller.sending(65_536, 0.0);
                 controller.wait(0.001) > 0.0
@@ -554,7 +550,7 @@ mod tests {
 
     fn selector() -> Selector {
         let selector = automatic(2);
-        selector.settle(true, None);
+        selector.settle(true);
         selector.begin();
         selector
     }

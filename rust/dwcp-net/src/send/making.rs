@@ -5,7 +5,7 @@ use std::sync::MutexGuard;
 use dwcp_proto::frame::ErrorCode;
 
 use super::shared::{Link, Shared, State};
-use super::worker::{Standing, work};
+use super::worker::work;
 use crate::cancel::{CANCEL_SLICE, lock, wait};
 use crate::dial::{Dialled, Hailed, Plan, backoff, hail_lane, open_lane};
 use crate::error::{NetError, plain};
@@ -164,12 +164,10 @@ fn live(
     (number, epoch): (u16, u64),
     (waker, wake): (Waker, WakeReceiver),
 ) -> Result<bool, NetError> {
-    let (mut lane, round_trip, passed_over, standing) = match made {
-        Made::Dialled(Dialled { lane, round_trip, answer_time, passed_over, .. }) => {
-            (lane, round_trip, passed_over, Standing::In(Some(answer_time)))
-        }
+    let (mut lane, round_trip, passed_over, greeting) = match made {
+        Made::Dialled(Dialled { lane, round_trip, passed_over, .. }) => (lane, round_trip, passed_over, None),
         Made::Hailed(Hailed { lane, greeting, round_trip, passed_over }) => {
-            (lane, round_trip, passed_over, Standing::Asking(greeting))
+            (lane, round_trip, passed_over, Some(greeting))
         }
     };
     let link = lane.transport().kind();
@@ -186,5 +184,5 @@ fn live(
         }
         state.attach(number, waker, lane.closer())
     };
-    work(shared, lane, (id, epoch), wake, standing)
+    work(shared, lane, (id, epoch), wake, greeting)
 }

@@ -50,7 +50,7 @@ use shared::State;
 pub(crate) use shared::{Link, Shared, max_dictionary};
 pub use stall::STALL_READ_BYTES_PER_S;
 use telemetry::look;
-pub(crate) use worker::{Standing, work};
+pub(crate) use worker::work;
 
 /// How long the next transfer waits for answers to copies: about what a new session takes over the longest of links.
 const COPIES_WAIT: Duration = Duration::from_secs(1);

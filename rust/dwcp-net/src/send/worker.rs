@@ -1,7 +1,7 @@
 //! What a lane of a sender does while it is up.
 
 use std::sync::MutexGuard;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use dwcp_codec::Digest;
 use dwcp_codec::block::{BlockEncoder, MAX_DICTIONARY_BLOCK_BYTES};
@@ -20,15 +20,8 @@ use crate::lane::{Lane, guard};
 use crate::report::{Event, thread_cpu};
 use crate::transport::WakeReceiver;
 
-/// How a lane stands with the peer when its work begins.
-pub(crate) enum Standing {
-    /// It was let in, after so long an answer where this side has dialled.
-    In(Option<Duration>),
-    /// It has asked to be.
-    Asking(Greeting),
-}
-
-/// Works on a lane of the session until it ends, and takes it out. Tells whether it was worth making.
+/// Works on a lane of the session until it ends, and takes it out. Tells whether it was worth making. It was let in, or
+/// has a greeting that is yet to be answered.
 ///
 /// # Errors
 /// What kept a lane out that had asked to be let in.
@@ -37,20 +30,16 @@ pub(crate) fn work(
     mut lane: Lane,
     (id, epoch): (LaneId, u64),
     wake: WakeReceiver,
-    standing: Standing,
+    greeting: Option<Greeting>,
 ) -> Result<bool, NetError> {
     let start = Instant::now();
     let _seat = shared.limiter.seat();
     let (peer, local) = (lane.transport().peer_addr(), lane.transport().local_addr());
-    let (greeting, answer_time) = match standing {
-        Standing::In(answer_time) => (None, answer_time),
-        Standing::Asking(greeting) => (Some(greeting), None),
-    };
     if greeting.is_none() {
         shared.observer.event(Event::LaneUp { lane: id, peer });
     }
     if let Some(selector) = &shared.selector {
-        selector.settle(peer.ip() == local.ip(), answer_time);
+        selector.settle(peer.ip() == local.ip());
     }
     let mut worker = Worker {
         shared,
@@ -475,6 +464,7 @@ fn padded_digest(base: &[u8], length: usize) -> Digest {
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
 
     use super::super::tests::sender;
     use super::*;
