@@ -7,23 +7,17 @@ use std::thread::{self, ThreadId};
 use crate::cancel::{CANCEL_SLICE, lock, wait};
 use crate::error::NetError;
 
-/// Those who want to send.
+/// Those who want to send: each thread at most once, as it waits in one call.
 #[derive(Default)]
 pub(super) struct Queue {
-    tickets: Mutex<Tickets>,
+    waiting: Mutex<VecDeque<ThreadId>>,
     moved: Condvar,
-}
-
-#[derive(Default)]
-struct Tickets {
-    next: u64,
-    waiting: VecDeque<(u64, ThreadId)>,
 }
 
 /// A place in the queue, and the turn once it is the first.
 pub(super) struct Place<'a> {
     queue: &'a Queue,
-    ticket: u64,
+    thread: ThreadId,
 }
 
 impl Queue {
@@ -35,19 +29,17 @@ impl Queue {
         &self,
         check: &mut dyn FnMut() -> Result<(), NetError>,
     ) -> Result<Place<'_>, NetError> {
-        let mut tickets = lock(&self.tickets);
+        let mut waiting = lock(&self.waiting);
         let thread = thread::current().id();
-        if tickets.waiting.iter().any(|(_, other)| *other == thread) {
+        if waiting.contains(&thread) {
             return Err(NetError::Nested);
         }
-        let ticket = tickets.next;
-        tickets.next += 1;
-        tickets.waiting.push_back((ticket, thread));
-        let place = Place { queue: self, ticket };
-        while tickets.waiting.front().is_some_and(|(first, _)| *first != ticket) {
-            drop(wait(&self.moved, tickets, CANCEL_SLICE));
+        waiting.push_back(thread);
+        let place = Place { queue: self, thread };
+        while waiting.front() != Some(&thread) {
+            drop(wait(&self.moved, waiting, CANCEL_SLICE));
             check()?;
-            tickets = lock(&self.tickets);
+            waiting = lock(&self.waiting);
         }
         Ok(place)
     }
@@ -55,9 +47,9 @@ impl Queue {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut tickets = lock(&self.queue.tickets);
-        tickets.waiting.retain(|(ticket, _)| *ticket != self.ticket);
-        if !tickets.waiting.is_empty() {
+        let mut waiting = lock(&self.queue.waiting);
+        waiting.retain(|thread| *thread != self.thread);
+        if !waiting.is_empty() {
             self.queue.moved.notify_all();
         }
     }
@@ -85,7 +77,7 @@ mod tests {
                         lock(order).push(number);
                     }
                 });
-                while lock(&queue.tickets).waiting.len() <= number {
+                while lock(&queue.waiting).len() <= number {
                     std::thread::yield_now();
                 }
             }
