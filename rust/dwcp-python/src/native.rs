@@ -6,6 +6,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pyo3::intern;
 use pyo3::prelude::*;
 
 use crate::error::Failure;
@@ -18,13 +19,16 @@ pub fn run<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T, Failure> + 
     py.detach(|| guarded(work)).map_err(|failure| failure.raise(py))
 }
 
-/// Run `work`, which may take long, on a thread of its own, and look for signals meanwhile. If a handler raises,
-/// `stop` is called, the end of `work` is awaited, and what the handler raised is raised.
+/// Run `work`, which may take long, and look for signals meanwhile where these come: `work` has a thread of its own then.
+/// If a handler raises, `stop` is called, the end of `work` is awaited, and what the handler raised is raised.
 pub fn run_interruptibly<T: Send>(
     py: Python<'_>,
     stop: impl Fn() + Send + Sync,
     work: impl FnOnce() -> Result<T, Failure> + Send,
 ) -> PyResult<T> {
+    if !takes_signals(py)? {
+        return run(py, work);
+    }
     let outcome = py.detach(|| {
         thread::scope(|scope| {
             let (done, finished) = sync_channel(1);
@@ -61,6 +65,9 @@ pub fn run_here<T: Send>(
     py: Python<'_>,
     work: impl FnOnce(&mut dyn FnMut() -> bool) -> Result<T, Failure> + Send,
 ) -> PyResult<T> {
+    if !takes_signals(py)? {
+        return run(py, || work(&mut || false));
+    }
     let (outcome, interrupt) = py.detach(|| {
         let mut interrupt = None;
         let mut looked = Instant::now();
@@ -78,6 +85,14 @@ pub fn run_here<T: Send>(
         Some(interrupt) => Err(interrupt),
         None => outcome.map_err(|failure| failure.raise(py)),
     }
+}
+
+/// Do signal handlers run on this thread? They run on the main one only: on another, looking for them would do nothing
+/// but take the interpreter, and hundreds of sessions, each on its thread, would be at that most of the time.
+fn takes_signals(py: Python<'_>) -> PyResult<bool> {
+    let threading = py.import(intern!(py, "threading"))?;
+    let main = threading.call_method0(intern!(py, "main_thread"))?.getattr(intern!(py, "ident"))?;
+    main.eq(threading.call_method0(intern!(py, "get_ident"))?)
 }
 
 fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {

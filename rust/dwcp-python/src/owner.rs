@@ -33,8 +33,10 @@ impl<T: Send + Sync> Deref for Held<T> {
 
 impl<T: Send + Sync> Drop for Held<T> {
     fn drop(&mut self) {
-        let object = self.0.take();
-        Python::try_attach(|py| py.detach(|| drop(object)));
+        // To let go of the interpreter and wait for it again costs more than most calls, so that only the last does it.
+        if let Some(last) = self.0.take().and_then(Arc::into_inner) {
+            Python::try_attach(|py| py.detach(|| drop(last)));
+        }
     }
 }
 
