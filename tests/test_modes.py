@@ -1,11 +1,13 @@
 """The mode of real sessions, and the probe of a link, on the loopback."""
 
 import json
+import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +192,55 @@ def test_a_session_goes_by_what_is_found_only_where_that_means_something_else() 
     assert "80.0 ms" in keeper.choice.why
 
 
+def test_one_thread_looks_at_all_sessions_and_one_that_fails_is_not_the_end_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(counts: LinkCounts) -> LinkCounts:
+        raise RuntimeError("it cannot be counted")
+
+    broken, lines = Line(is_far=False), [Line(is_far=False) for _ in range(3)]
+    broken.show = fail
+    keepers = [ModeKeeper(SendOptions(), None) for _ in lines]
+    with ExitStack() as stack:
+        stack.enter_context(ModeKeeper(SendOptions(), None).keep(broken))
+        for keeper, line in zip(keepers, lines, strict=True):
+            line.show = grows(80.0, 0.2)
+            stack.enter_context(keeper.keep(line))
+        deadline = time.monotonic() + WAIT_S
+        while any(keeper.choice.value != "internet" for keeper in keepers):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert sum(thread.name == "dwcp-mode" for thread in threading.enumerate()) == 1
+    assert "it cannot be counted" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_child_has_a_thread_of_its_own_for_its_modes() -> None:
+    def child(end: int) -> None:
+        keeper, line = ModeKeeper(SendOptions(), None), Line(is_far=False)
+        line.show = grows(80.0, 0.2)
+        with keeper.keep(line):
+            deadline = time.monotonic() + WAIT_S
+            while keeper.choice.value != "internet" and time.monotonic() < deadline:
+                time.sleep(0.01)
+        os.write(end, keeper.choice.value.encode())
+
+    here, there = os.pipe()
+    with ModeKeeper(SendOptions(), None).keep(Line(is_far=False)), warnings.catch_warnings():
+        # Python warns of forks beside threads, which is what this is about.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+        if not pid:
+            try:
+                child(there)
+            finally:
+                os._exit(0)
+    os.close(there)
+    with os.fdopen(here, "rb") as told:
+        assert told.read() == b"internet"
+    os.waitpid(pid, 0)
+
+
 def test_a_session_whose_mode_changes_for_ever_tells_of_its_last_changes_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -209,7 +260,7 @@ def test_a_session_whose_mode_changes_for_ever_tells_of_its_last_changes_only(
 
     fickle = Fickle()
     monkeypatch.setattr("dwcp_fast.modes.detector_for", lambda *_, **__: fickle)
-    monkeypatch.setattr("dwcp_fast.modes.SAMPLE_S", 0.001)
+    monkeypatch.setattr("dwcp_fast.mode_watch.SAMPLE_S", 0.001)
     line = Line(is_far=True)
     line.show = grows(60.0, 0.5)
     keeper = ModeKeeper(SendOptions(), None)

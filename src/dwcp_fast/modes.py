@@ -1,7 +1,8 @@
 """Keeps the mode of a session that sends: looks at its link while data flow, and has it go by what is found.
 
 The looking is done here, and not in the native threads, since what follows from it is policy; five looks a
-second are enough to act within two. If this process has no time for that, the session goes on as it was.
+second are enough to act within two, and with hundreds of sessions there are fewer. If this process has no
+time for that, the session goes on as it was.
 """
 
 import logging
@@ -13,11 +14,11 @@ from typing import Any, Final, Protocol
 
 from dwcp_fast.engine import current_flags
 from dwcp_fast.errors import DwcpError
+from dwcp_fast.mode_watch import WATCH
 from dwcp_fast.options import SendOptions
 from dwcp_fast.policy.choice import Choice
 from dwcp_fast.policy.link import LinkCounts, sample_between
 from dwcp_fast.policy.mode import (
-    SAMPLE_S,
     KnownMode,
     ModeSwitch,
     Treatment,
@@ -31,7 +32,7 @@ __all__ = ["ModeKeeper", "Movable"]
 
 LOG: Final = logging.getLogger(__name__)
 IDLE_S: Final = 1.0
-"""Seconds without a transfer after which nobody looks any more, so that short ones need no thread each."""
+"""Seconds without a transfer after which nobody looks any more, so that short ones start no thread each."""
 MOST_SWITCHES: Final = 32
 """Of one transfer, as many are kept, the last ones."""
 
@@ -71,7 +72,8 @@ class ModeKeeper:
         self._detector = detector_for(options.mode, flags=flags)
         self._treatment: Treatment | None = None
         self._session: Movable | None = None
-        self._thread: threading.Thread | None = None
+        self._seen: tuple[float, LinkCounts] | None = None
+        self._idle_since_s: float | None = None
         self._lock = threading.Lock()
         self._began_s = time.monotonic()
         self._switches: list[ModeSwitch] = []
@@ -101,42 +103,26 @@ class ModeKeeper:
         if self._treatment is None:
             # What the handshake has chosen is what the mode of such a link means.
             self._treatment = self._meaning("internet" if session.is_far else "datacenter")
-        self._look_at(session)
+        self._session = session
+        WATCH.add(self)
         try:
             yield count
         finally:
             self._session = None
 
-    def _look_at(self, session: Movable) -> None:
-        """Have a thread look at a session: that of the transfer before, if it is still there."""
-        with self._lock:
-            self._session = session
-            if self._thread is not None and self._thread.is_alive():
-                return
-            self._thread = threading.Thread(target=self._follow, name="dwcp-mode", daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError as error:
-                # The interpreter is about to end, or the system has no threads left.
-                self._thread = None
-                LOG.debug("the mode stays as it is: %s", error)
+    @property
+    def is_busy(self) -> bool:
+        """Whether a transfer is under way."""
+        return self._session is not None
 
-    def _follow(self) -> None:
-        """Look at the session until there was no transfer for a while."""
-        before: tuple[float, LinkCounts] | None = None
-        idle_s = 0.0
-        while True:
-            time.sleep(SAMPLE_S)
-            session = self._session
-            if session is not None:
-                before, idle_s = self._sample(session, before), 0.0
-                continue
-            before, idle_s = None, idle_s + SAMPLE_S
-            with self._lock:
-                # A transfer that begins now finds either this thread at work or none.
-                if idle_s >= IDLE_S and self._session is None:
-                    self._thread = None
-                    return
+    def look(self) -> bool:
+        """Look at the session, and tell whether to do so again: not if there was no transfer for a while."""
+        session, now_s = self._session, time.monotonic()
+        if session is not None:
+            self._seen, self._idle_since_s = self._sample(session, self._seen), None
+            return True
+        self._seen, self._idle_since_s = None, self._idle_since_s or now_s
+        return now_s - self._idle_since_s < IDLE_S
 
     def _sample(
         self, session: Movable, before: tuple[float, LinkCounts] | None
