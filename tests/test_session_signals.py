@@ -125,3 +125,31 @@ def test_a_handler_may_close_the_session_of_the_call_that_it_interrupts() -> Non
     ):
         sending.send(STATE)
     assert caught.value.code == "cancelled"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads have names in /proc only")
+def test_only_where_signals_come_a_call_has_a_thread_beside_it() -> None:
+    def threads_of_calls() -> int:
+        names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+        return names.count("dwcp-call\n")
+
+    most = 0
+
+    def watch() -> None:
+        nonlocal most
+        while not over.wait(0.01):
+            most = max(most, threads_of_calls())
+
+    def wait_in_vain() -> None:
+        assert listener.accept(timeout_s=0.3) is None
+
+    over = threading.Event()
+    with dwcp.listen(LOCAL) as listener, meanwhile(watch):
+        try:
+            with meanwhile(wait_in_vain) as waiting:
+                waiting.result(WAIT_S)
+            assert most == 0
+            wait_in_vain()
+        finally:
+            over.set()
+    assert most == 1

@@ -42,6 +42,11 @@ pub(crate) trait Dialling: Send + Sync + 'static {
     /// Changes that.
     fn want(&self, lanes: u16);
 
+    /// How many of them have ever had something to do: these have a thread each.
+    fn useful(&self) -> u16 {
+        self.wanted()
+    }
+
     /// What losses there are, and what the lanes make of them.
     fn losses(&self, lanes: &[(u32, Closer)]) -> Losses;
 
@@ -116,10 +121,10 @@ impl<D: Dialling> Crew<D> {
         Ok(())
     }
 
-    /// Starts a thread for each lane that is wanted and has none.
+    /// Starts a thread for each lane that is of use and has none.
     fn man(&self) -> Result<(), NetError> {
         let mut workers = lock(&self.workers);
-        for number in 0..self.side.wanted() {
+        for number in 0..self.side.useful() {
             let known = workers.get(usize::from(number));
             if known.is_some_and(|worker| !worker.is_finished()) {
                 continue;
@@ -132,6 +137,13 @@ impl<D: Dialling> Crew<D> {
             }
         }
         Ok(())
+    }
+
+    /// Starts what threads are missing; where there are none to be had, the lanes that are there do the work.
+    pub(crate) fn man_more(&self) {
+        if let Err(error) = self.man() {
+            log::debug!("a lane could not start: {error}");
+        }
     }
 
     /// Changes the number of lanes while blocks flow, until the session is over.
@@ -169,9 +181,7 @@ impl<D: Dialling> Crew<D> {
                 self.side.want(controller.wanted());
                 self.side.note(controller.history());
             }
-            if let Err(error) = self.man() {
-                log::debug!("a lane could not start: {error}");
-            }
+            self.man_more();
             if self.side.stop().sleep(TICK).is_err() {
                 return;
             }

@@ -42,6 +42,10 @@ impl Dialling for Sending {
         lock(&self.shared.state).want(lanes);
     }
 
+    fn useful(&self) -> u16 {
+        lock(&self.shared.state).useful()
+    }
+
     fn losses(&self, lanes: &[(u32, Closer)]) -> Losses {
         let asked =
             self.shared.asked_to_ignore_losses.load(Ordering::Relaxed) || !self.shared.may_ignore_losses();

@@ -5,6 +5,7 @@ mod choice;
 mod lanes;
 mod losses;
 mod making;
+mod neighbours;
 mod probe;
 mod queue;
 mod shared;
@@ -44,6 +45,7 @@ pub use choice::{CodecChoice, Selection};
 pub(crate) use choice::{Gauge, Selector};
 use lanes::Sending;
 pub(crate) use losses::LossWatch;
+use neighbours::Neighbours;
 pub use probe::{ProbeOptions, ProbeReport, probe};
 use shared::Job;
 use shared::State;
@@ -204,6 +206,9 @@ impl SendSession {
         }
         {
             let mut state = lock(&shared.state);
+            let host = first.lane.transport().peer_addr().ip();
+            // A number of lanes that was asked for is what there is, whatever others do.
+            state.neighbours = shared.options.adaptive.map(|_| Neighbours::of(host));
             state.telemetry.is_relayed = first.is_relayed();
             state.carried_by = (first.link(), first.passed_over.clone());
             state.is_first_due = true;
@@ -229,7 +234,7 @@ impl SendSession {
     /// # Errors
     /// [`NetError`]; where [`NetError::resumable`] holds, sending the same state again goes on where this ended.
     pub fn send(&self, manifest: Arc<Manifest>, source: Arc<dyn Source>) -> Result<SendReport, NetError> {
-        self.shared.send(manifest, source, &mut || false)
+        self.send_unless(manifest, source, &mut || false)
     }
 
     /// The same, asking every 50 ms at least whether to stop; then, as after a [`Cancel`], the session is of no more use.
@@ -242,6 +247,8 @@ impl SendSession {
         source: Arc<dyn Source>,
         stops: &mut dyn FnMut() -> bool,
     ) -> Result<SendReport, NetError> {
+        lock(&self.shared.state).expect(&manifest);
+        self.crew.man_more();
         self.shared.send(manifest, source, stops)
     }
 
@@ -311,6 +318,7 @@ impl Shared {
         let started = Instant::now();
         self.cancel.check()?;
         self.await_copies(COPIES_WAIT, stops)?;
+        let _under_way = lock(&self.state).neighbours.map(Neighbours::enter);
         let lanes = {
             let mut state = lock(&self.state);
             if state.closing {

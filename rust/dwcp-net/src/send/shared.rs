@@ -18,6 +18,7 @@ use dwcp_store::Source;
 
 use super::SendOptions;
 use super::choice::Selector;
+use super::neighbours::Neighbours;
 use super::queue::Queue;
 use super::telemetry::Telemetry;
 use super::turns::LaneHandle;
@@ -93,6 +94,8 @@ impl Shared {
                 lanes: HashMap::new(),
                 next_lane: 0,
                 wanted: if registry.is_some() { MAX_LANES } else { options.lanes },
+                most_blocks: 0,
+                neighbours: None,
                 lonely_since: Instant::now(),
                 is_first_due: false,
                 progressed: false,
@@ -260,6 +263,10 @@ pub(crate) struct State {
     next_lane: LaneId,
     /// Lanes of which the number is not below this are given up in peace, and not made again.
     pub(super) wanted: u16,
+    /// Blocks of the largest transfer so far.
+    pub(super) most_blocks: u64,
+    /// Who else sends to the peer's host, if lanes are shared with them.
+    pub(super) neighbours: Option<Neighbours>,
     /// Since when there is no lane, where there is none; lanes that brought nothing do not count.
     pub(super) lonely_since: Instant,
     /// A lane has lasted or the receiver has taken blocks since `lonely_since`.
@@ -368,10 +375,15 @@ impl State {
         self.job.as_ref().is_some_and(|job| job.ended.is_none())
     }
 
+    /// How many lanes it may have beside what else goes to the peer's host.
+    pub(super) fn share(&self) -> u16 {
+        self.neighbours.map_or(u16::MAX, Neighbours::share)
+    }
+
     /// Whether lane `number` is worth making now: a block for each is there at least.
     pub(super) fn needs_lane(&self, number: u16) -> bool {
         let blocks = || self.job.as_ref().map_or(0, |job| job.manifest.total_blocks());
-        self.busy() && (number == 0 || blocks() > u64::from(number))
+        self.busy() && (number == 0 || (blocks() > u64::from(number) && number < self.share()))
     }
 
     /// Takes up the session that `welcome` tells of.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use dwcp_proto::Manifest;
 use dwcp_proto::frame::ErrorFrame;
 use dwcp_proto::limits::MIN_BLOCK;
 use dwcp_proto::sender::{LaneId, Pace, SenderSession, Step, Way};
@@ -197,6 +198,17 @@ impl State {
     pub(super) fn want(&mut self, lanes: u16) {
         self.wanted = lanes;
         self.wake_all();
+    }
+
+    /// Is told what is to be sent, before that begins.
+    pub(super) fn expect(&mut self, manifest: &Manifest) {
+        self.most_blocks = self.most_blocks.max(manifest.total_blocks());
+    }
+
+    /// How many of them have had a block to send, or are about to: [`State::needs_lane`] never holds for others.
+    pub(super) fn useful(&self) -> u16 {
+        let blocks = u16::try_from(self.most_blocks).unwrap_or(u16::MAX);
+        self.wanted.min(self.share()).min(blocks.max(1))
     }
 
     /// The transfer whose blocks flow, by the moment of its beginning, and the lanes; none when so few blocks are
