@@ -5,7 +5,6 @@ mod choice;
 mod lanes;
 mod losses;
 mod making;
-mod neighbours;
 mod probe;
 mod queue;
 mod shared;
@@ -45,7 +44,6 @@ pub use choice::{CodecChoice, Selection};
 pub(crate) use choice::{Gauge, Selector};
 use lanes::Sending;
 pub(crate) use losses::LossWatch;
-use neighbours::Neighbours;
 pub use probe::{ProbeOptions, ProbeReport, probe};
 use shared::Job;
 use shared::State;
@@ -206,9 +204,6 @@ impl SendSession {
         }
         {
             let mut state = lock(&shared.state);
-            let host = first.lane.transport().peer_addr().ip();
-            // A number of lanes that was asked for is what there is, whatever others do.
-            state.neighbours = shared.options.adaptive.map(|_| Neighbours::of(host));
             state.telemetry.is_relayed = first.is_relayed();
             state.carried_by = (first.link(), first.passed_over.clone());
             state.is_first_due = true;
@@ -318,7 +313,6 @@ impl Shared {
         let started = Instant::now();
         self.cancel.check()?;
         self.await_copies(COPIES_WAIT, stops)?;
-        let _under_way = lock(&self.state).neighbours.map(Neighbours::enter);
         let lanes = {
             let mut state = lock(&self.state);
             if state.closing {

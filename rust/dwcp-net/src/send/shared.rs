@@ -18,7 +18,6 @@ use dwcp_store::Source;
 
 use super::SendOptions;
 use super::choice::Selector;
-use super::neighbours::Neighbours;
 use super::queue::Queue;
 use super::telemetry::Telemetry;
 use super::turns::LaneHandle;
@@ -95,7 +94,6 @@ impl Shared {
                 next_lane: 0,
                 wanted: if registry.is_some() { MAX_LANES } else { options.lanes },
                 most_blocks: 0,
-                neighbours: None,
                 lonely_since: Instant::now(),
                 is_first_due: false,
                 progressed: false,
@@ -265,8 +263,6 @@ pub(crate) struct State {
     pub(super) wanted: u16,
     /// Blocks of the largest transfer so far.
     pub(super) most_blocks: u64,
-    /// Who else sends to the peer's host, if lanes are shared with them.
-    pub(super) neighbours: Option<Neighbours>,
     /// Since when there is no lane, where there is none; lanes that brought nothing do not count.
     pub(super) lonely_since: Instant,
     /// A lane has lasted or the receiver has taken blocks since `lonely_since`.
@@ -375,15 +371,10 @@ impl State {
         self.job.as_ref().is_some_and(|job| job.ended.is_none())
     }
 
-    /// How many lanes it may have beside what else goes to the peer's host.
-    pub(super) fn share(&self) -> u16 {
-        self.neighbours.map_or(u16::MAX, Neighbours::share)
-    }
-
     /// Whether lane `number` is worth making now: a block for each is there at least.
     pub(super) fn needs_lane(&self, number: u16) -> bool {
         let blocks = || self.job.as_ref().map_or(0, |job| job.manifest.total_blocks());
-        self.busy() && (number == 0 || (blocks() > u64::from(number) && number < self.share()))
+        self.busy() && (number == 0 || blocks() > u64::from(number))
     }
 
     /// Takes up the session that `welcome` tells of.

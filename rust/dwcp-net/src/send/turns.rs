@@ -208,7 +208,7 @@ impl State {
     /// How many of them have had a block to send, or are about to: [`State::needs_lane`] never holds for others.
     pub(super) fn useful(&self) -> u16 {
         let blocks = u16::try_from(self.most_blocks).unwrap_or(u16::MAX);
-        self.wanted.min(self.share()).min(blocks.max(1))
+        self.wanted.min(blocks.max(1))
     }
 
     /// The transfer whose blocks flow, by the moment of its beginning, and the lanes; none when so few blocks are
