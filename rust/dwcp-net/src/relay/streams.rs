@@ -273,9 +273,13 @@ fn write(
             let to_target = shared.side == Side::Target;
             let count = bytes.len() as u64;
             let migrates = state.streams.get(&number).is_some_and(|stream| stream.is_migration);
-            // Further connections of the same migration have no pages that are looked into.
-            if let Some(decoder) = decoder.as_ref().filter(|_| *state.paged.get_or_insert(number) == number) {
-                state.report.pages = decoder.counts();
+            // Further connections of the same migration have no pages that are looked into, and may be heard of first.
+            if let Some(decoder) = &decoder {
+                let paged = state.paged.map_or(number, |paged| paged.min(number));
+                state.paged = Some(paged);
+                if paged == number {
+                    state.report.pages = decoder.counts();
+                }
             }
             if to_target {
                 state.report.stream_bytes += count;
