@@ -65,7 +65,7 @@ class ModeWatch:
             with self._lock:
                 watched = list(self._watched)
             began_s = time.monotonic()
-            ended = [one for one in watched if not look_at(one)]
+            ended = [one for one in watched if not self._look_at(one)]
             pause_s = max(SAMPLE_S, REST * (time.monotonic() - began_s))
             # No name in here may hold a session while the thread rests.
             del watched
@@ -77,14 +77,15 @@ class ModeWatch:
                     self._thread = None
                     return
 
-
-def look_at(one: Watched) -> bool:
-    """Look at a session; one that fails at it is not looked at again."""
-    try:
-        return one.look()
-    except Exception:
-        LOG.exception("the mode of a session stays as it is")
-        return False
+    def _look_at(self, one: Watched) -> bool:
+        """Look at a session; one that fails at it is not looked at again in this transfer."""
+        try:
+            return one.look()
+        except Exception:
+            LOG.exception("the mode of a session stays as it is")
+            with self._lock:
+                self._watched.discard(one)
+            return True
 
 
 WATCH: Final = ModeWatch()
