@@ -114,8 +114,8 @@ pub(super) struct State {
     pub(super) timeout: Option<Duration>,
     /// Processor time of lanes.
     pub(super) cpu: Duration,
-    /// The stream whose pages are looked into.
-    pub(super) paged: Option<u32>,
+    /// The stream whose pages are looked into, as far as is known.
+    paged: Option<u32>,
     pub(super) losses: LossWatch,
     integrity_failures: u32,
     threads: Vec<JoinHandle<()>>,
@@ -464,6 +464,14 @@ impl State {
         ((LEAST_PENDING + FASTEST_LINK * trip_s) as u64).min(share)
     }
 
+    /// Whether a stream of the migration is the one whose pages are looked into. That is the first that was opened: the
+    /// other connections have none, and may be heard of before it.
+    pub(super) fn has_pages(&mut self, number: u32) -> bool {
+        let first = self.paged.map_or(number, |paged| paged.min(number));
+        self.paged = Some(first);
+        first == number
+    }
+
     pub(super) fn count_pages(&mut self, counts: PageCounts, opaque: Option<&'static str>, compressed: bool) {
         self.report.pages = counts;
         self.report.opaque = opaque;
@@ -530,6 +538,13 @@ mod tests {
     fn push(shared: &Shared, state: &mut State) {
         let bytes = Arc::new(shared.pool.empty());
         state.outbox.push(0, Record { word: RecordWord::Data, bytes, raw_len: 0 });
+    }
+
+    #[test]
+    fn pages_are_those_of_the_connection_that_was_opened_first_whichever_is_heard_of_first() {
+        let shared = shared();
+        let mut state = lock(&shared.state);
+        assert_eq!([2, 0, 1, 2, 0].map(|number| state.has_pages(number)), [true, true, false, false, true]);
     }
 
     /// Two lanes of a path of 100 ms, where TCP waits for 300 ms. The second asks for what is late every 50 ms while the

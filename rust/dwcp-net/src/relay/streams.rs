@@ -63,7 +63,8 @@ pub(super) fn open(shared: &Arc<Shared>, channel: &str, socket: UnixStream) -> R
         state.streams.insert(number, Stream::new(Some(Arc::clone(&socket)), is_migration));
         state.inbox.open(number);
         if is_migration {
-            state.paged.get_or_insert(number);
+            // Now, and not by the readers, whose order is not that of the connections.
+            state.has_pages(number);
         }
         let bytes = shared.pool.holding(channel.as_bytes().to_vec());
         push(&mut state, number, RecordWord::Opens, bytes);
@@ -273,13 +274,8 @@ fn write(
             let to_target = shared.side == Side::Target;
             let count = bytes.len() as u64;
             let migrates = state.streams.get(&number).is_some_and(|stream| stream.is_migration);
-            // Further connections of the same migration have no pages that are looked into, and may be heard of first.
-            if let Some(decoder) = &decoder {
-                let paged = state.paged.map_or(number, |paged| paged.min(number));
-                state.paged = Some(paged);
-                if paged == number {
-                    state.report.pages = decoder.counts();
-                }
+            if let Some(decoder) = decoder.as_ref().filter(|_| state.has_pages(number)) {
+                state.report.pages = decoder.counts();
             }
             if to_target {
                 state.report.stream_bytes += count;
@@ -337,8 +333,7 @@ fn start_reader(
 fn read(shared: &Arc<Shared>, number: u32, channel: &str, socket: &UnixStream) -> Result<(), NetError> {
     let is_source = shared.side == Side::Source;
     let is_migration = channel == MIGRATION;
-    // Further connections of the same migration have no pages that are looked into.
-    let is_paged = is_source && lock(&shared.state).paged == Some(number);
+    let is_paged = is_source && is_migration && lock(&shared.state).has_pages(number);
     let mut effort = Effort { seconds_per_byte: PRIOR_S, has_base: false };
     let mut encoder = if is_paged {
         let cache = shared.cache_bytes.get().copied().unwrap_or_default();
