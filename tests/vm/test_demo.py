@@ -22,7 +22,9 @@ def test_a_guest_is_moved_and_finds_its_memory_right(initramfs: Path, tmp_path: 
     told = json.loads(done.stdout)
     assert [claim["held"] for claim in told["claims"]] == [True] * 3
     assert " bad=0 " in told["told"] and told["report"]["rounds"] and told["guest_downtime_s"] > 0
-    assert "round 1:" in done.stderr
+    # Not always the first: one that ends between two looks at QEMU is in neither.
+    for ended in told["report"]["rounds"]:
+        assert f"round {ended['number']}:" in done.stderr
     assert "<svg" in (out / "move.html").read_text(encoding="utf-8")
     assert json.loads((out / "move.json").read_text(encoding="utf-8")) == told
 
