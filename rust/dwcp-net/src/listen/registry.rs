@@ -244,8 +244,8 @@ impl Registry {
                 return false;
             }
             let mut state = lock(&other.state);
-            let alive = buffers
-                && (state.sink.is_none() || (state.has_lanes() && state.heard.elapsed() < MAX_SILENCE));
+            let alive =
+                buffers && (state.sink.is_none() || (state.has_lanes() && state.is_heard(MAX_SILENCE)));
             let same = state.transfer == Some(transfer) && !alive;
             if same {
                 let hint = Some("the sender goes on in another session");

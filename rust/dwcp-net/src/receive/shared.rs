@@ -308,6 +308,13 @@ impl State {
         !self.lanes.is_empty()
     }
 
+    /// Whether anything has come from the sender within `time`. Of a block that comes slowly a lane sees nothing for
+    /// long; the system has seen its bytes.
+    pub(crate) fn is_heard(&self, time: Duration) -> bool {
+        let comes = |lane: &LaneHandle| lane.closer.path().is_some_and(|path| path.silent_for < time);
+        self.heard.elapsed() < time || self.lanes.values().any(comes)
+    }
+
     /// Ends the session, if it has not ended before; `tell` has the lanes tell the sender why.
     pub(crate) fn end(&mut self, failure: Option<NetError>, tell: bool) {
         if self.ended.is_some() {

@@ -211,3 +211,23 @@ fn sender_whose_block_comes_slowly_is_heard_of_meanwhile() {
         taken.join().unwrap().unwrap();
     });
 }
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[test]
+fn sender_is_heard_of_while_no_piece_of_its_block_is_whole() {
+    const SILENCE: Duration = Duration::from_secs(2);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let mut inner = TcpTransport::new(listener.accept().unwrap().0).unwrap();
+    let names = Names { id: ID, key: Secret::NONE, owner: None, peer: inner.peer_addr(), link: inner.kind() };
+    let (observer, options) = (Arc::new(Unobserved), ReceiveOptions::default());
+    let session = Session::new(names, options, None, Cancel::new(), observer, Arc::default());
+    let (waker, _wake) = wake_pair().unwrap();
+    lock(&session.state).attach(0, waker, inner.closer(), 1).unwrap();
+    lock(&session.state).heard -= 2 * SILENCE;
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!lock(&session.state).is_heard(Duration::from_millis(50)));
+    peer.write_all(&[1]).unwrap();
+    assert!(inner.poll_readable(PATIENCE, None).unwrap());
+    assert!(lock(&session.state).is_heard(SILENCE));
+}

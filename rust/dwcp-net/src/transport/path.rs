@@ -36,6 +36,8 @@ pub struct PathInfo {
     pub delivered_bytes: Option<u64>,
     /// Payload bytes that have come from the peer.
     pub received_bytes: Option<u64>,
+    /// How long ago the last of them came, or the connection was made.
+    pub silent_for: Duration,
     /// Bytes a second that have last reached the peer.
     pub delivery_rate: Option<u64>,
     /// Bytes that wait in the system for their first sending.
@@ -77,7 +79,8 @@ impl PathInfo {
         let micros = |us: u32| Some(Duration::from_micros(us.into())).filter(|time| !time.is_zero());
         let span = |at: usize| long(at).map(Duration::from_micros);
         // Everything up to the count of retransmissions is there since Linux 2.6.
-        let (mss, sacked, cwnd, retransmitted_segments) = (word(16)?, word(28)?, word(80)?, word(100)?);
+        let (mss, sacked, silent_ms) = (word(16)?, word(28)?, word(52)?);
+        let (cwnd, retransmitted_segments) = (word(80)?, word(100)?);
         Some(PathInfo {
             rtt: micros(word(68)?),
             rtt_deviation: micros(word(72)?),
@@ -93,6 +96,7 @@ impl PathInfo {
             sacked_bytes: u64::from(sacked) * u64::from(mss),
             delivered_bytes: word(192).map(|segments| u64::from(segments) * u64::from(mss)),
             received_bytes: long(128),
+            silent_for: Duration::from_millis(silent_ms.into()),
             delivery_rate: long(160),
             unsent_bytes: word(144),
             busy: span(168),
@@ -114,6 +118,7 @@ mod tests {
         info[16..20].copy_from_slice(&1_448_u32.to_ne_bytes());
         info[68..72].copy_from_slice(&42_000_u32.to_ne_bytes());
         info[28..32].copy_from_slice(&4_u32.to_ne_bytes());
+        info[52..56].copy_from_slice(&2_500_u32.to_ne_bytes());
         info[80..84].copy_from_slice(&10_u32.to_ne_bytes());
         info[100..104].copy_from_slice(&3_u32.to_ne_bytes());
         info[148..152].copy_from_slice(&u32::MAX.to_ne_bytes());
@@ -126,6 +131,7 @@ mod tests {
         assert_eq!((whole.cwnd_bytes, whole.retransmitted_segments), (14_480, 3));
         assert_eq!((whole.delivery_rate, whole.retransmitted_bytes), (Some(7 << 33), Some(4_344)));
         assert_eq!((whole.min_rtt, whole.rtt_deviation), (None, None));
+        assert_eq!(whole.silent_for, Duration::from_millis(2_500));
         assert_eq!((whole.delivered_bytes, whole.sacked_bytes), (Some(7_240), 5_792));
         let old = PathInfo::parse(&info[..104]).unwrap();
         assert_eq!((old.rtt, old.retransmitted_segments), (whole.rtt, 3));
