@@ -21,7 +21,7 @@ from typing import Any
 import harness
 import wan_cases
 from network.lab import why_missing
-from wan_cases import CASES, LOSSES, RTTS_MS, SESSIONS, Samples, cell_name, goodputs
+from wan_cases import CASES, CROWD, CROWD_BPS, LOSSES, RTTS_MS, SESSIONS, Samples, cell_name, goodputs
 
 OF_BEST = 0.98
 OF_BEST_CUBIC = 0.95
@@ -93,6 +93,10 @@ def claims_of(case: str, samples: Samples) -> Claims:
         for sessions in SESSIONS[1:]:
             share = median(samples, f"{sessions} sessions") / one if one else 0.0
             found.append(harness.claim(f"sessions: {sessions} at once", share, FLAT, "one session"))
+    elif case == "crowd":
+        share = median(samples, "dwcp", "of_link")
+        what = f"crowd: {CROWD} sessions at once over {CROWD_BPS / 1e6:g} Mbps"
+        found.append(harness.claim(what, share, FLAT, "the whole link"))
     else:
         found = claims_of_cell(case, samples)
     return found

@@ -22,6 +22,10 @@ RTTS_MS = (50, 100, 200)
 LOSSES = (0.0, 0.0001, 0.001, 0.01)
 STREAMS = (1, 8, 16, 64)
 SESSIONS = (1, 16, 256)
+# Some lanes for each, so that a lane has a packet or two under way: one that loses them waits for seconds.
+CROWD = 32
+CROWD_BPS = 50 * MBPS
+CROWD_BYTES = 8 << 20
 # A run must not profit from what the kernel remembers of the one before.
 SYSCTLS = {"net.ipv4.tcp_no_metrics_save": "1"}
 FIRST_PATIENCE_S = 60.0
@@ -289,6 +293,16 @@ def measure_sessions(samples: Samples, this: Round) -> None:
         note_link(samples, lab)
 
 
+def measure_crowd(samples: Samples, this: Round) -> None:
+    """Sessions with more lanes than the link has room for packets."""
+    with Lab([path(50, CROWD_BPS, seed=1 + 2 * this.turn)], sysctls=SYSCTLS) as lab:
+        # What a run that is stopped has carried may be the same bytes over and over.
+        sample = dwcp(lab, CROWD * CROWD_BYTES, sessions=CROWD, patience_s=5 * FIRST_PATIENCE_S)
+        of_link = (sample.goodput_mbps or 0.0) * MBPS / (CROWD_BPS * PAYLOAD_SHARE)
+        samples.setdefault("dwcp", []).append(asdict(sample) | {"of_link": of_link})
+        note_link(samples, lab)
+
+
 def percent(share: float) -> str:
     return f"{100 * share:g} %"
 
@@ -319,4 +333,5 @@ CASES = [
     paths_case(1),
     Case("fairness", measure_fairness),
     Case("sessions", measure_sessions),
+    Case("crowd", measure_crowd),
 ]
