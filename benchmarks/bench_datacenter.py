@@ -1,8 +1,8 @@
 """Does a verified transfer keep up with one host: through TCP, through memory, as a delta, and when small?
 
 Every byte is hashed on both sides, which cannot be turned off; iperf3 moves bytes that nobody reads, writes
-or checks. Contenders take turns, round after round, in one run. iperf3 has to be installed; rsync and rclone
-are measured where they are.
+or checks. Contenders take turns, round after round, in one run. iperf3 has to be installed; rsync, rclone
+and NIXL are measured where they are.
 """
 
 import shutil
@@ -12,6 +12,7 @@ from typing import Any
 
 import datacenter_ends as ends
 import harness
+from nixl_ends import nixl
 
 LANES = (1, 4)
 Raw = dict[str, dict[str, list[Any]]]
@@ -24,7 +25,7 @@ SHM_OF_IPERF = 2.0
 SHM_OF_COPY = 0.5
 DELTA_OF_SLOWER = 1.2
 ADDED_US = 10.0
-RIVALS = ("rsync", "rclone")
+RIVALS = {"rsync": ends.rsync, "rclone": ends.rclone, "NIXL": nixl}
 
 
 def name_of(kind: str, lanes: int) -> str:
@@ -105,7 +106,7 @@ def measure(options: Any, size: int) -> Raw:
                 contenders[name]()
             sender.tell("copy")
             note(raw, "copy", {"seconds": statistics.median(sender.told()["seconds"])})
-            for name, rival in (("rsync", ends.rsync), ("rclone", ends.rclone)):
+            for name, rival in RIVALS.items():
                 if (taken := rival(size // 2)) is not None:
                     note(raw, name, {"seconds": 2 * taken})
             count = 200 if options.quick else 2000
