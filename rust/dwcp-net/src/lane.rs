@@ -13,7 +13,7 @@ use crate::distance::Distance;
 use crate::error::NetError;
 use crate::inbox::{AHEAD_BYTES, Inbox};
 use crate::limiter::Limiter;
-use crate::transport::{Closer, IO_BYTES, Patience, Transport, WakeReceiver};
+use crate::transport::{Closer, IO_BYTES, Patience, SOCKET_SLICE, Transport, WakeReceiver};
 
 /// The longest silence of a side that has nothing to say.
 const MAX_SILENCE: Duration = Duration::from_secs(5);
@@ -145,6 +145,24 @@ impl Lane {
         self.fill(buffer, self.patience)?;
         self.last_received = Instant::now();
         Ok(())
+    }
+
+    /// Waits until something of a body has come.
+    pub(crate) fn await_some(&mut self) -> Result<(), NetError> {
+        self.flush()?;
+        let began = Instant::now();
+        while self.inbox.is_empty() && !self.transport.gather(SOCKET_SLICE)? {
+            self.patience.check(began, "waiting for the peer")?;
+        }
+        Ok(())
+    }
+
+    /// Takes what of a body has come, and tells how much. That may be none after all.
+    pub(crate) fn take_some(&mut self, buffer: &mut [u8]) -> Result<usize, NetError> {
+        let ahead = self.inbox.take(buffer);
+        let count = if ahead > 0 { ahead } else { self.transport.take(buffer, self.patience)? };
+        self.last_received = Instant::now();
+        Ok(count)
     }
 
     fn fill(&mut self, buffer: &mut [u8], patience: Patience) -> Result<(), NetError> {

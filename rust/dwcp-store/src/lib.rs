@@ -29,7 +29,7 @@ pub use memory::{
     TargetBuffer,
 };
 pub use scan::{BaseChoice, ScanOptions, TreeSource, scan, scan_with};
-pub use sink::{Prepared, Sink};
+pub use sink::{Claim, Prepared, Proof, Sink};
 pub use source::Source;
 pub use tree::{StagedTransfer, TreeSink, TreeSinkOptions, remove_staging, staged_transfers};
 

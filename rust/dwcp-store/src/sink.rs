@@ -18,10 +18,30 @@ pub struct Prepared {
     pub staged_bytes: u64,
 }
 
+/// The place of a block, lent to whoever receives it right into there. It may be dropped at any time: whatever stands
+/// there, the block has not come until it is proven.
+#[derive(Debug)]
+pub struct Claim {
+    pub(crate) entry: u32,
+    pub(crate) block: u32,
+    pub(crate) number: u64,
+}
+
+/// What came of a block that was received into its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// It is stored, by this or by somebody who was sooner.
+    Stored,
+    /// What stands there is something else.
+    Differs,
+    /// The place is not lent any more, and the block is not there.
+    Lost,
+}
+
 /// The objects of a manifest, growing block by block, seen by nobody before [`Sink::commit`].
 ///
-/// [`Sink::store`] and [`Sink::base`] may be called from many threads at once. The others are for one thread, while
-/// no other is inside the sink.
+/// [`Sink::store`], [`Sink::base`] and what has to do with a [`Claim`] may be called from many threads at once. The others
+/// are for one thread, while no other is inside the sink.
 pub trait Sink: Send + Sync {
     /// Checks that the manifest can be put in place, makes a staging place for it, finds what is staged already and
     /// what can serve as a base (only if `base_allowed`).
@@ -45,6 +65,22 @@ pub trait Sink: Send + Sync {
     /// # Errors
     /// [`StoreError::OutOfRange`] when it is no block of the entry, [`StoreError::NotPrepared`], [`StoreError::Io`].
     fn store(&self, entry: u32, offset: u64, block: &[u8], digest: Digest) -> Result<(), StoreError>;
+
+    /// Lends the place of a block of `length` bytes that is to be received without a copy, if it is in memory, the block
+    /// has not come, and nobody else was lent it. [`Sink::store`] of the same block ends that.
+    fn claim(&self, _entry: u32, _offset: u64, _length: u32) -> Option<Claim> {
+        None
+    }
+
+    /// Has `fill` put bytes into the place from `at` on, while nobody else is there. False: it is not lent any more.
+    fn fill(&self, _claim: &Claim, _at: usize, _fill: &mut dyn FnMut(&mut [u8])) -> bool {
+        false
+    }
+
+    /// Stores the block that stands in the place, if it has this digest.
+    fn prove(&self, _claim: Claim, _digest: Digest) -> Proof {
+        Proof::Lost
+    }
 
     /// Fills `dst` with the announced base's bytes at `offset`, zero bytes behind its end. False: there is no base,
     /// or it is not any more what was announced.

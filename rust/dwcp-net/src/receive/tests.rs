@@ -1,4 +1,4 @@
-//! The moment in which a transfer is in place and its sender has yet to be told, and blocks that come slowly.
+//! The moment in which a transfer is in place and its sender has yet to be told, and blocks that come slowly or twice.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use dwcp_proto::frame::{Digests, Finish, Frame, Offer, Secret, SessionId};
+use dwcp_codec::block::BlockKind;
+use dwcp_codec::{CodecId, Digest};
+use dwcp_proto::frame::{BlockHead, Digests, Finish, Frame, Offer, Secret, SessionId};
 use dwcp_proto::{FrameDecoder, FrameEncoder, Manifest};
 use dwcp_store::{MemorySink, MemorySource, SharedBytes, Sink};
 
@@ -17,7 +19,9 @@ use crate::error::NetError;
 use crate::lane::Lane;
 use crate::report::{ReceiveReport, Unobserved};
 use crate::security::Fingerprint;
-use crate::transport::{Closer, PathInfo, Patience, TcpTransport, Transport, WakeReceiver, wake_pair};
+use crate::transport::{
+    Closer, LinkKind, PathInfo, Patience, TcpTransport, Transport, WakeReceiver, wake_pair,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const ID: SessionId = SessionId([3; 16]);
@@ -88,34 +92,66 @@ impl Transport for Gated {
     fn set_pace(&mut self, _bytes_per_s: Option<u64>) {}
 }
 
+/// A sender of single frames.
+struct Peer {
+    stream: TcpStream,
+    encoder: FrameEncoder,
+    decoder: FrameDecoder,
+}
+
+impl Peer {
+    fn new(stream: TcpStream) -> Peer {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (mut encoder, mut decoder) = (FrameEncoder::new(), FrameDecoder::new());
+        encoder.set_session(&ID);
+        decoder.set_session(&ID);
+        Peer { stream, encoder, decoder }
+    }
+
+    /// Sends a frame that a body of so many bytes follows.
+    fn send_before(&mut self, frame: &Frame, body_len: usize) {
+        let mut bytes = Vec::new();
+        self.encoder.encode(frame, body_len as u32, &mut bytes).unwrap();
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    fn send(&mut self, frame: &Frame) {
+        self.send_before(frame, 0);
+    }
+
+    fn offer(&mut self, manifest: &Manifest) {
+        self.send(&offer(manifest));
+        manifest.parts().for_each(|part| self.send(&Frame::Manifest(part)));
+        self.await_frame(|frame| matches!(frame, Frame::Accept(_)));
+    }
+
+    fn finish(&mut self, manifest: &Manifest, tree: Digest) {
+        let (transfer_id, transfer_digest) = (manifest.transfer_id(), manifest.transfer_digest(&[tree]));
+        self.send(&Frame::Digests(Digests { first_entry: 0, digests: vec![tree] }));
+        self.send(&Frame::Finish(Finish { transfer_id, transfer_digest }));
+    }
+
+    fn await_frame(&mut self, wanted: impl Fn(&Frame) -> bool) {
+        loop {
+            let mut header = [0; 24];
+            self.stream.read_exact(&mut header).unwrap();
+            let pending = self.decoder.header(&header).unwrap();
+            let mut head = vec![0; pending.head_len];
+            self.stream.read_exact(&mut head).unwrap();
+            if wanted(&self.decoder.head(pending, &head).unwrap()) {
+                break;
+            }
+        }
+    }
+}
+
 /// Offers one empty buffer and ends its transfer, as soon as it is accepted.
-fn send_nothing(stream: &mut TcpStream, encoder: &mut FrameEncoder) {
+fn send_nothing(peer: &mut Peer) {
     let empty: SharedBytes = Arc::new([]);
     let (manifest, _) =
         MemorySource::new(vec![("a".to_owned(), empty)], 65_536, &dwcp_proto::Limits::default()).unwrap();
-    let tree = dwcp_codec::digest::tree(0, 65_536, &[]);
-    let mut send = |stream: &mut TcpStream, frame: Frame| {
-        let mut bytes = Vec::new();
-        encoder.encode(&frame, 0, &mut bytes).unwrap();
-        stream.write_all(&bytes).unwrap();
-    };
-    send(stream, offer(&manifest));
-    manifest.parts().for_each(|part| send(stream, Frame::Manifest(part)));
-    let mut decoder = FrameDecoder::new();
-    decoder.set_session(&ID);
-    loop {
-        let mut header = [0; 24];
-        stream.read_exact(&mut header).unwrap();
-        let pending = decoder.header(&header).unwrap();
-        let mut head = vec![0; pending.head_len];
-        stream.read_exact(&mut head).unwrap();
-        if matches!(decoder.head(pending, &head).unwrap(), Frame::Accept(_)) {
-            break;
-        }
-    }
-    let (transfer_id, transfer_digest) = (manifest.transfer_id(), manifest.transfer_digest(&[tree]));
-    send(stream, Frame::Digests(Digests { first_entry: 0, digests: vec![tree] }));
-    send(stream, Frame::Finish(Finish { transfer_id, transfer_digest }));
+    peer.offer(&manifest);
+    peer.finish(&manifest, dwcp_codec::digest::tree(0, 65_536, &[]));
 }
 
 fn offer(manifest: &Manifest) -> Frame {
@@ -124,7 +160,7 @@ fn offer(manifest: &Manifest) -> Frame {
         transfer_id: manifest.transfer_id(),
         block_bytes: 65_536,
         entries: 1,
-        total_bytes: 0,
+        total_bytes: manifest.total_bytes(),
         base_allowed: false,
     })
 }
@@ -146,8 +182,7 @@ fn a_transfer_in_place_of_which_the_sender_is_still_being_told_is_neither_late_n
     ];
     for (case, take) in takes {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        peer.set_read_timeout(Some(PATIENCE)).unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let inner = TcpTransport::new(listener.accept().unwrap().0).unwrap();
         let (reached, at_gate) = channel();
         let (gate, open) = channel();
@@ -168,9 +203,8 @@ fn a_transfer_in_place_of_which_the_sender_is_still_being_told_is_neither_late_n
             let session = Arc::clone(&session);
             std::thread::spawn(move || run(&session, lane, id, wake))
         };
-        let mut encoder = FrameEncoder::new();
-        encoder.set_session(&ID);
-        send_nothing(&mut peer, &mut encoder);
+        let mut peer = Peer::new(peer);
+        send_nothing(&mut peer);
         at_gate.recv_timeout(PATIENCE).unwrap();
         let opening = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(100));
@@ -230,4 +264,80 @@ fn sender_is_heard_of_while_no_piece_of_its_block_is_whole() {
     peer.write_all(&[1]).unwrap();
     assert!(inner.poll_readable(PATIENCE, None).unwrap());
     assert!(lock(&session.state).is_heard(SILENCE));
+}
+
+#[test]
+fn block_that_a_slow_lane_receives_in_its_place_is_not_spoilt_once_another_has_brought_it() {
+    const BLOCK: usize = 65_536;
+    let content: Vec<u8> = (0..BLOCK).map(|at| (at % 251) as u8).collect();
+    let bytes: SharedBytes = Arc::new(content.clone());
+    let (manifest, _) =
+        MemorySource::new(vec![("a".to_owned(), bytes)], BLOCK as u32, &dwcp_proto::Limits::default())
+            .unwrap();
+    let digest = Digest::of(&content);
+    let head = Frame::Block(BlockHead {
+        entry: 0,
+        raw_len: BLOCK as u32,
+        offset: 0,
+        kind: BlockKind::Plain,
+        codec: CodecId::None,
+        digest,
+        base_digest: None,
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (cancel, observer) = (Cancel::new(), Arc::new(Unobserved));
+    let names = Names {
+        id: ID,
+        key: Secret::NONE,
+        owner: None,
+        peer: listener.local_addr().unwrap(),
+        link: LinkKind::Tcp,
+    };
+    let options = ReceiveOptions::default();
+    let session = Arc::new(Session::new(names, options, None, cancel.clone(), observer, Arc::default()));
+    let sink = Arc::new(MemorySink::new(1 << 20));
+    let [mut slow, mut fast] = [0, 1].map(|number| {
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let inner = TcpTransport::new(listener.accept().unwrap().0).unwrap();
+        let mut lane = Lane::new(Box::new(inner), false, Patience::Idle(PATIENCE), &cancel);
+        lane.enter(&ID, PATIENCE, &cancel);
+        let (waker, wake) = wake_pair().unwrap();
+        let id = lock(&session.state).attach(number, waker, lane.closer(), 2).unwrap();
+        let session = Arc::clone(&session);
+        std::thread::spawn(move || run(&session, lane, id, wake));
+        Peer::new(peer)
+    });
+    let (told, report) = channel();
+    let receiving = {
+        let (session, sink) = (Arc::clone(&session), Arc::clone(&sink));
+        std::thread::spawn(move || {
+            let session = ReceiveSession::new(session);
+            told.send(session.receive(sink, Some(PATIENCE))).unwrap();
+        })
+    };
+    slow.offer(&manifest);
+    slow.send_before(&head, BLOCK);
+    slow.stream.write_all(&content[..BLOCK / 2]).unwrap();
+    let claimed = || sink.claim(0, 0, BLOCK as u32).is_none();
+    let before = Instant::now();
+    while lock(&session.state).heard < before {
+        assert!(before.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(claimed(), "its place is not the slow lane's");
+    fast.send_before(&head, BLOCK);
+    fast.stream.write_all(&content).unwrap();
+    fast.await_frame(|frame| matches!(frame, Frame::Ack(_)));
+    // What comes late need not even be right.
+    slow.stream.write_all(&[0xEE; BLOCK / 2]).unwrap();
+    slow.await_frame(|frame| matches!(frame, Frame::Ack(_)));
+    fast.finish(&manifest, dwcp_codec::digest::tree(BLOCK as u64, BLOCK as u32, &[digest]));
+    fast.await_frame(|frame| matches!(frame, Frame::Committed(_)));
+    let report = report.recv_timeout(PATIENCE).unwrap().unwrap().unwrap();
+    assert_eq!(report.integrity_failures, 0);
+    cancel.cancel();
+    receiving.join().unwrap();
+    let (_, buffer) = sink.take_buffers().unwrap().remove(0);
+    assert_eq!(buffer.into_vec().unwrap(), content);
 }

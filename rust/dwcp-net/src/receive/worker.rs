@@ -1,6 +1,6 @@
 //! The thread of one lane of a receiver.
 
-use std::sync::{Arc, RwLockWriteGuard, TryLockError};
+use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockDecoder, BlockKind};
@@ -8,7 +8,7 @@ use dwcp_codec::{CodecId, Digest};
 use dwcp_proto::frame::{BlockHead, ErrorCode, Frame, NackReason, Same};
 use dwcp_proto::receiver::{Action, LaneId};
 use dwcp_proto::{Manifest, SessionError};
-use dwcp_store::{Sink, StoreError};
+use dwcp_store::{Claim, Proof, Sink, StoreError};
 
 use super::shared::Session;
 use crate::cancel::{CANCEL_SLICE, lock, wait};
@@ -28,6 +28,9 @@ const MAX_INTEGRITY_FAILURES: u32 = 3;
 
 /// How long a session waits for an earlier one to let go of the staging.
 const TAKE_OVER: Duration = Duration::from_secs(10);
+
+/// Shorter blocks are received with what comes behind them, and copied.
+const IN_PLACE_BYTES: u32 = 64 << 10;
 
 /// How often a lane that waits for the sink looks again.
 const GATE_SLICE: Duration = Duration::from_millis(20);
@@ -207,8 +210,11 @@ impl<'a> Worker<'a> {
     fn store(&mut self, lane: &mut Lane, head: &BlockHead, body_len: usize) -> Result<(), NetError> {
         // Both lengths were checked: by the block size of the transfer, and by the frame's own limits, which leave a plain
         // body without a codec no other length than that of the block.
-        self.raw.resize(head.raw_len as usize, 0);
         let as_it_is = head.kind == BlockKind::Plain && head.codec == CodecId::None;
+        if as_it_is && let Some((sink, claim)) = self.claim(head) {
+            return self.store_in_place(lane, head, &*sink, claim);
+        }
+        self.raw.resize(head.raw_len as usize, 0);
         if as_it_is {
             take_body(self.session, lane, &mut self.raw)?;
         } else {
@@ -250,14 +256,70 @@ impl<'a> Worker<'a> {
             decoded.map_err(|error| altered(format!("a block cannot be decoded: {error}")))?;
         }
         if Digest::of(&self.raw) != head.digest {
-            let (entry, offset) = (head.entry, head.offset);
-            return Err(altered(format!("the block at offset {offset} of entry {entry} has another digest")));
+            return Err(another_digest(head));
         }
         self.put(&*sink, head.entry, head.offset, head.digest)?;
         let mut state = lock(&self.session.state);
         state.stored(self.id, head.entry, head.offset, head.digest, body_len as u32);
         state.tally.block(head.kind, head.codec, u64::from(head.raw_len), body_len as u64);
         Ok(())
+    }
+
+    /// The place of a block that comes as it is, if it can be received into there.
+    fn claim(&self, head: &BlockHead) -> Option<(Arc<dyn Sink>, Claim)> {
+        let sink = self.sink().filter(|_| head.raw_len >= IN_PLACE_BYTES)?;
+        let _share = self.share();
+        let claim = sink.claim(head.entry, head.offset, head.raw_len)?;
+        Some((sink, claim))
+    }
+
+    /// Takes the body of a block into its place, and proves it there.
+    fn store_in_place(
+        &mut self,
+        lane: &mut Lane,
+        head: &BlockHead,
+        sink: &dyn Sink,
+        claim: Claim,
+    ) -> Result<(), NetError> {
+        let length = head.raw_len as usize;
+        let (mut done, mut lent) = (0, true);
+        while done < length && lent {
+            // Nothing is waited for with a place in hand.
+            lane.await_some()?;
+            let _share = self.share();
+            let mut taken = Ok(0);
+            lent = sink.fill(&claim, done, &mut |place| taken = lane.take_some(place));
+            done += taken?;
+            lock(&self.session.state).heard = Instant::now();
+        }
+        // Another lane has brought it meanwhile.
+        self.wire.resize(length - done, 0);
+        take_body(self.session, lane, &mut self.wire)?;
+        self.unacknowledged += 1;
+        self.unacknowledged_bytes += u64::from(head.raw_len);
+        if lock(&self.session.state).session.came_before(self.id, head) {
+            return Ok(());
+        }
+        let proof = {
+            let _share = self.share();
+            sink.prove(claim, head.digest)
+        };
+        match proof {
+            Proof::Stored => {
+                let mut state = lock(&self.session.state);
+                state.stored(self.id, head.entry, head.offset, head.digest, head.raw_len);
+                state.tally.block(head.kind, head.codec, u64::from(head.raw_len), u64::from(head.raw_len));
+                Ok(())
+            }
+            // A copy that comes after the transfer is in place is none of its blocks any more.
+            Proof::Lost if self.sink().is_none() => Ok(()),
+            Proof::Lost | Proof::Differs => Err(another_digest(head)),
+        }
+    }
+
+    /// Keeps others from being alone with the sink.
+    fn share(&self) -> RwLockReadGuard<'a, ()> {
+        self.session.gate.read().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Copies blocks from the announced base, after having proven each.
@@ -291,7 +353,7 @@ impl<'a> Worker<'a> {
     }
 
     fn put(&self, sink: &dyn Sink, entry: u32, offset: u64, digest: Digest) -> Result<(), NetError> {
-        let _share = self.session.gate.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _share = self.share();
         Ok(sink.store(entry, offset, &self.raw, digest)?)
     }
 
@@ -542,6 +604,10 @@ pub(super) fn take_body(session: &Session, lane: &mut Lane, body: &mut [u8]) -> 
         lane.recv_bytes(piece)?;
     }
     Ok(())
+}
+
+fn another_digest(head: &BlockHead) -> NetError {
+    altered(format!("the block at offset {} of entry {} has another digest", head.offset, head.entry))
 }
 
 /// Bytes that are not what their digest says.

@@ -93,6 +93,23 @@ pub trait Transport: Send {
         patience: Patience,
     ) -> Result<usize, NetError>;
 
+    /// Waits for at most `timeout` until there is something for [`Transport::take`].
+    ///
+    /// # Errors
+    /// [`NetError`] when the socket or the TLS layer fails.
+    fn gather(&mut self, timeout: Duration) -> Result<bool, NetError> {
+        self.poll_readable(timeout, None)
+    }
+
+    /// Takes what has come, once [`Transport::gather`] says that something has, and waits for nothing. That may be a part
+    /// of something that has to be whole: none then.
+    ///
+    /// # Errors
+    /// As [`Transport::recv_exact`].
+    fn take(&mut self, buffer: &mut [u8], patience: Patience) -> Result<usize, NetError> {
+        self.recv_at_least(buffer, 1, patience)
+    }
+
     /// Waits until [`Transport::recv_exact`] would get at least a byte or an error at once, for at most `timeout`;
     /// also comes back, with `false`, when `wake` is rung.
     ///

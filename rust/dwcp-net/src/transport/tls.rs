@@ -73,6 +73,8 @@ pub struct TlsTransport<R, S = TcpTransport> {
     /// The part of `outgoing` that is to be sent.
     filled: usize,
     peer_closed: bool,
+    /// What is left of `incoming` was looked at, and is no whole record.
+    in_part: bool,
     fingerprint: Option<Fingerprint>,
 }
 
@@ -128,6 +130,7 @@ impl<R: Role, S: Stream> TlsTransport<R, S> {
             end: 0,
             plain: Vec::new(),
             plain_start: 0,
+            in_part: false,
             outgoing: vec![0; OUTGOING_BYTES],
             filled: 0,
             peer_closed: false,
@@ -269,6 +272,7 @@ impl<R: Role, S: Stream> TlsTransport<R, S> {
         }
         let count = self.stream.recv_some(&mut self.incoming[self.end..], patience)?;
         self.end += count;
+        self.in_part = false;
         Ok(count)
     }
 
@@ -384,6 +388,34 @@ impl<R: Role> Transport for TlsTransport<R> {
         self.fill(&mut buffer[..least], patience)?;
         // What of the record is left over is decrypted already.
         Ok(least + self.take_plain(&mut buffer[least..]))
+    }
+
+    fn gather(&mut self, timeout: Duration) -> Result<bool, NetError> {
+        if self.plain_start < self.plain.len() || (self.start < self.end && !self.in_part) {
+            return Ok(true);
+        }
+        if !self.stream.poll_readable(timeout, None)? {
+            return Ok(false);
+        }
+        if self.receive(Patience::for_time(super::SOCKET_SLICE))? == 0 {
+            return Err(NetError::PeerClosed { phase: "exchanging data", hint: None });
+        }
+        Ok(true)
+    }
+
+    /// Decrypted bytes go to `buffer` at once, as far as it has room.
+    fn take(&mut self, buffer: &mut [u8], patience: Patience) -> Result<usize, NetError> {
+        let waiting = self.take_plain(buffer);
+        if waiting > 0 {
+            return Ok(waiting);
+        }
+        match self.process(buffer, patience)? {
+            (_, Stage::Closed) => Err(NetError::PeerClosed { phase: "exchanging data", hint: None }),
+            (taken, _) => {
+                self.in_part = taken == 0;
+                Ok(taken)
+            }
+        }
     }
 
     fn poll_readable(&mut self, timeout: Duration, wake: Option<&WakeReceiver>) -> Result<bool, NetError> {

@@ -114,6 +114,15 @@ impl Region {
         .unwrap_or(false)
     }
 
+    /// Lends a block to `write`, of which anything may be left in it.
+    pub(crate) fn edit_block<T>(&self, block: u32, write: impl FnOnce(&mut [u8]) -> T) -> Option<T> {
+        self.with_block(block, |pointer, length| {
+            // SAFETY: with_block gives a range of the buffer, valid for reads and writes, that no other thread uses
+            // meanwhile, and the buffer is nobody else's.
+            write(unsafe { std::slice::from_raw_parts_mut(pointer, length) })
+        })
+    }
+
     /// Lends a block to `read`.
     pub(crate) fn read_block<T>(&self, block: u32, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
         self.with_block(block, |pointer, length| {

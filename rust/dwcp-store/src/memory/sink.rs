@@ -1,6 +1,8 @@
 //! Buffers that grow block by block and are given out when the transfer is committed.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dwcp_codec::digest::Digest;
@@ -10,7 +12,7 @@ use dwcp_proto::manifest::{EntryKind, Manifest};
 use super::region::{OwnedBuffer, Region, TargetBuffer};
 use crate::error::refuse;
 use crate::sink::haves_of_blocks;
-use crate::{Prepared, Refusal, Sink, StoreError, Tick};
+use crate::{Claim, Prepared, Proof, Refusal, Sink, StoreError, Tick};
 
 /// Received buffers by name, in the order of the manifest.
 pub type NamedBuffers = Vec<(String, Box<dyn TargetBuffer>)>;
@@ -39,6 +41,8 @@ pub struct MemorySink {
     provider: Box<dyn BufferProvider>,
     /// Read while a block is stored, so that nothing is given out that somebody still writes to.
     work: RwLock<Option<Work>>,
+    /// Of the next claim: no two have the same number, whatever they are on.
+    next_claim: AtomicU64,
 }
 
 struct Work {
@@ -60,6 +64,23 @@ struct Object {
     region: Region,
     /// The digests of the blocks stored so far.
     stored: Mutex<Vec<Option<Digest>>>,
+    /// The blocks whose places are lent, and to which claim. Changed only by whoever holds the block in the region, so that
+    /// nothing is ever written over a block that is stored but a copy of it that is proven too.
+    claims: Mutex<HashMap<u32, u64>>,
+}
+
+impl Work {
+    /// The object that a claim is on, while blocks may come.
+    fn claimed(&self, claim: &Claim) -> Option<&Object> {
+        if self.stage == Stage::Open { self.objects.get(claim.entry as usize) } else { None }
+    }
+}
+
+impl Object {
+    /// Whether a claim still holds; to be asked by whoever holds its block.
+    fn lends(&self, claim: &Claim) -> bool {
+        lock(&self.claims).get(&claim.block) == Some(&claim.number)
+    }
 }
 
 impl MemorySink {
@@ -72,7 +93,7 @@ impl MemorySink {
     /// A sink that writes into the buffers that `provider` gives, up to `max_bytes` for all of a transfer.
     #[must_use]
     pub fn with_provider(max_bytes: u64, provider: Box<dyn BufferProvider>) -> MemorySink {
-        MemorySink { max_bytes, provider, work: RwLock::new(None) }
+        MemorySink { max_bytes, provider, work: RwLock::new(None), next_claim: AtomicU64::new(0) }
     }
 
     /// The buffers, once they are committed. They can be taken once.
@@ -122,6 +143,7 @@ impl MemorySink {
                 name: name.to_owned(),
                 region: Region::new(buffer, manifest.block_bytes()),
                 stored: Mutex::new(vec![None; manifest.blocks_of(index as u32) as usize]),
+                claims: Mutex::default(),
             });
         }
         Ok(Work { manifest: Arc::clone(manifest), objects, stage: Stage::Open })
@@ -171,11 +193,61 @@ impl Sink for MemorySink {
         let (Some(index), Some(object)) = (index, work.objects.get(entry as usize)) else {
             return Err(StoreError::OutOfRange { entry, offset, length: block.len() as u64 });
         };
-        let written = || lock(&object.stored)[index as usize] = Some(digest);
+        let written = || {
+            lock(&object.claims).remove(&index);
+            lock(&object.stored)[index as usize] = Some(digest);
+        };
         if !object.region.write_block(index, block, written) {
             return Err(StoreError::OutOfRange { entry, offset, length: block.len() as u64 });
         }
         Ok(())
+    }
+
+    fn claim(&self, entry: u32, offset: u64, length: u32) -> Option<Claim> {
+        let slot = self.read();
+        let work = slot.as_ref().filter(|work| work.stage == Stage::Open)?;
+        let block = work.manifest.block_at(entry, offset)?;
+        let object = work.objects.get(entry as usize)?;
+        object.region.edit_block(block, |place| {
+            if place.len() != length as usize || lock(&object.stored)[block as usize].is_some() {
+                return None;
+            }
+            let mut claims = lock(&object.claims);
+            if claims.contains_key(&block) {
+                return None;
+            }
+            let number = self.next_claim.fetch_add(1, Ordering::Relaxed);
+            claims.insert(block, number);
+            Some(Claim { entry, block, number })
+        })?
+    }
+
+    fn fill(&self, claim: &Claim, at: usize, fill: &mut dyn FnMut(&mut [u8])) -> bool {
+        let slot = self.read();
+        let Some(object) = slot.as_ref().and_then(|work| work.claimed(claim)) else { return false };
+        let filled = object.region.edit_block(claim.block, |place| {
+            let rest = place.get_mut(at..).filter(|_| object.lends(claim));
+            rest.map(fill).is_some()
+        });
+        filled.unwrap_or(false)
+    }
+
+    fn prove(&self, claim: Claim, digest: Digest) -> Proof {
+        let slot = self.read();
+        let Some(object) = slot.as_ref().and_then(|work| work.claimed(&claim)) else { return Proof::Lost };
+        let proven = object.region.edit_block(claim.block, |place| {
+            if !object.lends(&claim) {
+                let stored = lock(&object.stored).get(claim.block as usize).copied().flatten();
+                return if stored == Some(digest) { Proof::Stored } else { Proof::Lost };
+            }
+            lock(&object.claims).remove(&claim.block);
+            if Digest::of(place) != digest {
+                return Proof::Differs;
+            }
+            lock(&object.stored)[claim.block as usize] = Some(digest);
+            Proof::Stored
+        });
+        proven.unwrap_or(Proof::Lost)
     }
 
     fn base(&self, _entry: u32, _offset: u64, _dst: &mut [u8]) -> Result<bool, StoreError> {

@@ -7,8 +7,8 @@ use dwcp_codec::digest::Digest;
 use dwcp_proto::limits::Limits;
 use dwcp_proto::manifest::Manifest;
 use dwcp_store::{
-    BufferProvider, MemorySink, MemorySource, NamedBuffer, OwnedBuffer, Prepared, Refusal, SharedBytes, Sink,
-    Source, StoreError, TargetBuffer,
+    BufferProvider, Claim, MemorySink, MemorySource, NamedBuffer, OwnedBuffer, Prepared, Proof, Refusal,
+    SharedBytes, Sink, Source, StoreError, TargetBuffer,
 };
 
 fn buffers(named: &[(&str, &[u8])]) -> (Arc<Manifest>, MemorySource) {
@@ -74,6 +74,102 @@ fn block_that_comes_from_many_threads_at_once_is_stored_whole() {
     commit(&sink).unwrap();
     let (_, buffer) = sink.take_buffers().unwrap().remove(0);
     assert_eq!(buffer.into_vec().unwrap(), content);
+}
+
+/// Receives a block into its place as a lane does, in pieces. None: it was not lent, or not to the end.
+fn receive_in_place(sink: &MemorySink, offset: usize, block: &[u8], digest: Digest) -> Option<Proof> {
+    let claim = sink.claim(0, offset as u64, block.len() as u32)?;
+    for at in (0..block.len()).step_by(1000) {
+        let piece = &block[at..block.len().min(at + 1000)];
+        if !sink.fill(&claim, at, &mut |place| place[..piece.len()].copy_from_slice(piece)) {
+            return None;
+        }
+    }
+    Some(sink.prove(claim, digest))
+}
+
+#[test]
+fn block_received_in_its_place_counts_once_it_is_proven() {
+    let content = noise(2 * BLOCK + 10, 1);
+    let (manifest, source) = buffers(&[("buffer", &content)]);
+    let sink = MemorySink::new(1 << 20);
+    assert!(sink.claim(0, 0, BLOCK as u32).is_none(), "nothing is under way");
+    prepare(&sink, &manifest).unwrap();
+    let first = Digest::of(&content[..BLOCK]);
+    assert_eq!(receive_in_place(&sink, 0, &noise(BLOCK, 2), first), Some(Proof::Differs));
+    assert_eq!(prepare(&sink, &manifest).unwrap().staged_bytes, 0);
+    assert_eq!(receive_in_place(&sink, 0, &content[..BLOCK], first), Some(Proof::Stored));
+    assert_eq!(prepare(&sink, &manifest).unwrap().staged_bytes, BLOCK as u64);
+    for (entry, offset, length) in
+        [(0, 0, BLOCK), (0, 1, BLOCK), (0, BLOCK, 10), (0, 3 * BLOCK, 1), (1, 0, BLOCK)]
+    {
+        assert!(sink.claim(entry, offset as u64, length as u32).is_none(), "{entry} {offset} {length}");
+    }
+    let tail = &content[2 * BLOCK..];
+    assert_eq!(receive_in_place(&sink, 2 * BLOCK, tail, Digest::of(tail)), Some(Proof::Stored));
+    fill(&manifest, &source, &sink, &Prepared::default(), usize::MAX);
+    commit(&sink).unwrap();
+    let (_, buffer) = sink.take_buffers().unwrap().remove(0);
+    assert_eq!(buffer.into_vec().unwrap(), content);
+}
+
+#[test]
+fn place_of_a_block_is_lent_to_one_and_no_longer_than_until_another_brings_it() {
+    let content = noise(2 * BLOCK, 1);
+    let (manifest, source) = buffers(&[("buffer", &content)]);
+    let sink = MemorySink::new(1 << 20);
+    prepare(&sink, &manifest).unwrap();
+    let (first, garbage) = (Digest::of(&content[..BLOCK]), Digest::of(b"garbage"));
+    let claim = || sink.claim(0, 0, BLOCK as u32);
+    let spoil = |claim: &Claim| sink.fill(claim, 0, &mut |place| place.fill(7));
+    let (slow, given_up) = (claim().unwrap(), sink.claim(0, BLOCK as u64, BLOCK as u32).unwrap());
+    assert!(claim().is_none() && spoil(&slow) && spoil(&given_up));
+    sink.store(0, 0, &content[..BLOCK], first).unwrap();
+    assert!(!spoil(&slow), "the block that was proven is spoilt");
+    assert_eq!(sink.prove(slow, first), Proof::Stored, "it is there");
+    // What was begun and given up is brought by others.
+    sink.store(0, BLOCK as u64, &content[BLOCK..], Digest::of(&content[BLOCK..])).unwrap();
+    assert!(!spoil(&given_up));
+    assert_eq!(sink.prove(given_up, garbage), Proof::Lost);
+    sink.discard(&[0]).unwrap();
+    let late = claim().unwrap();
+    // An offer is repeated when its lane was lost, while blocks come on others.
+    prepare(&sink, &manifest).unwrap();
+    assert!(spoil(&late));
+    fill(&manifest, &source, &sink, &Prepared::default(), usize::MAX);
+    commit(&sink).unwrap();
+    assert!(!spoil(&late) && claim().is_none());
+    let (_, buffer) = sink.take_buffers().unwrap().remove(0);
+    assert!(!spoil(&late), "the buffer is the caller's");
+    assert_eq!(sink.prove(late, first), Proof::Lost);
+    assert_eq!(buffer.into_vec().unwrap(), content);
+}
+
+#[test]
+fn blocks_that_come_in_their_places_and_copied_at_once_are_whole() {
+    let content = noise(8 * BLOCK, 1);
+    let (manifest, source) = buffers(&[("buffer", &content)]);
+    let sink = MemorySink::new(1 << 20);
+    for _ in 0..50 {
+        prepare(&sink, &manifest).unwrap();
+        sink.discard(&[0]).unwrap();
+        prepare(&sink, &manifest).unwrap();
+        std::thread::scope(|scope| {
+            for lane in 0..4 {
+                let (sink, content) = (&sink, &content);
+                scope.spawn(move || {
+                    for (block, bytes) in content.chunks(BLOCK).enumerate() {
+                        // A lane that is given up leaves what it has brought, whatever that is.
+                        let digest = if lane == 0 { Digest::of(b"") } else { Digest::of(bytes) };
+                        let proof = receive_in_place(sink, block * BLOCK, bytes, digest);
+                        assert!(lane == 0 || matches!(proof, None | Some(Proof::Stored)), "{proof:?}");
+                    }
+                });
+            }
+            scope.spawn(|| fill(&manifest, &source, &sink, &Prepared::default(), usize::MAX));
+        });
+        assert_eq!(prepare(&sink, &manifest).unwrap().staged_bytes, content.len() as u64);
+    }
 }
 
 #[test]
