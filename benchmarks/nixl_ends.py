@@ -5,8 +5,7 @@ installed; `python nixl_ends.py receive BYTES` is the receiver, which speaks in 
 """
 
 import base64
-import contextlib
-import importlib
+import importlib.util
 import os
 import statistics
 import subprocess
@@ -75,17 +74,16 @@ def send(data: np.ndarray[Any, Any], receiver: subprocess.Popen[str]) -> float:
 
 def nixl(size: int) -> float | None:
     """Seconds for `size` bytes from memory to memory; None where NIXL is not installed."""
-    with contextlib.suppress(ImportError):
-        importlib.import_module("nixl_cu13")
-        data = np.frombuffer(bytearray(harness.incompressible(size)), np.uint8)
-        command = [sys.executable, __file__, "receive", str(size)]
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as receiver:
-            try:
-                return send(data, receiver)
-            finally:
-                receiver.terminate()
-    return None
+    if importlib.util.find_spec("nixl_cu13") is None:
+        return None
+    data = np.frombuffer(harness.incompressible(size), np.uint8)
+    command = [sys.executable, __file__, "receive", str(size)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as receiver:
+        try:
+            return send(data, receiver)
+        finally:
+            receiver.terminate()
 
 
 if __name__ == "__main__":

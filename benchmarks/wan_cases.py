@@ -296,9 +296,10 @@ def measure_sessions(samples: Samples, this: Round) -> None:
 def measure_crowd(samples: Samples, this: Round) -> None:
     """Sessions with more lanes than the link has room for packets."""
     with Lab([path(50, CROWD_BPS, seed=1 + 2 * this.turn)], sysctls=SYSCTLS) as lab:
-        # What a run that is stopped has carried may be the same bytes over and over.
         sample = dwcp(lab, CROWD * CROWD_BYTES, sessions=CROWD, patience_s=5 * FIRST_PATIENCE_S)
-        of_link = (sample.goodput_mbps or 0.0) * MBPS / (CROWD_BPS * PAYLOAD_SHARE)
+        # What a run that is stopped has carried may be the same bytes over and over.
+        rate = 0.0 if sample.is_stopped else sample.goodput_mbps or 0.0
+        of_link = rate * MBPS / (CROWD_BPS * PAYLOAD_SHARE)
         samples.setdefault("dwcp", []).append(asdict(sample) | {"of_link": of_link})
         note_link(samples, lab)
 

@@ -23,6 +23,8 @@ const SHUT_PATIENCE: u32 = 2;
 /// Where a queue is full, whoever has lost more than others waits for longer before TCP tries again. To give up a lane there
 /// throws away what it has brought of its block, and has another one begin anew in the same queue.
 const CROWDED_PATIENCE: u32 = 5;
+/// Well before a peer from which nothing comes is given up.
+const CROWDED_MOST: Duration = Duration::from_secs(20);
 
 /// Where the way has become another, a queue stands in front of it at first that hides how short its round trips are, and
 /// what is lost was sent into it: for so long nothing is concluded from losses.
@@ -105,8 +107,9 @@ impl Pulse {
         self.has_worked && now.saturating_duration_since(self.well_at) <= LATELY
     }
 
-    fn is_stalled(&self, rtt: Option<Duration>, patience: u32, now: Instant) -> bool {
-        let limit = patience * rtt.map_or(STALLED, |rtt| STALLED.max(rtt * STALLED_TRIPS));
+    fn is_stalled(&self, rtt: Option<Duration>, crowded: bool, now: Instant) -> bool {
+        let limit = rtt.map_or(STALLED, |rtt| STALLED.max(rtt * STALLED_TRIPS));
+        let limit = if crowded { limit.max(CROWDED_MOST.min(limit * CROWDED_PATIENCE)) } else { limit };
         let limit = if self.is_shut { limit * SHUT_PATIENCE } else { limit };
         now.saturating_duration_since(self.well_at) >= limit
     }
@@ -127,6 +130,8 @@ pub(super) struct Telemetry {
     losses: LossWatch,
     link: LinkCounts,
     relocated_at: Option<Instant>,
+    /// When most of the lanes that work last stood in a queue.
+    crowded_at: Option<Instant>,
     /// Something near answers for the peer, so that round trips are not those of the way to it.
     pub(super) is_relayed: bool,
 }
@@ -323,16 +328,20 @@ impl Telemetry {
         trips.sort();
         self.link.rtt = trips.get(trips.len() / 2).copied().filter(|_| !self.is_relayed);
         self.sums.round(self.lanes.values().map(|lane| &lane.last));
-        let working = self.lanes.values().filter(|lane| lane.pulse.works(now));
-        let ways: BTreeSet<Option<IpAddr>> = working.map(|lane| lane.from).collect();
+        let working = || self.lanes.values().filter(|lane| lane.pulse.works(now));
+        let ways: BTreeSet<Option<IpAddr>> = working().map(|lane| lane.from).collect();
         if ways.is_empty() {
             return Vec::new();
         }
-        let is_crowded = self.losses.has_queued_within(STALLED, now);
+        // What a lane that hears nothing was last told of the queue says nothing of it by now.
+        let queued = working().filter(|lane| stands_in_queue(&lane.last)).count();
+        if 2 * queued >= working().count() {
+            self.crowded_at = Some(now);
+        }
+        let is_crowded = self.crowded_at.is_some_and(|at| now.saturating_duration_since(at) <= STALLED);
+        // A way on which nothing comes through is not crowded but cut.
         let is_stalled = |lane: &Watched| {
-            // A way on which nothing comes through is not crowded but cut.
-            let patience = if is_crowded && ways.contains(&lane.from) { CROWDED_PATIENCE } else { 1 };
-            lane.pulse.is_stalled(lane.last.rtt, patience, now)
+            lane.pulse.is_stalled(lane.last.rtt, is_crowded && ways.contains(&lane.from), now)
         };
         let stalled = self.lanes.iter().filter(|(_, lane)| is_stalled(lane));
         stalled.map(|(id, lane)| (*id, lane.closer.clone())).collect()
@@ -538,19 +547,22 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut pulse = Pulse::new(start);
         pulse.see(&acked(0, 0), &acked(100, 900), true, at(1));
-        assert!(pulse.works(at(1)) && !pulse.is_stalled(None, 1, at(4)));
+        assert!(pulse.works(at(1)) && !pulse.is_stalled(None, false, at(4)));
         pulse.see(&acked(100, 900), &acked(100, 900), true, at(5));
-        assert!(!pulse.works(at(5)) && pulse.is_stalled(None, 1, at(5)));
+        assert!(!pulse.works(at(5)) && pulse.is_stalled(None, false, at(5)));
         // A long way takes longer to answer.
-        assert!(!pulse.is_stalled(Some(Duration::from_secs(1)), 1, at(8)));
-        assert!(pulse.is_stalled(Some(Duration::from_secs(1)), 1, at(9)));
-        assert!(!pulse.is_stalled(None, 2, at(8)) && pulse.is_stalled(None, 2, at(9)));
+        assert!(!pulse.is_stalled(Some(Duration::from_secs(1)), false, at(8)));
+        assert!(pulse.is_stalled(Some(Duration::from_secs(1)), false, at(9)));
+        assert!(!pulse.is_stalled(None, true, at(20)) && pulse.is_stalled(None, true, at(21)));
+        let (second, four) = (Some(Duration::from_secs(1)), Some(Duration::from_secs(4)));
+        assert!(!pulse.is_stalled(second, true, at(20)) && pulse.is_stalled(second, true, at(21)));
+        assert!(!pulse.is_stalled(four, true, at(32)) && pulse.is_stalled(four, true, at(33)));
         // One that has nothing to send may be silent for ever.
         pulse.see(&acked(900, 900), &acked(900, 900), false, at(60));
-        assert!(!pulse.is_stalled(None, 1, at(61)) && pulse.works(at(61)));
+        assert!(!pulse.is_stalled(None, false, at(61)) && pulse.works(at(61)));
         // A receiver with no room for blocks that wait is waited for, but not for ever.
         pulse.see(&acked(900, 900), &acked(900, 900), true, at(62));
-        assert!(!pulse.is_stalled(None, 1, at(67)) && pulse.is_stalled(None, 1, at(68)));
+        assert!(!pulse.is_stalled(None, false, at(67)) && pulse.is_stalled(None, false, at(68)));
         // What keeps a lane alive moves nothing.
         pulse.see(&acked(900, 900), &acked(1_900, 1_900), true, at(80));
         assert!(pulse.moves(at(81)) && !pulse.moves(at(82)));
@@ -559,10 +571,11 @@ mod tests {
         // Nor does a kernel that tells less make a lane stalled.
         let old = PathInfo::default();
         pulse.see(&old, &old, true, at(90));
-        assert!(!pulse.is_stalled(None, 1, at(91)));
+        assert!(!pulse.is_stalled(None, false, at(91)));
     }
 
     /// Which of four lanes are given up after seconds in which all but the `silent` ones bring something, each on its way.
+    /// All have found a queue at first, and those that bring something find round trips of `rtt_ms` from then on.
     fn given_up(rtt_ms: u64, ways: [u8; 4], silent: &[LaneId], seconds: u64) -> Vec<LaneId> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let (mut telemetry, start) = (Telemetry::default(), Instant::now());
@@ -573,7 +586,9 @@ mod tests {
         let mut found = Vec::new();
         for second in 0..=seconds {
             let sights = (0..4).map(|lane| {
-                let acked = if silent.contains(&lane) { 1_000 } else { 2_000 + 1_000 * second };
+                let is_silent = silent.contains(&lane);
+                let acked = if is_silent { 1_000 } else { 2_000 + 1_000 * second };
+                let rtt_ms = if is_silent || second == 0 { 150 } else { rtt_ms };
                 let path = PathInfo {
                     acked_bytes: Some(acked),
                     rtt: Some(Duration::from_millis(rtt_ms)),
@@ -593,6 +608,7 @@ mod tests {
     #[test]
     fn a_lane_that_waits_in_a_crowd_is_given_more_time_than_one_whose_way_is_cut() {
         assert_eq!(given_up(50, [1; 4], &[2], 6), [2]);
+        assert_eq!(given_up(50, [1; 4], &[0, 1, 2], 6), [0, 1, 2], "what they were last told is over");
         assert_eq!(given_up(150, [1; 4], &[2], 6), []);
         assert_eq!(given_up(150, [1; 4], &[2], 25), [2]);
         assert_eq!(given_up(150, [1, 1, 1, 2], &[2, 3], 6), [3], "nothing comes through on its way");
