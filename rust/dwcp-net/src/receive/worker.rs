@@ -1,6 +1,6 @@
 //! The thread of one lane of a receiver.
 
-use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockDecoder, BlockKind};
@@ -212,7 +212,7 @@ impl<'a> Worker<'a> {
         // body without a codec no other length than that of the block.
         let as_it_is = head.kind == BlockKind::Plain && head.codec == CodecId::None;
         if as_it_is && let Some((sink, claim)) = self.claim(head) {
-            return self.store_in_place(lane, head, &*sink, claim);
+            return self.store_in_place(lane, head, &sink, claim);
         }
         self.raw.resize(head.raw_len as usize, 0);
         if as_it_is {
@@ -265,12 +265,13 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// The place of a block that comes as it is, if it can be received into there.
-    fn claim(&self, head: &BlockHead) -> Option<(Arc<dyn Sink>, Claim)> {
+    /// The place of a block that comes as it is, if it can be received into there. Whoever receives it does not keep the
+    /// sink: the memory is the caller's again when the transfer is in place, though a copy may still be under way.
+    fn claim(&self, head: &BlockHead) -> Option<(Weak<dyn Sink>, Claim)> {
         let sink = self.sink().filter(|_| head.raw_len >= IN_PLACE_BYTES)?;
         let _share = self.share();
         let claim = sink.claim(head.entry, head.offset, head.raw_len)?;
-        Some((sink, claim))
+        Some((Arc::downgrade(&sink), claim))
     }
 
     /// Takes the body of a block into its place, and proves it there.
@@ -278,7 +279,7 @@ impl<'a> Worker<'a> {
         &mut self,
         lane: &mut Lane,
         head: &BlockHead,
-        sink: &dyn Sink,
+        sink: &Weak<dyn Sink>,
         claim: Claim,
     ) -> Result<(), NetError> {
         let length = head.raw_len as usize;
@@ -288,7 +289,8 @@ impl<'a> Worker<'a> {
             lane.await_some()?;
             let _share = self.share();
             let mut taken = Ok(0);
-            lent = sink.fill(&claim, done, &mut |place| taken = lane.take_some(place));
+            let mut fill = |place: &mut [u8]| taken = lane.take_some(place);
+            lent = sink.upgrade().is_some_and(|sink| sink.fill(&claim, done, &mut fill));
             done += taken?;
             lock(&self.session.state).heard = Instant::now();
         }
@@ -302,7 +304,7 @@ impl<'a> Worker<'a> {
         }
         let proof = {
             let _share = self.share();
-            sink.prove(claim, head.digest)
+            sink.upgrade().map_or(Proof::Lost, |sink| sink.prove(claim, head.digest))
         };
         match proof {
             Proof::Stored => {
@@ -311,9 +313,14 @@ impl<'a> Worker<'a> {
                 state.tally.block(head.kind, head.codec, u64::from(head.raw_len), u64::from(head.raw_len));
                 Ok(())
             }
-            // A copy that comes after the transfer is in place is none of its blocks any more.
-            Proof::Lost if self.sink().is_none() => Ok(()),
-            Proof::Lost | Proof::Differs => Err(another_digest(head)),
+            Proof::Lost => {
+                let mut state = lock(&self.session.state);
+                // Another lane may have brought it, and put the transfer in place, since this one last asked.
+                let came = state.session.came_before(self.id, head);
+                let is_open = state.sink.as_ref().is_some_and(|now| Weak::ptr_eq(&Arc::downgrade(now), sink));
+                if came || !is_open { Ok(()) } else { Err(another_digest(head)) }
+            }
+            Proof::Differs => Err(another_digest(head)),
         }
     }
 
