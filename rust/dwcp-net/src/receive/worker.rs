@@ -1,6 +1,8 @@
 //! The thread of one lane of a receiver.
 
-use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard, TryLockError, Weak};
+mod in_place;
+
+use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::block::{BlockDecoder, BlockKind};
@@ -8,7 +10,7 @@ use dwcp_codec::{CodecId, Digest};
 use dwcp_proto::frame::{BlockHead, ErrorCode, Frame, NackReason, Same};
 use dwcp_proto::receiver::{Action, LaneId};
 use dwcp_proto::{Manifest, SessionError};
-use dwcp_store::{Claim, Proof, Sink, StoreError};
+use dwcp_store::{Sink, StoreError};
 
 use super::shared::Session;
 use crate::cancel::{CANCEL_SLICE, lock, wait};
@@ -28,9 +30,6 @@ const MAX_INTEGRITY_FAILURES: u32 = 3;
 
 /// How long a session waits for an earlier one to let go of the staging.
 const TAKE_OVER: Duration = Duration::from_secs(10);
-
-/// Shorter blocks are received with what comes behind them, and copied.
-const IN_PLACE_BYTES: u32 = 64 << 10;
 
 /// How often a lane that waits for the sink looks again.
 const GATE_SLICE: Duration = Duration::from_millis(20);
@@ -259,69 +258,14 @@ impl<'a> Worker<'a> {
             return Err(another_digest(head));
         }
         self.put(&*sink, head.entry, head.offset, head.digest)?;
-        let mut state = lock(&self.session.state);
-        state.stored(self.id, head.entry, head.offset, head.digest, body_len as u32);
-        state.tally.block(head.kind, head.codec, u64::from(head.raw_len), body_len as u64);
+        self.note_stored(head, body_len as u32);
         Ok(())
     }
 
-    /// The place of a block that comes as it is, if it can be received into there. Whoever receives it does not keep the
-    /// sink: the memory is the caller's again when the transfer is in place, though a copy may still be under way.
-    fn claim(&self, head: &BlockHead) -> Option<(Weak<dyn Sink>, Claim)> {
-        let sink = self.sink().filter(|_| head.raw_len >= IN_PLACE_BYTES)?;
-        let _share = self.share();
-        let claim = sink.claim(head.entry, head.offset, head.raw_len)?;
-        Some((Arc::downgrade(&sink), claim))
-    }
-
-    /// Takes the body of a block into its place, and proves it there.
-    fn store_in_place(
-        &mut self,
-        lane: &mut Lane,
-        head: &BlockHead,
-        sink: &Weak<dyn Sink>,
-        claim: Claim,
-    ) -> Result<(), NetError> {
-        let length = head.raw_len as usize;
-        let (mut done, mut lent) = (0, true);
-        while done < length && lent {
-            // Nothing is waited for with a place in hand.
-            lane.await_some()?;
-            let _share = self.share();
-            let mut taken = Ok(0);
-            let mut fill = |place: &mut [u8]| taken = lane.take_some(place);
-            lent = sink.upgrade().is_some_and(|sink| sink.fill(&claim, done, &mut fill));
-            done += taken?;
-            lock(&self.session.state).heard = Instant::now();
-        }
-        // Another lane has brought it meanwhile.
-        self.wire.resize(length - done, 0);
-        take_body(self.session, lane, &mut self.wire)?;
-        self.unacknowledged += 1;
-        self.unacknowledged_bytes += u64::from(head.raw_len);
-        if lock(&self.session.state).session.came_before(self.id, head) {
-            return Ok(());
-        }
-        let proof = {
-            let _share = self.share();
-            sink.upgrade().map_or(Proof::Lost, |sink| sink.prove(claim, head.digest))
-        };
-        match proof {
-            Proof::Stored => {
-                let mut state = lock(&self.session.state);
-                state.stored(self.id, head.entry, head.offset, head.digest, head.raw_len);
-                state.tally.block(head.kind, head.codec, u64::from(head.raw_len), u64::from(head.raw_len));
-                Ok(())
-            }
-            Proof::Lost => {
-                let mut state = lock(&self.session.state);
-                // Another lane may have brought it, and put the transfer in place, since this one last asked.
-                let came = state.session.came_before(self.id, head);
-                let is_open = state.sink.as_ref().is_some_and(|now| Weak::ptr_eq(&Arc::downgrade(now), sink));
-                if came || !is_open { Ok(()) } else { Err(another_digest(head)) }
-            }
-            Proof::Differs => Err(another_digest(head)),
-        }
+    fn note_stored(&self, head: &BlockHead, body_len: u32) {
+        let mut state = lock(&self.session.state);
+        state.stored(self.id, head.entry, head.offset, head.digest, body_len);
+        state.tally.block(head.kind, head.codec, u64::from(head.raw_len), u64::from(body_len));
     }
 
     /// Keeps others from being alone with the sink.

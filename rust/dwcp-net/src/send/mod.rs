@@ -6,6 +6,7 @@ mod lanes;
 mod losses;
 mod making;
 mod probe;
+mod pulse;
 mod queue;
 mod shared;
 mod stall;
