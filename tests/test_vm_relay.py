@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,20 @@ def read_all(connection: socket.socket) -> bytes:
         return stream.read()
 
 
+def carried(tmp_path: Path, machine: socket.socket, stream: bytes) -> bytes:
+    """What comes of a stream, which the relay takes no faster than it is read there."""
+
+    def send() -> None:
+        with dialled(tmp_path / "out") as leaving:
+            leaving.sendall(stream)
+
+    with ThreadPoolExecutor() as pool:
+        sending = pool.submit(send)
+        came = read_all(machine.accept()[0])
+        sending.result(DEADLINE_S)
+    return came
+
+
 @contextmanager
 def relay(tmp_path: Path, options: RelayOptions) -> Iterator[tuple[SourceRelay, TargetRelay]]:
     target = TargetRelay("127.0.0.1:0", {MIGRATION: tmp_path / "in"}, options=options)
@@ -68,9 +83,7 @@ def test_a_migration_arrives_as_it_was_and_the_stats_tell_how(tmp_path: Path) ->
     # Over loopback, what is chosen by itself is to pass pages on as they are.
     options = RelayOptions(lanes=2, codec="lz4")
     with listening(tmp_path / "in") as machine, relay(tmp_path, options) as (source, target):
-        with dialled(tmp_path / "out") as leaving:
-            leaving.sendall(stream)
-        assert read_all(machine.accept()[0]) == stream
+        assert carried(tmp_path, machine, stream) == stream
         with pytest.raises(DeadlineError):
             source.wait(0.05)
         source.finish()
@@ -91,9 +104,7 @@ def test_pages_pass_as_they_are_where_the_link_is_faster_than_looking_at_them(tm
     pages = [number.to_bytes(2) * (PAGE_BYTES // 2) for number in range(1, 100)]
     stream, kept = migration(pages, rounds=3), tmp_path / "kept"
     with listening(tmp_path / "in") as machine, relay(tmp_path, RelayOptions(keep=kept)) as (source, target):
-        with dialled(tmp_path / "out") as leaving:
-            leaving.sendall(stream)
-        assert read_all(machine.accept()[0]) == stream
+        assert carried(tmp_path, machine, stream) == stream
         source.finish()
         ours, theirs = source.wait(DEADLINE_S), target.wait(DEADLINE_S)
     # They are seen all the same: counted on both sides, and kept.
@@ -105,9 +116,7 @@ def test_a_machine_that_comes_back_is_told_by_what_was_kept(tmp_path: Path) -> N
     kept = tmp_path / "kept"
     pages = [number.to_bytes(2) * (PAGE_BYTES // 2) for number in range(1, 101)]
     with listening(tmp_path / "in") as machine, relay(tmp_path, RelayOptions(keep=kept)) as (source, _):
-        with dialled(tmp_path / "out") as leaving:
-            leaving.sendall(migration(pages, rounds=1))
-        read_all(machine.accept()[0])
+        carried(tmp_path, machine, migration(pages, rounds=1))
         source.finish()
         source.wait(DEADLINE_S)
     assert (kept / "pc.ram").read_bytes() == b"".join(pages)
@@ -115,9 +124,7 @@ def test_a_machine_that_comes_back_is_told_by_what_was_kept(tmp_path: Path) -> N
     pages[:10] = [b"changed!" * (PAGE_BYTES // 8)] * 10
     with listening(tmp_path / "in") as machine, relay(tmp_path, RelayOptions(base=kept)) as (source, _):
         stream = migration(pages, rounds=1)
-        with dialled(tmp_path / "out") as leaving:
-            leaving.sendall(stream)
-        assert read_all(machine.accept()[0]) == stream
+        assert carried(tmp_path, machine, stream) == stream
         source.finish()
         assert source.wait(DEADLINE_S).pages["base"] == 90
 
@@ -130,9 +137,7 @@ def test_a_source_holds_no_more_of_a_base_than_it_wants_to(tmp_path: Path) -> No
     options = RelayOptions(base=base, max_base_bytes=30 * PAGE_BYTES)
     with listening(tmp_path / "in") as machine, relay(tmp_path, options) as (source, _):
         stream = migration(pages, rounds=1)
-        with dialled(tmp_path / "out") as leaving:
-            leaving.sendall(stream)
-        assert read_all(machine.accept()[0]) == stream
+        assert carried(tmp_path, machine, stream) == stream
         source.finish()
         told = source.wait(DEADLINE_S)
         assert told.pages["base"] == 30

@@ -104,6 +104,7 @@ class Counters:
     state = "running"
     error = opaque = rtt_ms = None
     compressed_by_qemu = False
+    behind_s = 0.0
     stream_bytes = wire_bytes = unacknowledged_bytes = lanes = lanes_lost = 0
     pages: Mapping[str, int] = {}
 

@@ -377,6 +377,7 @@ class RelayTold(TypedDict):
     wire_bytes: int
     return_bytes: int
     unacknowledged_bytes: int
+    behind_s: float
     streams: int
     streams_open: int
     lanes: int

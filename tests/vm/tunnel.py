@@ -74,6 +74,7 @@ class Pump:
             wire_bytes=self.sent,
             return_bytes=0,
             unacknowledged_bytes=0,
+            behind_s=0.0,
             streams=0,
             streams_open=0,
             lanes=1,

@@ -10,7 +10,7 @@ use crate::error::ProtoError;
 use crate::frame::{RecordWord, Taken};
 
 /// The most bytes of records that a side may have under way and not taken, before they were coded.
-pub const MAX_PENDING_BYTES: u64 = 64 << 20;
+pub const MAX_PENDING_BYTES: u64 = 128 << 20;
 
 /// The most records of a side that are not taken.
 pub const MAX_PENDING: usize = 4_096;
@@ -45,8 +45,8 @@ struct UnderWay<B> {
     at_s: f64,
     /// It was sent a second time although its lane is not lost.
     helped: bool,
-    /// Since when it is known that the other side has it, and it has not taken it yet.
-    come_s: Option<f64>,
+    /// It is known that the other side has it, which has not taken it yet.
+    has_come: bool,
 }
 
 /// What a lane was given, in the order in which it was.
@@ -61,6 +61,9 @@ struct Given {
 const WEIGHT: f64 = 0.05;
 const FORGET: f64 = 1.001;
 
+/// Over about so many records it is measured how fast they are taken.
+const PACED: f64 = 64.0;
+
 /// After so many records that were taken, the peer is told although more wait.
 const TOLD_EVERY: u64 = 4;
 
@@ -68,9 +71,43 @@ const TOLD_EVERY: u64 = 4;
 struct Outgoing {
     next: u64,
     taken: u64,
+    /// Records below this one have all come.
+    come: u64,
     pending_bytes: u64,
-    /// Since when it is known that all have come that were taken.
-    come_s: f64,
+    pace: Pace,
+}
+
+/// How fast the other side takes the records of a stream that it has.
+#[derive(Default)]
+struct Pace {
+    /// Records that were taken, and the time in which there was one to take; what is long ago counts for less.
+    records: f64,
+    busy_s: f64,
+    /// When the last of them was taken, or the next one came after all had been.
+    since_s: f64,
+}
+
+impl Pace {
+    fn took(&mut self, records: u64, had_some: bool, at_s: f64) {
+        let records = records as f64;
+        let kept = (1.0 - records / PACED).max(0.0);
+        self.records = self.records * kept + records;
+        let busy_s = if had_some { (at_s - self.since_s).max(0.0) } else { 0.0 };
+        self.busy_s = self.busy_s * kept + busy_s;
+        self.since_s = at_s;
+    }
+
+    /// How long it takes at this pace to take so many more.
+    fn needs_s(&self, records: u64, at_s: f64) -> f64 {
+        let waited_s = (at_s - self.since_s).max(0.0);
+        if records == 0 {
+            0.0
+        } else if self.records > 0.0 {
+            records as f64 * (self.busy_s + waited_s) / self.records
+        } else {
+            waited_s
+        }
+    }
 }
 
 /// What this side sends.
@@ -119,7 +156,8 @@ impl<B: Clone> Outbox<B> {
         outgoing.next += 1;
         outgoing.pending_bytes += u64::from(record.raw_len);
         self.pending_bytes += u64::from(record.raw_len);
-        let under_way = UnderWay { record, lane: None, wire_len: 0, at_s: 0.0, helped: false, come_s: None };
+        let under_way =
+            UnderWay { record, lane: None, wire_len: 0, at_s: 0.0, helped: false, has_come: false };
         self.records.insert(id, under_way);
         self.waiting.push_back(id);
     }
@@ -128,8 +166,7 @@ impl<B: Clone> Outbox<B> {
     pub fn next(&mut self, lane: LaneId, at_s: f64) -> Option<(RecordId, Record<B>)> {
         // A record that was taken or has come while it waited to be sent again is not sent.
         while let Some(id) = self.waiting.pop_front() {
-            if let Some(under_way) = self.records.get_mut(&id).filter(|under_way| under_way.come_s.is_none())
-            {
+            if let Some(under_way) = self.records.get_mut(&id).filter(|under_way| !under_way.has_come) {
                 (under_way.lane, under_way.at_s) = (Some(lane), at_s);
                 self.given.entry(lane).or_default().records.push_back((id, at_s));
                 return Some((id, under_way.record.clone()));
@@ -146,7 +183,7 @@ impl<B: Clone> Outbox<B> {
             let late = self.records.range_mut(front).find(|(_, under_way)| {
                 under_way.lane.is_some_and(|other| other != lane)
                     && !under_way.helped
-                    && under_way.come_s.is_none()
+                    && !under_way.has_come
                     && at_s - under_way.at_s > patience_s
             });
             if let Some((id, under_way)) = late {
@@ -184,6 +221,9 @@ impl<B: Clone> Outbox<B> {
         }
         let Some(outgoing) = self.streams.get_mut(&taken.stream) else { return Ok(()) };
         let from = outgoing.taken;
+        if taken.count > from {
+            outgoing.pace.took(taken.count - from, outgoing.come > from, at_s);
+        }
         // A TAKEN that was overtaken on another lane tells nothing new.
         outgoing.taken = from.max(taken.count);
         for number in from..taken.count {
@@ -192,9 +232,9 @@ impl<B: Clone> Outbox<B> {
                 self.pending_bytes -= u64::from(under_way.record.raw_len);
                 outgoing.pending_bytes -= u64::from(under_way.record.raw_len);
                 self.wire_bytes -= under_way.wire_len;
-                outgoing.come_s = outgoing.come_s.max(under_way.come_s.unwrap_or_default());
             }
         }
+        self.note_come(taken.stream, at_s);
         Ok(())
     }
 
@@ -206,6 +246,7 @@ impl<B: Clone> Outbox<B> {
         }
         // A lane keeps the order of what it tells; less than before is nothing new.
         let newly = count.saturating_sub(given.come) as usize;
+        let mut streams = BTreeSet::new();
         given.come = given.come.max(count);
         for (id, given_s) in given.records.drain(..newly) {
             let took_s = (at_s - given_s).max(0.0);
@@ -213,17 +254,32 @@ impl<B: Clone> Outbox<B> {
             way.usual_s += WEIGHT * (took_s - way.usual_s);
             way.least_s = took_s.min(way.least_s * FORGET);
             if let Some(under_way) = self.records.get_mut(&id) {
-                under_way.come_s.get_or_insert(at_s);
+                under_way.has_come = true;
             }
+            streams.insert(id.0);
         }
+        streams.into_iter().for_each(|stream| self.note_come(stream, at_s));
         Ok(())
+    }
+
+    /// Notes up to where the records of a stream have come.
+    fn note_come(&mut self, stream: u32, at_s: f64) {
+        let Some(outgoing) = self.streams.get_mut(&stream) else { return };
+        let had_some = outgoing.come > outgoing.taken;
+        outgoing.come = outgoing.come.max(outgoing.taken);
+        let behind = (stream, outgoing.come)..(stream, outgoing.next);
+        let come = self.records.range(behind).take_while(|(_, under_way)| under_way.has_come).count();
+        outgoing.come += come as u64;
+        if come > 0 && !had_some {
+            outgoing.pace.since_s = at_s;
+        }
     }
 
     /// A lane is gone: what it had and is not known to have come is sent again, before anything else.
     pub fn lose(&mut self, lane: LaneId) {
         self.given.remove(&lane);
         let lost = self.records.iter_mut();
-        let lost = lost.filter(|(_, under_way)| under_way.lane == Some(lane) && under_way.come_s.is_none());
+        let lost = lost.filter(|(_, under_way)| under_way.lane == Some(lane) && !under_way.has_come);
         let mut again = Vec::new();
         for (id, under_way) in lost {
             self.wire_bytes -= std::mem::take(&mut under_way.wire_len);
@@ -240,14 +296,21 @@ impl<B: Clone> Outbox<B> {
         self.way
     }
 
-    /// For how long, at a moment in seconds, the other side has had the next record of a stream that it is to take, and all
-    /// before that: no time while that record is on its way.
+    /// In how many seconds, from a moment on, the other side will have taken the records of a stream that have come to it:
+    /// what comes behind one that is on its way does not count.
     #[must_use]
-    pub fn held_s(&self, stream: u32, at_s: f64) -> f64 {
-        let Some(outgoing) = self.streams.get(&stream) else { return 0.0 };
-        let front = self.records.get(&(stream, outgoing.taken));
-        let since_s = front.and_then(|under_way| under_way.come_s);
-        since_s.map_or(0.0, |since_s| (at_s - since_s.max(outgoing.come_s)).max(0.0))
+    pub fn late_s(&self, stream: u32, at_s: f64) -> f64 {
+        let outgoing = self.streams.get(&stream);
+        outgoing
+            .map_or(0.0, |outgoing| outgoing.pace.needs_s(outgoing.come.saturating_sub(outgoing.taken), at_s))
+    }
+
+    /// How long ago the record was given to a lane that the other side of a stream is to take next; no time if there is none.
+    #[must_use]
+    pub fn behind_s(&self, stream: u32, at_s: f64) -> f64 {
+        let taken = self.streams.get(&stream).map_or(0, |outgoing| outgoing.taken);
+        let next = self.records.get(&(stream, taken)).filter(|under_way| under_way.lane.is_some());
+        next.map_or(0.0, |under_way| (at_s - under_way.at_s).max(0.0))
     }
 
     /// How many records wait for a lane.
@@ -507,22 +570,32 @@ mod tests {
     }
 
     #[test]
-    fn what_the_other_side_does_not_take_is_held_from_when_nothing_before_it_was_missing() {
+    fn other_side_is_late_with_what_has_come_at_the_pace_at_which_it_took_the_last() {
         let mut outbox = Outbox::default();
         (0..3).for_each(|byte| outbox.push(0, data(byte)));
         assert!(
             outbox.next(1, 0.0).is_some() && outbox.next(2, 0.0).is_some() && outbox.next(2, 0.0).is_some()
         );
-        assert_eq!(outbox.held_s(0, 1.0), 0.0);
+        assert_eq!((outbox.late_s(0, 1.0), outbox.behind_s(0, 1.0)), (0.0, 1.0));
         // The first one is missing, and the others wait for it.
         outbox.taken(2, Taken { stream: 0, count: 0, come: 2 }, 2.0).unwrap();
-        assert_eq!(outbox.held_s(0, 4.0), 0.0);
+        assert_eq!((outbox.late_s(0, 4.0), outbox.behind_s(0, 4.0)), (0.0, 4.0));
         outbox.taken(1, Taken { stream: 0, count: 0, come: 1 }, 5.0).unwrap();
-        assert_eq!((outbox.held_s(0, 5.0), outbox.held_s(0, 7.0)), (0.0, 2.0));
+        // Nothing is known of a pace before one was taken.
+        assert_eq!((outbox.late_s(0, 5.0), outbox.late_s(0, 7.0)), (0.0, 2.0));
         outbox.taken(1, Taken { stream: 0, count: 1, come: 1 }, 8.0).unwrap();
-        assert_eq!(outbox.held_s(0, 9.0), 4.0);
+        assert_eq!((outbox.late_s(0, 8.0), outbox.late_s(0, 9.0)), (2.0 * 3.0, 2.0 * 4.0));
         outbox.taken(1, Taken { stream: 0, count: 3, come: 1 }, 9.0).unwrap();
-        assert_eq!((outbox.held_s(0, 20.0), outbox.held_s(1, 20.0)), (0.0, 0.0));
+        assert_eq!(
+            (outbox.late_s(0, 20.0), outbox.late_s(1, 20.0), outbox.behind_s(0, 20.0)),
+            (0.0, 0.0, 0.0)
+        );
+        // It took three in the four seconds in which there was one to take; what has come since 21 takes as long each.
+        outbox.push(0, data(3));
+        outbox.next(1, 20.0).unwrap();
+        outbox.taken(1, Taken { stream: 0, count: 3, come: 2 }, 21.0).unwrap();
+        let late_s = outbox.late_s(0, 21.0);
+        assert!((late_s - 4.0 / 3.0).abs() < 0.05, "{late_s}");
     }
 
     #[test]

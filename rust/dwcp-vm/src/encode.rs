@@ -60,6 +60,10 @@ pub struct PageEncoder {
     names: Vec<Vec<u8>>,
     /// Whether the decoder knows the name of a block.
     told: Vec<bool>,
+    /// The page behind the last one that the stream had of each block.
+    ends: Vec<u64>,
+    /// Whether the stream has come back to pages that it had before.
+    returns: bool,
     /// The block of the page that the stream told last, whether or not that page was coded.
     current: Option<u16>,
     /// The page that was coded last.
@@ -86,6 +90,8 @@ impl PageEncoder {
             blocks: HashMap::new(),
             names: Vec::new(),
             told: Vec::new(),
+            ends: Vec::new(),
+            returns: false,
             current: None,
             last: None,
             encoder: BlockEncoder::new(),
@@ -106,6 +112,13 @@ impl PageEncoder {
     #[must_use]
     pub fn reason(&self) -> Option<&'static str> {
         self.parser.reason()
+    }
+
+    /// Whether the stream, as far as it was read, goes through its pages once more: they come in the order of their
+    /// addresses, again and again.
+    #[must_use]
+    pub fn returns(&self) -> bool {
+        self.returns
     }
 
     /// Whether QEMU compresses pages itself.
@@ -216,12 +229,16 @@ impl PageEncoder {
                         u16::try_from(self.names.len()).ok().filter(|_| self.names.len() < MAX_BLOCKS)?;
                     self.names.push(name.to_vec());
                     self.told.push(false);
+                    self.ends.push(0);
                     self.blocks.insert(name.to_vec(), number);
                     Some(number)
                 })
             }
         };
         self.current = block;
+        let end = &mut self.ends[usize::from(block?)];
+        self.returns = header.number < *end;
+        *end = (*end).max(header.number.saturating_add(1));
         block.map(|block| (block, header.number))
     }
 

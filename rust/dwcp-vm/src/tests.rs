@@ -146,6 +146,38 @@ fn pages_are_told_by_what_both_sides_hold() {
 }
 
 #[test]
+fn encoder_tells_when_the_stream_has_come_back_to_its_pages() {
+    let rounds = [
+        vec![("pc.ram", 0, Some(noise(1))), ("pc.ram", 2, None)],
+        // The pages of another block begin anew, and are the first of it.
+        vec![("vga", 0, Some(noise(2))), ("vga", 1, Some(noise(3)))],
+        vec![("pc.ram", 3, Some(noise(4)))],
+        vec![("pc.ram", 2, Some(noise(5)))],
+    ];
+    for passes in [false, true] {
+        let mut encoder = PageEncoder::new(1 << 20, None, None);
+        let (mut fed, mut stream, mut told) =
+            (0, Stream::new(&[("pc.ram", 16_384), ("vga", 8_192)]), Vec::new());
+        for pages in &rounds {
+            stream = stream.round(2, pages);
+            while fed < stream.bytes.len() {
+                let read = if passes {
+                    encoder.pass(&stream.bytes[fed..], false)
+                } else {
+                    encoder.encode(&stream.bytes[fed..], false, &mut Vec::new())
+                };
+                if read == 0 {
+                    break;
+                }
+                fed += read;
+            }
+            told.push(encoder.returns());
+        }
+        assert_eq!(told, [false, false, false, true], "{passes}");
+    }
+}
+
+#[test]
 fn what_qemu_compresses_itself_is_passed_on_and_told() {
     let mut bytes = Stream::new(&[("pc.ram", 64 << 12)]).bytes;
     bytes.extend([2, 0, 0, 0, 2]);

@@ -31,6 +31,7 @@ from dwcp_fast.vm.mirrors import Mirrors
 from dwcp_fast.vm.options import MigrateOptions
 from dwcp_fast.vm.relay import RelayOptions, SourceRelay
 from dwcp_fast.vm.report import MigrationReport
+from dwcp_fast.vm.switchover import Switchover
 from dwcp_fast.vm.watch import Watch
 from dwcp_fast.waiting import Worker
 
@@ -244,6 +245,7 @@ class Migration:
         """Watch QEMU until it counts the move as done."""
         options = self._options
         paused = False
+        switchover = Switchover(machine, options.max_downtime_s)
         while True:
             state = watch.look()
             if state.status == "completed":
@@ -257,6 +259,8 @@ class Migration:
                 control.expect("disks-closed", ANSWER_S)
                 machine.qmp.execute("migrate-continue", {"state": "pre-switchover"})
             self._check(watch, control)
+            if state.status == "active":
+                switchover.consider(watch.relay_stats())
             why = why_not_converging(
                 watch.rounds, max_downtime_s=options.max_downtime_s, patience_rounds=options.patience_rounds
             )

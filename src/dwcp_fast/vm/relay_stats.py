@@ -17,6 +17,7 @@ UNTOLD: Final[RelayTold] = {
     "wire_bytes": 0,
     "return_bytes": 0,
     "unacknowledged_bytes": 0,
+    "behind_s": 0.0,
     "streams": 0,
     "streams_open": 0,
     "lanes": 0,
@@ -66,6 +67,8 @@ class RelayStats:
         wire_bytes: Bytes that took on the wire, with what was sent again.
         return_bytes: Bytes from the target to the source.
         unacknowledged_bytes: Bytes on the wire that the target's sockets have not taken yet.
+        behind_s: Seconds since what the target is to take next of the migration was read from it; 0 at the
+            target.
         streams: Streams that were opened.
         streams_open: Streams that have not ended in both directions.
         lanes: Lanes that are up, or were at the end.
@@ -90,6 +93,7 @@ class RelayStats:
     wire_bytes: int
     return_bytes: int
     unacknowledged_bytes: int
+    behind_s: float
     streams: int
     streams_open: int
     lanes: int
@@ -120,6 +124,7 @@ def make_stats(reported: RelayTold | None) -> RelayStats:
         wire_bytes=told["wire_bytes"],
         return_bytes=told["return_bytes"],
         unacknowledged_bytes=told["unacknowledged_bytes"],
+        behind_s=told["behind_s"],
         streams=told["streams"],
         streams_open=told["streams_open"],
         lanes=told["lanes"],

@@ -8,6 +8,7 @@ from dwcp_fast.errors import DeadlineError, QmpError
 from dwcp_fast.policy.precopy import Round, seconds_left
 from dwcp_fast.vm.carrying import Carrier
 from dwcp_fast.vm.machine import Machine, MigrationState
+from dwcp_fast.vm.relay_stats import RelayStats
 from dwcp_fast.vm.report import MigrationReport, Moment
 
 __all__ = ["Watch"]
@@ -77,11 +78,15 @@ class Watch:
         self.wait(0)
         return self._events
 
+    def relay_stats(self) -> RelayStats | None:
+        """Give where the relay stands, if there is one."""
+        return None if self._relay is None else self._relay.present()
+
     def check_relay(self) -> None:
         """Raise what the relay failed by, if it did, and if there is nothing for it to do better."""
-        if self._relay is None:
+        stats = self.relay_stats()
+        if self._relay is None or stats is None:
             return
-        stats = self._relay.present()
         if stats.state == "failed":
             self._relay.wait(0.1)
         if stats.compressed_by_qemu:
@@ -115,7 +120,7 @@ class Watch:
         """Tell what was done."""
         ended = self.seconds() if self._running_at is None else self._running_at
         stopped = ended if self._stopped_at is None else self._stopped_at
-        stats = None if self._relay is None else self._relay.present()
+        stats = self.relay_stats()
         return MigrationReport(
             seconds=ended,
             downtime_s=ended - stopped,
@@ -171,7 +176,7 @@ class Watch:
         self._last_moment = now
         if len(self._timeline) >= MAX_MOMENTS:
             del self._timeline[1::2]
-        stats = None if self._relay is None else self._relay.present()
+        stats = self.relay_stats()
         self._timeline.append(
             Moment(
                 at_s=now,

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use crate::cancel::lock;
 
-/// Buffers that are kept: with those that are under way there are never many more.
-const MOST_KEPT: usize = 128;
+/// Buffers that are kept: over a long way so many are under way at times, and few a moment later.
+const MOST_KEPT: usize = 512;
 
 /// What is shorter is not worth keeping, and what is longer not worth holding.
 const KEPT_BYTES: std::ops::RangeInclusive<usize> = 4_096..=512 << 10;

@@ -18,6 +18,7 @@ use super::RelayOptions;
 use super::base::Base;
 use super::pool::{Buffer, Pool};
 use super::report::{RelayReport, RelayTick, again};
+use super::streams::READ_BYTES;
 use crate::cancel::{CANCEL_SLICE, Cancel, lock, wait};
 use crate::error::NetError;
 use crate::lane::{PARTING, guard};
@@ -38,10 +39,20 @@ const MOST_RETURNING: u64 = 128 << 10;
 const LEAST_PENDING: f64 = 2e6;
 const FASTEST_LINK: f64 = 1.25e9;
 
+/// A stream may have this many times as much under way as there is room left: the one that is alone four fifths of all of
+/// it, and any other something still (Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet
+/// switches", 1998).
+const SHARE: u64 = 4;
+
 /// What has come is taken within so much more than the time that records take to come, or nothing is added to it: few bytes
 /// on the wire may be many to the machine there, and what it is late by when the other one is stopped, that one stands still
 /// for longer. In the time that records take, the word that it is less late has come, and what is sent then.
 const MOST_LATE_S: f64 = 0.05;
+
+/// A lane that is this many times as slow as the fastest, and needs so many round trips for a record, is given none: TCP that
+/// loses one of its first bytes stays far behind the others for the whole time of a move.
+const SLOW: f64 = 8.0;
+const SLOW_TRIPS: f64 = 2.0;
 
 /// Records that wait for a lane: what waits when a machine is stopped is added to the time for which it stands still.
 const MOST_WAITING: usize = 2;
@@ -70,6 +81,14 @@ pub(super) struct LaneHandle {
     pub(super) closer: Closer,
     /// It waits for something to do.
     pub(super) idle: bool,
+    /// Bytes a second that its congestion control lets it send, once the system was asked.
+    pub(super) rate: Option<f64>,
+}
+
+impl LaneHandle {
+    pub(super) fn is_slow(&self, slow_rate: f64) -> bool {
+        self.rate.is_some_and(|rate| rate < slow_rate)
+    }
 }
 
 /// A stream, and what is left of it.
@@ -349,7 +368,7 @@ impl State {
     pub(super) fn attach(&mut self, number: u16, waker: Waker, closer: Closer) -> LaneId {
         let id = self.next_lane;
         self.next_lane += 1;
-        self.lanes.insert(id, LaneHandle { number, waker, closer, idle: false });
+        self.lanes.insert(id, LaneHandle { number, waker, closer, idle: false, rate: None });
         // What the lanes before have told may have been lost.
         self.inbox.tell_again();
         id
@@ -390,11 +409,19 @@ impl State {
 
     /// Has one lane look for work.
     pub(super) fn wake_one(&mut self) {
+        let slow_rate = self.slow_rate();
         // One that has something to do looks when it has done that.
-        if let Some(lane) = self.lanes.values_mut().find(|lane| lane.idle) {
+        if let Some(lane) = self.lanes.values_mut().find(|lane| lane.idle && !lane.is_slow(slow_rate)) {
             lane.idle = false;
             lane.waker.wake();
         }
+    }
+
+    /// Below so many bytes a second a lane is too slow: what the others have brought meanwhile waits for what it brings.
+    pub(super) fn slow_rate(&self) -> f64 {
+        let fastest = self.lanes.values().filter_map(|lane| lane.rate).fold(0.0, f64::max);
+        let trip_s = self.round_trip.unwrap_or_default().as_secs_f64();
+        (fastest / SLOW).min(READ_BYTES as f64 / (trip_s * SLOW_TRIPS))
     }
 
     /// Whether all streams have ended, and the peer knows of it.
@@ -450,7 +477,7 @@ impl State {
                 // What a lane has no room for waits here, and in nobody else's buffers.
                 self.outbox.waiting() < MOST_WAITING
                     && self.outbox.pending_of(stream) < self.most_pending()
-                    && self.outbox.held_s(stream, at_s) < trip_s + MOST_LATE_S
+                    && self.outbox.late_s(stream, at_s) < trip_s + MOST_LATE_S
             }
             Side::Target => self.outbox.pending_bytes() + raw_len <= MOST_RETURNING,
         }
@@ -459,8 +486,8 @@ impl State {
     fn most_pending(&self) -> u64 {
         // Before any record has come, nothing has to wait for it.
         let trip_s = self.outbox.way().map_or(1.0, |way| way.least_s);
-        // A stream that its socket does not take keeps no room from one that this socket waits for.
-        let share = MAX_PENDING_BYTES / u64::from(self.open_streams() + 1);
+        // A stream that its socket does not take keeps not all of the room from the others.
+        let share = SHARE * MAX_PENDING_BYTES.saturating_sub(self.outbox.pending_bytes());
         ((LEAST_PENDING + FASTEST_LINK * trip_s) as u64).min(share)
     }
 
@@ -484,6 +511,7 @@ impl State {
         let now = self.present(started);
         report.elapsed = now.at;
         report.unacknowledged_bytes = self.outbox.wire_bytes();
+        report.behind = self.behind(started);
         report.streams = self.next_stream;
         report.streams_open = self.open_streams();
         report.lanes = now.lanes;
@@ -497,6 +525,12 @@ impl State {
             }
         }
         report
+    }
+
+    fn behind(&self, started: Instant) -> Duration {
+        let at_s = started.elapsed().as_secs_f64();
+        let migrating = self.streams.iter().filter(|(_, stream)| stream.is_migration);
+        Duration::from_secs_f64(migrating.map(|(id, _)| self.outbox.behind_s(*id, at_s)).fold(0.0, f64::max))
     }
 
     /// Where things stand now, or stood at the end.

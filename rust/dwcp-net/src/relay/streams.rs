@@ -26,7 +26,7 @@ use crate::transport::SOCKET_SLICE;
 
 /// What is read at once, of a stream that goes to the other side: enough to compress well, and little to wait for on a lane
 /// that has just begun.
-const READ_BYTES: usize = 128 << 10;
+pub(super) const READ_BYTES: usize = 128 << 10;
 
 /// The same of what goes back.
 const RETURN_BYTES: usize = 32 << 10;
@@ -36,6 +36,9 @@ const RETURN_BYTES: usize = 32 << 10;
 const PRIOR_S: f64 = 1e-9;
 const EFFORT_WEIGHT: f64 = 0.1;
 const SURE_BYTES: usize = 32 << 10;
+
+/// Of so many pages that are held when they come for the first time, one comes again, about.
+const PAGES_PER_USE: f64 = 10.0;
 
 /// How often a socket that is not there yet is tried.
 const RETRY: Duration = Duration::from_millis(20);
@@ -377,7 +380,9 @@ fn read(shared: &Arc<Shared>, number: u32, channel: &str, socket: &UnixStream) -
             let mut coded: Option<Buffer> = None;
             let (word, count) = match &mut encoder {
                 None => (RecordWord::Data, held.len()),
-                Some(encoder) if effort.passes(shared) => (RecordWord::Data, encoder.pass(&held, end)),
+                Some(encoder) if effort.passes(shared, encoder.returns()) => {
+                    (RecordWord::Data, encoder.pass(&held, end))
+                }
                 Some(encoder) => {
                     let begun = thread_cpu();
                     let count = encoder.encode(&held, end, &mut *coded.insert(shared.pool.empty()));
@@ -428,11 +433,13 @@ impl Effort {
         }
     }
 
-    /// Whether pages are better passed on as they are: a link that is fast enough would wait for whoever looks at them.
+    /// Whether pages are better passed on as they are: a link that is fast enough would wait for whoever looks at them. What
+    /// is held of pages that come for the first time is of use for the few that come again, and of none for the others.
     /// Who has named a codec, or has a base, wants few bytes.
-    fn passes(&self, shared: &Shared) -> bool {
+    fn passes(&self, shared: &Shared, again: bool) -> bool {
         let selector = shared.selector.as_ref().filter(|_| !self.has_base);
-        selector.is_some_and(|selector| selector.outruns(self.seconds_per_byte))
+        let per_use = if again { 1.0 } else { PAGES_PER_USE };
+        selector.is_some_and(|selector| selector.outruns(per_use * self.seconds_per_byte))
     }
 }
 

@@ -45,6 +45,11 @@ fn watch(shared: &Shared) {
         let mut state = lock(&shared.state);
         let known = paths.iter().filter_map(|(id, path)| seen.get(id).map(|before| (before, path)));
         state.losses.see(known, Instant::now());
+        for (id, path) in &paths {
+            if let (Some(lane), Some(rtt)) = (state.lanes.get_mut(id), path.rtt) {
+                lane.rate = Some(path.cwnd_bytes as f64 / rtt.as_secs_f64().max(1e-6));
+            }
+        }
         let rtt = paths.iter().filter_map(|(_, path)| path.rtt).min();
         state.round_trip = rtt.or(state.round_trip);
         let timeout = paths.iter().filter_map(|(_, path)| path.retransmit_after).max();

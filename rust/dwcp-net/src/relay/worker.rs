@@ -29,6 +29,9 @@ const SMALL: usize = 1_024;
 /// What the system may keep of a lane to a peer that is far, before it was able to send it: it is as late as that.
 const MOST_UNSENT_BYTES: u32 = 32 << 10;
 
+/// Frames that are read before it is looked what there is to tell.
+const MOST_AT_ONCE: u32 = 4;
+
 /// Bytes of header and head of a RECORD.
 const HEAD_BYTES: u64 = 60;
 
@@ -120,7 +123,11 @@ impl Worker<'_> {
         let mut cpu = thread_cpu();
         loop {
             self.shared.halt.check()?;
-            while lane.readable()? {
+            // The peer waits to hear of what has come, however much more does.
+            for _ in 0..MOST_AT_ONCE {
+                if !lane.readable()? {
+                    break;
+                }
                 let (frame, body_len) = lane.recv()?;
                 if frame == Frame::Close {
                     // The peer learns that everything it had sent before was read.
@@ -186,15 +193,16 @@ impl Worker<'_> {
         if state.is_over() {
             return Turn::Leave;
         }
-        let wanted = state.wanted;
+        let (wanted, slow_rate) = (state.wanted, state.slow_rate());
         let Some(handle) = state.lanes.get_mut(&self.id) else { return Turn::Leave };
         handle.idle = false;
+        let slow = is_source && handle.is_slow(slow_rate);
         let surplus = is_source && handle.number >= wanted;
         if surplus && !state.outbox.owes(self.id) {
             return Turn::Leave;
         }
         let (at_s, patience_s) = (self.shared.started.elapsed().as_secs_f64(), state.patience_s());
-        let found = if surplus {
+        let found = if surplus || slow {
             None
         } else {
             let late = state.outbox.help(self.id, at_s, patience_s);
@@ -340,6 +348,9 @@ pub(super) fn refused(what: &'static str, value: u64, limit: u64) -> NetError {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::time::Duration;
+
     use dwcp_proto::SessionId;
     use dwcp_proto::frame::Secret;
 
@@ -347,32 +358,75 @@ mod tests {
     use crate::cancel::Cancel;
     use crate::relay::RelayOptions;
     use crate::report::Unobserved;
-    use crate::transport::wake_pair;
+    use crate::transport::{Closer, wake_pair};
 
-    #[test]
-    fn lane_that_was_given_up_takes_no_word_with_it() {
+    fn shared(side: Side) -> Arc<Shared> {
         let names = (SessionId([0; 16]), Secret::NONE);
         let halts = (Cancel::new(), Cancel::new());
-        let made =
-            Shared::new(Side::Target, names, RelayOptions::default(), halts, Arc::new(Unobserved), None);
-        let shared = Arc::new(made);
-        let (_waker, wake) = wake_pair().unwrap();
-        let mut state = lock(&shared.state);
-        state.inbox.open(0);
-        state.inbox.tell_again();
-        let mut worker = Worker {
-            shared: &shared,
-            id: 0,
+        Arc::new(Shared::new(side, names, RelayOptions::default(), halts, Arc::new(Unobserved), None))
+    }
+
+    fn worker(shared: &Arc<Shared>, id: LaneId, wake: WakeReceiver) -> Worker<'_> {
+        Worker {
+            shared,
+            id,
             wake,
             encoder: BlockEncoder::new(),
             decoder: BlockDecoder::new(),
             gauge: None,
             body: Vec::new(),
-            come: 1,
+            come: 0,
             come_told: 0,
             come_of: 0,
-        };
+        }
+    }
+
+    #[test]
+    fn lane_that_was_given_up_takes_no_word_with_it() {
+        let shared = shared(Side::Target);
+        let (_waker, wake) = wake_pair().unwrap();
+        let mut state = lock(&shared.state);
+        state.inbox.open(0);
+        state.inbox.tell_again();
+        let mut worker = Worker { come: 1, ..worker(&shared, 0, wake) };
         assert!(matches!(worker.turn(&mut state), Turn::Leave));
         assert!(state.inbox.tell(0).is_some());
+    }
+
+    #[test]
+    fn lane_that_is_far_behind_another_is_given_nothing_unless_it_brings_a_record_soon() {
+        let shared = shared(Side::Source);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut state = lock(&shared.state);
+        state.round_trip = Some(Duration::from_millis(100));
+        let mut lane = |number| {
+            let (waker, wake) = wake_pair().unwrap();
+            let closer = Closer::of(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+            let id = state.attach(number, waker, closer);
+            worker(&shared, id, wake)
+        };
+        let (mut fast, mut slow) = (lane(0), lane(1));
+        // Bytes a second of both, before anything is known of the second, and then in 100 ms less and more than half of what
+        // is read at once.
+        for (rate, is_given) in [(None, true), (Some(1e5), false), (Some(1e6), true)] {
+            for (id, rate) in [(fast.id, Some(1e8)), (slow.id, rate)] {
+                state.lanes.get_mut(&id).unwrap().rate = rate;
+            }
+            let bytes = Arc::new(shared.pool.holding(vec![7; 10]));
+            state.outbox.push(0, Record { word: RecordWord::Data, bytes, raw_len: 10 });
+            assert_eq!(matches!(slow.turn(&mut state), Turn::Send(..)), is_given, "{rate:?}");
+            assert_eq!(matches!(fast.turn(&mut state), Turn::Send(..)), !is_given, "{rate:?}");
+        }
+        // Nobody wakes it for what it is not given.
+        state.lanes.values_mut().for_each(|lane| (lane.idle, lane.rate) = (true, Some(1e5)));
+        state.lanes.get_mut(&fast.id).unwrap().rate = Some(1e8);
+        state.wake_one();
+        let idle = |id| state.lanes.get(&id).is_some_and(|lane| lane.idle);
+        assert!(!idle(fast.id) && idle(slow.id));
+        // Slow is only what another one is faster than.
+        state.detach(fast.id, true);
+        let bytes = Arc::new(shared.pool.holding(vec![7; 10]));
+        state.outbox.push(0, Record { word: RecordWord::Data, bytes, raw_len: 10 });
+        assert!(matches!(slow.turn(&mut state), Turn::Send(..)));
     }
 }

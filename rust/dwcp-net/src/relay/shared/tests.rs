@@ -72,6 +72,29 @@ fn stream_that_the_machine_there_is_late_with_gets_no_more_until_it_has_caught_u
 }
 
 #[test]
+fn stream_that_is_alone_has_most_of_the_room_and_another_always_some() {
+    let shared = shared();
+    let mut state = lock(&shared.state);
+    let fill = |stream, state: &mut State| {
+        let mut bytes = 0;
+        while state.has_room(Side::Source, stream, 1 << 20, 0.0) {
+            let record =
+                Record { word: RecordWord::Data, bytes: Arc::new(shared.pool.empty()), raw_len: 1 << 20 };
+            state.outbox.push(stream, record);
+            state.outbox.next(1, 0.0).unwrap();
+            bytes += 1 << 20;
+        }
+        bytes
+    };
+    let (alone, next, third) = (fill(0, &mut state), fill(1, &mut state), fill(2, &mut state));
+    assert!(
+        alone > MAX_PENDING_BYTES * 3 / 4 && next > 16 << 20 && third > 2 << 20,
+        "{alone} {next} {third}"
+    );
+    assert!(alone + next + third <= MAX_PENDING_BYTES);
+}
+
+#[test]
 fn what_tcp_sends_again_itself_does_not_go_twice() {
     // Lost once and found by what came behind it, lost for a timeout, and lost a second time.
     for (at_s, is_busy) in [(1.25, false), (1.25, true), (1.4, false), (1.4, true), (1.95, true)] {
