@@ -305,6 +305,13 @@ impl<B: Clone> Outbox<B> {
             .map_or(0.0, |outgoing| outgoing.pace.needs_s(outgoing.come.saturating_sub(outgoing.taken), at_s))
     }
 
+    /// The same for all records of the stream, those too that are under way: no time unless the next one has come.
+    #[must_use]
+    pub fn load_s(&self, stream: u32, at_s: f64) -> f64 {
+        let busy = self.streams.get(&stream).filter(|outgoing| outgoing.come > outgoing.taken);
+        busy.map_or(0.0, |outgoing| outgoing.pace.needs_s(outgoing.next - outgoing.taken, at_s))
+    }
+
     /// How long ago the record was given to a lane that the other side of a stream is to take next; no time if there is none.
     #[must_use]
     pub fn behind_s(&self, stream: u32, at_s: f64) -> f64 {
@@ -596,6 +603,19 @@ mod tests {
         outbox.taken(1, Taken { stream: 0, count: 3, come: 2 }, 21.0).unwrap();
         let late_s = outbox.late_s(0, 21.0);
         assert!((late_s - 4.0 / 3.0).abs() < 0.05, "{late_s}");
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_load_while_there_is_something_to_take() {
+        let mut outbox = Outbox::default();
+        (0..4).for_each(|byte| outbox.push(0, data(byte)));
+        [1, 1, 2, 2].into_iter().for_each(|lane| assert!(outbox.next(lane, 0.0).is_some()));
+        assert_eq!(outbox.load_s(0, 1.0), 0.0);
+        outbox.taken(1, Taken { stream: 0, count: 0, come: 2 }, 2.0).unwrap();
+        outbox.taken(1, Taken { stream: 0, count: 1, come: 2 }, 3.0).unwrap();
+        assert_eq!((outbox.late_s(0, 3.0), outbox.load_s(0, 3.0)), (1.0, 3.0));
+        outbox.taken(1, Taken { stream: 0, count: 2, come: 2 }, 4.0).unwrap();
+        assert_eq!((outbox.late_s(0, 5.0), outbox.load_s(0, 5.0)), (0.0, 0.0));
     }
 
     #[test]

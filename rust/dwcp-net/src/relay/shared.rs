@@ -478,6 +478,7 @@ impl State {
                 self.outbox.waiting() < MOST_WAITING
                     && self.outbox.pending_of(stream) < self.most_pending()
                     && self.outbox.late_s(stream, at_s) < trip_s + MOST_LATE_S
+                    && self.outbox.load_s(stream, at_s) < 2.0 * trip_s + MOST_LATE_S
             }
             Side::Target => self.outbox.pending_bytes() + raw_len <= MOST_RETURNING,
         }
