@@ -25,13 +25,7 @@ const LANES: u16 = 8;
 const SLOW: Option<u64> = Some(500_000);
 
 fn options() -> SendOptions {
-    // Slow enough for lanes to come and go meanwhile.
-    SendOptions {
-        lanes: LANES,
-        block_bytes: 65_536,
-        bandwidth_limit: Some(2_000_000),
-        ..SendOptions::default()
-    }
+    SendOptions { lanes: LANES, block_bytes: 65_536, bandwidth_limit: SLOW, ..SendOptions::default() }
 }
 
 fn state() -> (Arc<Manifest>, Arc<dyn Source>) {
@@ -115,9 +109,11 @@ fn sender_gives_lanes_up_and_makes_them_again_at_no_cost() {
 fn side_that_fetches_gives_lanes_up_and_makes_them_again_at_no_cost() {
     let listener =
         listener(ReceiveOptions { senders: false, serve: Some(options()), ..ReceiveOptions::default() });
+    let listener = Arc::new(listener);
     let address = listener.local_addr().to_string();
+    let serves = Arc::clone(&listener);
     let serving = std::thread::spawn(move || {
-        let Arrival::Fetcher(session) = listener.accept_any(Some(PATIENCE)).unwrap() else {
+        let Arrival::Fetcher(session) = serves.accept_any(Some(PATIENCE)).unwrap() else {
             return Vec::new();
         };
         let mut reports = Vec::new();
@@ -137,12 +133,14 @@ fn side_that_fetches_gives_lanes_up_and_makes_them_again_at_no_cost() {
     );
     let session = Arc::new(session.unwrap());
     for _ in 0..2 {
+        listener.set_bandwidth_limit(SLOW);
         let fetching = Arc::clone(&session);
         let received = std::thread::spawn(move || {
             let sink: Arc<dyn dwcp_store::Sink> = Arc::new(MemorySink::new(1 << 24));
             fetching.fetch(b"", &sink, Some(PATIENCE)).unwrap()
         });
         vary(|count| session.want(count), || session.progress().lanes);
+        listener.set_bandwidth_limit(None);
         let received = join(received);
         assert_eq!((received.lanes_lost, received.blocks_received), (0, 92));
     }
@@ -164,7 +162,7 @@ fn sender_whose_way_becomes_another_under_way_loses_and_repeats_nothing() {
     });
     let fixed = |lanes| LaneRange { least: lanes, start: lanes, most: lanes };
     // Near, and so with a number of lanes that nobody looks for to begin with.
-    let options = SendOptions { lanes: 2, adaptive: Some(fixed(2)), bandwidth_limit: SLOW, ..options() };
+    let options = SendOptions { lanes: 2, adaptive: Some(fixed(2)), ..options() };
     let security = DialSecurity::Insecure;
     let session =
         SendSession::connect(&address, security, options, &Cancel::new(), Arc::new(Unobserved)).unwrap();
