@@ -30,6 +30,7 @@ from dwcp_fast.vm.machine import LEFT, Disk, Machine, Settings, capabilities_of_
 from dwcp_fast.vm.mirrors import Mirrors
 from dwcp_fast.vm.options import MigrateOptions
 from dwcp_fast.vm.relay import RelayOptions, SourceRelay
+from dwcp_fast.vm.relay_stats import RelayStats
 from dwcp_fast.vm.report import MigrationReport
 from dwcp_fast.vm.switchover import Switchover
 from dwcp_fast.vm.watch import Watch
@@ -258,9 +259,9 @@ class Migration:
                 control.send("disks-done")
                 control.expect("disks-closed", ANSWER_S)
                 machine.qmp.execute("migrate-continue", {"state": "pre-switchover"})
-            self._check(watch, control)
+            stats = self._check(watch, control)
             if state.status == "active":
-                switchover.consider(watch.relay_stats())
+                switchover.consider(stats)
             why = why_not_converging(
                 watch.rounds, max_downtime_s=options.max_downtime_s, patience_rounds=options.patience_rounds
             )
@@ -270,8 +271,8 @@ class Migration:
                 )
             watch.wait(LOOK_S)
 
-    def _check(self, watch: Watch, control: Control) -> None:
-        """Raise what speaks against going on."""
+    def _check(self, watch: Watch, control: Control) -> RelayStats | None:
+        """Raise what speaks against going on; give where the relay stands."""
         if self._cancelled.is_set():
             raise KeyboardInterrupt
         if self._guard is not None and self._guard.why is not None:
@@ -282,10 +283,11 @@ class Migration:
         if limit_s is not None and watch.seconds() > limit_s:
             raise DeadlineError(f"the move took more than {limit_s:g} s")
         watch.check_progress(self._options.stall_s)
-        watch.check_relay()
+        stats = watch.check_relay()
         message = control.receive(0)
         if message is not None:
             raise PeerError(f"the other side says {message['type']!r}: {message.get('message', '')}")
+        return stats
 
     def _has_left(self, machine: Machine) -> bool:
         """End QEMU's migration, and tell if it was too late for that: then the guest may not go on here."""

@@ -67,7 +67,7 @@ class RelayStats:
         wire_bytes: Bytes that took on the wire, with what was sent again.
         return_bytes: Bytes from the target to the source.
         unacknowledged_bytes: Bytes on the wire that the target's sockets have not taken yet.
-        behind_s: Seconds since what the target is to take next of the migration was read from it; 0 at the
+        behind_s: Seconds since a lane was given what the target is to take next of the migration; 0 at the
             target.
         streams: Streams that were opened.
         streams_open: Streams that have not ended in both directions.

@@ -22,7 +22,7 @@ def limit_for_qemu(max_downtime_s: float, behind_s: float, rtt_s: float) -> floa
 
     Args:
         max_downtime_s: For how long the guest may stand still.
-        behind_s: How long ago was read what the other side is to take next.
+        behind_s: How long ago a lane was given what the other side is to take next.
         rtt_s: The round trip; `behind_s` has one of the one and a half that pass until the guest runs.
     """
     return max(max_downtime_s - behind_s - rtt_s / 2, LEAST_SHARE * max_downtime_s)

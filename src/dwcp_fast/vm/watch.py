@@ -78,15 +78,15 @@ class Watch:
         self.wait(0)
         return self._events
 
-    def relay_stats(self) -> RelayStats | None:
-        """Give where the relay stands, if there is one."""
-        return None if self._relay is None else self._relay.present()
+    def check_relay(self) -> RelayStats | None:
+        """Raise what the relay failed by, if it did, and if there is nothing for it to do better.
 
-    def check_relay(self) -> None:
-        """Raise what the relay failed by, if it did, and if there is nothing for it to do better."""
-        stats = self.relay_stats()
-        if self._relay is None or stats is None:
-            return
+        Returns:
+            Where it stands; None where there is none.
+        """
+        if self._relay is None:
+            return None
+        stats = self._relay.present()
         if stats.state == "failed":
             self._relay.wait(0.1)
         if stats.compressed_by_qemu:
@@ -94,6 +94,7 @@ class Watch:
                 "QEMU compresses pages itself: they cannot be looked into, and would be compressed twice",
                 hint="have nobody else set its capabilities xbzrle, compress and multifd during the move",
             )
+        return stats
 
     def check_progress(self, limit_s: float) -> None:
         """Raise if nothing went on for so many seconds, whatever is to blame."""
@@ -120,7 +121,7 @@ class Watch:
         """Tell what was done."""
         ended = self.seconds() if self._running_at is None else self._running_at
         stopped = ended if self._stopped_at is None else self._stopped_at
-        stats = self.relay_stats()
+        stats = None if self._relay is None else self._relay.present()
         return MigrationReport(
             seconds=ended,
             downtime_s=ended - stopped,
@@ -176,7 +177,7 @@ class Watch:
         self._last_moment = now
         if len(self._timeline) >= MAX_MOMENTS:
             del self._timeline[1::2]
-        stats = self.relay_stats()
+        stats = None if self._relay is None else self._relay.present()
         self._timeline.append(
             Moment(
                 at_s=now,

@@ -26,7 +26,7 @@ pub struct RelayReport {
     pub return_bytes: u64,
     /// Bytes on the wire that were sent and are not taken yet.
     pub unacknowledged_bytes: u64,
-    /// How long ago was read from the migration what the other side is to take next of it.
+    /// How long ago a lane was given what the other side is to take next of the migration.
     pub behind: Duration,
     /// Streams that were opened, and those of them that are open.
     pub streams: u32,

@@ -499,20 +499,14 @@ fn read_now(socket: &UnixStream, held: &mut Vec<u8>, most: usize) -> io::Result<
 
 #[cfg(test)]
 mod tests {
-    use dwcp_proto::SessionId;
-    use dwcp_proto::frame::{Secret, Taken};
+    use dwcp_proto::frame::Taken;
 
     use super::*;
-    use crate::cancel::Cancel;
-    use crate::relay::RelayOptions;
-    use crate::report::Unobserved;
+    use crate::relay::shared::tests::alone;
 
     /// The side that dials with one stream whose machine has said all that it will, and that has reached the peer.
     fn left() -> (Arc<Shared>, UnixStream, UnixStream) {
-        let names = (SessionId([0; 16]), Secret::NONE);
-        let halts = (Cancel::new(), Cancel::new());
-        let made =
-            Shared::new(Side::Source, names, RelayOptions::default(), halts, Arc::new(Unobserved), None);
+        let made = alone(Side::Source);
         let (socket, machine) = UnixStream::pair().unwrap();
         let mut stream = Stream::new(None, false);
         stream.read_over = true;

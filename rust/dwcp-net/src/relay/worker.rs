@@ -351,20 +351,9 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::time::Duration;
 
-    use dwcp_proto::SessionId;
-    use dwcp_proto::frame::Secret;
-
     use super::*;
-    use crate::cancel::Cancel;
-    use crate::relay::RelayOptions;
-    use crate::report::Unobserved;
+    use crate::relay::shared::tests::alone;
     use crate::transport::{Closer, wake_pair};
-
-    fn shared(side: Side) -> Arc<Shared> {
-        let names = (SessionId([0; 16]), Secret::NONE);
-        let halts = (Cancel::new(), Cancel::new());
-        Arc::new(Shared::new(side, names, RelayOptions::default(), halts, Arc::new(Unobserved), None))
-    }
 
     fn worker(shared: &Arc<Shared>, id: LaneId, wake: WakeReceiver) -> Worker<'_> {
         Worker {
@@ -383,7 +372,7 @@ mod tests {
 
     #[test]
     fn lane_that_was_given_up_takes_no_word_with_it() {
-        let shared = shared(Side::Target);
+        let shared = Arc::new(alone(Side::Target));
         let (_waker, wake) = wake_pair().unwrap();
         let mut state = lock(&shared.state);
         state.inbox.open(0);
@@ -395,7 +384,7 @@ mod tests {
 
     #[test]
     fn lane_that_is_far_behind_another_is_given_nothing_unless_it_brings_a_record_soon() {
-        let shared = shared(Side::Source);
+        let shared = Arc::new(alone(Side::Source));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut state = lock(&shared.state);
         state.round_trip = Some(Duration::from_millis(100));

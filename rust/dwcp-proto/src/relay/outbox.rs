@@ -315,10 +315,16 @@ mod tests {
         Record { word: RecordWord::Data, bytes: byte, raw_len: 10 }
     }
 
+    /// One that has so many records of a stream to send.
+    fn holding(stream: u32, records: u8) -> Outbox<u8> {
+        let mut outbox = Outbox::default();
+        (0..records).for_each(|byte| outbox.push(stream, data(byte)));
+        outbox
+    }
+
     #[test]
     fn what_a_lost_lane_had_goes_over_another_before_the_rest() {
-        let mut outbox = Outbox::default();
-        (0..4).for_each(|byte| outbox.push(7, data(byte)));
+        let mut outbox = holding(7, 4);
         assert_eq!(outbox.next(1, 0.0).unwrap().0, (7, 0));
         assert_eq!(outbox.next(2, 1.0).unwrap().0, (7, 1));
         assert_eq!(outbox.next(1, 2.0).unwrap().0, (7, 2));
@@ -344,8 +350,7 @@ mod tests {
 
     #[test]
     fn record_that_the_others_wait_for_is_sent_a_second_time_and_no_more() {
-        let mut outbox = Outbox::default();
-        (0..3).for_each(|byte| outbox.push(0, data(byte)));
+        let mut outbox = holding(0, 3);
         outbox.next(1, 0.0).unwrap();
         outbox.next(2, 0.0).unwrap();
         assert!(outbox.help(2, 0.5, 1.0).is_none(), "it is not late");
@@ -363,8 +368,7 @@ mod tests {
 
     #[test]
     fn record_that_has_come_is_not_sent_again_though_it_is_not_taken() {
-        let mut outbox = Outbox::default();
-        (0..3).for_each(|byte| outbox.push(0, data(byte)));
+        let mut outbox = holding(0, 3);
         (0..3).for_each(|_| assert!(outbox.next(1, 0.0).is_some()));
         outbox.taken(1, Taken { stream: 0, count: 0, come: 2 }, 9.0).unwrap();
         assert_eq!(outbox.way(), Some(Way { usual_s: 9.0, least_s: 9.0 }));
@@ -378,8 +382,7 @@ mod tests {
 
     #[test]
     fn other_side_is_late_with_what_has_come_at_the_pace_at_which_it_took_the_last() {
-        let mut outbox = Outbox::default();
-        (0..3).for_each(|byte| outbox.push(0, data(byte)));
+        let mut outbox = holding(0, 3);
         assert!(
             outbox.next(1, 0.0).is_some() && outbox.next(2, 0.0).is_some() && outbox.next(2, 0.0).is_some()
         );
@@ -407,8 +410,7 @@ mod tests {
 
     #[test]
     fn what_is_on_its_way_is_load_while_there_is_something_to_take() {
-        let mut outbox = Outbox::default();
-        (0..4).for_each(|byte| outbox.push(0, data(byte)));
+        let mut outbox = holding(0, 4);
         [1, 1, 2, 2].into_iter().for_each(|lane| assert!(outbox.next(lane, 0.0).is_some()));
         assert_eq!(outbox.load_s(0, 1.0), 0.0);
         outbox.taken(1, Taken { stream: 0, count: 0, come: 2 }, 2.0).unwrap();

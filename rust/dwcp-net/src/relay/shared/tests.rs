@@ -6,10 +6,11 @@ use dwcp_proto::relay::Record;
 use super::*;
 use crate::report::Unobserved;
 
-fn shared() -> Shared {
+/// A side without lanes and streams.
+pub(in crate::relay) fn alone(side: Side) -> Shared {
     let names = (SessionId([0; 16]), Secret::NONE);
     let halts = (Cancel::new(), Cancel::new());
-    Shared::new(Side::Source, names, RelayOptions::default(), halts, Arc::new(Unobserved), None)
+    Shared::new(side, names, RelayOptions::default(), halts, Arc::new(Unobserved), None)
 }
 
 fn push(shared: &Shared, state: &mut State) {
@@ -19,7 +20,7 @@ fn push(shared: &Shared, state: &mut State) {
 
 #[test]
 fn pages_are_those_of_the_connection_that_was_opened_first_whichever_is_heard_of_first() {
-    let shared = shared();
+    let shared = alone(Side::Source);
     let mut state = lock(&shared.state);
     assert_eq!([2, 0, 1, 2, 0].map(|number| state.has_pages(number)), [true, true, false, false, true]);
 }
@@ -27,7 +28,7 @@ fn pages_are_those_of_the_connection_that_was_opened_first_whichever_is_heard_of
 /// Two lanes of a path of 100 ms, where TCP waits for 300 ms. The second asks for what is late every 50 ms while the
 /// first has a record from 1.0 on that comes at `at_s`. Tells how often it was sent, and when for the second time.
 fn sent_by(at_s: f64, is_busy: bool) -> (u32, Option<f64>) {
-    let shared = shared();
+    let shared = alone(Side::Source);
     let mut state = lock(&shared.state);
     state.timeout = Some(Duration::from_millis(300));
     push(&shared, &mut state);
@@ -53,7 +54,7 @@ fn sent_by(at_s: f64, is_busy: bool) -> (u32, Option<f64>) {
 
 #[test]
 fn stream_that_the_machine_there_is_late_with_gets_no_more_until_it_has_caught_up() {
-    let shared = shared();
+    let shared = alone(Side::Source);
     let mut state = lock(&shared.state);
     let room = |state: &State, at_s| state.has_room(Side::Source, 0, 100, at_s);
     push(&shared, &mut state);
@@ -73,7 +74,7 @@ fn stream_that_the_machine_there_is_late_with_gets_no_more_until_it_has_caught_u
 
 #[test]
 fn stream_that_is_alone_has_most_of_the_room_and_another_always_some() {
-    let shared = shared();
+    let shared = alone(Side::Source);
     let mut state = lock(&shared.state);
     let fill = |stream, state: &mut State| {
         let mut bytes = 0;
