@@ -105,14 +105,16 @@ def offer(head: Fields) -> dict[str, Any]:
     transfer = head.take(16).hex()
     block_bytes = head.unsigned(4, BLOCK_MIN, BLOCK_LIMIT)
     require(block_bytes & (block_bytes - 1) == 0, "block_bytes is no power of two")
-    return {
+    out = {
         "transfer_id": transfer,
         "block_bytes": block_bytes,
         "entry_count": head.unsigned(4, 1, ENTRY_LIMIT),
         "total_bytes": head.unsigned(8, 0, OBJECT_LIMIT),
-        "base": head.unsigned(4, 0, 1),
-        "number": head.unsigned(4),
+        "base": head.unsigned(1, 0, 1),
     }
+    repeats = head.unsigned(1)
+    head.unsigned(2, 0, 0)
+    return out | ({"repeats": repeats} if repeats else {}) | {"number": head.unsigned(4)}
 
 
 def check_path(path: bytes) -> None:

@@ -36,6 +36,11 @@ impl Offered {
         Offered { dictionary, stage: Stage::Untold }
     }
 
+    /// Whether there is none to offer.
+    pub(crate) fn is_none(&self) -> bool {
+        self.dictionary.is_none()
+    }
+
     /// The same dictionary, to be told anew.
     pub(crate) fn again(&self) -> Offered {
         Offered::new(self.dictionary.clone())

@@ -95,10 +95,19 @@ fn block() -> impl Strategy<Value = (Frame, u32)> {
 /// Any frame of a session, with the length of its body.
 fn session_frame() -> impl Strategy<Value = (Frame, u32)> {
     let id = || any::<[u8; 16]>().prop_map(TransferId);
-    let offer = (id(), 16..=22_u32, 1..=MAX_ENTRIES, 0..=MAX_OBJECT, any::<bool>(), any::<u32>()).prop_map(
-        |(transfer_id, power, entries, total_bytes, base_allowed, number)| {
+    let sizes = (16..=22_u32, 1..=MAX_ENTRIES, 0..=MAX_OBJECT);
+    let offer = (id(), sizes, any::<bool>(), any::<u8>(), any::<u32>()).prop_map(
+        |(transfer_id, (power, entries, total_bytes), base_allowed, repeats, number)| {
             let block_bytes = 1 << power;
-            Frame::Offer(Offer { transfer_id, block_bytes, entries, total_bytes, base_allowed, number })
+            Frame::Offer(Offer {
+                transfer_id,
+                block_bytes,
+                entries,
+                total_bytes,
+                base_allowed,
+                repeats,
+                number,
+            })
         },
     );
     let manifest = (0..1_000_u32, vec(entry(), 1..6))

@@ -44,6 +44,7 @@ fuzz_target!(|data: &[u8]| {
         entries: entries.len() as u32,
         total_bytes: manifest.total_bytes(),
         base_allowed: false,
+        repeats: 0,
         number: 0,
     };
     let mut assembly = ManifestAssembly::new(offer, &Limits::default()).expect("it is within the limits");

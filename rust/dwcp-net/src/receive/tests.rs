@@ -2,8 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dwcp_codec::block::BlockKind;
@@ -92,10 +92,12 @@ impl Transport for Gated {
     fn set_pace(&mut self, _bytes_per_s: Option<u64>) {}
 }
 
-/// Memory that tells when a block was received into its place.
+/// Memory that tells when a block was received into its place, and when it is to be put in place, which it may have to
+/// wait for.
 struct Telling {
     inner: MemorySink,
     filled: Sender<()>,
+    open: Option<Mutex<Receiver<()>>>,
 }
 
 impl Sink for Telling {
@@ -131,6 +133,10 @@ impl Sink for Telling {
     }
 
     fn commit(&self, tick: &mut Tick<'_>) -> Result<(), StoreError> {
+        if let Some(open) = &self.open {
+            self.filled.send(()).unwrap();
+            lock(open).recv_timeout(PATIENCE).unwrap();
+        }
         self.inner.commit(tick)
     }
 
@@ -182,6 +188,10 @@ impl Peer {
         self.send(&Frame::Finish(Finish { transfer_id, transfer_digest }));
     }
 
+    fn finish_nothing(&mut self) {
+        self.finish(&nothing(), dwcp_codec::digest::tree(0, 65_536, &[]));
+    }
+
     fn await_frame(&mut self, wanted: impl Fn(&Frame) -> bool) {
         loop {
             let mut header = [0; 24];
@@ -198,11 +208,41 @@ impl Peer {
 
 /// Offers one empty buffer and ends its transfer, as soon as it is accepted.
 fn send_nothing(peer: &mut Peer) {
+    peer.offer(&nothing());
+    peer.finish_nothing();
+}
+
+/// What one empty buffer is offered by.
+fn nothing() -> Arc<Manifest> {
     let empty: SharedBytes = Arc::new([]);
-    let (manifest, _) =
-        MemorySource::new(vec![("a".to_owned(), empty)], 65_536, &dwcp_proto::Limits::default()).unwrap();
-    peer.offer(&manifest);
-    peer.finish(&manifest, dwcp_codec::digest::tree(0, 65_536, &[]));
+    let limits = dwcp_proto::Limits::default();
+    Arc::new(MemorySource::new(vec![("a".to_owned(), empty)], 65_536, &limits).unwrap().0)
+}
+
+/// A session of a peer that has two lanes, each served by a thread.
+fn two_lanes(cancel: &Cancel) -> (Arc<Session>, [Peer; 2]) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let names = Names {
+        id: ID,
+        key: Secret::NONE,
+        owner: None,
+        peer: listener.local_addr().unwrap(),
+        link: LinkKind::Tcp,
+    };
+    let (options, observer) = (ReceiveOptions::default(), Arc::new(Unobserved));
+    let session = Arc::new(Session::new(names, options, None, cancel.clone(), observer, Arc::default()));
+    let peers = [0, 1].map(|number| {
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let inner = TcpTransport::new(listener.accept().unwrap().0).unwrap();
+        let mut lane = Lane::new(Box::new(inner), false, Patience::Idle(PATIENCE), cancel);
+        lane.enter(&ID, PATIENCE, cancel);
+        let (waker, wake) = wake_pair().unwrap();
+        let id = lock(&session.state).attach(number, waker, lane.closer(), 2).unwrap();
+        let session = Arc::clone(&session);
+        std::thread::spawn(move || run(&session, lane, id, wake));
+        Peer::new(peer)
+    });
+    (session, peers)
 }
 
 fn offer(manifest: &Manifest) -> Frame {
@@ -213,6 +253,7 @@ fn offer(manifest: &Manifest) -> Frame {
         entries: 1,
         total_bytes: manifest.total_bytes(),
         base_allowed: false,
+        repeats: 0,
     })
 }
 
@@ -335,30 +376,10 @@ fn block_that_a_slow_lane_receives_in_its_place_is_not_spoilt_once_another_has_b
         digest,
         base_digest: None,
     });
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (cancel, observer) = (Cancel::new(), Arc::new(Unobserved));
-    let names = Names {
-        id: ID,
-        key: Secret::NONE,
-        owner: None,
-        peer: listener.local_addr().unwrap(),
-        link: LinkKind::Tcp,
-    };
-    let options = ReceiveOptions::default();
-    let session = Arc::new(Session::new(names, options, None, cancel.clone(), observer, Arc::default()));
+    let cancel = Cancel::new();
     let (filled, fills) = channel();
-    let sink = Arc::new(Telling { inner: MemorySink::new(1 << 20), filled });
-    let [mut slow, mut fast] = [0, 1].map(|number| {
-        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let inner = TcpTransport::new(listener.accept().unwrap().0).unwrap();
-        let mut lane = Lane::new(Box::new(inner), false, Patience::Idle(PATIENCE), &cancel);
-        lane.enter(&ID, PATIENCE, &cancel);
-        let (waker, wake) = wake_pair().unwrap();
-        let id = lock(&session.state).attach(number, waker, lane.closer(), 2).unwrap();
-        let session = Arc::clone(&session);
-        std::thread::spawn(move || run(&session, lane, id, wake));
-        Peer::new(peer)
-    });
+    let sink = Arc::new(Telling { inner: MemorySink::new(1 << 20), filled, open: None });
+    let (session, [mut slow, mut fast]) = two_lanes(&cancel);
     let (told, report) = channel();
     let receiving = {
         let (session, sink) = (Arc::clone(&session), Arc::clone(&sink));
@@ -390,4 +411,47 @@ fn block_that_a_slow_lane_receives_in_its_place_is_not_spoilt_once_another_has_b
     assert_eq!(buffer.into_vec().unwrap(), content);
     cancel.cancel();
     receiving.join().unwrap();
+}
+
+#[test]
+fn end_that_is_told_twice_does_not_put_the_next_transfer_in_place() {
+    let cancel = Cancel::new();
+    let (session, [mut first, mut second]) = two_lanes(&cancel);
+    let ((filled, reached), (open, gate)) = (channel(), channel());
+    let open_gate = Some(Mutex::new(gate));
+    let sink = Arc::new(Telling { inner: MemorySink::new(1 << 20), filled, open: open_gate });
+    let next: Arc<dyn Sink> = Arc::new(MemorySink::new(1 << 20));
+    let receiving = {
+        let (session, next) = (Arc::clone(&session), Arc::clone(&next));
+        std::thread::spawn(move || {
+            let receiver = ReceiveSession::new(session);
+            assert!(receiver.receive(sink, Some(PATIENCE)).unwrap().is_some());
+            receiver.receive(next, Some(Duration::from_secs(1)))
+        })
+    };
+    send_nothing(&mut first);
+    reached.recv_timeout(PATIENCE).unwrap();
+    second.finish_nothing();
+    // The second lane waits to be alone by now, and comes to be so once the next transfer is waited for.
+    std::thread::sleep(Duration::from_millis(50));
+    let between = {
+        let session = Arc::clone(&session);
+        std::thread::spawn(move || {
+            let _share = session.gate.read().unwrap();
+            let end = Instant::now() + PATIENCE;
+            while !lock(&session.state).sink.as_ref().is_some_and(|sink| Arc::ptr_eq(sink, &next)) {
+                assert!(Instant::now() < end, "nobody receives");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        })
+    };
+    std::thread::sleep(Duration::from_millis(50));
+    open.send(()).unwrap();
+    between.join().unwrap();
+    for lane in [&mut first, &mut second] {
+        lane.await_frame(|frame| matches!(frame, Frame::Committed(_)));
+    }
+    let nothing_came = receiving.join().unwrap();
+    assert!(matches!(nothing_came, Err(NetError::Deadline { .. })), "{nothing_came:?}");
+    cancel.cancel();
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dwcp_codec::block::{BlockDecoder, BlockKind};
 use dwcp_codec::{CodecId, Digest};
 use dwcp_proto::frame::{BlockHead, ErrorCode, Frame, NackReason, Same};
-use dwcp_proto::receiver::{Action, LaneId};
+use dwcp_proto::receiver::{Action, LaneId, ReceiverPhase};
 use dwcp_proto::{Manifest, SessionError};
 use dwcp_store::{Sink, StoreError};
 
@@ -326,7 +326,7 @@ impl<'a> Worker<'a> {
             self.session.changed.notify_all();
         }
         let others = self.session.registry.take_over(manifest, self.session);
-        let patience = Instant::now() + TAKE_OVER;
+        let (patience, mut waited) = (Instant::now() + TAKE_OVER, false);
         while Instant::now() < patience
             && others.iter().any(|other| {
                 let state = lock(&other.state);
@@ -341,8 +341,14 @@ impl<'a> Worker<'a> {
             }
             // Whoever is to take it may still wait for the session that this one follows.
             self.session.registry.take_over(manifest, self.session);
+            waited = true;
             self.pause(lane, CANCEL_SLICE)?;
         };
+        if waited && lane.closer().has_left() {
+            // All of a short state may have come. Its sender counts it as failed, and may have others by now.
+            lock(&self.session.state).session.give_up(self.id);
+            return Ok(());
+        }
         let gate = self.enter_alone(lane)?;
         if std::mem::replace(&mut lock(&self.session.state).prepared, true) {
             // The offer is repeated, since its lane was lost.
@@ -362,8 +368,12 @@ impl<'a> Worker<'a> {
     /// Has everything put in place, and tells the sender.
     fn commit(&mut self, lane: &mut Lane) -> Result<(), NetError> {
         let gate = self.enter_alone(lane)?;
-        // Another lane may have done it while this one waited; there is no sink then.
-        if let Some(sink) = self.sink() {
+        // Another lane may have done it while this one waited: there is no sink then, or that of the next transfer.
+        let sink = {
+            let state = lock(&self.session.state);
+            state.sink.clone().filter(|_| state.session.progress().phase == ReceiverPhase::Committing)
+        };
+        if let Some(sink) = &sink {
             self.ticking(lane, |tick| sink.commit(tick))?;
         }
         self.count_cpu();
@@ -372,7 +382,7 @@ impl<'a> Worker<'a> {
             let mut state = lock(&self.session.state);
             let frame = state.session.committed()?;
             let report = match &frame {
-                Frame::Committed(committed) if state.sink.is_some() => {
+                Frame::Committed(committed) if sink.is_some() && state.sink.is_some() => {
                     // From here on the next offer may come: it waits for a sink of its own.
                     Some(state.finish(committed, self.session.peer))
                 }

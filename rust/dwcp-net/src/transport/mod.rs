@@ -192,6 +192,11 @@ pub(crate) trait Ending: Send + Sync + std::fmt::Debug {
     /// Has the system keep no more than so many bytes that it was not yet able to send. Where it cannot, it keeps more.
     fn limit_unsent(&self, _bytes: u32) {}
 
+    /// Whether the peer is known to say nothing more than what has come.
+    fn has_left(&self) -> bool {
+        false
+    }
+
     /// How many bytes have come that nobody has read, as far as that is known.
     fn unread(&self) -> u64 {
         0
@@ -238,6 +243,11 @@ impl Closer {
     /// Has the system keep no more than so many bytes that it was not yet able to send. Where it cannot, it keeps more.
     pub(crate) fn limit_unsent(&self, bytes: u32) {
         self.0.limit_unsent(bytes);
+    }
+
+    /// Whether the peer is known to say nothing more than what has come.
+    pub(crate) fn has_left(&self) -> bool {
+        self.0.has_left()
     }
 
     /// How many bytes have come that nobody has read.

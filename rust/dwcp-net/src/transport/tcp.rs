@@ -79,8 +79,8 @@ impl TcpTransport {
 
 /// Whether the peer has closed its side.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn has_left(stream: &TcpStream) -> bool {
-    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+pub(super) fn has_left(socket: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];
     poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
 }
 
@@ -138,6 +138,10 @@ impl Ending for TcpStream {
         if let Err(error) = limit_unsent(self, bytes) {
             log::debug!("the system keeps as much unsent as it likes: {error}");
         }
+    }
+
+    fn has_left(&self) -> bool {
+        has_left(self)
     }
 
     fn unread(&self) -> u64 {

@@ -240,6 +240,7 @@ fn an_offer_that_nobody_asked_for_ends_the_session() {
             entries: 1,
             total_bytes: 10,
             base_allowed: false,
+            repeats: 0,
         }));
         manifest.parts().for_each(|part| hand.send(&Frame::Manifest(part)));
         let Frame::Error(error) = hand.recv() else { panic!("it was taken") };

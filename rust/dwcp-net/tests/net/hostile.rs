@@ -127,6 +127,7 @@ impl Hand {
             entries: 1,
             total_bytes: bytes.len() as u64,
             base_allowed: false,
+            repeats: 0,
         });
         let parts = manifest.parts().map(Frame::Manifest);
         for frame in [offer].into_iter().chain(frames.iter().cloned()).chain(parts) {
@@ -198,6 +199,7 @@ fn frames_that_break_the_rules_end_the_session() {
                 entries: 1,
                 total_bytes: 1,
                 base_allowed: false,
+                repeats: 0,
             };
             hand.send(&Frame::Offer(offer), &[]);
         }),

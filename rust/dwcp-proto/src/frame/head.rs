@@ -131,7 +131,9 @@ pub(super) fn encode(frame: &Frame, out: &mut Vec<u8>) -> Result<(), ProtoError>
             w.u32(offer.block_bytes);
             w.u32(offer.entries);
             w.u64(offer.total_bytes);
-            w.u32(u32::from(offer.base_allowed));
+            w.u8(u8::from(offer.base_allowed));
+            w.u8(offer.repeats);
+            w.zeros(2);
             w.u32(offer.number);
         }
         Frame::Manifest(part) => part.encode(&mut w),
@@ -354,9 +356,11 @@ fn offer(r: &mut Reader<'_>) -> Result<Offer, ProtoError> {
     crate::manifest::check_block_bytes(block_bytes, MAX_BLOCK)?;
     let entries = r.number("entry count", 4, 1..=u64::from(MAX_ENTRIES))? as u32;
     let total_bytes = r.number("total bytes", 8, 0..=MAX_OBJECT)?;
-    let base_allowed = r.number("base", 4, 0..=1)? == 1;
+    let base_allowed = r.number("base", 1, 0..=1)? == 1;
+    let repeats = r.u8()?;
+    r.zeros("reserved", 2)?;
     let number = r.u32()?;
-    Ok(Offer { transfer_id, block_bytes, entries, total_bytes, base_allowed, number })
+    Ok(Offer { transfer_id, block_bytes, entries, total_bytes, base_allowed, repeats, number })
 }
 
 fn have(r: &mut Reader<'_>) -> Result<Have, ProtoError> {

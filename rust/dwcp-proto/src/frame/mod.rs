@@ -288,6 +288,8 @@ pub struct Offer {
     pub total_bytes: u64,
     /// Whether the receiver may announce bases.
     pub base_allowed: bool,
+    /// How many OFFER frames of the same transfer went right before it, 255 if there were more.
+    pub repeats: u8,
     /// How many OFFER frames went before it in this session.
     pub number: u32,
 }

@@ -26,7 +26,7 @@ pub enum Action {
         /// The entries.
         entries: Vec<u32>,
     },
-    /// FINISH came again after the commit: send this frame.
+    /// FINISH came again after the commit, or the offer of a state that had come with it: send this frame.
     Recommitted(Frame),
     /// Send this frame.
     Answer(Frame),

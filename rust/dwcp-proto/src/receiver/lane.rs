@@ -25,7 +25,8 @@ pub(super) struct Lane {
     pub(super) told: u32,
     /// Tree digests told on this lane.
     pub(super) trees: u32,
-    /// Its OFFER was overtaken by a later one; what is left of its manifest is ignored.
+    /// The sender has given it up, since it has offered the transfer of its OFFER again on another: what is left to be read
+    /// of it is ignored.
     pub(super) overtaken: bool,
 }
 

@@ -6,6 +6,7 @@
 
 mod action;
 mod lane;
+mod offer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,10 +22,10 @@ use crate::dictionary::Taken;
 use crate::error::SessionError;
 use crate::frame::{
     Accept, BlockHead, Committed, DictionaryNote, DictionaryWord, Digests, Finish, Frame, Have, Nack,
-    NackReason, Offer, Same,
+    NackReason, Same,
 };
 use crate::limits::{Limits, MAX_UNACKED};
-use crate::manifest::{Manifest, ManifestAssembly, ManifestPart};
+use crate::manifest::{Manifest, ManifestAssembly};
 use crate::sender::peer_error;
 
 #[derive(Debug)]
@@ -59,8 +60,9 @@ pub struct ReceiverSession {
     phase: Phase,
     transfer: Option<Transfer>,
     progress: ReceiverProgress,
-    /// The lowest number that the next OFFER can have.
+    /// The lowest number that the next OFFER can have, and the lane of the last.
     next_offer: u64,
+    offered_on: Option<LaneId>,
     dictionary: Taken,
 }
 
@@ -86,6 +88,7 @@ impl ReceiverSession {
                 phase: ReceiverPhase::Idle,
             },
             next_offer: 0,
+            offered_on: None,
             dictionary: Taken::default(),
         }
     }
@@ -122,6 +125,8 @@ impl ReceiverSession {
             Frame::Offer(offer) => self.offered(lane, offer),
             Frame::Manifest(part) => self.told_entries(lane, part),
             Frame::Dictionary(note) => self.told_dictionary(lane, note),
+            Frame::Block(_) | Frame::Same(_) if self.is_overtaken(lane) => self.late(lane),
+            Frame::Digests(_) | Frame::Finish(_) if self.is_overtaken(lane) => Ok(Action::None),
             Frame::Block(head) => self.block(lane, head),
             Frame::Same(same) => self.same(lane, same),
             Frame::Digests(digests) => self.told_digests(lane, digests),
@@ -130,84 +135,8 @@ impl ReceiverSession {
         }
     }
 
-    fn offered(&mut self, lane: LaneId, offer: Offer) -> Result<Action, SessionError> {
-        let number = u64::from(offer.number);
-        if number < self.next_offer {
-            // It was under way on a lane that the sender gave up.
-            self.overtake(lane);
-            return Ok(Action::None);
-        }
-        let repeated = match &self.phase {
-            Phase::Idle | Phase::Committed(_) => None,
-            Phase::Manifest { assembly, .. } => Some(assembly.offer().transfer_id),
-            Phase::Preparing { .. } | Phase::Blocks => self.manifest().map(|manifest| manifest.transfer_id()),
-            Phase::Committing => return Err(self.unexpected("OFFER")),
-        };
-        // The sender repeats its offer when the lane was lost before it saw ACCEPT, but never changes it.
-        if let Some(expected) = repeated.filter(|expected| *expected != offer.transfer_id) {
-            return Err(SessionError::TransferMismatch { expected, actual: offer.transfer_id });
-        }
-        let assembly = Box::new(ManifestAssembly::new(offer, &self.limits)?);
-        if let Phase::Manifest { lane: used, .. } | Phase::Preparing { lane: used } = self.phase {
-            self.overtake(used);
-        }
-        for (used, state) in &mut self.lanes {
-            state.finished += state.outstanding.len() as u32;
-            state.outstanding.clear();
-            state.trees = 0;
-            state.overtaken &= *used != lane;
-        }
-        self.next_offer = number + 1;
-        self.transfer = None;
-        self.dictionary.begin();
-        self.phase = Phase::Manifest { lane, assembly };
-        Ok(Action::None)
-    }
-
-    fn overtake(&mut self, lane: LaneId) {
-        if let Some(state) = self.lanes.get_mut(&lane) {
-            state.overtaken = true;
-        }
-    }
-
-    fn told_entries(&mut self, lane: LaneId, part: ManifestPart) -> Result<Action, SessionError> {
-        if self.lanes.get(&lane).is_some_and(|state| state.overtaken) {
-            return Ok(Action::None);
-        }
-        let Phase::Manifest { lane: used, assembly } = &mut self.phase else {
-            return Err(self.unexpected("MANIFEST"));
-        };
-        if *used != lane {
-            return Err(SessionError::WrongLane { frame: "MANIFEST", lane });
-        }
-        if !assembly.push(part)? {
-            return Ok(Action::None);
-        }
-        let base_allowed = assembly.offer().base_allowed;
-        let Phase::Manifest { assembly, .. } = std::mem::replace(&mut self.phase, Phase::Preparing { lane })
-        else {
-            return Ok(Action::None);
-        };
-        let manifest = Arc::new(assembly.finish()?);
-        self.progress = ReceiverProgress {
-            total_bytes: manifest.total_bytes(),
-            body_bytes: self.progress.body_bytes,
-            ..ReceiverSession::new(self.limits).progress
-        };
-        self.transfer = Some(Transfer {
-            announced: Announced::new(&manifest, base_allowed),
-            base_allowed,
-            missing: manifest.total_blocks(),
-            table: BlockTable::new(Arc::clone(&manifest)),
-            told: Vec::new(),
-            transfer_digest: None,
-            due: None,
-        });
-        Ok(Action::Prepare(manifest, base_allowed))
-    }
-
     fn told_dictionary(&mut self, lane: LaneId, note: DictionaryNote) -> Result<Action, SessionError> {
-        if self.lanes.get(&lane).is_some_and(|state| state.overtaken) {
+        if self.is_overtaken(lane) {
             return Ok(Action::None);
         }
         let announced = note.word == DictionaryWord::Announced;

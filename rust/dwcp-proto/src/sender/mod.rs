@@ -3,6 +3,7 @@
 //! A driver attaches lanes, asks [`SenderSession::next`] on each what to do and gives every frame that arrives to
 //! [`SenderSession::receive`]. Blocks are pulled: whichever lane asks gets the next one. Every SAME tells one block.
 
+mod early;
 mod lane;
 mod schedule;
 mod step;
@@ -14,6 +15,7 @@ use dwcp_codec::block::BlockKind;
 use dwcp_codec::{CodecId, Dictionary, Digest};
 
 pub use crate::LaneId;
+use early::Early;
 use lane::{Carried, InFlight, Lane, count_done};
 pub use step::{BlockTask, Pace, Resolution, SenderOptions, SenderPhase, SenderProgress, Step, Way};
 
@@ -67,8 +69,11 @@ pub struct SenderSession {
     transfer_digest: Option<Digest>,
     outcome: Option<Committed>,
     progress: SenderProgress,
-    /// OFFER frames of this session so far.
+    /// OFFER frames of this session so far, and of this transfer.
     offers: u32,
+    offered: u8,
+    /// Where blocks go before the receiver has accepted.
+    early: Option<Early>,
     lost_frames: bool,
     dictionary: Offered,
 }
@@ -91,6 +96,8 @@ impl SenderSession {
             outcome: None,
             progress: SenderProgress::new(&manifest),
             offers: 0,
+            offered: 0,
+            early: None,
             lost_frames: false,
             dictionary: Offered::default(),
             table: BlockTable::new(manifest),
@@ -164,23 +171,15 @@ impl SenderSession {
             }
         }
         match self.phase {
-            Phase::Offering { lane: Some(used), .. } | Phase::Preparing { lane: used } if used == lane => {
-                self.lost_frames = true;
-                self.phase = Phase::Offering { lane: None, next_entry: None };
-                self.table.clear_all();
-                self.dictionary = self.dictionary.again();
-                self.announced = Announced::new(self.table.manifest(), self.base_allowed);
-            }
+            _ if self.awaits_accept_on() == Some(lane) => self.offer_again(),
+            Phase::Offering { lane: Some(used), .. } if used == lane => self.offer_again(),
+            // Nothing of the transfer was on it.
+            _ if self.early.is_some() => {}
             // COMMITTED comes on the lane of the last block, whichever that is.
             Phase::Committing { .. } => self.tell_again(),
             Phase::Telling { lane: Some(used), .. } if used == lane => self.tell_again(),
             _ => {}
         }
-    }
-
-    fn tell_again(&mut self) {
-        self.lost_frames = true;
-        self.phase = Phase::Telling { lane: None, next_entry: 0 };
     }
 
     /// Takes a frame that arrived on a lane.
@@ -196,12 +195,12 @@ impl SenderSession {
             Frame::KeepAlive | Frame::Close => Ok(()),
             Frame::Error(error) => Err(peer_error(&error)),
             Frame::Have(have) => {
-                self.expect_preparing(lane, "HAVE")?;
-                self.announced.take(&mut self.table, &have)
+                self.expect_awaited(lane, "HAVE")?;
+                self.take_have(&have)
             }
             Frame::Dictionary(note) => self.heard_of_dictionary(lane, &note),
             Frame::Accept(accept) => {
-                self.expect_preparing(lane, "ACCEPT")?;
+                self.expect_awaited(lane, "ACCEPT")?;
                 if self.dictionary.is_due() {
                     return Err(self.unexpected("ACCEPT"));
                 }
@@ -212,7 +211,7 @@ impl SenderSession {
                 if accept.staged_bytes != self.announced.staged_bytes {
                     return out_of_range("staged bytes", accept.staged_bytes, self.announced.staged_bytes);
                 }
-                self.phase = Phase::Blocks;
+                self.accepted();
                 Ok(())
             }
             Frame::Ack(count) => self.acknowledged(lane, count),
@@ -222,11 +221,12 @@ impl SenderSession {
         }
     }
 
-    fn expect_preparing(&self, lane: LaneId, frame: &'static str) -> Result<(), SessionError> {
-        match self.phase {
-            Phase::Preparing { lane: used } if used == lane => Ok(()),
-            Phase::Preparing { .. } => Err(SessionError::WrongLane { frame, lane }),
-            _ => Err(self.unexpected(frame)),
+    /// Whether what comes before the answer to an offer may come on this lane.
+    fn expect_awaited(&self, lane: LaneId, frame: &'static str) -> Result<(), SessionError> {
+        match self.awaits_accept_on() {
+            Some(used) if used == lane => Ok(()),
+            Some(_) => Err(SessionError::WrongLane { frame, lane }),
+            None => Err(self.unexpected(frame)),
         }
     }
 
@@ -292,7 +292,11 @@ impl SenderSession {
 
     fn committed(&mut self, committed: Committed) -> Result<(), SessionError> {
         match self.phase {
-            Phase::Committing { .. } | Phase::Telling { .. } if self.transfer_digest.is_some() => {}
+            _ if self.early.is_some() => return Err(self.unexpected("COMMITTED")),
+            // The offer is repeated, of a state that had been sent with it already.
+            Phase::Offering { .. } | Phase::Preparing { .. } if self.transfer_digest.is_some() => {}
+            Phase::Committing { .. } | Phase::Telling { .. } | Phase::Blocks
+                if self.transfer_digest.is_some() => {}
             // FINISH was repeated, and the answer to the first one came after all.
             Phase::Done if self.outcome.as_ref() == Some(&committed) => return Ok(()),
             _ => return Err(self.unexpected("COMMITTED")),
@@ -311,9 +315,12 @@ impl SenderSession {
                 count_done(&mut self.progress, frame);
             }
         }
-        // So was what was about to be sent again.
+        // So was what was about to be sent, for the first time after the offer was repeated, or again.
         let tasks = self.lanes.values().flat_map(|state| &state.tasks);
-        for block in self.again.drain(..).chain(tasks.copied()) {
+        let left = std::mem::replace(&mut self.cursor, self.table.manifest().total_blocks());
+        // Of those that are offered again the digests are as they were sent.
+        (left..self.cursor).for_each(|block| self.table.set(block, KNOWN));
+        for block in self.again.drain(..).chain(tasks.copied()).chain(left..self.cursor) {
             if !self.table.has(block, DONE) {
                 self.table.set(block, DONE);
                 self.progress.sent_raw_bytes += u64::from(self.table.place(block).2);
@@ -328,7 +335,7 @@ impl SenderSession {
     /// What `lane` should do now. To be asked again after each [`Step::Send`] and each resolved block, and after
     /// [`Step::Wait`] when a frame arrived on any lane or a lane was detached.
     pub fn next(&mut self, lane: LaneId) -> Step {
-        if !self.lanes.contains_key(&lane) {
+        if !self.lanes.contains_key(&lane) || self.goes_elsewhere(lane) {
             return Step::Wait;
         }
         if self.phase == Phase::Blocks && self.all_resolved() {
@@ -360,14 +367,16 @@ impl SenderSession {
         let count = manifest.entries().len() as u32;
         let Some(first) = next_entry else {
             self.phase = Phase::Offering { lane: Some(lane), next_entry: Some(0) };
-            let number = self.offers;
+            let (number, repeats) = (self.offers, self.offered);
             self.offers = number.saturating_add(1);
+            self.offered = repeats.saturating_add(1);
             return Step::Send(Frame::Offer(Offer {
                 transfer_id: manifest.transfer_id(),
                 block_bytes: manifest.block_bytes(),
                 entries: count,
                 total_bytes: manifest.total_bytes(),
                 base_allowed: self.base_allowed,
+                repeats,
                 number,
             }));
         };
@@ -377,7 +386,7 @@ impl SenderSession {
         let Some(part) = manifest.part_at(first) else { return Step::Wait };
         let next = first + part.entries.len() as u32;
         self.phase = if next == count {
-            Phase::Preparing { lane }
+            self.told(lane)
         } else {
             Phase::Offering { lane: Some(lane), next_entry: Some(next) }
         };

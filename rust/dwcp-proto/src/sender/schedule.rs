@@ -133,6 +133,7 @@ impl SenderSession {
             *other != lane && state.in_flight.iter().any(|frame| !frame.settled)
         };
         matches!(self.phase, Phase::Blocks | Phase::Telling { .. } | Phase::Committing { .. })
+            && self.early.is_none()
             && self.cursor >= self.table.manifest().total_blocks()
             && self.again.is_empty()
             && !self.is_at_rest(lane)
@@ -144,6 +145,7 @@ impl SenderSession {
     #[must_use]
     pub fn teller(&self) -> Option<LaneId> {
         match self.phase {
+            Phase::Telling { lane: None, .. } if self.early.is_some() => self.awaits_accept_on(),
             Phase::Telling { lane: None, .. } => {
                 let awake = self.lanes.keys().filter(|lane| !self.is_at_rest(**lane));
                 awake.copied().min_by(|one, other| self.behind(*one).total_cmp(&self.behind(*other)))
@@ -154,7 +156,7 @@ impl SenderSession {
 
     /// Whether no other lane is better for telling the end.
     pub(super) fn may_tell(&self, lane: LaneId) -> bool {
-        self.teller().is_none_or(|best| self.behind(lane) <= self.behind(best))
+        self.teller().is_none_or(|best| best == lane || self.behind(lane) <= self.behind(best))
     }
 
     /// Notes how many bytes of blocks are acknowledged on a lane in a second.
@@ -190,6 +192,7 @@ impl SenderSession {
 
     fn is_at_rest(&self, lane: LaneId) -> bool {
         self.lanes.get(&lane).is_some_and(|state| state.rests)
+            && self.early.is_none()
             && self.lanes.values().any(|state| !state.rests)
     }
 
@@ -197,14 +200,18 @@ impl SenderSession {
     /// that replaces a staged one, since the receiver would not wait for that.
     pub(super) fn all_resolved(&mut self) -> bool {
         self.drop_done();
-        // A settled frame may be one of the last transfer.
-        let replaces = |frame: &InFlight| {
-            !frame.settled && self.table.has(frame.block, REPLACES) && !self.table.has(frame.block, DONE)
-        };
         self.cursor >= self.table.manifest().total_blocks()
             && self.again.is_empty()
             && self.lanes.values().all(|state| state.tasks.is_empty())
-            && !self.lanes.values().any(|state| state.in_flight.iter().any(replaces))
+            && !self.is_replacing()
+    }
+
+    /// Whether a block that replaces a staged one is under way, or has to be sent again.
+    pub(super) fn is_replacing(&self) -> bool {
+        // A settled frame may be one of the last transfer.
+        let under_way = self.lanes.values().flat_map(|state| &state.in_flight).filter(|frame| !frame.settled);
+        let mut blocks = under_way.map(|frame| frame.block).chain(self.again.iter().copied());
+        blocks.any(|block| self.table.has(block, REPLACES) && !self.table.has(block, DONE))
     }
 
     pub(super) fn drop_done(&mut self) {

@@ -115,6 +115,7 @@ fn offer(manifest: &Manifest, base_allowed: bool, number: u32) -> Frame {
         entries: manifest.entries().len() as u32,
         total_bytes: manifest.total_bytes(),
         base_allowed,
+        repeats: 0,
         number,
     })
 }

@@ -243,7 +243,7 @@ fn sender_announces_again_when_the_lane_is_lost_and_for_the_next_transfer() {
     let mut sender = sender_that_announced(&ours);
     sender.receive(0, note(&ours, DictionaryWord::Declined)).unwrap();
     sender.detach(0);
-    assert_eq!(sender.next(1), Step::Send(offer(&sample(), 1)));
+    assert_eq!(sender.next(1), Step::Send(repeated(&sample(), 1, 1)));
     assert_eq!(sender.next(1), Step::Send(note(&ours, DictionaryWord::Announced)));
     assert_eq!(sender.next(1), Step::Send(whole(&sample())));
     sender.receive(1, accept()).unwrap();

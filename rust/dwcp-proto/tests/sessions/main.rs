@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod dictionary;
+mod early;
 mod ops;
 mod sender;
 
@@ -49,12 +50,17 @@ fn sample() -> Arc<Manifest> {
 }
 
 fn offer(manifest: &Manifest, number: u32) -> Frame {
+    repeated(manifest, 0, number)
+}
+
+fn repeated(manifest: &Manifest, repeats: u8, number: u32) -> Frame {
     Frame::Offer(Offer {
         transfer_id: manifest.transfer_id(),
         block_bytes: manifest.block_bytes(),
         entries: manifest.entries().len() as u32,
         total_bytes: manifest.total_bytes(),
         base_allowed: true,
+        repeats,
         number,
     })
 }

@@ -120,11 +120,14 @@ impl Disk {
         staging.ledger.extend(encode_record(&record));
     }
 
-    pub fn commit(&mut self, manifest: &Manifest) {
+    /// Puts what is staged in place. Tells whether anything was.
+    pub fn commit(&mut self, manifest: &Manifest) -> bool {
         let id = manifest.transfer_id();
-        if let Some(staging) = self.staging.remove(&id) {
+        let staging = self.staging.remove(&id);
+        staging.is_some_and(|staging| {
             self.committed.insert(id, staging.data);
-        }
+            true
+        })
     }
 
     /// A crash: the end of a ledger may be torn, and a staged block may be spoiled. Tells which.

@@ -13,22 +13,32 @@ use world::World;
 
 /// Runs seeds and adds up what they met, so that a test can tell whether its trouble happened at all.
 fn run(seeds: std::ops::Range<u64>, trouble: Trouble) -> Met {
+    run_in(seeds, trouble, |world| world)
+}
+
+fn run_in(seeds: std::ops::Range<u64>, trouble: Trouble, arrange: impl Fn(World) -> World) -> Met {
     let mut met = Met::default();
     for seed in seeds {
-        met += World::new(seed, trouble).run();
+        met += arrange(World::new(seed, trouble)).run();
     }
     met
 }
 
-const QUIET: Trouble =
-    Trouble { lost_lanes: 0, flipped_bits: 0, restarts: 0, stale_base: false, slow_lanes: false };
+const QUIET: Trouble = Trouble {
+    lost_lanes: 0,
+    loss_every: 150,
+    flipped_bits: 0,
+    restarts: 0,
+    stale_base: false,
+    slow_lanes: false,
+};
 
 #[test]
 fn undisturbed_transfer_sends_every_block_once() {
     let met = run(0..30, QUIET);
     assert_eq!((met.lanes_lost, met.resent, met.nacks), (0, 0, 0));
     assert!(met.held == 0 && met.same > 0 && met.sent > 0 && met.differences > 0, "{met:?}");
-    assert_eq!(met.second_transfers, 30, "a session without losses carries a second transfer");
+    assert_eq!(met.later_transfers, 60, "a session without losses carries more than one transfer");
     assert!(
         met.dictionaries_given > 0 && met.dictionaries_declined > 0 && met.with_dictionary > 0,
         "{met:?}"
@@ -41,6 +51,16 @@ fn lost_lanes_cost_time_but_no_bytes() {
     let met = run(100..220, Trouble { lost_lanes: 6, ..QUIET });
     assert!(met.resent > 0 && met.reoffered > 0 && met.recommitted > 0 && met.late > 0, "{met:?}");
     assert!(met.settled > 0, "FINISH never came before the last block: {met:?}");
+}
+
+#[test]
+fn state_that_goes_with_its_offer_is_put_in_place_once_whatever_lane_is_lost() {
+    let losses = Trouble { lost_lanes: 8, loss_every: 25, ..QUIET };
+    let met = run_in(2_000..2_400, losses, World::small);
+    assert!(met.reoffered > 0 && met.answered_offers > 0 && met.late > 0, "{met:?}");
+    let slow = Trouble { slow_lanes: true, flipped_bits: 2, restarts: 1, ..losses };
+    let met = run_in(3_000..3_400, slow, World::small);
+    assert!(met.reoffered > 0 && met.flips_in_frames > 0, "{met:?}");
 }
 
 #[test]
@@ -73,7 +93,14 @@ fn blocks_of_slow_lanes_that_go_again_are_written_once() {
 fn everything_at_once_ends_with_equal_bytes() {
     let met = run(
         1_000..1_200,
-        Trouble { lost_lanes: 6, flipped_bits: 3, restarts: 2, stale_base: true, slow_lanes: true },
+        Trouble {
+            lost_lanes: 6,
+            flipped_bits: 3,
+            restarts: 2,
+            stale_base: true,
+            slow_lanes: true,
+            ..QUIET
+        },
     );
     assert!(met.nacks > 0 && met.held > 0 && met.flips_in_bodies > 0 && met.lanes_lost > 0, "{met:?}");
 }

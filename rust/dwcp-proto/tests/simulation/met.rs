@@ -5,6 +5,8 @@ use std::ops::AddAssign;
 #[derive(Clone, Copy)]
 pub struct Trouble {
     pub lost_lanes: u64,
+    /// One comes about every so many steps.
+    pub loss_every: u64,
     pub flipped_bits: u64,
     pub restarts: u64,
     pub stale_base: bool,
@@ -26,13 +28,15 @@ pub struct Met {
     pub differences: u64,
     pub reoffered: u64,
     pub recommitted: u64,
+    /// Of transfers that were in place, or about to be, when they were offered again.
+    pub answered_offers: u64,
     pub settled: u64,
     pub late: u64,
     pub flips_in_frames: u64,
     pub flips_in_bodies: u64,
     pub torn_ledgers: u64,
     pub spoiled: u64,
-    pub second_transfers: u64,
+    pub later_transfers: u64,
     pub dictionaries_given: u64,
     pub dictionaries_declined: u64,
     pub with_dictionary: u64,
@@ -51,13 +55,14 @@ impl AddAssign for Met {
         self.differences += other.differences;
         self.reoffered += other.reoffered;
         self.recommitted += other.recommitted;
+        self.answered_offers += other.answered_offers;
         self.settled += other.settled;
         self.late += other.late;
         self.flips_in_frames += other.flips_in_frames;
         self.flips_in_bodies += other.flips_in_bodies;
         self.torn_ledgers += other.torn_ledgers;
         self.spoiled += other.spoiled;
-        self.second_transfers += other.second_transfers;
+        self.later_transfers += other.later_transfers;
         self.dictionaries_given += other.dictionaries_given;
         self.dictionaries_declined += other.dictionaries_declined;
         self.with_dictionary += other.with_dictionary;

@@ -1,6 +1,6 @@
 //! The two drivers, their lanes and the trouble they meet.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use dwcp_codec::block::{BlockDecoder, BlockEncoder};
@@ -8,7 +8,7 @@ use dwcp_codec::digest::{leaves_of, tree};
 use dwcp_codec::{Codec, CodecId, Dictionary, Digest};
 use dwcp_proto::error::SessionError;
 use dwcp_proto::frame::{BlockHead, DictionaryWord, Frame, NackReason, Same, SessionId};
-use dwcp_proto::limits::Limits;
+use dwcp_proto::limits::{Limits, MAX_EARLY_BYTES};
 use dwcp_proto::manifest::{Candidate, Entry, EntryKind, Manifest};
 use dwcp_proto::receiver::{Action, ReceiverSession};
 use dwcp_proto::sender::{BlockTask, Pace, Resolution, SenderOptions, SenderSession, Step, Way};
@@ -50,7 +50,7 @@ pub struct World {
     now: u64,
     trouble: Trouble,
     source: Source,
-    next_source: Option<Source>,
+    next_sources: VecDeque<Source>,
     sender: SenderSession,
     receiver: ReceiverSession,
     session: SessionId,
@@ -59,7 +59,10 @@ pub struct World {
     next_lane: u32,
     lane_count: u64,
     /// Blocks that were announced as staged in this session.
-    announced: BTreeSet<(u32, u64)>,
+    announced: BTreeSet<(u32, u64, Digest)>,
+    /// How many transfers were put in place, and how many of them are others.
+    commits: usize,
+    transfers: usize,
     /// What the sender offers, if it offers any.
     dictionary: Option<Arc<Dictionary>>,
     encoder: BlockEncoder,
@@ -67,6 +70,7 @@ pub struct World {
     /// Blocks that were written down, by session.
     stored: BTreeSet<(SessionId, u32, u64, Digest)>,
     is_disturbed: bool,
+    restarted: bool,
     met: Met,
 }
 
@@ -148,11 +152,25 @@ impl World {
         let buffers = [content(salt + 3, 2, 1), content(salt + 4, 0, 1)];
         let entries =
             vec![entry(EntryKind::Buffer, b"a", &buffers[0]), entry(EntryKind::Buffer, b"b", &buffers[1])];
-        let next_source = Source {
+        let second = Source {
             manifest: Arc::new(Manifest::new(BLOCK, entries, &Limits::default()).unwrap()),
             objects: (0..).zip(buffers).collect(),
             candidates: BTreeMap::new(),
         };
+        // One so small that it goes with its offer, of which other content is staged already.
+        let objects = [content(salt + 5, 0, 4_096), content(salt + 6, 0, 9), vec![]];
+        let entries: Vec<Entry> = [b"c", b"d", b"e"]
+            .iter()
+            .zip(&objects)
+            .map(|(path, object)| entry(EntryKind::Buffer, *path, object))
+            .collect();
+        let small = Source {
+            manifest: Arc::new(Manifest::new(BLOCK, entries, &Limits::default()).unwrap()),
+            objects: (0..).zip(objects).collect(),
+            candidates: BTreeMap::new(),
+        };
+        disk.prepare(&small.manifest, false);
+        disk.store(&small.manifest, 0, 0, &[5; 4_096]);
         let options = options(&mut random);
         let dictionary = Arc::new(Dictionary::new(content(salt, 0, 100)).unwrap());
         let dictionary = Some(dictionary).filter(|_| random.once_in(2));
@@ -161,7 +179,7 @@ impl World {
             trouble,
             sender: SenderSession::new(manifest, true, options).offering(dictionary.clone()),
             source,
-            next_source: Some(next_source),
+            next_sources: VecDeque::from([second, small]),
             receiver: receiver(&mut random, dictionary.as_ref()),
             dictionary,
             session: SessionId(seed_id(seed, 0)),
@@ -170,20 +188,36 @@ impl World {
             next_lane: 0,
             lane_count: 1 + random.below(4),
             announced: BTreeSet::new(),
+            commits: 0,
+            transfers: 0,
             encoder: BlockEncoder::new(),
             decoder: BlockDecoder::new(),
             stored: BTreeSet::new(),
             is_disturbed: trouble.lost_lanes + trouble.flipped_bits + trouble.restarts > 0,
+            restarted: false,
             met: Met::default(),
             random,
         }
     }
 
-    /// Runs until both transfers are committed.
+    /// The same world with nothing but the small state, and no dictionary that it would have to wait for.
+    pub fn small(mut self) -> World {
+        self.source = self.next_sources.pop_back().expect("it is the last");
+        self.next_sources.clear();
+        self.dictionary = None;
+        self.new_session();
+        self
+    }
+
+    /// Runs until all transfers are committed.
     pub fn run(mut self) -> Met {
         loop {
             self.transfer();
             self.check_committed();
+            self.transfers += 1;
+            // A receiver that starts anew does not know what it has put in place.
+            let once = self.restarted || self.commits == self.transfers;
+            assert!(once, "{} transfers were put in place {} times", self.transfers, self.commits);
             let progress = self.sender.progress();
             self.met.held += progress.blocks_held;
             self.met.same += progress.blocks_same;
@@ -192,11 +226,11 @@ impl World {
             self.met.helped += progress.helped_blocks;
             let all = progress.held_bytes + progress.same_bytes + progress.sent_raw_bytes;
             assert_eq!(all, progress.total_bytes, "every byte is accounted for once: {progress:?}");
-            let Some(next) = self.next_source.take() else { return self.met };
+            let Some(next) = self.next_sources.pop_front() else { return self.met };
             self.source = next;
             self.announced.clear();
             match self.sender.begin(Arc::clone(&self.source.manifest), true) {
-                Ok(()) => self.met.second_transfers += 1,
+                Ok(()) => self.met.later_transfers += 1,
                 Err(error) => {
                     assert_eq!(error, SessionError::NotReusable);
                     self.new_session();
@@ -252,7 +286,7 @@ impl World {
     }
 
     fn make_trouble(&mut self) {
-        if self.trouble.lost_lanes > 0 && self.random.once_in(150) {
+        if self.trouble.lost_lanes > 0 && self.random.once_in(self.trouble.loss_every) {
             self.trouble.lost_lanes -= 1;
             let lanes: Vec<u32> = self.lanes.keys().copied().collect();
             let lane = lanes[self.random.below(lanes.len() as u64) as usize];
@@ -274,6 +308,7 @@ impl World {
         }
         if self.trouble.restarts > 0 && self.random.once_in(400) {
             self.trouble.restarts -= 1;
+            self.restarted = true;
             self.met.spoiled += u64::from(self.disk.crash(&self.source.manifest, &mut self.random));
             self.met.held += self.sender.progress().blocks_held;
             self.new_session();
@@ -388,7 +423,9 @@ impl World {
             let (kind, codec, body) = (encoded.kind, encoded.codec, encoded.wire.to_vec());
             let base_digest = base.filter(|_| kind.needs_base()).map(|base| Digest::of(&base));
             self.met.differences += u64::from(base_digest.is_some());
-            assert!(!self.announced.contains(&(task.entry, task.offset)), "a staged block is sent again");
+            let is_staged = self.announced.contains(&(task.entry, task.offset, digest));
+            let is_small = self.source.manifest.total_bytes() <= MAX_EARLY_BYTES;
+            assert!(is_small || !is_staged, "a staged block is sent again");
             (Resolution::Block { digest, base_digest, kind, codec, wire_len: body.len() as u32 }, body)
         };
         let frame = self.sender.resolve(number, task, outcome).unwrap();
@@ -459,9 +496,13 @@ impl World {
                 Job::Store(head, block)
             }
             Action::Copy(same) => Job::Copy(same),
-            Action::Commit => Job::Commit,
+            Action::Commit => {
+                self.met.answered_offers += u64::from(name == "OFFER");
+                Job::Commit
+            }
             Action::Recommitted(frame) => {
                 self.met.recommitted += 1;
+                self.met.answered_offers += u64::from(name == "OFFER");
                 lane.back.write(self.now, &frame, &[]);
                 return;
             }
@@ -488,7 +529,7 @@ impl World {
                         && have.source == dwcp_proto::frame::HaveSource::Staged
                     {
                         let offset = u64::from(have.first_block) * u64::from(BLOCK);
-                        self.announced.insert((have.entry, offset));
+                        self.announced.insert((have.entry, offset, have.digests[0]));
                     }
                     self.answer(number, &frame);
                 }
@@ -525,7 +566,7 @@ impl World {
                 self.settle(number);
             }
             Job::Commit => {
-                self.disk.commit(&self.source.manifest);
+                self.commits += usize::from(self.disk.commit(&self.source.manifest));
                 let frame = self.receiver.committed().unwrap();
                 self.check_committed();
                 self.answer(number, &frame);

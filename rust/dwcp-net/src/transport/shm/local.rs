@@ -18,6 +18,7 @@ use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::super::stream::{Stream, again, read_some};
+use super::super::tcp::has_left;
 use super::super::{Closer, Ending, Patience, SOCKET_SLICE};
 use crate::cancel::Cancel;
 use crate::error::NetError;
@@ -88,6 +89,10 @@ impl Ending for Bell {
         self.shut.store(true, Ordering::Relaxed);
         // It fails only on a socket that is closed already.
         let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    fn has_left(&self) -> bool {
+        has_left(&self.socket)
     }
 }
 
