@@ -33,6 +33,8 @@ KEPT_POLITE = 0.45
 CARRIED = 0.25
 UNCOLLAPSED = 0.5
 RISE_S = 5 * 0.3 + 2
+# A short state in an open session takes no more round trips than a message.
+OF_MESSAGE = 1.1
 
 Claims = list[dict[str, Any]]
 
@@ -97,6 +99,11 @@ def claims_of(case: str, samples: Samples) -> Claims:
         share = median(samples, "dwcp", "of_link")
         what = f"crowd: {CROWD} sessions at once over {CROWD_BPS / 1e6:g} Mbps"
         found.append(harness.claim(what, share, FLAT, "the whole link"))
+    elif case == "states":
+        times = median(samples, "dwcp", "seconds") / median(samples, "raw", "seconds")
+        what = "states: 4 KiB over 100 ms"
+        against = "a message and its answer on a socket"
+        found.append(harness.claim(what, times, OF_MESSAGE, against, lower_is_better=True))
     else:
         found = claims_of_cell(case, samples)
     return found

@@ -5,6 +5,7 @@ import os
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -12,8 +13,9 @@ from typing import Any
 
 import dwcp_fast
 import harness
+import wan_states
 from network.lab import LEFT, RIGHT, Lab, Shape, wait_for_port
-from wan_ends import IPERF_PORT, PAYLOAD_SHARE, Sample, Transfer, dwcp, iperf3
+from wan_ends import IPERF_PORT, PAYLOAD_SHARE, Sample, Transfer, dwcp, iperf3, line
 
 MBPS = 1e6
 RATE_BPS = 500 * MBPS
@@ -304,6 +306,19 @@ def measure_crowd(samples: Samples, this: Round) -> None:
         note_link(samples, lab)
 
 
+def measure_states(samples: Samples, this: Round) -> None:
+    """States of 4 KiB one after the other, beside messages of 4 KiB that are answered by a byte."""
+    with Lab([path(100, RATE_BPS, seed=1 + 2 * this.turn)], sysctls=SYSCTLS) as lab:
+        worker, address = [sys.executable, wan_states.__file__], lab.address(RIGHT)
+        pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
+        receiver = lab.start(RIGHT, [*worker, "receive", address], **pipe)
+        told = line(receiver.stdout)
+        sender = lab.start(LEFT, [*worker, "send", told["pairing"], address, str(told["port"])], **pipe)
+        for name, seconds in line(sender.stdout)["seconds"].items():
+            run = {"goodput_mbps": None, "seconds": statistics.median(seconds), "each_s": seconds}
+            samples.setdefault(name, []).append(run)
+
+
 def percent(share: float) -> str:
     return f"{100 * share:g} %"
 
@@ -335,4 +350,5 @@ CASES = [
     Case("fairness", measure_fairness),
     Case("sessions", measure_sessions),
     Case("crowd", measure_crowd),
+    Case("states", measure_states),
 ]
