@@ -111,23 +111,31 @@ pub fn leaves_of(bytes: &[u8], block_bytes: u32) -> Vec<Digest> {
 
 /// [`Digest::of`] bytes that come one by one.
 #[derive(Clone)]
-pub(crate) struct BlockHasher(xxhash3_128::Hasher);
+pub struct BlockHasher(xxhash3_128::Hasher);
 
 impl BlockHasher {
     /// A hasher of nothing so far.
-    pub(crate) fn new() -> BlockHasher {
+    #[must_use]
+    #[allow(clippy::new_without_default)] // Nothing is meant by one that has seen nothing.
+    pub fn new() -> BlockHasher {
         BlockHasher(xxhash3_128::Hasher::new())
     }
 
     /// Adds the next bytes.
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
+    pub fn update(&mut self, bytes: &[u8]) {
         self.0.write(bytes);
+    }
+
+    /// The digest of the bytes so far.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest(self.0.finish_128().to_be_bytes())
     }
 
     /// The digest of the bytes so far and of the last ones.
     pub(crate) fn digest_with(mut self, last: &[u8]) -> Digest {
         self.update(last);
-        Digest(self.0.finish_128().to_be_bytes())
+        self.digest()
     }
 }
 

@@ -29,3 +29,4 @@ pub use dictionary::Dictionary;
 pub use digest::Digest;
 pub use error::CodecError;
 pub use patch::PatchError;
+pub use raw::PastCache;

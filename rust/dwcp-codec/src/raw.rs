@@ -316,17 +316,19 @@ pub(crate) fn copy(src: &[u8], dst: &mut [MaybeUninit<u8>]) -> Result<Written, C
 
 /// Copies past the cache, where the processor can: the bytes go to memory without the lines that they replace being
 /// read, and without pushing out what the cache holds. Done when this is dropped.
-pub(crate) struct PastCache(());
+pub struct PastCache(());
 
 impl PastCache {
     /// A copier that has copied nothing yet.
-    pub(crate) fn new() -> PastCache {
+    #[must_use]
+    #[allow(clippy::new_without_default)] // What counts is where it ends.
+    pub fn new() -> PastCache {
         PastCache(())
     }
 
     /// Copies as many bytes as the shorter of both has.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn copy(&mut self, src: &[u8], dst: &mut [u8]) {
+    pub fn copy(&mut self, src: &[u8], dst: &mut [u8]) {
         use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
 
         let length = src.len().min(dst.len());
@@ -350,7 +352,7 @@ impl PastCache {
 
     /// Copies as many bytes as the shorter of both has.
     #[cfg(not(target_arch = "x86_64"))]
-    pub(crate) fn copy(&mut self, src: &[u8], dst: &mut [u8]) {
+    pub fn copy(&mut self, src: &[u8], dst: &mut [u8]) {
         let length = src.len().min(dst.len());
         dst[..length].copy_from_slice(&src[..length]);
     }

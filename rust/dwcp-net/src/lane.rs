@@ -3,6 +3,7 @@
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
+use dwcp_codec::digest::BlockHasher;
 use dwcp_proto::frame::{ErrorCode, ErrorFrame, Frame, SessionId};
 use dwcp_proto::limits::HEADER_BYTES;
 use dwcp_proto::{FrameDecoder, FrameEncoder};
@@ -157,10 +158,16 @@ impl Lane {
         Ok(())
     }
 
-    /// Takes what of a body has come, and tells how much. That may be none after all.
-    pub(crate) fn take_some(&mut self, buffer: &mut [u8]) -> Result<usize, NetError> {
-        let ahead = self.inbox.take(buffer);
-        let count = if ahead > 0 { ahead } else { self.transport.take(buffer, self.patience)? };
+    /// Takes what of a body has come to its place, hashes it, and tells how much it is. That may be none after all.
+    pub(crate) fn take_some(
+        &mut self,
+        place: &mut [u8],
+        hasher: &mut BlockHasher,
+    ) -> Result<usize, NetError> {
+        let ahead = self.inbox.take(place);
+        hasher.update(&place[..ahead]);
+        let count =
+            if ahead > 0 { ahead } else { self.transport.take_hashing(place, hasher, self.patience)? };
         self.last_received = Instant::now();
         Ok(count)
     }

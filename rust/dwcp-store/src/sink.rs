@@ -77,8 +77,8 @@ pub trait Sink: Send + Sync {
         false
     }
 
-    /// Stores the block that stands in the place, if it has this digest.
-    fn prove(&self, _claim: Claim, _digest: Digest) -> Proof {
+    /// Stores the block that was put into the place, all of it, if the digest that was `found` on the way is this one.
+    fn prove(&self, _claim: Claim, _found: Digest, _digest: Digest) -> Proof {
         Proof::Lost
     }
 

@@ -124,8 +124,8 @@ impl Sink for Telling {
         is_lent
     }
 
-    fn prove(&self, claim: Claim, digest: Digest) -> Proof {
-        self.inner.prove(claim, digest)
+    fn prove(&self, claim: Claim, found: Digest, digest: Digest) -> Proof {
+        self.inner.prove(claim, found, digest)
     }
 
     fn base(&self, entry: u32, offset: u64, dst: &mut [u8]) -> Result<bool, StoreError> {

@@ -19,6 +19,8 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dwcp_codec::digest::BlockHasher;
+
 pub(crate) use congestion::{congestion_by_default, congestion_on_offer, try_congestion};
 pub(crate) use connect::{dial, resolve, set_buffers};
 pub use link::LinkKind;
@@ -108,6 +110,21 @@ pub trait Transport: Send {
     /// As [`Transport::recv_exact`].
     fn take(&mut self, buffer: &mut [u8], patience: Patience) -> Result<usize, NetError> {
         self.recv_at_least(buffer, 1, patience)
+    }
+
+    /// The same for bytes that stay where they are put, and that are hashed while they are at hand.
+    ///
+    /// # Errors
+    /// As [`Transport::take`].
+    fn take_hashing(
+        &mut self,
+        place: &mut [u8],
+        hasher: &mut BlockHasher,
+        patience: Patience,
+    ) -> Result<usize, NetError> {
+        let count = self.take(place, patience)?;
+        hasher.update(&place[..count]);
+        Ok(count)
     }
 
     /// Waits until [`Transport::recv_exact`] would get at least a byte or an error at once, for at most `timeout`;

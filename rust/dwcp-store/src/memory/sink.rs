@@ -232,16 +232,16 @@ impl Sink for MemorySink {
         filled.unwrap_or(false)
     }
 
-    fn prove(&self, claim: Claim, digest: Digest) -> Proof {
+    fn prove(&self, claim: Claim, found: Digest, digest: Digest) -> Proof {
         let slot = self.read();
         let Some(object) = slot.as_ref().and_then(|work| work.claimed(&claim)) else { return Proof::Lost };
-        let proven = object.region.edit_block(claim.block, |place| {
+        let proven = object.region.edit_block(claim.block, |_| {
             if !object.lends(&claim) {
                 let stored = lock(&object.stored).get(claim.block as usize).copied().flatten();
                 return if stored == Some(digest) { Proof::Stored } else { Proof::Lost };
             }
             lock(&object.claims).remove(&claim.block);
-            if Digest::of(place) != digest {
+            if found != digest {
                 return Proof::Differs;
             }
             lock(&object.stored)[claim.block as usize] = Some(digest);

@@ -85,7 +85,7 @@ fn receive_in_place(sink: &MemorySink, offset: usize, block: &[u8], digest: Dige
             return None;
         }
     }
-    Some(sink.prove(claim, digest))
+    Some(sink.prove(claim, Digest::of(block), digest))
 }
 
 #[test]
@@ -126,11 +126,11 @@ fn place_of_a_block_is_lent_to_one_and_no_longer_than_until_another_brings_it() 
     assert!(claim().is_none() && spoil(&slow) && spoil(&given_up));
     sink.store(0, 0, &content[..BLOCK], first).unwrap();
     assert!(!spoil(&slow), "the block that was proven is spoilt");
-    assert_eq!(sink.prove(slow, first), Proof::Stored, "it is there");
+    assert_eq!(sink.prove(slow, garbage, first), Proof::Stored, "it is there");
     // What was begun and given up is brought by others.
     sink.store(0, BLOCK as u64, &content[BLOCK..], Digest::of(&content[BLOCK..])).unwrap();
     assert!(!spoil(&given_up));
-    assert_eq!(sink.prove(given_up, garbage), Proof::Lost);
+    assert_eq!(sink.prove(given_up, garbage, garbage), Proof::Lost);
     sink.discard(&[0]).unwrap();
     let late = claim().unwrap();
     // An offer is repeated when its lane was lost, while blocks come on others.
@@ -141,7 +141,7 @@ fn place_of_a_block_is_lent_to_one_and_no_longer_than_until_another_brings_it() 
     assert!(!spoil(&late) && claim().is_none());
     let (_, buffer) = sink.take_buffers().unwrap().remove(0);
     assert!(!spoil(&late), "the buffer is the caller's");
-    assert_eq!(sink.prove(late, first), Proof::Lost);
+    assert_eq!(sink.prove(late, first, first), Proof::Lost);
     assert_eq!(buffer.into_vec().unwrap(), content);
 }
 

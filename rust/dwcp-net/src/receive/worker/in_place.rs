@@ -3,6 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use dwcp_codec::digest::BlockHasher;
 use dwcp_proto::frame::BlockHead;
 use dwcp_store::{Claim, Proof, Sink};
 
@@ -34,12 +35,13 @@ impl Worker<'_> {
     ) -> Result<(), NetError> {
         let length = head.raw_len as usize;
         let (mut done, mut lent) = (0, true);
+        let mut hasher = BlockHasher::new();
         while done < length && lent {
             // Nothing is waited for with a place in hand.
             lane.await_some()?;
             let _share = self.share();
             let mut taken = Ok(0);
-            let mut fill = |place: &mut [u8]| taken = lane.take_some(place);
+            let mut fill = |place: &mut [u8]| taken = lane.take_some(place, &mut hasher);
             lent = sink.upgrade().is_some_and(|sink| sink.fill(&claim, done, &mut fill));
             done += taken?;
             lock(&self.session.state).heard = Instant::now();
@@ -54,7 +56,7 @@ impl Worker<'_> {
         }
         let proof = {
             let _share = self.share();
-            sink.upgrade().map_or(Proof::Lost, |sink| sink.prove(claim, head.digest))
+            sink.upgrade().map_or(Proof::Lost, |sink| sink.prove(claim, hasher.digest(), head.digest))
         };
         match proof {
             Proof::Stored => {

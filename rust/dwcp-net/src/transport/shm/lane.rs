@@ -5,6 +5,8 @@ use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dwcp_codec::PastCache;
+use dwcp_codec::digest::BlockHasher;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::super::{Closer, Ending, IO_BYTES, LinkKind, Patience, SOCKET_SLICE, Transport, WakeReceiver};
@@ -13,6 +15,9 @@ use super::region::Region;
 use super::ring::{Consumer, Producer, RingError, Way};
 use crate::error::NetError;
 use crate::security::Fingerprint;
+
+/// So much is copied at a time where it is looked at on the way: it stays in the first cache.
+const PIECE_BYTES: usize = 8 << 10;
 
 /// What a thread sleeps for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -170,13 +175,16 @@ impl ShmTransport {
     /// Takes what is there, and lets the other side know that there is room.
     fn take(&mut self, buffer: &mut [u8]) -> Result<usize, NetError> {
         let most = buffer.len().min(IO_BYTES);
-        let taken =
-            self.back.pull(&mut buffer[..most]).and_then(|count| Ok((count, self.back.is_awaited()?)));
-        let (count, awaited) = taken.map_err(|error| self.broken(error))?;
-        if count > 0 && awaited {
+        let count = self.back.pull(&mut buffer[..most]).map_err(|error| self.broken(error))?;
+        self.ring_for_room(count)?;
+        Ok(count)
+    }
+
+    fn ring_for_room(&self, taken: usize) -> Result<(), NetError> {
+        if taken > 0 && self.back.is_awaited().map_err(|error| self.broken(error))? {
             self.bell.ring();
         }
-        Ok(count)
+        Ok(())
     }
 }
 
@@ -213,6 +221,35 @@ impl Transport for ShmTransport {
                 patience.check(last, "waiting for the peer")?;
             }
         }
+        Ok(done)
+    }
+
+    /// What is hashed is a copy, since the peer may change what it has sent, and that goes past the cache to its place:
+    /// otherwise that would be read from memory only to be written over.
+    fn take_hashing(
+        &mut self,
+        place: &mut [u8],
+        hasher: &mut BlockHasher,
+        _patience: Patience,
+    ) -> Result<usize, NetError> {
+        let mut piece = [0; PIECE_BYTES];
+        let mut past_cache = PastCache::new();
+        let most = place.len().min(IO_BYTES);
+        let mut done = 0;
+        while done < most {
+            let length = PIECE_BYTES.min(most - done);
+            let count = self.back.pull(&mut piece[..length]).map_err(|error| self.broken(error))?;
+            hasher.update(&piece[..count]);
+            past_cache.copy(&piece[..count], &mut place[done..done + count]);
+            done += count;
+            if count < length {
+                break;
+            }
+        }
+        if done == 0 && (self.ended || self.bell.is_shut()) {
+            return Err(ShmTransport::gone("exchanging data"));
+        }
+        self.ring_for_room(done)?;
         Ok(done)
     }
 
