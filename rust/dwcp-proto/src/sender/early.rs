@@ -83,10 +83,7 @@ impl SenderSession {
     /// Has the end told anew. What replaces a staged block goes before that, which it did on the lane that was lost.
     pub(super) fn tell_again(&mut self) {
         self.lost_frames = true;
-        self.phase = if self.is_replacing() {
-            Phase::Blocks
-        } else {
-            Phase::Telling { lane: None, next_entry: 0 }
-        };
+        self.phase =
+            if self.is_replacing() { Phase::Blocks } else { Phase::Telling { lane: None, next_entry: 0 } };
     }
 }

@@ -77,10 +77,7 @@ fn answers_to_what_went_with_its_offer_come_in_order() {
     let committed = receiver.committed().unwrap();
     assert!(matches!(sender.receive(0, committed.clone()), Err(SessionError::Unexpected { .. })));
     let accept = Frame::Accept(Accept { transfer_id: manifest.transfer_id(), staged_bytes: 0 });
-    assert_eq!(
-        sender.receive(1, accept.clone()),
-        Err(SessionError::WrongLane { frame: "ACCEPT", lane: 1 })
-    );
+    assert_eq!(sender.receive(1, accept.clone()), Err(SessionError::WrongLane { frame: "ACCEPT", lane: 1 }));
     sender.receive(0, accept).unwrap();
     sender.receive(0, committed).unwrap();
     assert_eq!((sender.next(0), sender.is_reusable()), (Step::Done, true));

@@ -93,14 +93,7 @@ fn blocks_of_slow_lanes_that_go_again_are_written_once() {
 fn everything_at_once_ends_with_equal_bytes() {
     let met = run(
         1_000..1_200,
-        Trouble {
-            lost_lanes: 6,
-            flipped_bits: 3,
-            restarts: 2,
-            stale_base: true,
-            slow_lanes: true,
-            ..QUIET
-        },
+        Trouble { lost_lanes: 6, flipped_bits: 3, restarts: 2, stale_base: true, slow_lanes: true, ..QUIET },
     );
     assert!(met.nacks > 0 && met.held > 0 && met.flips_in_bodies > 0 && met.lanes_lost > 0, "{met:?}");
 }

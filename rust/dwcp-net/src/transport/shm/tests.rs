@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use dwcp_codec::Digest;
+use dwcp_codec::digest::BlockHasher;
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -84,6 +86,31 @@ proptest! {
         region.index(line).store(index, Ordering::Relaxed);
         let pushed = producer.push(&out);
         prop_assert!(pushed.is_err() || pushed.is_ok_and(|count| count <= RING_BYTES as usize));
+    }
+}
+
+#[test]
+fn bytes_that_are_hashed_on_their_way_are_those_that_arrive() {
+    // With ends that are no line, no piece and no ring, and the lengths of several of each.
+    for length in [1, 63, 8 << 10, (8 << 10) + 1, 100_003, 3 * RING_BYTES as usize + 77] {
+        let (mut one, mut other, _region) = pair();
+        let bytes = pattern(length, length);
+        let mut place = vec![0; length + 1];
+        let mut hasher = BlockHasher::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| one.send(&[&bytes], patience()).unwrap());
+            let mut done = 0;
+            while done < length {
+                assert!(other.gather(Duration::from_secs(20)).unwrap(), "{done} of {length} came");
+                // Where a place begins in memory is the caller's matter.
+                done += other.take_hashing(&mut place[1 + done..], &mut hasher, patience()).unwrap();
+            }
+        });
+        assert!(place[1..] == bytes && hasher.digest() == Digest::of(&bytes), "{length} bytes");
+        drop(one);
+        assert!(other.gather(Duration::from_secs(20)).unwrap());
+        let gone = other.take_hashing(&mut place, &mut hasher, patience());
+        assert!(matches!(gone, Err(NetError::PeerClosed { .. })), "{gone:?}");
     }
 }
 
