@@ -71,7 +71,7 @@ fn frame(choices: &mut Choices<'_>, manifest: &Manifest) -> Frame {
             entries: 3,
             total_bytes: manifest.total_bytes(),
             base_allowed: choices.below(2) == 0,
-            repeats: choices.below(3) as u8,
+            repeats: choices.below(3),
             number: u32::from(choices.below(20)),
         }),
         1 => Frame::Manifest(ManifestPart { first_entry: 0, entries: manifest.entries().to_vec() }),
