@@ -45,8 +45,8 @@ pub const MAX_FILL: usize = 65_536;
 pub const MAX_CHANNEL: usize = 32;
 /// Longest text of an ERROR.
 pub const MAX_TEXT: usize = 1_024;
-/// Most bytes, and most entries, of a state that goes right behind its OFFER. With what is around it, it fits what TCP sends
-/// to begin with before it hears anything (RFC 6928), so that it takes no longer than to ask.
+/// Most bytes, with those of its manifest, and most entries of a state that goes right behind its OFFER. It fits what TCP
+/// sends to begin with before it hears anything (RFC 6928), so that it takes no longer than to ask.
 pub const MAX_EARLY_BYTES: u64 = 12 << 10;
 /// See [`MAX_EARLY_BYTES`].
 pub const MAX_EARLY_ENTRIES: usize = 16;

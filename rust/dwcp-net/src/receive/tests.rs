@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use dwcp_codec::block::BlockKind;
 use dwcp_codec::{CodecId, Digest};
 use dwcp_proto::frame::{BlockHead, Digests, Finish, Frame, Offer, Secret, SessionId};
+use dwcp_proto::receiver::LaneId;
 use dwcp_proto::{FrameDecoder, FrameEncoder, Manifest};
 use dwcp_store::{Claim, MemorySink, MemorySource, Prepared, Proof, SharedBytes, Sink, StoreError, Tick};
 
@@ -93,11 +95,12 @@ impl Transport for Gated {
 }
 
 /// Memory that tells when a block was received into its place, and when it is to be put in place, which it may have to
-/// wait for.
+/// wait for; and that counts how often it was prepared.
 struct Telling {
     inner: MemorySink,
     filled: Sender<()>,
     open: Option<Mutex<Receiver<()>>>,
+    prepared: AtomicUsize,
 }
 
 impl Sink for Telling {
@@ -107,6 +110,7 @@ impl Sink for Telling {
         base_allowed: bool,
         tick: &mut Tick<'_>,
     ) -> Result<Prepared, StoreError> {
+        self.prepared.fetch_add(1, Ordering::Relaxed);
         self.inner.prepare(manifest, base_allowed, tick)
     }
 
@@ -246,14 +250,18 @@ fn two_lanes(cancel: &Cancel) -> (Arc<Session>, [Peer; 2]) {
 }
 
 fn offer(manifest: &Manifest) -> Frame {
+    repeated(manifest, 0, 0)
+}
+
+fn repeated(manifest: &Manifest, repeats: u8, number: u32) -> Frame {
     Frame::Offer(Offer {
-        number: 0,
+        number,
         transfer_id: manifest.transfer_id(),
         block_bytes: 65_536,
         entries: 1,
         total_bytes: manifest.total_bytes(),
         base_allowed: false,
-        repeats: 0,
+        repeats,
     })
 }
 
@@ -378,7 +386,12 @@ fn block_that_a_slow_lane_receives_in_its_place_is_not_spoilt_once_another_has_b
     });
     let cancel = Cancel::new();
     let (filled, fills) = channel();
-    let sink = Arc::new(Telling { inner: MemorySink::new(1 << 20), filled, open: None });
+    let sink = Arc::new(Telling {
+        inner: MemorySink::new(1 << 20),
+        filled,
+        open: None,
+        prepared: AtomicUsize::new(0),
+    });
     let (session, [mut slow, mut fast]) = two_lanes(&cancel);
     let (told, report) = channel();
     let receiving = {
@@ -419,7 +432,8 @@ fn end_that_is_told_twice_does_not_put_the_next_transfer_in_place() {
     let (session, [mut first, mut second]) = two_lanes(&cancel);
     let ((filled, reached), (open, gate)) = (channel(), channel());
     let open_gate = Some(Mutex::new(gate));
-    let sink = Arc::new(Telling { inner: MemorySink::new(1 << 20), filled, open: open_gate });
+    let (inner, prepared) = (MemorySink::new(1 << 20), AtomicUsize::new(0));
+    let sink = Arc::new(Telling { inner, filled, open: open_gate, prepared });
     let next: Arc<dyn Sink> = Arc::new(MemorySink::new(1 << 20));
     let receiving = {
         let (session, next) = (Arc::clone(&session), Arc::clone(&next));
@@ -453,5 +467,38 @@ fn end_that_is_told_twice_does_not_put_the_next_transfer_in_place() {
     }
     let nothing_came = receiving.join().unwrap();
     assert!(matches!(nothing_came, Err(NetError::Deadline { .. })), "{nothing_came:?}");
+    cancel.cancel();
+}
+
+#[test]
+fn offer_that_came_again_on_another_lane_is_not_prepared_for_on_the_first() {
+    let cancel = Cancel::new();
+    let (session, [mut first, mut second]) = two_lanes(&cancel);
+    let manifest = nothing();
+    let part = Frame::Manifest(manifest.parts().next().unwrap());
+    // Both wait for the application. The sender has lost the first, of which nothing is to be seen here.
+    for (number, lane) in [&mut first, &mut second].into_iter().enumerate() {
+        lane.send(&repeated(&manifest, number as u8, number as u32));
+        lane.send(&part);
+        let end = Instant::now() + PATIENCE;
+        while !lock(&session.state).session.is_preparing(number as LaneId) {
+            assert!(Instant::now() < end, "nothing was offered");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let (filled, _) = channel();
+    let prepared = AtomicUsize::new(0);
+    let sink = Arc::new(Telling { inner: MemorySink::new(1 << 20), filled, open: None, prepared });
+    let receiving = {
+        let (session, sink) = (Arc::clone(&session), Arc::clone(&sink));
+        std::thread::spawn(move || ReceiveSession::new(session).receive(sink, Some(PATIENCE)))
+    };
+    second.await_frame(|frame| matches!(frame, Frame::Accept(_)));
+    // The first lane has had its turn by then.
+    std::thread::sleep(Duration::from_millis(100));
+    second.finish_nothing();
+    second.await_frame(|frame| matches!(frame, Frame::Committed(_)));
+    assert!(receiving.join().unwrap().unwrap().is_some());
+    assert_eq!(sink.prepared.load(Ordering::Relaxed), 1);
     cancel.cancel();
 }

@@ -326,7 +326,7 @@ impl<'a> Worker<'a> {
             self.session.changed.notify_all();
         }
         let others = self.session.registry.take_over(manifest, self.session);
-        let (patience, mut waited) = (Instant::now() + TAKE_OVER, false);
+        let patience = Instant::now() + TAKE_OVER;
         while Instant::now() < patience
             && others.iter().any(|other| {
                 let state = lock(&other.state);
@@ -341,20 +341,27 @@ impl<'a> Worker<'a> {
             }
             // Whoever is to take it may still wait for the session that this one follows.
             self.session.registry.take_over(manifest, self.session);
-            waited = true;
             self.pause(lane, CANCEL_SLICE)?;
         };
-        if waited && lane.closer().has_left() {
-            // All of a short state may have come. Its sender counts it as failed, and may have others by now.
-            lock(&self.session.state).session.give_up(self.id);
-            return Ok(());
-        }
         let gate = self.enter_alone(lane)?;
-        if std::mem::replace(&mut lock(&self.session.state).prepared, true) {
+        let again = {
+            let mut state = lock(&self.session.state);
+            if !state.session.is_preparing(self.id) {
+                // The offer came again on another lane meanwhile, and what it is of may even be in place.
+                return Ok(());
+            }
+            std::mem::replace(&mut state.prepared, true)
+        };
+        if again {
             // The offer is repeated, since its lane was lost.
             sink.abort();
         }
         let prepared = self.ticking(lane, |tick| sink.prepare(manifest, base_allowed, tick))?;
+        if lane.closer().has_left() {
+            // All of a short state may have come. Its sender counts it as failed, and may have others by now.
+            lock(&self.session.state).session.give_up(self.id);
+            return Ok(());
+        }
         let staged_bytes = prepared.staged_bytes;
         let frames = lock(&self.session.state).session.prepared(self.id, prepared.haves, staged_bytes)?;
         drop(gate);

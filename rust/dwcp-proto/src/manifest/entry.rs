@@ -128,7 +128,7 @@ impl Entry {
     }
 
     /// Length of the entry in a MANIFEST head.
-    pub(super) fn wire_bytes(&self) -> usize {
+    pub(crate) fn wire_bytes(&self) -> usize {
         FIXED_BYTES + self.path.len() + self.target.len() + CANDIDATE_BYTES * self.candidates.len()
     }
 

@@ -25,8 +25,8 @@ pub(super) struct Lane {
     pub(super) told: u32,
     /// Tree digests told on this lane.
     pub(super) trees: u32,
-    /// The sender has given it up, since it has offered the transfer of its OFFER again on another: what is left to be read
-    /// of it is ignored.
+    /// What is left to be read of it until its next OFFER is ignored: the sender has offered the transfer again on another,
+    /// or is gone, or the transfer that it offers here is in place.
     pub(super) overtaken: bool,
 }
 

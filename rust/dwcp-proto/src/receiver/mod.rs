@@ -177,7 +177,7 @@ impl ReceiverSession {
         haves: Vec<Have>,
         staged_bytes: u64,
     ) -> Result<Vec<Frame>, SessionError> {
-        let awaited = matches!(self.phase, Phase::Preparing { lane: used } if used == lane);
+        let awaited = self.is_preparing(lane);
         let Some(transfer) = self.transfer.as_mut().filter(|_| awaited && self.lanes.contains_key(&lane))
         else {
             return Ok(Vec::new());

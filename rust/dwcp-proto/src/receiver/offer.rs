@@ -61,9 +61,16 @@ impl ReceiverSession {
             && self.manifest().is_some_and(is_same)
     }
 
-    /// Whether the sender has given `lane` up: it is lost, or about to be.
+    /// Whether nothing is taken of what is left to be read of a lane, see [`Lane`](super::Lane).
     pub(super) fn is_overtaken(&self, lane: LaneId) -> bool {
         self.lanes.get(&lane).is_some_and(|state| state.overtaken)
+    }
+
+    /// Whether what is there of the transfer is to be looked for on behalf of `lane`: its offer may have come again on
+    /// another since.
+    #[must_use]
+    pub fn is_preparing(&self, lane: LaneId) -> bool {
+        matches!(self.phase, Phase::Preparing { lane: used } if used == lane)
     }
 
     /// The sender is gone from the lane of its offer, which it had not waited to be accepted: nothing that it may have sent

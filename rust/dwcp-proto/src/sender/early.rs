@@ -9,6 +9,7 @@ use crate::blocks::{Announced, BlockTable, HELD, KNOWN, REPLACES, STAGED};
 use crate::error::SessionError;
 use crate::frame::Have;
 use crate::limits::{MAX_EARLY_BYTES, MAX_EARLY_ENTRIES};
+use crate::manifest::Entry;
 
 /// A transfer of which the blocks go before it is accepted.
 #[derive(Debug)]
@@ -23,8 +24,10 @@ impl SenderSession {
     /// What follows once `lane` has told the manifest.
     pub(super) fn told(&mut self, lane: LaneId) -> Phase {
         let manifest = self.table.manifest();
-        let is_small =
-            manifest.total_bytes() <= MAX_EARLY_BYTES && manifest.entries().len() <= MAX_EARLY_ENTRIES;
+        let entries = manifest.entries();
+        let told: usize = entries.iter().map(Entry::wire_bytes).sum();
+        let is_small = entries.len() <= MAX_EARLY_ENTRIES
+            && manifest.total_bytes().saturating_add(told as u64) <= MAX_EARLY_BYTES;
         // A lane that was lost once may be again.
         if !is_small || self.offered > 1 || !self.dictionary.is_none() {
             return Phase::Preparing { lane };

@@ -255,7 +255,7 @@ impl SenderSession {
         state.raw_bytes += u64::from(raw_len);
         let plain = self.table.has(block, PLAIN);
         let candidate = match self.announced.bases[entry as usize] {
-            Base::Candidate(number) if !plain => Some(number),
+            Base::Candidate(number) if !plain && self.early.is_none() => Some(number),
             _ => None,
         };
         Some(BlockTask {
