@@ -85,12 +85,7 @@ class Receiver:
         """Answer each message on a socket with a byte."""
         with socket.create_server(("127.0.0.1", 0)) as server:
             yield {"target": f"127.0.0.1:{server.getsockname()[1]}"}
-            connection, _ = server.accept()
-            with connection:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                message = bytearray(MESSAGE_BYTES)
-                while connection.recv_into(message, MESSAGE_BYTES, socket.MSG_WAITALL):
-                    connection.sendall(b"\1")
+            harness.answer_messages(server, MESSAGE_BYTES)
             yield {}
 
     def versions(self, *, base: str) -> Iterator[dict[str, Any]]:
@@ -141,13 +136,7 @@ class Sender:
         """Send messages on a socket, each when the last was answered."""
         host, port = target.split(":")
         message = memoryview(self._data[: MESSAGE_BYTES // 2]).cast("B")
-        with socket.create_connection((host, int(port))) as connection:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-            def ask() -> None:
-                connection.sendall(message)
-                assert connection.recv(1)
-
+        with harness.asking((host, int(port)), message) as ask:
             yield {"p50_us": median_us(ask, count)}
 
     def make_base(self, *, base: str) -> Iterator[dict[str, Any]]:

@@ -10,12 +10,14 @@ import json
 import os
 import platform
 import shlex
+import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -212,6 +214,29 @@ def real_files(size: int) -> bytes:
             total += len(pieces[-1])
     joined = b"".join(pieces)
     return (joined * (size // total + 1))[:size]
+
+
+def answer_messages(server: socket.socket, length: int) -> None:
+    """Answer each message of so many bytes on the first connection with a byte, until that ends."""
+    connection, _ = server.accept()
+    with connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        message = bytearray(length)
+        while connection.recv_into(message, length, socket.MSG_WAITALL):
+            connection.sendall(b"\1")
+
+
+@contextmanager
+def asking(address: tuple[str, int], message: memoryview) -> Iterator[Callable[[], None]]:
+    """Connect to who answers messages; gives what sends one and waits for its answer."""
+    with socket.create_connection(address) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def ask() -> None:
+            connection.sendall(message)
+            assert connection.recv(1)
+
+        yield ask
 
 
 def incompressible(size: int, seed: int = 1) -> bytes:

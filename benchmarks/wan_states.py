@@ -3,33 +3,18 @@
 Each goes in a session that is open, beside a message and its answer on a socket that is open as well.
 """
 
-import json
 import socket
 import sys
 import threading
-from typing import Any
 
 import dwcp_fast
 import harness
+from wan_ends import tell
 
 STATE_BYTES = 4096
 TURNS = 20
 PEER_S = 60.0
 NAME = "state"
-
-
-def tell(**facts: Any) -> None:
-    print(json.dumps(facts), flush=True)
-
-
-def answer(server: socket.socket) -> None:
-    """Answer each message with a byte."""
-    connection, _ = server.accept()
-    with connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        message = bytearray(STATE_BYTES)
-        while connection.recv_into(message, STATE_BYTES, socket.MSG_WAITALL):
-            connection.sendall(b"\1")
 
 
 def receive(address: str) -> None:
@@ -38,7 +23,8 @@ def receive(address: str) -> None:
         socket.create_server((address, 0)) as server,
         dwcp_fast.listen(f"{address}:0") as listener,
     ):
-        threading.Thread(target=answer, args=(server,), daemon=True).start()
+        answering = (server, STATE_BYTES)
+        threading.Thread(target=harness.answer_messages, args=answering, daemon=True).start()
         tell(pairing=listener.pairing, port=server.getsockname()[1])
         into = bytearray(STATE_BYTES)
         with listener.accept(timeout_s=PEER_S) as session:  # type: ignore[union-attr]
@@ -52,15 +38,9 @@ def send(pairing: str, address: str, port: int) -> None:
     message = memoryview(data).cast("B")
     seconds: dict[str, list[float]] = {"raw": [], "dwcp": []}
     with (
-        socket.create_connection((address, port)) as connection,
+        harness.asking((address, port), message) as ask,
         dwcp_fast.connect(pairing, options=dwcp_fast.SendOptions(base="none")) as session,
     ):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-        def ask() -> None:
-            connection.sendall(message)
-            assert connection.recv(1)
-
         for turn in range(TURNS + 1):
             taken = {
                 "raw": harness.seconds(ask),

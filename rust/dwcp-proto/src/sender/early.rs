@@ -25,9 +25,10 @@ impl SenderSession {
     pub(super) fn told(&mut self, lane: LaneId) -> Phase {
         let manifest = self.table.manifest();
         let entries = manifest.entries();
-        let told: usize = entries.iter().map(Entry::wire_bytes).sum();
+        // Of as many as there may be the lengths are not even added up.
+        let told = || entries.iter().map(Entry::wire_bytes).sum::<usize>() as u64;
         let is_small = entries.len() <= MAX_EARLY_ENTRIES
-            && manifest.total_bytes().saturating_add(told as u64) <= MAX_EARLY_BYTES;
+            && manifest.total_bytes().saturating_add(told()) <= MAX_EARLY_BYTES;
         // A lane that was lost once may be again.
         if !is_small || self.offered > 1 || !self.dictionary.is_none() {
             return Phase::Preparing { lane };
@@ -77,7 +78,8 @@ impl SenderSession {
         self.lost_frames = true;
         self.phase = Phase::Offering { lane: None, next_entry: None };
         self.early = None;
-        (self.cursor, self.again) = (0, std::collections::VecDeque::new());
+        self.cursor = 0;
+        self.again.clear();
         self.table.clear_all();
         self.dictionary = self.dictionary.again();
         self.announced = Announced::new(self.table.manifest(), self.base_allowed);

@@ -292,13 +292,11 @@ impl SenderSession {
 
     fn committed(&mut self, committed: Committed) -> Result<(), SessionError> {
         match self.phase {
-            _ if self.early.is_some() => return Err(self.unexpected("COMMITTED")),
-            // The offer is repeated, of a state that had been sent with it already.
-            Phase::Offering { .. } | Phase::Preparing { .. } if self.transfer_digest.is_some() => {}
-            Phase::Committing { .. } | Phase::Telling { .. } | Phase::Blocks
-                if self.transfer_digest.is_some() => {}
             // FINISH was repeated, and the answer to the first one came after all.
             Phase::Done if self.outcome.as_ref() == Some(&committed) => return Ok(()),
+            Phase::Done => return Err(self.unexpected("COMMITTED")),
+            // FINISH was sent, if only with an offer that was lost and is repeated now.
+            _ if self.transfer_digest.is_some() && self.early.is_none() => {}
             _ => return Err(self.unexpected("COMMITTED")),
         }
         let expected = self.table.manifest().transfer_id();

@@ -5,6 +5,7 @@
 mod disk;
 mod link;
 mod met;
+mod sources;
 mod tail;
 mod world;
 

@@ -4,20 +4,19 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use dwcp_codec::block::{BlockDecoder, BlockEncoder};
-use dwcp_codec::digest::{leaves_of, tree};
 use dwcp_codec::{Codec, CodecId, Dictionary, Digest};
 use dwcp_proto::error::SessionError;
 use dwcp_proto::frame::{BlockHead, DictionaryWord, Frame, NackReason, Same, SessionId};
 use dwcp_proto::limits::{Limits, MAX_EARLY_BYTES};
-use dwcp_proto::manifest::{Candidate, Entry, EntryKind, Manifest};
+use dwcp_proto::manifest::Manifest;
 use dwcp_proto::receiver::{Action, ReceiverSession};
 use dwcp_proto::sender::{BlockTask, Pace, Resolution, SenderOptions, SenderSession, Step, Way};
 
 use crate::disk::{Disk, padded};
 use crate::link::{Pipe, Random};
 use crate::met::{Met, Trouble};
+use crate::sources::{BLOCK, Source, content, sources};
 
-const BLOCK: u32 = 65_536;
 /// Far more than any run takes; one that gets here makes no progress any more.
 const MAX_STEPS: u64 = 60_000;
 
@@ -35,14 +34,6 @@ struct Lane {
     sender_attached: bool,
     receiver_attached: bool,
     job: Option<(u64, Job)>,
-}
-
-/// The state that the sender holds.
-struct Source {
-    manifest: Arc<Manifest>,
-    objects: BTreeMap<u32, Vec<u8>>,
-    /// The sender's copies of the candidates.
-    candidates: BTreeMap<u32, Vec<u8>>,
 }
 
 pub struct World {
@@ -74,25 +65,6 @@ pub struct World {
     met: Met,
 }
 
-/// `blocks` blocks and `more` bytes that compress well and differ by `salt` and place.
-fn content(salt: u64, blocks: u64, more: u64) -> Vec<u8> {
-    let size = blocks * u64::from(BLOCK) + more;
-    let word = |block: u64| Random(salt << 20 | block).draw().to_le_bytes();
-    (0..size).map(|at| word(at / u64::from(BLOCK))[(at % 7) as usize]).collect()
-}
-
-fn entry(kind: EntryKind, path: &[u8], object: &[u8]) -> Entry {
-    Entry {
-        kind,
-        path: path.to_vec(),
-        mode: 0,
-        mtime_ns: 0,
-        size: object.len() as u64,
-        target: vec![],
-        candidates: vec![],
-    }
-}
-
 /// A receiver that may know the dictionary, learn it, or find it too long.
 fn receiver(random: &mut Random, dictionary: Option<&Arc<Dictionary>>) -> ReceiverSession {
     let max_dictionary = if random.once_in(3) { 99 } else { 100 };
@@ -110,74 +82,15 @@ impl World {
         let mut random = Random(seed);
         let mut disk = Disk::default();
         let salt = random.below(1 << 30) + 1;
-        let (f1, mut f2, mut f3) =
-            (content(salt, 5, 17), content(salt + 1, 4, 0), content(salt + 2, 6, 4_000));
-        // A base at the same path with some equal blocks, and one that both sides hold, longer than the object.
-        let block = BLOCK as usize;
-        let mut same_path = f2.clone();
-        same_path[block..2 * block].fill(3);
-        disk.bases.insert(b"d/f2".to_vec(), same_path);
-        let mut base = f3.clone();
-        base.extend([9; 100_000]);
-        for changed in [1, 3, 4] {
-            f3[changed * block + 5] ^= 0xFF;
-        }
-        f2[3 * block] ^= 1;
-        let digest = tree(base.len() as u64, BLOCK, &leaves_of(&base, BLOCK));
-        let candidate = Candidate { size: base.len() as u64, digest };
-        if trouble.stale_base {
-            // The receiver's index still names the base, but the file was changed below it.
-            for (number, kept) in [(0_usize, 4_u8), (3, 5)] {
-                let mut stale = base[number * block..(number + 1) * block].to_vec();
-                stale[77] = kept;
-                disk.stale.insert((b"d/f3".to_vec(), number as u32), stale);
-            }
-            disk.stale.insert((b"d/f2".to_vec(), 2), vec![1; block]);
-        }
-        disk.bases.insert(b"d/f3".to_vec(), base.clone());
-        let entries = vec![
-            entry(EntryKind::Directory, b"d", &[]),
-            entry(EntryKind::File, b"d/empty", &[]),
-            entry(EntryKind::File, b"d/f1", &f1),
-            entry(EntryKind::File, b"d/f2", &f2),
-            Entry { candidates: vec![candidate], ..entry(EntryKind::File, b"d/f3", &f3) },
-            Entry { target: b"f1".to_vec(), ..entry(EntryKind::Symlink, b"d/link", &[]) },
-        ];
-        let manifest = Arc::new(Manifest::new(BLOCK, entries, &Limits::default()).unwrap());
-        let source = Source {
-            manifest: Arc::clone(&manifest),
-            objects: BTreeMap::from([(2, f1), (3, f2), (4, f3)]),
-            candidates: BTreeMap::from([(4, base)]),
-        };
-        let buffers = [content(salt + 3, 2, 1), content(salt + 4, 0, 1)];
-        let entries =
-            vec![entry(EntryKind::Buffer, b"a", &buffers[0]), entry(EntryKind::Buffer, b"b", &buffers[1])];
-        let second = Source {
-            manifest: Arc::new(Manifest::new(BLOCK, entries, &Limits::default()).unwrap()),
-            objects: (0..).zip(buffers).collect(),
-            candidates: BTreeMap::new(),
-        };
-        // One so small that it goes with its offer, of which other content is staged already.
-        let objects = [content(salt + 5, 0, 4_096), content(salt + 6, 0, 9), vec![]];
-        let entries: Vec<Entry> = [b"c", b"d", b"e"]
-            .iter()
-            .zip(&objects)
-            .map(|(path, object)| entry(EntryKind::Buffer, *path, object))
-            .collect();
-        let small = Source {
-            manifest: Arc::new(Manifest::new(BLOCK, entries, &Limits::default()).unwrap()),
-            objects: (0..).zip(objects).collect(),
-            candidates: BTreeMap::new(),
-        };
-        disk.prepare(&small.manifest, false);
-        disk.store(&small.manifest, 0, 0, &[5; 4_096]);
+        let [source, second, small] = sources(salt, trouble.stale_base, &mut disk);
         let options = options(&mut random);
         let dictionary = Arc::new(Dictionary::new(content(salt, 0, 100)).unwrap());
         let dictionary = Some(dictionary).filter(|_| random.once_in(2));
         World {
             now: 0,
             trouble,
-            sender: SenderSession::new(manifest, true, options).offering(dictionary.clone()),
+            sender: SenderSession::new(Arc::clone(&source.manifest), true, options)
+                .offering(dictionary.clone()),
             source,
             next_sources: VecDeque::from([second, small]),
             receiver: receiver(&mut random, dictionary.as_ref()),
